@@ -1,0 +1,86 @@
+"""lepton doctor"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from leptonstore.cli.runtime import emit, human_bytes, json_option, store_option, store_url
+from leptonstore.store.index import cache_home
+from leptonstore.version import __version__
+
+_PARTS = {
+    "core": ("pyarrow", "zstandard", "blake3", "fsspec", "lmdb", "pyfastcdc", "numpy"),
+    "cli": ("click", "rich"),
+    "process": ("pillow", "scikit-learn", "jinja2"),
+    "train": ("torch", "safetensors"),
+}
+
+
+@click.command("doctor")
+@store_option
+@json_option
+def command(store: str | None, as_json: bool) -> None:
+    """Show what this machine has: devices, codecs, versions, places.
+
+    \b
+    Example:
+      lepton doctor --json
+    """
+    found = examine(store_url(store))
+
+    def text() -> None:
+        for section, values in found.items():
+            click.echo(f"{section}")
+            for key, value in values.items():
+                click.echo(f"  {key:<16} {value}")
+
+    emit(found, as_json, text)
+
+
+def examine(store: str) -> dict[str, dict[str, Any]]:
+    """Section -> {thing: what is known of it}. Imports torch only when it is installed."""
+    usage = shutil.disk_usage(os.path.dirname(os.path.abspath(store)) or "/")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "machine": {
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "memory": human_bytes(pages),
+        },
+        "python": {"version": platform.python_version(), "leptonstore": __version__, "executable": sys.executable},
+        **{extra: {name: _version(name, extra) for name in names} for extra, names in _PARTS.items()},
+        "devices": _devices(),
+        "places": {
+            "store": f"{os.path.abspath(store)} ({'is there' if os.path.exists(store) else 'not made yet'})",
+            "free": human_bytes(usage.free),
+            "index": str(cache_home() / "lepton"),
+        },
+    }
+
+
+def _version(name: str, extra: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f'missing: pip install "leptonstore[{extra}]"'
+
+
+def _devices() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        return {"cpu": "yes", "others": "unknown without torch"}
+    # By name: leptonstore does not depend on torch, it only asks the one that is there.
+    torch = importlib.import_module("torch")
+    return {
+        "cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "mps": "yes" if torch.backends.mps.is_available() else "none",
+    }

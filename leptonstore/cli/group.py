@@ -1,0 +1,71 @@
+"""The `lepton` group: commands are entry points, loaded when asked for; their one-line help stands here."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import click
+
+from leptonstore.errors import MissingExtra
+from leptonstore.version import __version__
+
+# One line each, so that `lepton --help` need not import a command (torch takes seconds). A test compares them.
+SUMMARIES = {
+    "init": "Make a new store.",
+    "import": "Put data into the store as a new version of a dataset.",
+    "ls": "List datasets, models and checkpoints.",
+    "log": "Show the versions of a dataset, newest first.",
+    "stats": "Show the size, columns and deduplication of a version.",
+    "get": "Print one row, or write one value to a file.",
+    "export": "Write a version out as Parquet, CSV, folders or files.",
+    "check": "Find what is damaged or missing.",
+    "doctor": "Show what this machine has: devices, codecs, versions.",
+    "train": "Train a model on a dataset.",
+    "evaluate": "Measure a model on a dataset.",
+    "predict": "Label new images, or every row of a dataset.",
+    "deploy": "Make a model bundle from a checkpoint.",
+    "demo": "Run the whole chain, from raw files to predictions.",
+}
+_EXTRA_OF = {"trainers": "train", "loaders": "train", "leptonstore": "process"}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = {entry.name for entry in entry_points(group="lepton.commands")}
+        return [name for name in SUMMARIES if name in names] + sorted(names - set(SUMMARIES))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for entry in entry_points(group="lepton.commands", name=cmd_name):
+            try:
+                command: click.Command = entry.load()
+            except ModuleNotFoundError as error:
+                module = (error.name or "").split(".")[0]
+                if module in ("leptonstore", "loaders", "trainers"):
+                    raise
+                raise MissingExtra(f"`lepton {cmd_name}`", _EXTRA_OF[entry.module.split(".")[0]], module) from None
+            return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
+    "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="lepton")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def lepton(debug: bool) -> None:
+    """Keep training data once, version it, and train from it.
+
+    \b
+    Example:
+      lepton init
+      lepton import mnist/ digits
+      lepton train digits --epochs 5
+    """

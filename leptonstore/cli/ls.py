@@ -1,0 +1,37 @@
+"""lepton ls"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+
+import click
+
+from leptonstore.cli.runtime import emit, json_option, open_store, store_option
+from leptonstore.dataset import RefInfo, list_refs
+from leptonstore.format.commit import KINDS
+
+
+@click.command("ls")
+@click.argument("name", required=False)
+@store_option
+@click.option("--kind", type=click.Choice(KINDS), help="Only these.")
+@json_option
+def command(name: str | None, store: str | None, kind: str | None, as_json: bool) -> None:
+    """List datasets, models and checkpoints with their branches.
+
+    \b
+    Example:
+      lepton ls --kind model
+    """
+    with open_store(store) as opened:
+        refs = list_refs(opened, kind, name)
+        emit({"store": opened.url, "refs": [asdict(ref) for ref in refs]}, as_json, lambda: _print(refs))
+
+
+def _print(refs: list[RefInfo]) -> None:
+    if not refs:
+        click.echo("nothing here yet; `lepton import SRC NAME` puts data in")
+    for ref in refs:
+        time = datetime.fromtimestamp(ref.time_s).strftime("%Y-%m-%d %H:%M")
+        click.echo(f"{ref.kind:<10}  {ref.name}@{ref.branch:<24}  {ref.commit[:12]}  {time}  {ref.author}")

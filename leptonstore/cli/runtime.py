@@ -1,0 +1,124 @@
+"""What all commands share: the store option, JSON or text output, progress, errors -> exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from leptonstore import errors
+from leptonstore.store import Store
+
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
+# The first class that fits counts.
+EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
+    (errors.BadInput, 2),
+    (errors.NotFound, 3),
+    (errors.Damaged, 4),
+    (errors.Conflict, 5),
+    (errors.StoreFull, 6),
+    (errors.FormatTooNew, 7),
+    (errors.MissingExtra, 8),
+    (errors.Stopped, EXIT_INTERRUPTED),
+)
+DEFAULT_STORE = ".lepton"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def store_url(given: str | None) -> str:
+    """--store, else $LEPTON_STORE, else ./.lepton."""
+    return given or os.environ.get("LEPTON_STORE") or DEFAULT_STORE
+
+
+def open_store(given: str | None) -> Store:
+    """The store that a command works on. Says on stderr when a pack is damaged, and goes on."""
+    store = Store.open(store_url(given))
+    for pack, why in store.damaged_packs.items():
+        click.echo(f"lepton: warning: pack {pack} is damaged ({why}); run `lepton check --read-data`", err=True)
+    return store
+
+
+store_option = click.option("--store", metavar="PATH|URL", help="The store (default: $LEPTON_STORE, else ./.lepton).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+
+
+def emit(value: dict[str, Any], as_json: bool, text: str | Callable[[], None]) -> None:
+    """Print a result: one line of JSON, or text for people."""
+    if as_json:
+        click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    elif callable(text):
+        text()
+    elif text:
+        click.echo(text)
+
+
+def human_bytes(count: float) -> str:
+    """1,536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+@contextlib.contextmanager
+def progress(
+    label: str, total: int | None, unit: str = "rows", advance: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr when that is a terminal, silence otherwise.
+
+    Yields a function of how much is done in all, or with `advance` how much was done since its last call.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done) if advance else bar.update(task, completed=done)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run(group: click.Group, arguments: list[str]) -> int:
+    """Run the command line; returns the exit code. One line on stderr for every error that has a name."""
+    debug = "--debug" in arguments[:1]
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        result = group.main(args=arguments, prog_name="lepton", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EXIT_OK
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("lepton: interrupted; what was stored is intact, run the command again to go on", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`lepton log | head`): nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except errors.LeptonError as error:
+        if debug:
+            raise
+        click.echo(f"lepton: {error}", err=True)
+        return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"lepton: {place}{error.strerror or error}; check the path and its permissions", err=True)
+        return EXIT_ERROR

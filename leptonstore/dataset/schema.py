@@ -1,0 +1,62 @@
+"""Semantic types: what a column means beside its Arrow type, kept in Arrow field metadata.
+
+    key of field metadata      value
+    lepton.semantic            "image" | "class_label" | "text" | "path"  (absent: nothing beyond the Arrow type)
+    lepton.codec               image: "jpeg", "png" … as encoded, or "mixed"
+    lepton.names               class_label: JSON list; the label is an index into it
+
+Fixed-shape tensors are Arrow's own extension type `pa.fixed_shape_tensor(value_type, shape)`; an image that is
+already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+SEMANTIC = b"lepton.semantic"
+CODEC = b"lepton.codec"
+NAMES = b"lepton.names"
+
+
+def tensor_field(name: str, value_type: pa.DataType, shape: tuple[int, ...], semantic: str = "") -> pa.Field:
+    """A non-null fixed-shape tensor column; `shape` is that of one row."""
+    metadata = {SEMANTIC: semantic.encode()} if semantic else None
+    return pa.field(name, pa.fixed_shape_tensor(value_type, list(shape)), nullable=False, metadata=metadata)
+
+
+def image_field(name: str, codec: str = "mixed") -> pa.Field:
+    """A column of encoded images (the file's bytes); `codec` is what all rows share, else "mixed"."""
+    return pa.field(name, pa.large_binary(), nullable=False, metadata={SEMANTIC: b"image", CODEC: codec.encode()})
+
+
+def class_label_field(name: str, names: list[str]) -> pa.Field:
+    """A column of class indices (uint8 up to 256 classes, else int32) with the names of the classes."""
+    value_type = pa.uint8() if len(names) <= 256 else pa.int32()
+    metadata = {SEMANTIC: b"class_label", NAMES: json.dumps(names, ensure_ascii=False).encode()}
+    return pa.field(name, value_type, nullable=False, metadata=metadata)
+
+
+def path_field(name: str) -> pa.Field:
+    """A column of relative paths with forward slashes."""
+    return pa.field(name, pa.string(), nullable=False, metadata={SEMANTIC: b"path"})
+
+
+def semantic_of(field: pa.Field) -> str:
+    """The semantic type of a column, "" when it has none."""
+    return (field.metadata or {}).get(SEMANTIC, b"").decode()
+
+
+def class_names(field: pa.Field) -> list[str] | None:
+    """The names of a class-label column, None for any other column."""
+    if semantic_of(field) != "class_label":
+        return None
+    names: Any = json.loads((field.metadata or {}).get(NAMES, b"[]"))
+    return [str(name) for name in names]
+
+
+def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
+    """The shape of one row of a fixed-shape tensor column, None for any other column."""
+    return tuple(field.type.shape) if isinstance(field.type, pa.FixedShapeTensorType) else None

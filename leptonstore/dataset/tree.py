@@ -1,0 +1,156 @@
+"""Rows <-> the tree of a dataset version: row groups below, internal nodes above, all cut by content."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from leptonstore.dataset.cut import RowCutter, node_ends, part_ends, row_hashes
+from leptonstore.dataset.values import Column, concat, intern
+from leptonstore.digest import Digest
+from leptonstore.errors import FormatDamaged, SchemaError
+from leptonstore.format.node import Child, InternalNode, Part, RowGroup, encode_internal, encode_row_group, parse_node
+from leptonstore.format.pack import CONTENT_META
+from leptonstore.format.page import encode_page, is_variable
+from leptonstore.store import Store
+
+
+class TreeWriter:
+    """Takes record batches in row order and stores the tree. Memory: one batch and one row group."""
+
+    def __init__(self, store: Store, schema: pa.Schema, identity: tuple[str, ...]) -> None:
+        self.store, self.schema = store, schema
+        self._identity = [schema.get_field_index(name) for name in identity]
+        self._cutter = RowCutter()
+        self._open: list[list[Column]] = []
+        self._groups: list[Child] = []
+        self.rows = 0
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add rows. Raises SchemaError when the batch does not fit, StoreFull."""
+        if not batch.schema.equals(self.schema, check_metadata=False):
+            raise SchemaError(f"a batch has schema {batch.schema} where the dataset has {self.schema}")
+        for field, array in zip(self.schema, batch.columns, strict=True):
+            if not field.nullable and array.null_count:
+                raise SchemaError(f"column {field.name!r} has nulls near row {self.rows}, but is declared without")
+        if batch.num_rows == 0:
+            return
+        columns = [intern(self.store, array) for array in batch.columns]
+        start = 0
+        for end in self._cutter.ends(row_hashes([columns[index].values for index in self._identity])):
+            self._open.append([column.slice(start, end) for column in columns])
+            self._close_group()
+            start = end
+        if start < batch.num_rows:
+            self._open.append([column.slice(start, batch.num_rows) for column in columns])
+        self.rows += batch.num_rows
+
+    def finish(self) -> tuple[Digest | None, int]:
+        """(root, plain bytes); the root is None when there were no rows."""
+        if self._open:
+            self._close_group()
+        level, children = 1, self._groups
+        while len(children) > 1:
+            children = self._parents(level, children)
+            level += 1
+        return (children[0].digest, children[0].plain_bytes) if children else (None, 0)
+
+    def _parents(self, level: int, children: list[Child]) -> list[Child]:
+        parents, start = [], 0
+        for end in node_ends([child.digest for child in children]):
+            node = InternalNode(level, tuple(children[start:end]))
+            parents.append(Child(self.store.put(encode_internal(node), CONTENT_META), node.rows, node.plain_bytes))
+            start = end
+        return parents
+
+    def _close_group(self) -> None:
+        columns = [concat(list(pieces)) for pieces in zip(*self._open, strict=True)]
+        self._open = []
+        group = RowGroup(
+            len(columns[0].values),
+            tuple(tuple(self._parts(field, column)) for field, column in zip(self.schema, columns, strict=True)),
+        )
+        digest = self.store.put(encode_row_group(group), CONTENT_META)
+        self._groups.append(Child(digest, group.rows, group.plain_bytes))
+
+    def _parts(self, field: pa.Field, column: Column) -> Iterator[Part]:
+        ends = [len(column.values)]
+        if is_variable(field.type):
+            ends = part_ends(column.values, column.sizes())
+        start = 0
+        for end in ends:
+            piece = column.slice(start, end)
+            start = end
+            data = encode_page(piece.values, piece.references)
+            has_references = piece.references is not None and bool(piece.references.any())
+            yield Part(
+                self.store.put(data),
+                len(piece.values),
+                piece.values.null_count,
+                len(data),
+                piece.referenced_bytes(),
+                has_references,
+                bounds_of(piece.values),
+            )
+
+
+def bounds_of(values: pa.Array) -> bytes:
+    """Least and greatest non-null value in 16 bytes (docs/FORMAT.md, node); empty where the type has none."""
+    kinds, data_type = pa.types, values.type
+    if kinds.is_unsigned_integer(data_type):
+        form, to = "<QQ", pa.uint64()
+    elif kinds.is_integer(data_type) or kinds.is_temporal(data_type):
+        form, to = "<qq", pa.int64()
+        if kinds.is_temporal(data_type):
+            values = values.view(pa.int32() if data_type.bit_width == 32 else pa.int64())
+    elif kinds.is_floating(data_type):
+        form, to = "<dd", pa.float64()
+        values = values.filter(pc.invert(pc.is_nan(values)), null_selection_behavior="drop")
+    else:
+        return b""
+    found = pc.min_max(values.cast(to))
+    if not found["min"].is_valid:
+        return b""
+    least, greatest = found["min"].as_py(), found["max"].as_py()
+    # Adding 0.0 turns -0.0 into 0.0: which of the two min_max meets first must not show.
+    return struct.pack(form, *((least + 0.0, greatest + 0.0) if form == "<dd" else (least, greatest)))
+
+
+class Leaves:
+    """The row groups of a version in row order, as (first row, digest)."""
+
+    def __init__(self, store: Store, root: Digest | None, rows: int) -> None:
+        self.digests: list[Digest] = []
+        starts = [0]
+        self._store = store
+        if root is not None:
+            for child in self._descend(Child(root, rows, 0), None):
+                self.digests.append(child.digest)
+                starts.append(starts[-1] + child.rows)
+        self.starts = np.asarray(starts, np.int64)  # one more than there are leaves: the last is the number of rows
+        if int(self.starts[-1]) != rows:
+            raise FormatDamaged(f"the tree has {self.starts[-1]} rows where its commit says {rows}")
+
+    def _descend(self, child: Child, level: int | None) -> Iterator[Child]:
+        if level == 0:
+            yield child
+            return
+        node = parse_node(self._store.get(child.digest))
+        if isinstance(node, RowGroup):
+            yield child
+            return
+        if level is not None and node.level != level:
+            raise FormatDamaged(f"tree node of level {node.level} where level {level} belongs")
+        for below in node.children:
+            yield from self._descend(below, node.level - 1)
+
+    def group(self, index: int) -> RowGroup:
+        """The row group at `index`. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        node = parse_node(self._store.get(self.digests[index]))
+        if not isinstance(node, RowGroup):
+            raise FormatDamaged("an internal node lies where a row group belongs")
+        return node

@@ -1,0 +1,107 @@
+"""Make a dataset version: stream a source into the tree, then publish one commit.
+
+The commit's digest is a function of rows, schema, identity, parents, message and lineage. Interrupted anywhere, nothing is visible but
+what was there before; run again, what was already stored is found and not written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from leptonstore.dataset.dataset import Dataset
+from leptonstore.dataset.refs import MAIN, ref_name
+from leptonstore.dataset.source import Source
+from leptonstore.dataset.tree import TreeWriter
+from leptonstore.digest import digest_of, parse_hex
+from leptonstore.errors import SchemaError
+from leptonstore.format.commit import Commit, encode_commit, parse_commit
+from leptonstore.format.pack import CONTENT_META
+from leptonstore.format.schema import schema_to_json
+from leptonstore.store import RefUpdate, Store
+from leptonstore.store.log import LogState
+
+
+def write_table(
+    store: Store, source: Source, progress: Callable[[int], None] = lambda rows: None
+) -> tuple[bytes | None, int, int]:
+    """Store the rows of `source`: (root, rows, plain bytes). Nothing refers to them yet."""
+    schema_to_json(source.schema)  # says at once, by column, what cannot be kept
+    missing = [name for name in source.identity if name not in source.schema.names]
+    if missing or not source.identity:
+        raise SchemaError(f"identity columns {missing} are not in the schema; there are {source.schema.names}")
+    writer = TreeWriter(store, source.schema, source.identity)
+    for batch in source.batches():
+        writer.append(batch)
+        progress(writer.rows)
+    root, plain_bytes = writer.finish()
+    return root, writer.rows, plain_bytes
+
+
+def publish_commit(
+    store: Store, commit: Commit, ref: str, old: str | None, metrics: dict[str, Any] | None = None
+) -> str:
+    """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull."""
+    data = encode_commit(commit)
+    digest = digest_of(data).hex()
+
+    def decide(state: LogState) -> tuple[RefUpdate, ...]:
+        record = state.refs.get(ref)
+        if record is not None and record.commit == digest:
+            return ()  # another writer made the very same commit
+        return (RefUpdate(ref, old, digest, metrics or {}),)
+
+    store.put(data, CONTENT_META)
+    store.publish("commit", decide)
+    return digest
+
+
+def write_dataset(
+    store: Store,
+    name: str,
+    source: Source,
+    message: str = "",
+    branch: str = MAIN,
+    parents: str | tuple[str, ...] = "head",
+    lineage: dict[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Dataset:
+    """A new version of `name` on `branch`; returns it.
+
+    parents: "head" (the branch's last commit, none for a new branch) or commit digests (hex). When the branch already
+    has the same rows, schema, identity and lineage at its head (with "head"), or the same commit, nothing is written.
+    Raises SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
+    """
+    store.refresh()
+    ref = ref_name("dataset", name, branch)
+    record = store.state.refs.get(ref)
+    head = record.commit if record else None
+    root, rows, plain_bytes = write_table(store, source, progress)
+    made = Commit(
+        kind="dataset",
+        schema=source.schema,
+        identity=source.identity,
+        root=root,
+        rows=rows,
+        plain_bytes=plain_bytes,
+        parents=tuple(parse_hex(parent) for parent in _parents(parents, head)),
+        message=message,
+        lineage=source.lineage if lineage is None else lineage,
+    )
+    if head is not None:
+        old = parse_commit(store.get(parse_hex(head)))
+        same = _content(old) == _content(made) and (parents == "head" or old.parents == made.parents)
+        if same:
+            store.flush()
+            return Dataset(store, name, branch, head)
+    return Dataset(store, name, branch, publish_commit(store, made, ref, head))
+
+
+def _parents(parents: str | tuple[str, ...], head: str | None) -> tuple[str, ...]:
+    if isinstance(parents, tuple):
+        return parents
+    return (head,) if head else ()
+
+
+def _content(commit: Commit) -> tuple[object, ...]:
+    return commit.root, commit.rows, schema_to_json(commit.schema), commit.identity, commit.lineage

@@ -1,0 +1,138 @@
+"""Every error that LeptonStore raises, grouped by what a handler does about it.
+
+    LeptonError
+    ├── BadInput            the caller's data or arguments are wrong: fix them and call again
+    │   ├── SourceError         a file to import is missing, malformed or unreadable
+    │   └── SchemaError         a table or a batch does not fit the schema
+    ├── NotFound            a name that does not exist: list what does
+    │   ├── StoreMissing        there is no store at this place
+    │   ├── RefMissing          no such dataset, branch, tag, checkpoint, model or commit
+    │   └── ChunkMissing        no copy of this digest is known
+    ├── Damaged             stored bytes are not what was written: restore another copy
+    │   ├── FormatDamaged       a header, footer, node, page, commit or log entry does not parse
+    │   ├── PackDamaged         a pack is truncated, or its header, footer or trailer is altered
+    │   └── ChunkCorrupt        a record's bytes do not match its digest
+    ├── FormatTooNew        written by a newer LeptonStore: upgrade
+    ├── Conflict            somebody else was faster: read again and retry
+    ├── StoreFull           the device or the quota is full: free space and run again
+    ├── MissingExtra        an optional dependency is not installed: install the named extra
+    └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
+
+A message says the fact in lower case and names the thing and the fix; fields carry what a program needs. Anything
+that is not a `LeptonError` is a bug of ours or of the machine. The command line maps these classes to exit codes.
+"""
+
+from __future__ import annotations
+
+
+class LeptonError(Exception):
+    """Root of the tree; catch it to catch everything that is not a bug."""
+
+
+class BadInput(LeptonError):
+    """The caller's data or arguments are wrong."""
+
+
+class SourceError(BadInput):
+    """A file to import is missing, malformed or unreadable. `path` names it."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class SchemaError(BadInput):
+    """A table, a batch or a type does not fit the schema, or the schema cannot be stored."""
+
+
+class NotFound(LeptonError):
+    """A name that does not exist."""
+
+
+class StoreMissing(NotFound):
+    """There is no store at this place. `url` names the place."""
+
+    def __init__(self, message: str, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class RefMissing(NotFound):
+    """No such dataset, branch, tag, checkpoint, model or commit."""
+
+
+class ChunkMissing(NotFound):
+    """No copy of `digest` (hex) is known to this store."""
+
+    def __init__(self, digest: str, where: str = "") -> None:
+        place = f" ({where})" if where else ""
+        super().__init__(
+            f"chunk {digest[:16]}… is in no pack of this store{place}; run `lepton check` to see what is lost"
+        )
+        self.digest = digest
+        self.where = where
+
+
+class Damaged(LeptonError):
+    """Stored bytes are not what was written."""
+
+
+class FormatDamaged(Damaged):
+    """A header, footer, node, page, commit or log entry does not parse."""
+
+
+class PackDamaged(Damaged):
+    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex)."""
+
+    def __init__(self, pack: str, why: str) -> None:
+        super().__init__(f"pack {pack} is damaged: {why}; run `lepton check --read-data`, then restore it from a copy")
+        self.pack = pack
+        self.why = why
+
+
+class ChunkCorrupt(Damaged):
+    """A record's bytes do not match its digest.
+
+    Fields: `digest` and `pack` (hex), `why`, and `where` (dataset, rows and column; empty when only the store knows).
+    """
+
+    def __init__(self, digest: str, pack: str, why: str, where: str = "") -> None:
+        place = f" in {where}" if where else ""
+        super().__init__(
+            f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}); "
+            "run `lepton check --read-data` for the full damage, then restore the pack from a copy"
+        )
+        self.digest = digest
+        self.pack = pack
+        self.why = why
+        self.where = where
+
+    def at(self, where: str) -> ChunkCorrupt:
+        """The same error, told by a layer that knows which dataset, rows and column were read."""
+        return ChunkCorrupt(self.digest, self.pack, self.why, where)
+
+
+class FormatTooNew(LeptonError):
+    """Written by a newer LeptonStore, or it needs a feature that this version lacks."""
+
+
+class Conflict(LeptonError):
+    """Somebody else changed the same thing first; nothing of the caller's was lost, nothing was published."""
+
+
+class StoreFull(LeptonError):
+    """The device (or the quota) is full; nothing half-written is visible."""
+
+
+class MissingExtra(LeptonError):
+    """An optional dependency is not installed. `extra` is the one to install."""
+
+    def __init__(self, what: str, extra: str, module: str = "") -> None:
+        lacking = f" (no module {module!r})" if module else ""
+        super().__init__(f'{what} needs an optional part{lacking}: pip install "leptonstore[{extra}]"')
+        self.extra = extra
+        self.module = module
+
+
+class Stopped(LeptonError):
+    """Stopped on request; what was acknowledged is kept and the work can be resumed."""

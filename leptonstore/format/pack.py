@@ -1,0 +1,287 @@
+"""LPK1: the bytes of a pack. All integers are little-endian.
+
+    +--------+----------------+---- … ----+--------+---------+
+    | header | record, record, record, …  | footer | trailer |
+    +--------+----------------+---- … ----+--------+---------+
+     128 B     64 B + payload each          64 B a   80 B
+                                            record
+
+    header   0 magic "LPK1" | 4 major u8 | 5 minor u8 | 6 content u8 (1 data, 2 metadata) | 7 zero u8
+             8 required features u32 | 12 optional features u32 | 16 store id (16) | 32 pack id (16)
+             48 epoch u64 | 56 salt (32) | 88 zero u64 | 96 BLAKE3-256 of bytes 0..96
+    record   0 magic "LREC" | 4 kind u8 | 5 codec u8 | 6 flags u8 | 7 plane width u8 | 8 dictionary ordinal u32
+             (0xffffffff: none) | 12 stored length u64 | 20 raw length u64 | 28 digest (32)
+             60 CRC-32 of bytes 0..60 and the payload | 64 payload
+    footer   rows sorted by (digest, offset): 0 digest (32) | 32 offset of the record u64 | 40 stored length u64
+             48 raw length u64 | 56 kind u8 | 57 codec u8 | 58 flags u8 | 59 plane width u8 | 60 dictionary ordinal u32
+    trailer  0 magic "LEND" | 4 major u8 | 5 minor u8 | 6 zero u16 | 8 records u64 | 16 footer offset u64
+             24 footer length u64 | 32 pack length u64 | 40 zero u64 | 48 BLAKE3-256 of header + footer + trailer 0..48
+
+Look-up without an index: read the trailer from the end, the footer before it, search the digest, read the record and
+verify it. Salvage without a footer: walk the records from byte 128; where one is damaged, search the next "LREC" whose
+CRC holds.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from leptonstore import limits
+from leptonstore.digest import DIGEST_BYTES, Buffer, Digest, digest_of, digest_of_parts
+from leptonstore.errors import FormatDamaged, FormatTooNew
+
+MAJOR, MINOR = 1, 0
+HEADER_BYTES, RECORD_HEADER_BYTES, FOOTER_ROW_BYTES, TRAILER_BYTES = 128, 64, 64, 80
+OVERHEAD_BYTES = HEADER_BYTES + TRAILER_BYTES
+
+CONTENT_DATA, CONTENT_META = 1, 2
+KIND_CHUNK, KIND_CHUNK_LIST = 1, 2
+CODEC_RAW, CODEC_ZSTD = 0, 1
+DICTIONARY_NONE = 0xFFFFFFFF
+FEATURES_REQUIRED_KNOWN = 0  # no required feature is defined yet
+
+_HEADER = struct.Struct("<4sBBBBII16s16sQ32sQ")
+_RECORD = struct.Struct("<4sBBBBIQQ32s")
+_FOOTER_ROW = struct.Struct("<32sQQQBBBBI")
+_TRAILER = struct.Struct("<4sBBHQQQQQ")
+_CRC = struct.Struct("<I")
+_LIST_HEAD = struct.Struct("<4sIQ")
+_LIST_PIECE = struct.Struct("<32sQ")
+
+
+@dataclass(frozen=True)
+class PackHeader:
+    """The fixed header of a pack. `epoch` counts what forces packs to be rewritten (erase, key rotation): 0 here."""
+
+    content: int
+    store_id: bytes
+    pack_id: bytes
+    salt: bytes
+    epoch: int = 0
+
+    def encode(self) -> bytes:
+        """128 bytes."""
+        head = _HEADER.pack(
+            b"LPK1", MAJOR, MINOR, self.content, 0, 0, 0, self.store_id, self.pack_id, self.epoch, self.salt, 0
+        )
+        return head + digest_of(head)
+
+
+def parse_header(data: bytes) -> PackHeader:
+    """128 bytes -> header. Raises FormatDamaged or FormatTooNew."""
+    if len(data) < HEADER_BYTES:
+        raise FormatDamaged(f"header has {len(data)} of {HEADER_BYTES} bytes")
+    head = bytes(data[: _HEADER.size])
+    magic, major, minor, content, _, required, _, store_id, pack_id, epoch, salt, _ = _HEADER.unpack(head)
+    if magic != b"LPK1":
+        raise FormatDamaged("header does not begin with LPK1")
+    if digest_of(head) != data[_HEADER.size : HEADER_BYTES]:
+        raise FormatDamaged("header does not match its check")
+    if major > MAJOR:
+        raise FormatTooNew(f"pack {pack_id.hex()} has format {major}.{minor}: upgrade LeptonStore")
+    if required & ~FEATURES_REQUIRED_KNOWN:
+        raise FormatTooNew(f"pack {pack_id.hex()} needs features {required:#x}: upgrade LeptonStore")
+    return PackHeader(content, store_id, pack_id, salt, epoch)
+
+
+class RecordHeader(NamedTuple):
+    """What stands before a payload: enough to decode and check it without anything else."""
+
+    kind: int
+    codec: int
+    flags: int
+    plane_width: int
+    dictionary: int
+    stored: int
+    raw: int
+    digest: Digest
+
+
+class FooterRow(NamedTuple):
+    """Where a record is. `offset` is that of its header; `stored` counts the payload only."""
+
+    digest: Digest
+    offset: int
+    stored: int
+    raw: int
+    kind: int
+    codec: int
+    flags: int
+    plane_width: int
+    dictionary: int
+
+    @property
+    def end(self) -> int:
+        """Offset of the byte after the record."""
+        return self.offset + RECORD_HEADER_BYTES + self.stored
+
+
+def encode_record(header: RecordHeader, payload: Buffer) -> bytes:
+    """Header bytes (64) for `payload`; write them, then the payload."""
+    head = _RECORD.pack(
+        b"LREC",
+        header.kind,
+        header.codec,
+        header.flags,
+        header.plane_width,
+        header.dictionary,
+        header.stored,
+        header.raw,
+        header.digest,
+    )
+    return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head)))
+
+
+def parse_record(data: Buffer) -> tuple[RecordHeader, memoryview]:
+    """One whole record (header and payload, nothing after it) -> header and payload. Raises FormatDamaged."""
+    view = memoryview(data)
+    if len(view) < RECORD_HEADER_BYTES:
+        raise FormatDamaged(f"record header has {len(view)} of {RECORD_HEADER_BYTES} bytes")
+    magic, *fields = _RECORD.unpack(view[: _RECORD.size])
+    header = RecordHeader(*fields)
+    if magic != b"LREC":
+        raise FormatDamaged("record does not begin with LREC")
+    payload = view[RECORD_HEADER_BYTES:]
+    if header.stored != len(payload):
+        raise FormatDamaged(f"record says {header.stored} stored bytes, the index says {len(payload)}")
+    (crc,) = _CRC.unpack(view[_RECORD.size : RECORD_HEADER_BYTES])
+    if zlib.crc32(payload, zlib.crc32(view[: _RECORD.size])) != crc:
+        raise FormatDamaged("record does not match its CRC-32")
+    return header, payload
+
+
+def encode_end(header: bytes, rows: list[FooterRow], footer_offset: int) -> bytes:
+    """Footer and trailer of a pack whose records end at `footer_offset`."""
+    footer = b"".join(_FOOTER_ROW.pack(*row) for row in sorted(rows))
+    length = footer_offset + len(footer) + TRAILER_BYTES
+    trailer = _TRAILER.pack(b"LEND", MAJOR, MINOR, 0, len(rows), footer_offset, len(footer), length, 0)
+    return footer + trailer + digest_of_parts((header, footer, trailer))
+
+
+class Trailer(NamedTuple):
+    """Where the footer is."""
+
+    records: int
+    footer_offset: int
+    footer_bytes: int
+    pack_bytes: int
+    check: bytes
+
+
+def parse_trailer(data: bytes, pack_bytes: int) -> Trailer:
+    """The last 80 bytes of a pack of `pack_bytes` bytes. Raises FormatDamaged (bounds first) or FormatTooNew."""
+    if len(data) != TRAILER_BYTES:
+        raise FormatDamaged(f"trailer has {len(data)} of {TRAILER_BYTES} bytes: the pack is truncated")
+    magic, major, minor, _, records, offset, length, total, _ = _TRAILER.unpack(data[: _TRAILER.size])
+    if magic != b"LEND":
+        raise FormatDamaged("no trailer at its end: the pack is truncated or was overwritten")
+    if major > MAJOR:
+        raise FormatTooNew(f"a pack has format {major}.{minor}: upgrade LeptonStore")
+    if total != pack_bytes:
+        raise FormatDamaged(f"trailer says {total} bytes, the pack has {pack_bytes}")
+    if records > limits.PACK_RECORDS_MAX or length != records * FOOTER_ROW_BYTES:
+        raise FormatDamaged(f"trailer says {records} records in a footer of {length} bytes")
+    if offset < HEADER_BYTES or offset + length + TRAILER_BYTES != pack_bytes:
+        raise FormatDamaged("trailer places the footer outside the pack")
+    return Trailer(records, offset, length, total, data[_TRAILER.size :])
+
+
+def parse_footer(header: bytes, footer: bytes, trailer: bytes, pack_bytes: int) -> list[FooterRow]:
+    """The rows of a footer, checked against the trailer's digest and against each other. Raises FormatDamaged."""
+    where = parse_trailer(trailer, pack_bytes)
+    if len(footer) != where.footer_bytes:
+        raise FormatDamaged(f"footer has {len(footer)} of {where.footer_bytes} bytes")
+    if digest_of_parts((header, footer, trailer[: _TRAILER.size])) != where.check:
+        raise FormatDamaged("header, footer and trailer do not match their check")
+    rows = [FooterRow(*fields) for fields in _FOOTER_ROW.iter_unpack(footer)]
+    for row in rows:
+        check_row(row, where.footer_offset)
+    return rows
+
+
+def check_row(row: FooterRow, records_end: int) -> None:
+    """Bounds of one footer row. Raises FormatDamaged or FormatTooNew (a kind or codec that we do not know)."""
+    if row.offset < HEADER_BYTES or row.end > records_end:
+        raise FormatDamaged("footer places a record outside the pack")
+    if row.raw > limits.CHUNK_BYTES_MAX:
+        raise FormatDamaged(f"a record of {row.raw} bytes is over the limit of {limits.CHUNK_BYTES_MAX}")
+    if row.kind not in (KIND_CHUNK, KIND_CHUNK_LIST) or row.codec not in (CODEC_RAW, CODEC_ZSTD):
+        raise FormatTooNew(f"a record has kind {row.kind} and codec {row.codec}: upgrade LeptonStore")
+    if row.codec == CODEC_RAW and row.raw != row.stored:
+        raise FormatDamaged("a raw record has two lengths")
+
+
+def salvage(data: Buffer) -> Iterator[FooterRow]:
+    """Every record of a damaged pack whose CRC holds, in file order; needs neither header nor footer."""
+    view = memoryview(data)
+    raw = bytes(view) if not isinstance(data, bytes) else data
+    at = raw.find(b"LREC", 0)
+    while at >= 0:
+        row = _record_at(view, at)
+        if row is None:
+            at = raw.find(b"LREC", at + 1)
+        else:
+            yield row
+            at = row.end if raw[row.end : row.end + 4] == b"LREC" else raw.find(b"LREC", row.end)
+
+
+def _record_at(view: memoryview, at: int) -> FooterRow | None:
+    head = view[at : at + _RECORD.size]
+    if len(head) < _RECORD.size:
+        return None
+    _, *fields = _RECORD.unpack(head)
+    header = RecordHeader(*fields)
+    end = at + RECORD_HEADER_BYTES + header.stored
+    if end > len(view):
+        return None
+    row = FooterRow(
+        header.digest,
+        at,
+        header.stored,
+        header.raw,
+        header.kind,
+        header.codec,
+        header.flags,
+        header.plane_width,
+        header.dictionary,
+    )
+    try:
+        check_row(row, len(view))
+        parse_record(view[at:end])
+    except (FormatDamaged, FormatTooNew):
+        return None
+    return row
+
+
+class ChunkList(NamedTuple):
+    """The pieces of a large value, in order: (digest, bytes) each. The record's digest is that of the whole value."""
+
+    total: int
+    pieces: tuple[tuple[Digest, int], ...]
+
+
+def encode_chunk_list(pieces: list[tuple[Digest, int]]) -> bytes:
+    """magic "LCL1" | count u32 | total u64 | (digest, length u64) each | BLAKE3-256 of all before."""
+    body = _LIST_HEAD.pack(b"LCL1", len(pieces), sum(length for _, length in pieces))
+    body += b"".join(_LIST_PIECE.pack(*piece) for piece in pieces)
+    return body + digest_of(body)
+
+
+def parse_chunk_list(data: bytes) -> ChunkList:
+    """Bytes -> chunk list. Raises FormatDamaged."""
+    if len(data) < _LIST_HEAD.size + DIGEST_BYTES:
+        raise FormatDamaged("chunk list is truncated")
+    body, check = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    magic, count, total = _LIST_HEAD.unpack(body[: _LIST_HEAD.size])
+    if magic != b"LCL1" or len(body) != _LIST_HEAD.size + count * _LIST_PIECE.size:
+        raise FormatDamaged("chunk list has the wrong magic or length")
+    if digest_of(body) != check:
+        raise FormatDamaged("chunk list does not match its check")
+    pieces = tuple(_LIST_PIECE.iter_unpack(body[_LIST_HEAD.size :]))
+    if count > limits.CHUNK_LIST_PIECES_MAX or sum(length for _, length in pieces) != total:
+        raise FormatDamaged("chunk list's lengths do not add up")
+    return ChunkList(total, pieces)

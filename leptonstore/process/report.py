@@ -1,0 +1,195 @@
+"""One HTML file that shows a dataset version, what was found and done, and what was trained on it.
+
+The file is complete: no script, no font, no link leaves it (its content security policy forbids all of that), so it can
+be mailed and opened in ten years. It stays within REPORT_BYTES_MAX: galleries and tables have bounds and say what they
+leave out, and thumbnails shrink until the file fits. Everything that came from the data is escaped, cut to
+REPORT_TEXT_CHARS_MAX characters and freed of control characters. The same `Report` gives the same bytes.
+
+Every part of `Report` is optional: a section appears when there is something to say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonstore import limits
+from leptonstore.dataset import Dataset
+from leptonstore.errors import BadInput, MissingExtra
+from leptonstore.process import charts
+from leptonstore.process.analyse import Analysis
+from leptonstore.process.clean import CleanReport
+from leptonstore.process.gallery import Sample
+from leptonstore.process.report_view import sections
+from leptonstore.tiers.durable import full_disk_named
+from leptonstore.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATE = "report.html.j2"
+HISTORY_COMMITS_MAX = 12  # of the lineage section; older ones are reached by `lepton log`
+
+
+@dataclass(frozen=True)
+class Version:
+    """A commit as the lineage section shows it: hex digests and the deterministic lineage."""
+
+    name: str
+    commit: str
+    parents: tuple[str, ...] = ()
+    message: str = ""
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """How a model did. `confusion[t, p]` counts rows of true class t that were predicted as p (K x K, K names)."""
+
+    accuracy: float
+    confusion: NDArray[np.int64]
+    class_names: Sequence[str]
+    wrong: Sequence[Sample] = ()
+    split: str = ""
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows. Pass what there is.
+
+    title:       heading of the page. subtitle: one sentence below it.
+    facts:       (name, value) pairs for the strip of key figures, before those that the other parts supply.
+    dataset:     the version that the page is about; its identity and history are read from the store.
+    versions:    identity and history, newest first, instead of those of `dataset`.
+    analysis, clean: results of the modules of these names. `clean` may be about a parent of `dataset`.
+    findings:    pictures of rows in `clean` (see gallery.finding_samples).
+    samples:     pictures of the dataset (see gallery.pick_samples).
+    training:    one mapping per epoch or step: "epoch" or "step", and numbers; those whose name ends in "loss" or
+                 "accuracy" (accuracies are shares, 0 to 1) are drawn, all are listed.
+    evaluation:  see EvaluationSection; its wrong samples are shown in the order given: put the worst first.
+    predictions: pictures with what was predicted as label and, say, the probability as caption.
+    steps:       (name, seconds, what came out) for each step of the run, in order.
+    """
+
+    title: str
+    subtitle: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    dataset: Dataset | None = None
+    versions: Sequence[Version] = ()
+    analysis: Analysis | None = None
+    clean: CleanReport | None = None
+    findings: Sequence[Sample] = ()
+    samples: Sequence[Sample] = ()
+    training: Sequence[Mapping[str, Any]] = ()
+    evaluation: EvaluationSection | None = None
+    predictions: Sequence[Sample] = ()
+    steps: Sequence[tuple[str, float, str]] = ()
+
+
+def write_report(path: str | os.PathLike[str], report: Report) -> Path:
+    """Write the page to `path` (replaced if it exists, all at once) and return it.
+
+    Raises MissingExtra without jinja2, or without Pillow when there are pictures; BadInput when a part does not fit.
+    """
+    target = Path(path)
+    html = render(report).encode("utf-8")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with full_disk_named(target):
+        try:
+            temporary.write_bytes(html)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(report: Report) -> str:
+    """The page as text, at most REPORT_BYTES_MAX bytes of UTF-8. Raises as `write_report` does."""
+    if report.evaluation is not None:
+        _check(report.evaluation)
+    versions = list(report.versions) or (history(report.dataset) if report.dataset is not None else [])
+    template = _environment().from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
+    size = 0
+    for edge in limits.REPORT_THUMBNAIL_EDGES:
+        page = template.render(report=report, version=__version__, **sections(report, versions, edge))
+        size = len(page.encode("utf-8"))
+        if size <= limits.REPORT_BYTES_MAX:
+            return page
+    raise BadInput(
+        f"the report has {size:,} bytes, over {limits.REPORT_BYTES_MAX:,}: pass fewer steps or shorter facts"
+    )
+
+
+def history(ds: Dataset) -> list[Version]:
+    """The version that `ds` shows and its first parents, newest first, at most HISTORY_COMMITS_MAX."""
+    found: list[Version] = []
+    while True:
+        commit = ds.commit_object
+        parents = tuple(parent.hex() for parent in commit.parents)
+        found.append(Version(ds.name, ds.commit, parents, commit.message, commit.lineage))
+        if not parents or len(found) == HISTORY_COMMITS_MAX:
+            return found
+        ds = Dataset.open(ds.store, f"{ds.name}@{parents[0]}")
+
+
+def _check(evaluation: EvaluationSection) -> None:
+    classes = len(evaluation.class_names)
+    if np.shape(evaluation.confusion) != (classes, classes):
+        raise BadInput(
+            f"the confusion matrix has shape {np.shape(evaluation.confusion)}, but there are {classes} class names; "
+            "pass one row and one column per name"
+        )
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise MissingExtra("writing a report", "process", "jinja2") from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_harmless
+    )
+    environment.filters.update(
+        whole=charts.whole,
+        short=charts.short,
+        percent=charts.as_percent,
+        bytes=charts.as_bytes,
+        ratio=charts.as_ratio,
+        seconds=charts.as_seconds,
+        compact=lambda value: json.dumps(value, ensure_ascii=False, default=str),
+    )
+    return environment
+
+
+def _harmless(value: Any) -> Any:
+    """What the template prints: text cut short and without characters that act (controls, bidirectional overrides).
+
+    Escaping follows after this. Markup (of the template's own macros) and `Drawn` text of our charts pass unchanged.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str) or hasattr(value, "__html__") or isinstance(value, charts.Drawn):
+        return value
+    if len(value) > limits.REPORT_TEXT_CHARS_MAX:
+        value = value[: limits.REPORT_TEXT_CHARS_MAX - 1] + "…"
+    if value.isprintable():
+        return value
+    return "".join(mark if _is_harmless(mark) else "�" for mark in value)
+
+
+def _is_harmless(mark: str) -> bool:
+    return mark in "\n\t" or (unicodedata.category(mark) not in ("Cc", "Cs") and mark not in _BIDI)
+
+
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

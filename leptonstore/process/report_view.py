@@ -1,0 +1,335 @@
+"""From the parts of a report to what its page prints: which sections there are, in which order, with which rows.
+
+Values stay numbers as far as the template can format them; this file decides what is shown, and bounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leptonstore import limits
+from leptonstore.process import charts
+from leptonstore.process.analyse import Analysis, ClassBalance, ColumnAnalysis
+from leptonstore.process.clean import CleanReport, Reason
+from leptonstore.process.gallery import Sample, thumbnail
+
+if TYPE_CHECKING:
+    from leptonstore.process.report import EvaluationSection, Report, Version
+
+REASONS = {
+    Reason.NULL: ("Null values", "a column that allows none holds a null"),
+    Reason.UNDECODABLE: ("Undecodable images", "empty, truncated, damaged or no image"),
+    Reason.CONSTANT: ("Constant images", "every pixel is the same"),
+    Reason.LABEL_OUT_OF_RANGE: ("Labels out of range", "the index belongs to no class"),
+    Reason.DUPLICATE: ("Duplicates", "the same image as an earlier row of its split"),
+    Reason.LEAKAGE: ("Leakage", "the same image as a row of another split"),
+}
+CONFUSIONS_MAX = 8  # most frequent mistakes that are named
+TABLE_ROWS_MAX = 40  # of findings, epochs and lineage entries
+STEPS_MAX = 100
+SHORT_LABEL_CHARS_MAX = 6  # labels of a narrow gallery; longer ones get wider pictures
+METRICS_MAX = 8  # columns of the table of epochs
+
+
+def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str, Any]:
+    """The variables of the template. `edge` bounds thumbnails (pixels). A section without content is None."""
+
+    def pictures(samples: Sequence[Sample], most: int) -> dict[str, Any] | None:
+        return gallery(samples, most, edge) if samples else None
+
+    few = limits.REPORT_GALLERY_MAX
+    found = {
+        "samples": pictures(report.samples, limits.REPORT_SAMPLES_MAX),
+        "balance": balance(report.analysis) if report.analysis else None,
+        "columns": column_cards(report.analysis) if report.analysis else None,
+        "storage": storage(report.analysis) if report.analysis else None,
+        "findings": findings(report.clean) if report.clean else None,
+        "training": training(report.training) if report.training else None,
+        "evaluation": evaluation(report.evaluation) if report.evaluation else None,
+        "predictions": pictures(report.predictions, few),
+        "steps": steps(report.steps) if report.steps else None,
+        "lineage": lineage(versions) if versions else None,
+    }
+    return found | {
+        "head": versions[0] if versions else None,
+        "facts": facts(report),
+        "finding_pictures": pictures(report.findings, few),
+        "wrong_pictures": pictures(report.evaluation.wrong, few) if report.evaluation else None,
+        "present": [name for name, content in found.items() if content],
+    }
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """The strip of key figures."""
+    shown = list(report.facts)
+    if report.analysis:
+        sizes = report.analysis.sizes
+        shown.append(("Rows", charts.whole(report.analysis.rows)))
+        if report.analysis.balance:
+            shown.append(("Classes", charts.whole(len(report.analysis.balance[0].names))))
+        shown.append(("Logical size", charts.as_bytes(sizes.logical_bytes)))
+        shown.append(("Stored", charts.as_bytes(sizes.stored_bytes)))
+    if report.clean:
+        shown.append(("Rows with findings", charts.whole(len(report.clean.rows_found()))))
+    if report.evaluation:
+        shown.append(("Accuracy", charts.as_percent(report.evaluation.accuracy)))
+    return shown
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of a gallery."""
+
+    uri: charts.Drawn
+    width: int
+    height: int
+    tiny: bool
+    label: str
+    caption: str
+    row: int | None
+    wrong: bool
+    alt: str
+
+
+def gallery(samples: Sequence[Sample], most: int, edge: int) -> dict[str, Any]:
+    """At most `most` pictures, and how many there were."""
+    pictures = []
+    for sample in samples[:most]:
+        small = thumbnail(sample.image, edge)
+        where = f"row {sample.row}" if sample.row is not None else "picture"
+        alt = ", ".join(part for part in (where, sample.label, sample.caption) if part)
+        pictures.append(
+            Picture(
+                charts.Drawn(small.uri), small.width, small.height, small.tiny,
+                sample.label, sample.caption, sample.row, sample.wrong, alt,
+            )
+        )  # fmt: skip
+    wordy = any(sample.caption or len(sample.label) > SHORT_LABEL_CHARS_MAX for sample in samples)
+    return {"pictures": pictures, "total": len(samples), "wordy": wordy}
+
+
+def balance(analysis: Analysis) -> dict[str, Any] | None:
+    """Rows per class of the first label column: the table with its bars, split by split."""
+    if not analysis.balance:
+        return None
+    first: ClassBalance = analysis.balance[0]
+    order = _ranked(first.rows)
+    names = [name for name in first.splits if sum(first.splits[name])] or [""]
+    parts = [first.splits[name] if name else first.rows for name in names]
+    peak, total = max(first.rows, default=0) or 1, sum(first.rows) or 1
+    rows = [
+        {
+            "name": first.names[at],
+            "rows": first.rows[at],
+            "share": first.rows[at] / total,
+            "parts": [part[at] for part in parts],
+            "widths": [round(part[at] / peak * 100, 3) for part in parts],
+        }
+        for at in order
+    ]
+    filled = [count for count in first.rows if count]
+    return {
+        "column": first.column,
+        "rows": rows,
+        "splits": [{"name": name, "tone": tone_of(name, at), "rows": sum(parts[at])} for at, name in enumerate(names)],
+        "left_out": len(first.rows) - len(rows),
+        "unnamed": first.unnamed,
+        "empty": len(first.rows) - len(filled),
+        "imbalance": max(filled) / min(filled) if filled else 1.0,
+    }
+
+
+def _ranked(rows: Sequence[int]) -> list[int]:
+    """Class indices to show: all in their order, or the largest when they are too many."""
+    if len(rows) <= limits.REPORT_CLASSES_MAX:
+        return list(range(len(rows)))
+    return sorted(range(len(rows)), key=lambda at: (-rows[at], at))[: limits.REPORT_CLASSES_MAX]
+
+
+def tone_of(split: str, place: int) -> int:
+    """Colour of a split: 0 training (or everything), 1 the first held-out one, 2 another."""
+    if split.lower() in ("", "train", "training"):
+        return 0
+    return min(max(place, 1), 2)
+
+
+def column_cards(analysis: Analysis) -> dict[str, Any]:
+    """One card per column: what it is, its chart, its figures."""
+    shown = analysis.columns[: limits.REPORT_COLUMNS_MAX]
+    return {"cards": [_card(column) for column in shown], "left_out": len(analysis.columns) - len(shown)}
+
+
+def _card(column: ColumnAnalysis) -> dict[str, Any]:
+    stats = column.numeric or column.lengths
+    what = "pixel values" if column.image else "values" if column.numeric else "lengths"
+    chart = None
+    figures: list[tuple[str, str]] = []
+    if column.distinct is not None and column.semantic == "class_label":
+        what = "rows per class"
+        order = column.distinct[: limits.REPORT_CLASSES_MAX]
+        chart = charts.counts_chart([one.rows for one in order], [one.name or str(one.value) for one in order], what)
+        figures = [("distinct", charts.whole(len(column.distinct)))]
+    elif stats is not None and stats.histogram is not None:
+        chart = charts.histogram_chart(stats.histogram, what)
+    if stats is not None and column.semantic != "class_label":
+        figures = [(name, charts.short(getattr(stats, name))) for name in ("min", "mean", "max", "std")]
+        if stats.not_finite:
+            figures.append(("not finite", charts.whole(stats.not_finite)))
+    if column.image:
+        figures += _image_figures(column)
+    figures.append(("nulls", charts.whole(column.nulls)))
+    return {"column": column, "chart": chart, "what": what, "figures": figures}
+
+
+def _image_figures(column: ColumnAnalysis) -> list[tuple[str, str]]:
+    image = column.image
+    if image is None:
+        return []
+    shown = [f"{one.height} × {one.width}" + (" × 3" if one.channels == 3 else "") for one in image.sizes[:1]]
+    more = len(image.sizes) - 1
+    found = [("size", shown[0] + (f" and {charts.whole(more)} more" if more > 0 else ""))] if shown else []
+    if len(image.channel_means) == 3:
+        found.append(("mean of R, G, B", ", ".join(f"{mean:.1f}" for mean in image.channel_means)))
+    if image.undecodable:
+        found.append(("undecodable", charts.whole(image.undecodable)))
+    return found
+
+
+def storage(analysis: Analysis) -> dict[str, Any]:
+    """Three bars: plain, after deduplication, as stored."""
+    sizes = analysis.sizes
+    peak = max(sizes.logical_bytes, sizes.unique_bytes, sizes.stored_bytes, 1)
+    bars = [
+        ("Logical", sizes.logical_bytes, "all values, plain"),
+        ("Unique", sizes.unique_bytes, _saved("after deduplication", sizes.dedup_ratio, "nothing repeats")),
+        ("Stored", sizes.stored_bytes, _saved("after compression", sizes.compression_ratio, "with metadata")),
+    ]
+    return {
+        "headline": _saved("", sizes.total_ratio, "No smaller"),
+        "bars": [{"name": name, "bytes": n, "note": note, "width": round(n / peak * 100, 3)} for name, n, note in bars],
+    }
+
+
+def _saved(after: str, ratio: float, otherwise: str) -> str:
+    """What a step saved, in words; `otherwise` when that is less than half a percent."""
+    if ratio < 1.005:
+        return otherwise
+    return f"{after}, {charts.as_ratio(ratio)} smaller" if after else f"{charts.as_ratio(ratio)} smaller"
+
+
+def findings(clean: CleanReport) -> dict[str, Any]:
+    """Every reason with its count (0 is worth saying), and the first findings one by one."""
+    counts = clean.counts()
+    listed = clean.findings[:TABLE_ROWS_MAX]
+    return {
+        "clean": clean,
+        "rows_found": len(clean.rows_found()),
+        "reasons": [
+            {"name": name, "meaning": meaning, "count": counts.get(reason, 0)}
+            for reason, (name, meaning) in REASONS.items()
+        ],
+        "listed": [(one.reason.replace("_", " ").capitalize(), one) for one in listed],
+        "left_out": len(clean.findings) - len(listed),
+    }
+
+
+def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Curves, and a table of all numeric metrics (the last rows when there are many)."""
+    names = dict.fromkeys(key for row in rows for key in row)
+    metrics = [name for name in names if any(charts.is_number(row.get(name)) for row in rows)][:METRICS_MAX]
+    last = rows[-TABLE_ROWS_MAX:]
+    table = list(zip(*(_metric(name, [row.get(name) for row in last]) for name in metrics), strict=True))
+    return {
+        "charts": charts.line_charts(rows),
+        "metrics": [name.replace("_", " ") for name in metrics],
+        "table": table,
+        "left_out": len(rows) - len(last),
+    }
+
+
+def _metric(name: str, values: Sequence[object]) -> list[str]:
+    """One column of the table: shares as percentages, whole numbers as such, others with equal decimals."""
+    shown = [float(value) if charts.is_number(value) else None for value in values]  # type: ignore[arg-type]
+    numbers = [number for number in shown if number is not None]
+    if name.endswith("accuracy") and all(0 <= number <= 1 for number in numbers):
+        return ["–" if number is None else charts.as_percent(number) for number in shown]
+    whole = all(number == int(number) for number in numbers)
+    decimals = 0 if whole else charts.decimals_for(max(abs(number) for number in numbers))
+    return ["–" if number is None else f"{number:,.{decimals}f}" for number in shown]
+
+
+def evaluation(part: EvaluationSection) -> dict[str, Any]:
+    """Per-class accuracy, the confusion matrix (when it is small enough to read) and the most frequent mistakes."""
+    table = np.asarray(part.confusion, dtype=np.int64)
+    totals = table.sum(axis=1)
+    right = np.diagonal(table)
+    mistakes = table * (1 - np.eye(len(table), dtype=np.int64))
+    shares = table / np.maximum(totals, 1)[:, None]
+    worst_share = float((shares * (mistakes > 0)).max(initial=0.0)) or 1.0
+    # Right answers are tinted by their share, mistakes by theirs of the worst; the root keeps single ones visible.
+    strength = np.where(mistakes > 0, np.sqrt(shares / worst_share), shares)
+    worst = [at for at in np.argsort(-mistakes, axis=None, kind="stable")[:CONFUSIONS_MAX] if mistakes.flat[at]]
+    names = list(part.class_names)
+    seen = [at for at in range(len(names)) if totals[at]]
+    if len(seen) > limits.REPORT_CLASSES_MAX:  # then the worst classes are the interesting ones
+        seen = sorted(seen, key=lambda at: (right[at] / totals[at], at))[: limits.REPORT_CLASSES_MAX]
+    peak = max((float((totals[at] - right[at]) / totals[at]) for at in seen), default=0.0) or 1.0
+    return {
+        "part": part,
+        "rows": int(totals.sum()),
+        "errors": int(totals.sum() - right.sum()),
+        "names": names,
+        "matrix": [
+            {"name": names[at], "cells": list(zip(table[at].tolist(), strength[at].round(3).tolist(), strict=True))}
+            for at in range(len(names))
+        ]
+        if len(names) <= limits.REPORT_CLASSES_MAX
+        else None,
+        "classes": [
+            {
+                "name": names[at],
+                "accuracy": right[at] / totals[at],
+                "right": int(right[at]),
+                "rows": int(totals[at]),
+                "error_width": round(float((totals[at] - right[at]) / totals[at] / peak) * 100, 3),
+            }
+            for at in seen
+        ],
+        "classes_left_out": int((totals > 0).sum()) - len(seen),
+        "confusions": [
+            (names[at // len(names)], names[at % len(names)], int(mistakes.flat[at])) for at in map(int, worst)
+        ],
+    }
+
+
+def steps(parts: Sequence[tuple[str, float, str]]) -> dict[str, Any]:
+    """Steps with bars whose length is their share of the longest."""
+    longest = max((seconds for _, seconds, _ in parts), default=0.0) or 1.0
+    rows = [
+        {"name": name, "seconds": seconds, "summary": summary, "width": round(seconds / longest * 100, 3)}
+        for name, seconds, summary in parts[:STEPS_MAX]
+    ]
+    return {"rows": rows, "total": sum(seconds for _, seconds, _ in parts), "left_out": len(parts) - len(rows)}
+
+
+def lineage(versions: Sequence[Version]) -> list[dict[str, Any]]:
+    """Commits, newest first, with their lineage as flat (key, value) rows."""
+    return [{"version": version, "entries": list(_flat(version.lineage))[:TABLE_ROWS_MAX]} for version in versions]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings, and lists of mappings, as dotted keys; other lists stay whole."""
+    rows: list[tuple[str, Any]] = []
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            rows += _flat(inner, f"{prefix}{key}.")
+        elif isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
+            for place, one in enumerate(inner, 1):
+                rows += _flat(one, f"{prefix}{key} {place}.")
+        else:
+            rows.append((prefix + str(key), inner))
+    return rows

@@ -1,0 +1,122 @@
+"""What a commit reaches: every chunk, with the rows and the column that it belongs to.
+
+Used by `check` (what is missing, and which rows does that cost) and by the statistics of a dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from leptonstore.digest import Digest, parse_hex
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew
+from leptonstore.format import pack as lpk
+from leptonstore.format.commit import Commit, parse_commit
+from leptonstore.format.node import Part, RowGroup, parse_node
+from leptonstore.format.page import REFERENCE, decode_page
+from leptonstore.store.store import Store
+
+Unreadable = (ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew)
+
+
+class Reached(NamedTuple):
+    """A chunk and what it holds. `rows` is [first, end); `error` is set when it could not be read to go further."""
+
+    digest: Digest
+    what: str  # "commit", "node", "page", "value" or "piece"
+    rows: tuple[int, int]
+    column: str = ""
+    error: Exception | None = None
+
+    def place(self, name: str) -> str:
+        """For people: where in dataset `name` this is."""
+        first, end = self.rows
+        if self.what == "commit":
+            return f"{name} (its commit: all rows)"
+        rows = f"row {first}" if end - first == 1 else f"rows {first}-{max(first, end - 1)}"
+        column = f" column {self.column!r}" if self.column else " (a tree node: all columns)"
+        return f"{name} {rows}{column}"
+
+
+def walk(store: Store, commit_digest: str, seen: set[Digest] | None = None) -> Iterator[Reached]:
+    """Everything that one commit reaches (its parents are not followed), parents of the tree before their children.
+
+    With `seen`, whatever is in it is passed over, and what is met is added.
+    """
+    digest = parse_hex(commit_digest)
+    try:
+        commit = parse_commit(store.get(digest))
+    except Unreadable as error:
+        yield Reached(digest, "commit", (0, 0), error=error)
+        return
+    yield from _with_pieces(store, Reached(digest, "commit", (0, commit.rows)))
+    if commit.root is not None:
+        yield from _walk_node(store, commit, commit.root, 0, commit.rows, seen if seen is not None else set())
+
+
+def _walk_node(
+    store: Store, commit: Commit, digest: Digest, first: int, rows: int, seen: set[Digest]
+) -> Iterator[Reached]:
+    if digest in seen:
+        return
+    seen.add(digest)
+    here = Reached(digest, "node", (first, first + rows))
+    try:
+        node = parse_node(store.get(digest))
+    except Unreadable as error:
+        yield here._replace(error=error)
+        return
+    yield from _with_pieces(store, here)
+    if isinstance(node, RowGroup):
+        for field, parts in zip(commit.schema, node.columns, strict=False):
+            at = first
+            for part in parts:
+                yield from _walk_part(store, part, at, field, seen)
+                at += part.rows
+        return
+    at = first
+    for child in node.children:
+        yield from _walk_node(store, commit, child.digest, at, child.rows, seen)
+        at += child.rows
+
+
+def _walk_part(store: Store, part: Part, first: int, field, seen: set[Digest]) -> Iterator[Reached]:  # type: ignore[no-untyped-def]
+    if part.digest in seen:
+        return
+    seen.add(part.digest)
+    here = Reached(part.digest, "page", (first, first + part.rows), field.name)
+    yield from _with_pieces(store, here)
+    if not part.has_references:
+        return
+    try:
+        page = decode_page(store.get(part.digest), field.type)
+    except Unreadable as error:
+        yield here._replace(error=error)
+        return
+    if page.references is None:
+        return
+    for row in page.references.nonzero()[0].tolist():
+        value, _ = REFERENCE.unpack(page.values[row].as_py())
+        if value not in seen:
+            seen.add(value)
+            yield from _with_pieces(store, Reached(value, "value", (first + row, first + row + 1), field.name))
+
+
+def _with_pieces(store: Store, here: Reached) -> Iterator[Reached]:
+    """`here`, and its pieces when it is stored as a chunk list."""
+    place = store.locate(here.digest)
+    if place is None:
+        yield here if store.has(here.digest) else here._replace(error=ChunkMissing(here.digest.hex()))
+        return
+    yield here
+    if place.row.kind == lpk.KIND_CHUNK_LIST:
+        try:
+            _, data = store.record(here.digest)
+        except Unreadable as error:
+            yield here._replace(error=error)
+            return
+        for piece, _ in lpk.parse_chunk_list(data).pieces:
+            found = store.locate(piece) is not None
+            yield here._replace(
+                digest=piece, what="piece", error=None if found else ChunkMissing(piece.hex(), here.digest.hex()[:16])
+            )

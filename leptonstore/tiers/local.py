@@ -1,0 +1,173 @@
+"""A directory as a tier and as a store's home.
+
+    config                     the store's settings
+    log/00000000000000000001   entries of the log, one file each, created if absent
+    snapshots/<sequence>       the log's state at an entry
+    HEAD                       a hint: the last sequence that somebody saw
+    packs/<2 hex>/<32 hex>.pack
+    tmp/                       files being written
+
+Packs are read with pread through a bounded set of open files; nothing is mapped, so a truncated file is an error and not a
+signal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from leptonstore.digest import Buffer
+from leptonstore.errors import FormatDamaged
+from leptonstore.tiers import durable
+
+OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
+_PACK = re.compile(r"([0-9a-f]{32})\.pack")
+
+
+class LocalPackSink:
+    """A pack being written under tmp/."""
+
+    def __init__(self, path: Path, tmp: Path) -> None:
+        durable.make_directory(path.parent)
+        self._file = durable.NewFile(path, tmp)
+        self._sealed = -1
+
+    def write(self, data: Buffer) -> None:
+        """Append. Raises StoreFull."""
+        self._file.write(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes that were written, before the seal or after."""
+        if self._sealed >= 0:
+            return os.pread(self._sealed, length, offset)
+        return self._file.read(offset, length)
+
+    def seal(self) -> None:
+        """Publish the pack. Raises StoreFull, or FormatDamaged when the random id is taken (never in practice)."""
+        if not self._file.publish():
+            raise FormatDamaged(f"{self._file.path} exists already: ids of packs are never reused")
+        self._sealed = os.open(self._file.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def abort(self) -> None:
+        """Remove the temporary and close."""
+        self._file.abort()
+        if self._sealed >= 0:
+            os.close(self._sealed)
+            self._sealed = -1
+
+
+class LocalTier:
+    """PackPruner and HomeWriter over a directory that exists. Any thread; any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._tmp = root / "tmp"
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The directory."""
+        return str(self.root)
+
+    # -- documents -----------------------------------------------------------------------------------------------
+
+    def read_document(self, name: str, bytes_max: int) -> bytes | None:
+        """The document, None when there is none. Raises FormatDamaged when it is longer than `bytes_max`."""
+        try:
+            with open(self.root / name, "rb") as file:
+                data = file.read(bytes_max + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if len(data) > bytes_max:
+            raise FormatDamaged(f"{self.root / name} has more than {bytes_max} bytes")
+        return data
+
+    def documents(self, folder: str) -> list[str]:
+        """Names of the documents in `folder`, sorted."""
+        try:
+            return sorted(os.listdir(self.root / folder))
+        except FileNotFoundError:
+            return []
+
+    def create_document(self, name: str, data: bytes) -> bool:
+        """Create if absent, atomically and durably."""
+        durable.make_directory(self._tmp)
+        durable.make_directory((self.root / name).parent)
+        return durable.create_file(self.root / name, data, self._tmp)
+
+    def replace_document(self, name: str, data: bytes) -> None:
+        """Create or replace a hint."""
+        durable.replace_file(self.root / name, data, self._tmp)
+
+    # -- packs ---------------------------------------------------------------------------------------------------
+
+    def path_of(self, pack: str) -> Path:
+        """Where a pack lies."""
+        return self.root / "packs" / pack[:2] / f"{pack}.pack"
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Size of a pack in bytes, None when it is not here."""
+        try:
+            return self.path_of(pack).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer only where the pack ends."""
+        with self._lock:
+            # Opened under the lock and duplicated, so that eviction by another thread cannot close it under us.
+            fd = os.dup(self._descriptor(pack))
+        try:
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
+
+    def _descriptor(self, pack: str) -> int:
+        if pack in self._open:
+            self._open.move_to_end(pack)
+            return self._open[pack]
+        fd = os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC)
+        self._open[pack] = fd
+        if len(self._open) > OPEN_PACKS_MAX:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def packs(self) -> Iterator[str]:
+        """Ids of all sealed packs, in no order."""
+        for folder in self.documents("packs"):
+            for name in self.documents(f"packs/{folder}"):
+                match = _PACK.fullmatch(name)
+                if match:
+                    yield match[1]
+
+    def create_pack(self, pack: str) -> LocalPackSink:
+        """Begin a pack under a new random id."""
+        durable.make_directory(self._tmp)
+        return LocalPackSink(self.path_of(pack), self._tmp)
+
+    def delete_pack(self, pack: str) -> None:
+        """Remove a pack; no error when it is not there."""
+        with self._lock:
+            fd = self._open.pop(pack, None)
+            if fd is not None:
+                os.close(fd)
+        self.path_of(pack).unlink(missing_ok=True)
+
+    def remove_dead_temporaries(self) -> int:
+        """Remove what crashed writers left under tmp/. Returns how many files."""
+        return durable.remove_dead_temporaries(self._tmp) if self._tmp.is_dir() else 0
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held the lock. Descriptors stay usable."""
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close what is open; reading again reopens."""
+        with self._lock:
+            while self._open:
+                os.close(self._open.popitem()[1])

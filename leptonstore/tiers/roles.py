@@ -1,0 +1,84 @@
+"""The roles that a tier may play. Each caller asks for the one that it uses; a read-only tier never stubs a write.
+
+Common to all: methods may be called from any thread. A name is a relative path of [a-z0-9/_-] that the caller has checked. A tier knows
+bytes and names only; it never interprets what it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from leptonstore.digest import Buffer
+
+
+class PackSink(Protocol):
+    """A pack being written. Nothing of it is visible before `seal`; dropping it leaves nothing but a temporary."""
+
+    def write(self, data: Buffer) -> None:
+        """Append. Raises StoreFull."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes that were written, before the seal or after."""
+
+    def seal(self) -> None:
+        """Make the pack visible, whole and durable. Raises StoreFull; then the pack does not exist."""
+
+    def abort(self) -> None:
+        """Forget what was written. May be called after anything, also twice."""
+
+
+@runtime_checkable
+class PackReader(Protocol):
+    """Reads packs."""
+
+    @property
+    def url(self) -> str:
+        """How people name this tier."""
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Size of a pack in bytes, None when it is not here."""
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer only where the pack ends. Raises FileNotFoundError or OSError."""
+
+    def packs(self) -> Iterator[str]:
+        """Ids of all sealed packs, in no order."""
+
+
+@runtime_checkable
+class PackWriter(PackReader, Protocol):
+    """Adds packs; never changes one."""
+
+    def create_pack(self, pack: str) -> PackSink:
+        """Begin a pack under a new random id."""
+
+
+@runtime_checkable
+class PackPruner(PackWriter, Protocol):
+    """Removes packs."""
+
+    def delete_pack(self, pack: str) -> None:
+        """Remove a pack; no error when it is not there."""
+
+
+@runtime_checkable
+class HomeReader(Protocol):
+    """Reads the small documents of a store's home: config, log entries, snapshots, hint."""
+
+    def read_document(self, name: str, bytes_max: int) -> bytes | None:
+        """The document, None when there is none. Raises FormatDamaged when it is longer than `bytes_max`."""
+
+    def documents(self, folder: str) -> list[str]:
+        """Names of the documents in `folder`, sorted, without the folder."""
+
+
+@runtime_checkable
+class HomeWriter(HomeReader, Protocol):
+    """Adds documents. `create_document` is the one primitive that writers agree by."""
+
+    def create_document(self, name: str, data: bytes) -> bool:
+        """Create if absent, atomically and durably: True, or False when the name exists. Raises StoreFull."""
+
+    def replace_document(self, name: str, data: bytes) -> None:
+        """Create or replace, atomically; need not survive power loss (hints only)."""

@@ -1,0 +1,118 @@
+"""Which positions of an epoch a rank takes at a step. Pure arithmetic; nothing here reads data.
+
+An epoch is cut into global batches of B consecutive positions. Rank r of W takes positions
+[floor(r b / W), floor((r + 1) b / W)) of each, where b is the size of that batch: B, or what is left for the last one.
+So the concatenation of the ranks' shares is the global batch for every W, divisible or not; shares differ by one row at
+most; every rank takes the same number of steps, and a rank whose share is empty gets a batch of zero rows.
+
+An epoch may start at any position (a restore does): its batches are then cut from there on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from loaders.order import BLOCK_POSITIONS, Order, Rows
+
+# Positions whose rows are computed at once for a rank: two blocks, some 0.5 MiB. Fewer than a block waste numpy's calls.
+WINDOW_POSITIONS = 2 * BLOCK_POSITIONS
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rank `rank` of `world_size` in an epoch over `rows` rows, cut into global batches of `global_batch` from `start`.
+
+    drop_last: whether a last global batch with fewer than `global_batch` rows is left out.
+    """
+
+    rows: int
+    global_batch: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+    start: int = 0
+
+    @property
+    def full_steps(self) -> int:
+        """Whole global batches from `start` on."""
+        return (self.rows - self.start) // self.global_batch
+
+    @property
+    def last_rows(self) -> int:
+        """Rows of the short global batch at the end; 0 when there is none, or when it is left out."""
+        return 0 if self.drop_last else (self.rows - self.start) % self.global_batch
+
+    @property
+    def steps(self) -> int:
+        """Global batches from `start` to the end of the epoch."""
+        return self.full_steps + (self.last_rows > 0)
+
+    def part_of(self, batch_rows: int) -> tuple[int, int]:
+        """[start, stop) of this rank within a global batch of `batch_rows` rows."""
+        return self.rank * batch_rows // self.world_size, (self.rank + 1) * batch_rows // self.world_size
+
+    def positions(self, step: int) -> tuple[int, int]:
+        """Positions [start, stop) of the epoch that this rank takes at `step`, 0 <= step < steps."""
+        low, high = self.part_of(self.global_batch if step < self.full_steps else self.last_rows)
+        base = self.start + step * self.global_batch
+        return base + low, base + high
+
+
+def row_windows(order: Order, share: Share) -> Iterator[tuple[Rows, list[int]]]:
+    """This rank's rows for all its steps, some steps at a time: (int64 rows, number of rows of each step).
+
+    A window has about WINDOW_POSITIONS rows and at least one step; every row array is fresh memory.
+    """
+    low, high = share.part_of(share.global_batch)
+    steps_at_once = max(1, WINDOW_POSITIONS // max(high - low, 1))
+    for first in range(0, share.full_steps, steps_at_once):
+        count = min(steps_at_once, share.full_steps - first)
+        base = share.start + first * share.global_batch
+        if share.world_size == 1:
+            rows = order.rows_at(base, base + count * share.global_batch)
+        else:
+            firsts = np.arange(count, dtype=np.int64) * share.global_batch + (base + low)
+            rows = order.rows_of((firsts[:, None] + np.arange(high - low, dtype=np.int64)).reshape(-1))
+        yield rows, [high - low] * count
+    if share.last_rows:
+        start, stop = share.positions(share.full_steps)
+        yield order.rows_at(start, stop), [stop - start]
+
+
+def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """(rank, world size): what is given wins, then torch.distributed when initialised, then the environment variables
+    RANK and WORLD_SIZE (both, as torchrun sets them), then (0, 1).
+
+    Raises ValueError when the rank is not in [0, world size).
+    """
+    if rank is None or world_size is None:
+        found_rank, found_world_size = _from_torch() or _from_environment() or (0, 1)
+        rank = found_rank if rank is None else rank
+        world_size = found_world_size if world_size is None else world_size
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in [0, world_size={world_size}); give both rank= and world_size=")
+    return rank, world_size
+
+
+def _from_torch() -> tuple[int, int] | None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return None
+
+
+def _from_environment() -> tuple[int, int] | None:
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or world_size is None:
+        return None
+    try:
+        return int(rank), int(world_size)
+    except ValueError:
+        raise ValueError(
+            f"the environment has RANK={rank!r} and WORLD_SIZE={world_size!r}; both must be whole numbers"
+        ) from None

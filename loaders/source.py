@@ -1,0 +1,227 @@
+"""The only door from loaders to leptonstore: what a loader may know of a dataset, and how it reads columns.
+
+A column is one of two kinds:
+
+    fixed      numbers, bools, fixed-size lists and tensors of them: a numpy array with one row per dataset row. Class
+               labels are int64, as torch's losses want them; every other dtype is kept.
+    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null.
+
+Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay below
+`arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read for each
+batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the dataset *or view*
+that was given.
+
+A null in a fixed column is NaN in a float column. Anywhere else there is no tensor for it: SchemaError.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from leptonstore.errors import BadInput, MissingExtra, SchemaError
+from leptonstore.limits import ARENA_BYTES_MAX
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from leptonstore.dataset import Dataset
+
+__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "is_lepton_dataset"]
+
+Values: TypeAlias = npt.NDArray[Any] | list[Any]
+
+
+def is_lepton_dataset(dataset: object) -> bool:
+    """Whether this is a LeptonStore dataset or view: its class says so itself, so that nothing need be imported."""
+    return bool(getattr(type(dataset), "__lepton_dataset__", False))
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """What a loader makes of a column. `dtype` and `shape` (of one row) are those of fixed columns; None when variable."""
+
+    name: str
+    semantic: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...] | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the column is a numpy array, and not a list of Python values."""
+        return self.dtype is not None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of a fixed column."""
+        assert self.dtype is not None and self.shape is not None
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def empty(self, rows: int) -> npt.NDArray[Any]:
+        """Uninitialised memory for `rows` rows of a fixed column."""
+        assert self.shape is not None
+        return np.empty((rows, *self.shape), self.dtype)
+
+
+class ColumnSource:
+    """The columns of one dataset or view, in the order asked (all, in schema order, when `columns` is None).
+
+    Raises ValueError for a column that does not exist. Reading is safe from any thread once `fill` has returned.
+    """
+
+    def __init__(
+        self, dataset: Dataset, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.rows = len(dataset)
+        self.columns = _specs_of(dataset, columns)
+        self.arena: dict[str, npt.NDArray[Any]] = {}
+        budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
+        self._hot = _narrowest_within(budget, self.columns, self.rows)
+        self._filled = False
+        self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the version and the selected rows."""
+        return str(self.dataset.fingerprint)
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return str(self.dataset.name)
+
+    @property
+    def commit(self) -> str:
+        """The version, 64 hex digits."""
+        return str(self.dataset.commit)
+
+    @property
+    def hot(self) -> tuple[ColumnSpec, ...]:
+        """The columns of the arena."""
+        return tuple(spec for spec in self.columns if spec.name in self._hot)
+
+    @property
+    def cold(self) -> tuple[ColumnSpec, ...]:
+        """The columns that are read for each batch."""
+        return tuple(spec for spec in self.columns if spec.name not in self._hot)
+
+    def fill(self) -> None:
+        """Decode the arena's columns, once. Memory: the arena and about one row group. Any thread may call it."""
+        with self._lock:
+            if self._filled:
+                return
+            arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
+            if arena:
+                for rows, batch in _stored_order(self.dataset, list(arena)):
+                    for spec in self.hot:
+                        arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
+            self.arena = arena
+            self._filled = True
+
+    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""
+        if not self.cold:
+            return {}
+        if not len(rows):
+            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in self.cold}
+        table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
+        return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arena and the lock: another process decodes its own."""
+        return {**self.__dict__, "arena": {}, "_filled": False, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+def _specs_of(dataset: Dataset, columns: Sequence[str] | None) -> tuple[ColumnSpec, ...]:
+    schema = dataset.schema
+    names = list(schema.names if columns is None else columns)
+    for name in names:
+        if name not in schema.names:
+            raise ValueError(f"dataset {dataset.name!r} has no column {name!r}; it has {', '.join(schema.names)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column is asked for twice: {', '.join(names)}")
+    return tuple(_spec_of(schema.field(name)) for name in names)
+
+
+def _spec_of(field: pa.Field) -> ColumnSpec:
+    import pyarrow as pa
+
+    from leptonstore.dataset.schema import semantic_of
+
+    semantic, data_type, shape = semantic_of(field), field.type, []
+    if isinstance(data_type, pa.FixedShapeTensorType):
+        shape, data_type = list(data_type.shape), data_type.value_type
+    while pa.types.is_fixed_size_list(data_type):
+        shape, data_type = [*shape, data_type.list_size], data_type.value_type
+    numeric = pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_boolean(data_type)
+    if not numeric:
+        return ColumnSpec(field.name, semantic, None, None)
+    stored = pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
+    return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
+
+
+def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -> frozenset[str]:
+    hot = []
+    for spec in sorted((spec for spec in columns if spec.fixed), key=lambda spec: spec.row_bytes):
+        budget -= spec.row_bytes * rows
+        if budget < 0:
+            break
+        hot.append(spec.name)
+    return frozenset(hot)
+
+
+def _stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
+    """(rows of the view, their values), so that each row group is decoded once however the view is ordered."""
+    selection = dataset.selection
+    if selection is None or bool((selection[1:] > selection[:-1]).all()):
+        for first, batch in dataset.iter_batches(columns=columns):
+            yield slice(first, first + len(batch)), batch
+        return
+    order = np.argsort(selection, kind="stable")
+    for first, batch in dataset.select(order).iter_batches(columns=columns):
+        yield order[first : first + len(batch)], batch
+
+
+def _values_of(column: pa.ChunkedArray, spec: ColumnSpec) -> Values:
+    if not spec.fixed:
+        return list(column.to_pylist())
+    out, at = spec.empty(len(column)), 0
+    for chunk in column.chunks:
+        out[at : at + len(chunk)] = _to_numpy(chunk, spec)
+        at += len(chunk)
+    return out
+
+
+def _to_numpy(array: pa.Array, spec: ColumnSpec) -> npt.NDArray[Any]:
+    """The values of a fixed column, shape (rows, *spec.shape); a view of Arrow's memory where that is possible."""
+    import pyarrow as pa
+
+    rows = len(array)
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        array = array.storage
+    while pa.types.is_fixed_size_list(array.type):
+        _require_no_nulls(array, spec)
+        array = array.flatten()
+    if not pa.types.is_floating(array.type):
+        _require_no_nulls(array, spec)
+    assert spec.shape is not None
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values.reshape(rows, *spec.shape)
+
+
+def _require_no_nulls(array: pa.Array, spec: ColumnSpec) -> None:
+    if array.null_count:
+        raise SchemaError(
+            f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
+            "fill them in a new version, or leave the column out with columns=[…]"
+        )

@@ -1,0 +1,37 @@
+"""Shared fixtures: every test gets an index cache and a store of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from leptonstore.dataset import Source
+from leptonstore.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's real cache and store are never touched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("LEPTON_STORE", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path / "store") as made:
+        yield made
+
+
+@pytest.fixture
+def source_of() -> Callable[..., Source]:
+    """A source over a table in memory: `source_of(table, identity, batch_rows=…)`."""
+
+    def make(table: pa.Table, identity: tuple[str, ...], batch_rows: int = 1000, **lineage: object) -> Source:
+        return Source(
+            table.schema, identity, lambda: iter(table.to_batches(max_chunksize=batch_rows)), table.num_rows, lineage
+        )
+
+    return make

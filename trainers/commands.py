@@ -1,0 +1,269 @@
+"""`lepton train`, `evaluate`, `predict` and `deploy`: arguments in, text or JSON out. The work is in trainers.run.
+
+torch is imported when a command runs, so that `--help` of each is quick. Under torchrun every rank runs the command,
+and rank 0 alone prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from leptonstore.cli.runtime import emit, json_option, open_store, store_option
+from leptonstore.errors import BadInput, MissingExtra
+
+if TYPE_CHECKING:
+    from trainers.result import EpochEvent, StepEvent
+
+    OnStep = Callable[[StepEvent], None]
+    OnEpoch = Callable[[EpochEvent], None]
+
+PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only paid for
+
+
+@click.command("train")
+@click.argument("dataset", metavar="DATASET")
+@store_option
+@click.option("--epochs", type=int, help="Times through the training rows (default: by their number).")
+@click.option("--batch-size", type=int, help="Rows of one step, all ranks together (default: by their number).")
+@click.option("--lr", type=float, help="Peak learning rate (default: 0.003).")
+@click.option("--seed", type=int, help="Decides weights and order (default: 0).")
+@click.option("--model", metavar="MODULE:FUNCTION", help="Model factory (default: trainers.models:cnn).")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the configuration; repeatable.")
+# torchrun takes a bare --run for its own --run-path, even behind the module: hence the longer name.
+@click.option(
+    "--run-name", "--run", "run", metavar="NAME", help="Name of the run (default: from data and configuration)."
+)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
+@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
+@click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train (default: auto).")
+@click.option("--metrics", metavar="FILE.jsonl", help="Log every step and epoch, one JSON object a line.")
+@json_option
+def train(
+    dataset: str,
+    store: str | None,
+    settings: tuple[str, ...],
+    run: str | None,
+    resume: bool,
+    max_steps: int | None,
+    metrics: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
+
+    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened.
+
+    \b
+    Example:
+      lepton train mnist --epochs 5
+      lepton train mnist --run-name mine --resume
+      torchrun --nproc-per-node 2 -m trainers mnist
+    """
+    _require_torch()
+    from trainers.run import run_train
+
+    values = _values(settings, options)
+    with open_store(store) as opened, _progress(f"train {dataset}") as (on_step, on_epoch):
+        result = run_train(
+            opened,
+            dataset,
+            values,
+            run=run,
+            resume=resume,
+            max_steps=max_steps,
+            metrics=metrics,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    if not _is_main():
+        return
+    for warning in result["warnings"]:
+        click.echo(f"lepton: warning: {warning}", err=True)
+    emit(result, as_json, lambda: _tell_training(result))
+
+
+@click.command("evaluate")
+@click.argument("model", metavar="MODEL")
+@click.argument("dataset", metavar="DATASET")
+@store_option
+@click.option("--split", metavar="NAME", help='Rows of this split, or "all" (default: those that training held out).')
+@json_option
+def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_json: bool) -> None:
+    """Measure a deployed MODEL on DATASET: accuracy, loss, every class.
+
+    \b
+    Example:
+      lepton evaluate mnist-cnn mnist --split test
+    """
+    _require_torch()
+    from trainers.run import run_evaluate
+
+    with open_store(store) as opened:
+        result = run_evaluate(opened, model, dataset, split)
+
+    def text() -> None:
+        click.echo(f"accuracy      {result['accuracy']:.4f}  on {result['rows']:,} rows of {dataset}")
+        click.echo(f"loss          {result['loss']:.4f}")
+        for score in result["per_class"]:
+            shares = f"recall {score['recall']:.4f}  precision {score['precision']:.4f}"
+            click.echo(f"  {score['name']:<12} {shares}  {score['rows']:>8,} rows")
+
+    emit(result, as_json, text)
+
+
+@click.command("predict")
+@click.argument("model", metavar="MODEL")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@store_option
+@click.option(
+    "--dataset", metavar="NAME", help="Label every row of this dataset, as a new version on NAME@predictions."
+)
+@json_option
+def predict(model: str, images: tuple[str, ...], store: str | None, dataset: str | None, as_json: bool) -> None:
+    """Label IMAGE files, or every row of a dataset, with a deployed MODEL.
+
+    \b
+    Example:
+      lepton predict mnist-cnn seven.png
+      lepton predict mnist-cnn --dataset mnist
+    """
+    _require_torch()
+    from trainers.run import run_predict_dataset, run_predict_images
+
+    if bool(images) == (dataset is not None):
+        raise click.UsageError("give image files, or --dataset NAME")
+    with open_store(store) as opened:
+        if dataset is not None:
+            made = run_predict_dataset(opened, model, dataset)
+            emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows labelled")
+            return
+        result = run_predict_images(opened, model, images)
+
+    def text() -> None:
+        for prediction in result["predictions"]:
+            click.echo(f"{prediction['label']:<12} {prediction['confidence']:.4f}  {prediction['source']}")
+
+    emit(result, as_json, text)
+
+
+@click.command("deploy")
+@click.argument("run", metavar="RUN")
+@click.argument("name", required=False, metavar="[MODEL]")
+@store_option
+@click.option("--step", type=int, help="The checkpoint of this step (default: the newest).")
+@click.option("--model", "reference", metavar="MODULE:FUNCTION", help="Confirm a model that is not trainers.models'.")
+@click.option("--pt2", metavar="FILE", help="Also write torch.export's archive, for tools without LeptonStore.")
+@json_option
+def deploy(
+    run: str,
+    name: str | None,
+    store: str | None,
+    step: int | None,
+    reference: str | None,
+    pt2: str | None,
+    as_json: bool,
+) -> None:
+    """Make a model bundle from a checkpoint of RUN: program, weights, preprocessing, schema, lineage.
+
+    \b
+    Example:
+      lepton deploy mnist-1a2b3c4d mnist-cnn
+    """
+    _require_torch()
+    from trainers.run import run_deploy
+
+    with open_store(store) as opened:
+        result = run_deploy(opened, run, name, step=step, reference=reference, pt2=pt2)
+    checkpoint, data = result["checkpoint"], result["data"]["training"]
+    said = f"model {result['model']} is {result['commit'][:12]}: {checkpoint['branch']} of run {checkpoint['run']}"
+    emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise MissingExtra("training", "train", "torch")
+
+
+def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Dotted configuration keys from the options that were given; --set comes last. Raises BadInput."""
+    keys = {
+        "epochs": "epochs",
+        "batch_size": "data.global_batch_size",
+        "lr": "optimizer.lr",
+        "seed": "seed",
+        "model": "model.reference",
+        "checkpoint_every": "checkpoint.every_steps",
+        "threads": "threads",
+        "device": "device",
+    }
+    values = {key: options[option] for option, key in keys.items() if options[option] is not None}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BadInput(f"--set takes KEY=VALUE, not {setting!r}")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[OnEpoch, ...]]]:
+    """Callbacks that draw a bar on stderr when that is a terminal; none otherwise."""
+    if not sys.stderr.isatty() or not _is_main():
+        yield (), ()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None, loss="")
+        drawn = 0.0
+
+        def on_step(event: StepEvent) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if now - drawn >= PROGRESS_EVERY_S or event.step == event.steps:
+                drawn = now
+                bar.update(task, completed=event.step, total=event.steps, loss=f"{event.loss:.4f}")
+
+        def on_epoch(event: EpochEvent) -> None:
+            accuracy = f", accuracy {event.evaluation.accuracy:.4f}" if event.evaluation else ""
+            bar.console.print(f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.4f}{accuracy}")
+
+        yield (on_step,), (on_epoch,)
+
+
+def _tell_training(result: dict[str, Any]) -> None:
+    done = "finished" if result["finished"] else "stopped early"
+    click.echo(
+        f"run {result['run']} {done} after {result['steps']:,} steps on {result['dataset']} {result['commit'][:12]}"
+    )
+    if result["val_accuracy"] is not None:
+        rows = f"{result['val_samples']:,} rows"
+        click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {result['val_loss']:.4f}) on {rows} held out")
+    speed = f"{result['us_per_sample']:.1f} us per sample"
+    click.echo(f"speed         {speed}, {result['data_wait_fraction']:.2%} of it waiting for data")
+    click.echo(f"checkpoint    {result['checkpoint'][:12]}; next: lepton deploy {result['run']}")

@@ -1,0 +1,67 @@
+"""What a run tells: events for callbacks, and the result of `Trainer.fit`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainers.evaluate import Evaluation
+from trainers.metrics import StepTime
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a callback learns after a step. `step` is 1-based, `loss` the mean over the global batch."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    lr: float
+    rows: int
+    time: StepTime
+
+
+@dataclass(frozen=True)
+class EpochEvent:
+    """What a callback learns after an epoch (1-based); `evaluation` is None when the epoch was not evaluated."""
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `Trainer.fit` gives back. Times are those of this process, since it started or resumed.
+
+    us_per_sample: microseconds of training per row, waiting for data included; checkpoints and evaluation excluded.
+    val_accuracy, val_loss: of the last evaluation of this process; NaN when there was none.
+    finished: False when `max_steps` ended the run early. checkpoint: commit (hex) of the last one.
+    history: per epoch {epoch, train_loss, val_accuracy, val_loss}. warnings: why bits may differ after a resume.
+    """
+
+    run: str
+    val_accuracy: float
+    val_loss: float
+    us_per_sample: float
+    data_wait_fraction: float
+    steps: int
+    epochs: int
+    train_samples: int
+    val_samples: int
+    checkpoint: str
+    finished: bool
+    history: list[dict[str, Any]]
+    time: StepTime
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the seconds stand as data_wait_s … wall_s, and what was not measured is null."""
+        body = {key: value for key, value in asdict(self).items() if key != "time"}
+        for key in ("val_accuracy", "val_loss"):
+            body[key] = None if math.isnan(body[key]) else body[key]
+        return {**body, **self.time.seconds()}
