@@ -17,17 +17,25 @@ from loaders.source import ColumnSource
 Batch: TypeAlias = dict[str, Any]
 Transform: TypeAlias = Callable[[Any], Any]
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 def gatherer(source: ColumnSource) -> Callable[[Tensor], Batch]:
     """A function from row numbers (int64 tensor) to {column: Tensor | list}, in the order of `source.columns`.
 
     The source must have been filled. The function is safe from any thread.
     """
-    arena = [(name, torch.from_numpy(values)) for name, values in source.arena.items()]
+    columns = {name: torch.from_numpy(values) for name, values in source.arena.items()}
+    # torch cannot select from these; the bytes of their signed counterparts are the same.
+    unsigned = [(name, values.dtype) for name, values in columns.items() if values.dtype in _SIGNED]
+    arena = [(name, values.view(_SIGNED.get(values.dtype, values.dtype))) for name, values in columns.items()]
     index_select = torch.index_select
 
     def gather_hot(rows: Tensor) -> Batch:
-        return {name: index_select(values, 0, rows) for name, values in arena}
+        batch: Batch = {name: index_select(values, 0, rows) for name, values in arena}
+        for name, dtype in unsigned:
+            batch[name] = batch[name].view(dtype)
+        return batch
 
     def gather(rows: Tensor) -> Batch:
         batch = gather_hot(rows)

@@ -142,15 +142,16 @@ class DataLoader(TorchDataLoader[Any]):
     def __iter__(self) -> Any:
         if self._path == "torch":
             return super().__iter__()
-        epoch, consumed = self._progress.open()
+        began = perf_counter()
+        epoch, consumed = self._progress.next
         share = self._share(consumed)
         order = Order(share.rows, self.seed, epoch, self.shuffle)
-        began = perf_counter()
         if self._path == "rows":
             self._row_sampler.open(order, share)
             batches: Iterator[Any] = super().__iter__()
         else:
             batches = self._gathered(order, share)
+        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
         return EpochIterator(batches, share, epoch, self._progress, self.stats)
 

@@ -54,12 +54,10 @@ class Progress:
         """The next pass starts there."""
         self.next, self.current = position, None
 
-    def open(self) -> Position:
+    def open(self) -> None:
         """A pass begins where `next` says; the one after it is the following epoch."""
-        position = self.next
-        self.next, self.current = Position(position.epoch + 1, 0), position
+        self.next, self.current = Position(self.next.epoch + 1, 0), self.next
         self.passes += 1
-        return position
 
 
 @dataclass(eq=False)

@@ -194,7 +194,9 @@ def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch
         if name not in names:
             raise FormatDamaged(f"{path!r} of {checkpoint.branch} belongs to no parameter of this model")
         value = checkpoint.tensor(path)
-        if value.shape == weights[name].shape:  # in the layout of the weight: fused optimizers walk both in memory order
+        if (
+            value.shape == weights[name].shape
+        ):  # in the layout of the weight: fused optimizers walk both in memory order
             value = torch.empty_like(weights[name], dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(names.index(name), {})[key] = value
     for name, scalars in checkpoint.manifest["optimizer_scalars"].items():

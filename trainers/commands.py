@@ -74,7 +74,7 @@ def train(
     from trainers.run import run_train
 
     values = _values(settings, options)
-    with open_store(store) as opened, _progress(f"train {dataset}") as (on_step, on_epoch):
+    with open_store(store) as opened, training_progress(f"train {dataset}") as (on_step, on_epoch):
         result = run_train(
             opened,
             dataset,
@@ -224,7 +224,7 @@ def _is_main() -> bool:
 
 
 @contextlib.contextmanager
-def _progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[OnEpoch, ...]]]:
+def training_progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[OnEpoch, ...]]]:
     """Callbacks that draw a bar on stderr when that is a terminal; none otherwise."""
     if not sys.stderr.isatty() or not _is_main():
         yield (), ()

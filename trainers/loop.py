@@ -162,7 +162,7 @@ class Trainer:
 
     def _release(self) -> None:
         """Let go of DDP, which holds on to the process group, before the group is left."""
-        self._wrapped = self.model
+        vars(self).pop("_wrapped", None)
 
     def _restore(self, saved: checkpoints.Checkpoint) -> None:
         """The mirror image of `_save`."""

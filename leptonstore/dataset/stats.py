@@ -65,3 +65,19 @@ def version_stats(store: Store, commit: str, logical_bytes: int, rows: int, grou
         column["logical_bytes"] += plain
         column["chunks"] += 1
     return DatasetStats(rows, groups, logical_bytes, unique, stored, metadata, chunks, columns)
+
+
+def stored_bytes(store: Store, commits: list[str]) -> int:
+    """Bytes that some versions take together, each chunk once, metadata included. Raises ChunkMissing or ChunkCorrupt."""
+    seen: set[bytes] = set()
+    counted: set[bytes] = set()
+    total = 0
+    for commit in commits:
+        for reached in walk(store, commit, seen):
+            if reached.error is not None:
+                raise reached.error
+            place = store.locate(reached.digest)
+            if place is not None and reached.digest not in counted:
+                counted.add(reached.digest)
+                total += lpk.RECORD_HEADER_BYTES + lpk.FOOTER_ROW_BYTES + place.row.stored
+    return total

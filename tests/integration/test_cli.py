@@ -113,7 +113,9 @@ def test_ctrl_c_leaves_the_store_intact(tmp_path: Path, table: Path) -> None:
     run("init", cwd=tmp_path)
     codes = []
     for moment in np.linspace(0.3, 1.5, 6):
-        process = subprocess.Popen([*LEPTON, "import", str(table), "t"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*LEPTON, "import", str(table), "t"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
         try:
             process.wait(timeout=float(moment))
         except subprocess.TimeoutExpired:

@@ -1,0 +1,406 @@
+"""The loader over LeptonStore datasets: what is in a batch, which rows come when, where it stands, how it fails."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset.schema import class_label_field
+from leptonstore.errors import SchemaError
+from leptonstore.store import Store
+
+torch = pytest.importorskip("torch")
+
+from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
+
+Make = Callable[..., Source]
+ROWS = 2_603
+COLD = {"arena_bytes_max": 0}  # nothing decoded ahead: every batch is read from pages
+
+
+def make_table(rows: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 256, rows * 12, np.uint8)), 12)
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=rows * 2).astype(np.float32)), 2)
+    columns = {
+        "id": pa.array(np.arange(rows)),
+        "image": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), [3, 4]), pixels),
+        "label": pa.array((np.arange(rows) % 7).astype(np.uint8)),
+        "score": pa.array([None if at % 5 == 0 else at / 4 for at in range(rows)], pa.float32()),
+        "flag": pa.array(np.arange(rows) % 3 == 0),
+        "code": pa.array((np.arange(rows) * 17 % 65_536).astype(np.uint16)),
+        "pair": pairs,
+        "text": pa.array([None if at % 11 == 0 else f"row {at}" for at in range(rows)], pa.string()),
+        "blob": pa.array([b"%d" % at * 30 for at in range(rows)], pa.large_binary()),
+    }
+    fields = [pa.field(name, column.type, name in ("score", "text")) for name, column in columns.items()]
+    fields[2] = class_label_field("label", [f"class {at}" for at in range(7)])
+    return pa.table(list(columns.values()), schema=pa.schema(fields))
+
+
+@pytest.fixture
+def table() -> pa.Table:
+    return make_table(ROWS)
+
+
+@pytest.fixture
+def ds(store: Store, source_of: Make, table: pa.Table) -> Dataset:
+    return write_dataset(store, "samples", source_of(table, ("id",)))
+
+
+def joined(parts: Any) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def ids(batches: Any) -> list[list[int]]:
+    """The rows of each batch."""
+    return [batch["id"].tolist() for batch in batches]
+
+
+# -- what is in a batch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, COLD, {**COLD, "num_workers": 2}, {"arena_bytes_max": ROWS * 20}])
+def test_every_value_stands_in_its_batch(ds: Dataset, table: pa.Table, options: dict[str, Any]) -> None:
+    images = table["image"].combine_chunks().to_numpy_ndarray()
+    scores = np.array([np.nan if score is None else score for score in table["score"].to_pylist()], np.float32)
+    texts, blobs = table["text"].to_pylist(), table["blob"].to_pylist()
+    loader = DataLoader(ds, 100, shuffle=True, **options)
+    rows = 0
+    for batch in loader:
+        assert list(batch) == table.column_names
+        at = batch["id"].numpy()
+        rows += len(at)
+        assert batch["image"].dtype == torch.uint8 and batch["label"].dtype == torch.int64
+        np.testing.assert_array_equal(batch["image"], images[at])
+        np.testing.assert_array_equal(batch["label"], at % 7)
+        np.testing.assert_array_equal(batch["score"], scores[at])
+        np.testing.assert_array_equal(batch["flag"], at % 3 == 0)
+        np.testing.assert_array_equal(batch["code"].numpy(), (at * 17 % 65_536).astype(np.uint16))
+        assert batch["pair"].shape == (len(at), 2)
+        assert batch["text"] == [texts[row] for row in at] and batch["blob"] == [blobs[row] for row in at]
+    assert rows == ROWS == loader.stats["rows"]
+    assert loader.stats["batches"] == len(loader) == 27 and loader.stats["wait_s"] > 0
+
+
+def test_columns_and_tuples(ds: Dataset) -> None:
+    batch = next(iter(DataLoader(ds, 4, columns=["label", "id"])))
+    assert list(batch) == ["label", "id"]
+    image, label = next(iter(DataLoader(ds, 4, as_tuple=("image", "label"))))
+    assert image.shape == (4, 3, 4) and label.tolist() == [0, 1, 2, 3]
+    loader = DataLoader(ds, 4, as_tuple=["id"], transform=lambda batch: batch[0] * 2)
+    assert next(iter(loader)).tolist() == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("options", [{}, COLD])
+def test_a_batch_owns_its_memory(ds: Dataset, options: dict[str, Any]) -> None:
+    loader = DataLoader(ds, 64, columns=["id", "image"], **options)
+    first = [{name: tensor.clone() for name, tensor in batch.items()} for batch in loader]
+    for batch in loader:
+        batch["id"].zero_()
+        batch["image"].fill_(7)
+    for batch, expected in zip(loader, first, strict=True):
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_nulls_without_a_tensor_are_named(store: Store, source_of: Make) -> None:
+    table = pa.table({"id": pa.array([1, 2, 3]), "size": pa.array([1, None, 3])})
+    ds = write_dataset(store, "holes", source_of(table, ("id",)))
+    for options in ({}, COLD):
+        loader = DataLoader(ds, 2, **options)
+        with pytest.raises(SchemaError, match="column 'size' has nulls"):
+            next(iter(loader))
+        assert loader.state_dict()["epoch"] == 0  # nothing was consumed
+    assert ids(DataLoader(ds, 2, columns=["id"])) == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("options", [{}, COLD])
+def test_a_view_is_read_in_its_own_order(ds: Dataset, options: dict[str, Any]) -> None:
+    chosen = np.random.default_rng(1).permutation(ROWS)[:700]
+    view = ds.select(chosen)
+    loader = DataLoader(view, 64, shuffle=True, seed=3, columns=["id", "label"], **options)
+    assert len(loader) == 11
+    expected = chosen[Order(700, 3, 0).rows_at(0, 700)]
+    np.testing.assert_array_equal(torch.cat([batch["id"] for batch in loader]), expected)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_dataset_without_rows(store: Store, source_of: Make, shuffle: bool) -> None:
+    ds = write_dataset(store, "nothing", source_of(make_table(0), ("id",)))
+    loader = DataLoader(ds, 8, shuffle=shuffle)
+    assert len(loader) == 0 and list(loader) == list(loader) == []
+    assert loader.state_dict()["epoch"] == 2
+
+
+# -- which rows come when --------------------------------------------------------------------------------------------
+
+
+def test_without_shuffle_rows_come_in_order(ds: Dataset) -> None:
+    assert joined(ids(DataLoader(ds, 100))) == list(range(ROWS))
+    kept = ids(DataLoader(ds, 100, drop_last=True))
+    assert len(kept) == 26 and {len(batch) for batch in kept} == {100}
+
+
+def test_an_epoch_has_every_row_once_and_epochs_differ(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, shuffle=True, columns=["id"])
+    epochs = [np.concatenate(ids(loader)) for _ in range(3)]
+    for epoch, rows in enumerate(epochs):
+        np.testing.assert_array_equal(rows, Order(ROWS, 0, epoch).rows_at(0, ROWS))
+        np.testing.assert_array_equal(np.sort(rows), np.arange(ROWS))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("path", ["gather", "threads", "rows"])
+def test_global_batches_are_equal_for_every_world_size(ds: Dataset, path: str) -> None:
+    options: dict[str, Any] = {"columns": ["id"]}
+    if path == "threads":
+        options |= {**COLD, "num_workers": 2}
+    if path == "rows":
+        options = {"collate_fn": lambda rows: {"id": torch.tensor([row["id"] for row in rows], dtype=torch.int64)}}
+    common = {"shuffle": True, "seed": 5, "global_batch_size": 200, **options}
+    alone = ids(DataLoader(ds, **common))
+    assert len(alone) == 14 and len(alone[-1]) == 3
+    for world_size in (2, 3, 5):
+        loaders = [DataLoader(ds, rank=rank, world_size=world_size, **common) for rank in range(world_size)]
+        assert {len(loader) for loader in loaders} == {14}
+        ranks = [ids(loader) for loader in loaders]
+        together = [[row for batches in ranks for row in batches[step]] for step in range(14)]
+        assert together == alone
+        assert loaders[0].batch_size == -(-200 // world_size)
+
+
+def test_batch_size_is_per_rank(ds: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        loader = DataLoader(ds, 50, columns=["id"])
+        assert loader.state_dict()["global_batch"] == 100 and len(loader) == 27
+        ranks.append(ids(loader))
+    assert ranks[0][0] == list(range(50)) and ranks[1][0] == list(range(50, 100))
+    assert sorted(joined(chain(*ranks))) == list(range(ROWS))
+    assert len(ids(DataLoader(ds, 50, columns=["id"], rank=0, world_size=1))) == 53
+
+
+def test_leaving_an_epoch_closes_it(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, shuffle=True, columns=["id"])
+    for _ in loader:
+        break
+    assert next(iter(loader))["id"].tolist() == Order(ROWS, 0, 1).rows_at(0, 100).tolist()
+    loader.set_epoch(7)
+    assert next(iter(loader))["id"].tolist() == Order(ROWS, 0, 7).rows_at(0, 100).tolist()
+    assert next(iter(loader))["id"].tolist() == Order(ROWS, 0, 8).rows_at(0, 100).tolist()
+
+
+# -- where it stands -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["gather", "threads", "rows"])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_restore_at_every_step_gives_the_rest(ds: Dataset, path: str, drop_last: bool) -> None:
+    options: dict[str, Any] = {"columns": ["id"]}
+    if path == "threads":
+        options |= {**COLD, "num_workers": 2}
+    if path == "rows":
+        options = {"collate_fn": lambda rows: {"id": torch.tensor([row["id"] for row in rows], dtype=torch.int64)}}
+
+    def make() -> Any:
+        return DataLoader(ds, 300, shuffle=True, seed=2, drop_last=drop_last, **options)
+
+    loader = make()
+    loader.set_epoch(4)
+    states, batches = [loader.state_dict()], []
+    for batch in loader:
+        batches.append(batch["id"].tolist())
+        states.append(loader.state_dict())
+    following = ids(loader)
+    assert len(batches) == (8 if drop_last else 9)
+    assert (states[-1]["epoch"], states[-1]["consumed"]) == (5, 0)  # the last batch ends the epoch
+    for step, state in enumerate(states):
+        restored = make()
+        restored.load_state_dict(json.loads(json.dumps(state)))
+        assert restored.state_dict() == state
+        rest = ids(restored)
+        assert rest == (batches[step:] or following)
+        if step < len(batches):
+            assert ids(restored) == following
+
+
+def test_a_restore_at_another_world_size_misses_and_repeats_nothing(ds: Dataset) -> None:
+    def ranks(world_size: int, global_batch: int) -> list[Any]:
+        common = {"shuffle": True, "columns": ["id"], "global_batch_size": global_batch, "world_size": world_size}
+        return [DataLoader(ds, rank=rank, **common) for rank in range(world_size)]
+
+    seen: list[int] = []
+    state: Any = None
+    for world_size, global_batch, steps in ((4, 96, 7), (3, 96, 5), (8, 50, None)):  # at last the rest, cut anew
+        loaders = ranks(world_size, global_batch)
+        for loader in loaders if state else []:
+            loader.load_state_dict(state)
+        for batches in islice(zip(*loaders, strict=True), steps):
+            seen += joined(ids(batches))
+        state = loaders[0].state_dict()
+        assert all(loader.state_dict() == state for loader in loaders)
+    assert seen == Order(ROWS, 0, 0).rows_at(0, ROWS).tolist()
+    assert (state["epoch"], state["consumed"]) == (1, 0)
+
+
+def test_set_epoch_of_the_restored_epoch_keeps_the_position(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, shuffle=True, columns=["id"])
+    running = iter(loader)
+    next(running), next(running)
+    state = loader.state_dict()
+    again = DataLoader(ds, 100, shuffle=True, columns=["id"])
+    again.load_state_dict(state)
+    again.set_epoch(0)
+    assert next(iter(again))["id"].tolist() == Order(ROWS, 0, 0).rows_at(200, 300).tolist()
+    again.load_state_dict(state)
+    again.set_epoch(1)
+    assert next(iter(again))["id"].tolist() == Order(ROWS, 0, 1).rows_at(0, 100).tolist()
+
+
+def test_only_the_newest_pass_moves_the_state(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, columns=["id"])
+    old = iter(loader)
+    next(old)
+    new = iter(loader)
+    next(new)
+    next(old)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 100)
+    del old, new
+    assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 100)  # what was left, for a restart
+
+
+def test_states_of_others_are_refused_and_change_nothing(ds: Dataset, store: Store, source_of: Make) -> None:
+    other = write_dataset(store, "others", source_of(make_table(100, seed=1), ("id",)))
+    loader = DataLoader(ds, 100, shuffle=True)
+    before = loader.state_dict()
+    foreign = [
+        (DataLoader(other, 100, shuffle=True).state_dict(), "of dataset 'others'.* reads dataset 'samples'"),
+        (DataLoader(ds.select(np.arange(9)), 1, shuffle=True).state_dict(), "same rows"),
+        (DataLoader(ds, 100, shuffle=True, seed=1).state_dict(), "seed=1 and this loader has seed=0"),
+        (DataLoader(ds, 100).state_dict(), "shuffle=False"),
+        (DataLoader(ds, 100, shuffle=True, drop_last=True).state_dict(), "drop_last=True"),
+        ({**before, "version": 9}, "version 9"),
+        ({"_sampler_iter_yielded": 3}, "no state of a LeptonStore loader"),
+    ]
+    for state, message in foreign:
+        with pytest.raises(LoaderStateError, match=message):
+            loader.load_state_dict(state)
+        assert loader.state_dict() == before
+
+
+def test_a_loader_pickles_with_its_position(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, shuffle=True, seed=9, columns=["id"])
+    assert len(pickle.dumps(loader)) < 20_000
+    next(iter(loader))
+    assert len(pickle.dumps(loader)) < 20_000  # without the arena
+    twin = pickle.loads(pickle.dumps(loader))  # noqa: S301
+    assert twin.state_dict() == loader.state_dict()
+    twin.set_epoch(1)
+    assert ids(twin) == ids(loader)
+
+
+# -- threads, workers, errors ----------------------------------------------------------------------------------------
+
+
+def boom(batch: Any) -> Any:
+    if 250 in batch["id"]:
+        raise KeyError("row 250")
+    return batch
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_comes_at_its_batch(ds: Dataset, num_workers: int) -> None:
+    loader = DataLoader(ds, 100, columns=["id"], transform=boom, num_workers=num_workers)
+    batches = iter(loader)
+    assert [next(batches)["id"][0].item() for _ in range(2)] == [0, 100]
+    with pytest.raises(KeyError, match="row 250"):
+        next(batches)
+    assert loader.state_dict()["consumed"] == 200
+
+
+def test_break_ends_the_threads(ds: Dataset) -> None:
+    loader = DataLoader(ds, 10, num_workers=2)
+    for _ in loader:
+        assert any(thread.name.startswith("lepton-loader") for thread in threading.enumerate())
+        break
+    gc.collect()
+    assert not any(thread.name.startswith("lepton-loader") for thread in threading.enumerate())
+
+
+def test_hot_columns_need_no_threads(ds: Dataset) -> None:
+    for _ in DataLoader(ds, 100, num_workers=2, columns=["id", "image"]):
+        assert not any(thread.name.startswith("lepton-loader") for thread in threading.enumerate())
+
+
+def lengths(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    ids = torch.tensor([row["id"] for row in rows], dtype=torch.int64)
+    return {"id": ids, "bytes": sum(len(row["blob"]) for row in rows), "worker": torch.utils.data.get_worker_info()}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_collate_fn_runs_in_worker_processes_in_our_order(ds: Dataset, persistent: bool) -> None:
+    loader = DataLoader(
+        ds, 500, shuffle=True, num_workers=2, collate_fn=lengths, persistent_workers=persistent,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    for epoch in range(2):
+        batches = list(loader)
+        assert joined(ids(batches)) == Order(ROWS, 0, epoch).rows_at(0, ROWS).tolist()
+        assert {batch["worker"].id for batch in batches} == {0, 1}
+    assert loader.state_dict()["epoch"] == 2 and loader.stats["rows"] == 2 * ROWS
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_are_pinned(ds: Dataset) -> None:
+    batch = next(iter(DataLoader(ds, 4, pin_memory=True)))
+    assert all(values.is_pinned() for values in batch.values() if isinstance(values, torch.Tensor))
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_do_not_fit_are_named(ds: Dataset) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"columns": ["nope"]}, "no column 'nope'; it has id, image"),
+        ({"columns": ["id", "id"], "as_tuple": ["label"]}, "as_tuple names 'label'"),
+        ({"batch_size": 4, "global_batch_size": 8}, "exclude each other"),
+        ({"global_batch_size": 0}, "positive"),
+        ({"batch_size": 0}, "batch_size should be a positive integer"),
+        ({"seed": -1}, "seed of an order"),
+        ({"num_workers": -1}, "num_workers option should be non-negative"),
+        ({"collate_fn": list, "as_tuple": ["id"]}, "as_tuple and collate_fn exclude each other"),
+        ({"sampler": [1, 2], "columns": ["id"]}, "columns: only for a LeptonStore dataset without sampler"),
+        ({"batch_size": None, "seed": 3}, "seed: only for"),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(ValueError, match=message):
+            DataLoader(ds, **arguments)
+
+
+def test_torchs_attributes_are_there_and_frozen(ds: Dataset) -> None:
+    loader = DataLoader(ds, 32, shuffle=True, num_workers=1, drop_last=True)
+    assert loader.dataset is ds and (loader.batch_size, loader.num_workers, loader.drop_last) == (32, 1, True)
+    assert isinstance(loader, torch.utils.data.DataLoader)
+    assert isinstance(loader.sampler, torch.utils.data.RandomSampler)
+    with pytest.raises(ValueError, match="batch_size attribute should not be set after"):
+        loader.batch_size = 3
+
+
+def test_a_given_sampler_is_torchs_own_path(ds: Dataset) -> None:
+    loader = DataLoader(ds, 2, sampler=[5, 3, 8], collate_fn=lambda rows: [row["id"] for row in rows])
+    assert list(loader) == [[5, 3], [8]] and len(loader) == 2
+    with pytest.raises(LoaderStateError, match="draws from torch's samplers and has no state"):
+        loader.state_dict()
