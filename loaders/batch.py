@@ -1,7 +1,7 @@
 """One batch: the rows of every column, gathered. A batch owns its memory: nothing done to it reaches a later one.
 
-Columns of the arena cost one `index_select` each and no Python per sample. Cold columns come from the source: fixed ones
-as tensors too, variable ones as lists of Python values.
+Columns of the arena cost one `index_select` each and no Python per sample. Cold columns come from the source: fixed
+ones as tensors too, variable ones as lists of Python values.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def gatherer(source: ColumnSource) -> Callable[[Tensor], Batch]:
 def maker(
     gather: Callable[[Tensor], Batch], as_tuple: tuple[str, ...] | None, transform: Transform | None, pin: bool
 ) -> Callable[[Tensor], Any]:
-    """`gather`, then the tuple of the named columns, then the batch transform, then pinned memory; what is not asked for
-    costs nothing."""
+    """`gather`, then the tuple of the named columns, then the batch transform, then pinned memory.
+
+    What is not asked for costs nothing.
+    """
     if as_tuple is None and transform is None and not pin:
         return gather
 

@@ -8,8 +8,8 @@ Which of three paths a loader takes is decided once, when it is made:
              dicts, in the order and shares of this module.
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
 
-On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch, position)
-(`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`).
+On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch,
+position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Path = Literal["torch", "rows", "gather"]
 class DataLoader(TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
-    The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with a
-    `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
+    The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
+    a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
     a list), and
@@ -52,9 +52,9 @@ class DataLoader(TorchDataLoader[Any]):
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
     arena_bytes_max    bytes that decoded columns may occupy in this process (default: limits.ARENA_BYTES_MAX).
-    num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds). Columns
-                       that lie decoded in memory and have no transform are gathered at once in the caller's thread, which
-                       is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
+    num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
+                       Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
+                       which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
 
@@ -200,7 +200,7 @@ class DataLoader(TorchDataLoader[Any]):
         here = self._state()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(here)
-        self._progress.start_at(Position(saved.epoch, saved.consumed))
+        self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
         if self._source is None:
@@ -255,8 +255,8 @@ class DataLoader(TorchDataLoader[Any]):
         given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
         if self._path == "torch" and given:
             raise ValueError(
-                f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or batch_size=None, "
-                "and this loader is torch's own"
+                f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
+                "batch_size=None, and this loader is torch's own"
             )
         made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]
         if self._path == "rows" and made_here:

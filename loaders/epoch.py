@@ -27,7 +27,7 @@ FIRST = Position(0, 0)
 
 
 class LoaderStats(TypedDict):
-    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds that was waited for."""
+    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds waited for them."""
 
     batches: int
     rows: int
@@ -38,7 +38,7 @@ class LoaderStats(TypedDict):
 class Progress:
     """next:   where the next pass starts.
     current: where the newest pass stands; None before the first, after the last batch, and after `start_at`.
-    passes:  how many were opened; only the newest moves `current`.
+    passes:  counts passes and restores; only the pass that began last, and after any restore, moves `current`.
     """
 
     next: Position = FIRST
@@ -53,6 +53,11 @@ class Progress:
     def start_at(self, position: Position) -> None:
         """The next pass starts there."""
         self.next, self.current = position, None
+
+    def restore(self, position: Position) -> None:
+        """The next pass starts there, and a pass that still runs has no say any more."""
+        self.start_at(position)
+        self.passes += 1
 
     def open(self) -> None:
         """A pass begins where `next` says; the one after it is the following epoch."""

@@ -12,13 +12,13 @@ indices, any rank computes its own share alone, and a restore is a number, not a
     F_k(x)   y = (x + k) * 0x7feb352d;  y = y ^ (y >> 15);  F = y * 0x846ca68b;  all modulo 2^32
              (the multipliers of C. Wellons' "lowbias32"; only the high bits are used, which depend on all of x)
     k        one word per round of BLAKE3's key derivation: context "lepton.order.v1", material (seed, epoch, rows)
-    range    a result >= rows goes through the network again until it is < rows: "cycle walking", which keeps a bijection
-             (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). The chance is below 2^h / rows ~ rows^-0.5.
+    range    a result >= rows goes through the network again until it is < rows: "cycle walking", which keeps a
+             bijection (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). Its chance is below 2^h / rows.
 
 Four rounds are pseudorandom when F is. Ours is a fast mixer and no cipher: six leave a margin (three already pass the
 tests of position against row that two fail). Halves of a few bits need more, as in format-preserving ciphers: at five
-rows, six rounds make some of the 120 orders nine times as likely as others, 24 rounds make all equally likely. The order
-looks random to a learner; it hides nothing.
+rows, six rounds make some of the 120 orders nine times as likely as others, 24 rounds make all equally likely. The
+order looks random to a learner; it hides nothing.
 
 Why not the textbook domain of 2^(2h)? It is up to four times too large, and walking back from it costs up to 8x: at
 65,537 rows 8 million positions/s were measured against 62 million/s here, whatever the number of rows.

@@ -2,8 +2,8 @@
 
     Prefetcher(make, inputs, threads, depth, timeout_s)     next() -> make(input); close()
 
-At most `depth` inputs are taken ahead. An exception of `make` (or of `inputs`) is raised at the batch that it belongs to,
-after all batches before it. Closing forgets what has not begun and waits for what has.
+At most `depth` inputs are taken ahead. An exception of `make` (or of `inputs`) is raised at the batch that it belongs
+to, after all batches before it. Closing forgets what has not begun and waits for what has.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from loaders.order import BLOCK_POSITIONS, Order, Rows
 
-# Positions whose rows are computed at once for a rank: two blocks, some 0.5 MiB. Fewer than a block waste numpy's calls.
+# Positions whose rows a rank computes at once: two blocks, some 0.5 MiB. Fewer than one block waste numpy's calls.
 WINDOW_POSITIONS = 2 * BLOCK_POSITIONS
 
 

@@ -6,10 +6,10 @@ A column is one of two kinds:
                labels are int64, as torch's losses want them; every other dtype is kept.
     variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null.
 
-Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay below
-`arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read for each
-batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the dataset *or view*
-that was given.
+Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
+below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
+for each batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the
+dataset *or view* that was given.
 
 A null in a fixed column is NaN in a float column. Anywhere else there is no tensor for it: SchemaError.
 """
@@ -44,7 +44,7 @@ def is_lepton_dataset(dataset: object) -> bool:
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """What a loader makes of a column. `dtype` and `shape` (of one row) are those of fixed columns; None when variable."""
+    """What a loader makes of a column. `dtype` and `shape` (of one row) are None for a variable one."""
 
     name: str
     semantic: str

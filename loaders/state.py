@@ -4,8 +4,8 @@ Positions are global: they count the samples that all ranks together have consum
 of ranks, world size or workers, and continues on any number of them. With another global batch size the rest of the
 epoch is cut into batches of the new size: no row repeats and none is missing, only the boundaries move.
 
-What decides the order itself (dataset version and view, seed, shuffle, drop_last) must be equal, and a state that differs
-is refused by name: a silent restart would train on some rows twice and never say so.
+What decides the order itself (dataset version and view, seed, shuffle, drop_last) must be equal, and a state that
+differs is refused by name: a silent restart would train on some rows twice and never say so.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
-"""The loader over LeptonStore datasets: what is in a batch, which rows come when, where it stands, how it fails."""
+"""The loader over LeptonStore datasets: what is in a batch, which rows come when, how it fails."""
 
 from __future__ import annotations
 
 import gc
-import json
-import pickle
 import threading
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from loader_data import ROWS, ids, joined, make_table
 
 from leptonstore.dataset import Dataset, Source, write_dataset
-from leptonstore.dataset.schema import class_label_field
 from leptonstore.errors import SchemaError
 from leptonstore.store import Store
 
@@ -24,28 +22,7 @@ torch = pytest.importorskip("torch")
 from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
 
 Make = Callable[..., Source]
-ROWS = 2_603
 COLD = {"arena_bytes_max": 0}  # nothing decoded ahead: every batch is read from pages
-
-
-def make_table(rows: int, seed: int = 0) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    pixels = pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 256, rows * 12, np.uint8)), 12)
-    pairs = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=rows * 2).astype(np.float32)), 2)
-    columns = {
-        "id": pa.array(np.arange(rows)),
-        "image": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), [3, 4]), pixels),
-        "label": pa.array((np.arange(rows) % 7).astype(np.uint8)),
-        "score": pa.array([None if at % 5 == 0 else at / 4 for at in range(rows)], pa.float32()),
-        "flag": pa.array(np.arange(rows) % 3 == 0),
-        "code": pa.array((np.arange(rows) * 17 % 65_536).astype(np.uint16)),
-        "pair": pairs,
-        "text": pa.array([None if at % 11 == 0 else f"row {at}" for at in range(rows)], pa.string()),
-        "blob": pa.array([b"%d" % at * 30 for at in range(rows)], pa.large_binary()),
-    }
-    fields = [pa.field(name, column.type, name in ("score", "text")) for name, column in columns.items()]
-    fields[2] = class_label_field("label", [f"class {at}" for at in range(7)])
-    return pa.table(list(columns.values()), schema=pa.schema(fields))
 
 
 @pytest.fixture
@@ -56,15 +33,6 @@ def table() -> pa.Table:
 @pytest.fixture
 def ds(store: Store, source_of: Make, table: pa.Table) -> Dataset:
     return write_dataset(store, "samples", source_of(table, ("id",)))
-
-
-def joined(parts: Any) -> list[int]:
-    return list(chain.from_iterable(parts))
-
-
-def ids(batches: Any) -> list[list[int]]:
-    """The rows of each batch."""
-    return [batch["id"].tolist() for batch in batches]
 
 
 # -- what is in a batch ----------------------------------------------------------------------------------------------
@@ -200,115 +168,6 @@ def test_leaving_an_epoch_closes_it(ds: Dataset) -> None:
     loader.set_epoch(7)
     assert next(iter(loader))["id"].tolist() == Order(ROWS, 0, 7).rows_at(0, 100).tolist()
     assert next(iter(loader))["id"].tolist() == Order(ROWS, 0, 8).rows_at(0, 100).tolist()
-
-
-# -- where it stands -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", ["gather", "threads", "rows"])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_a_restore_at_every_step_gives_the_rest(ds: Dataset, path: str, drop_last: bool) -> None:
-    options: dict[str, Any] = {"columns": ["id"]}
-    if path == "threads":
-        options |= {**COLD, "num_workers": 2}
-    if path == "rows":
-        options = {"collate_fn": lambda rows: {"id": torch.tensor([row["id"] for row in rows], dtype=torch.int64)}}
-
-    def make() -> Any:
-        return DataLoader(ds, 300, shuffle=True, seed=2, drop_last=drop_last, **options)
-
-    loader = make()
-    loader.set_epoch(4)
-    states, batches = [loader.state_dict()], []
-    for batch in loader:
-        batches.append(batch["id"].tolist())
-        states.append(loader.state_dict())
-    following = ids(loader)
-    assert len(batches) == (8 if drop_last else 9)
-    assert (states[-1]["epoch"], states[-1]["consumed"]) == (5, 0)  # the last batch ends the epoch
-    for step, state in enumerate(states):
-        restored = make()
-        restored.load_state_dict(json.loads(json.dumps(state)))
-        assert restored.state_dict() == state
-        rest = ids(restored)
-        assert rest == (batches[step:] or following)
-        if step < len(batches):
-            assert ids(restored) == following
-
-
-def test_a_restore_at_another_world_size_misses_and_repeats_nothing(ds: Dataset) -> None:
-    def ranks(world_size: int, global_batch: int) -> list[Any]:
-        common = {"shuffle": True, "columns": ["id"], "global_batch_size": global_batch, "world_size": world_size}
-        return [DataLoader(ds, rank=rank, **common) for rank in range(world_size)]
-
-    seen: list[int] = []
-    state: Any = None
-    for world_size, global_batch, steps in ((4, 96, 7), (3, 96, 5), (8, 50, None)):  # at last the rest, cut anew
-        loaders = ranks(world_size, global_batch)
-        for loader in loaders if state else []:
-            loader.load_state_dict(state)
-        for batches in islice(zip(*loaders, strict=True), steps):
-            seen += joined(ids(batches))
-        state = loaders[0].state_dict()
-        assert all(loader.state_dict() == state for loader in loaders)
-    assert seen == Order(ROWS, 0, 0).rows_at(0, ROWS).tolist()
-    assert (state["epoch"], state["consumed"]) == (1, 0)
-
-
-def test_set_epoch_of_the_restored_epoch_keeps_the_position(ds: Dataset) -> None:
-    loader = DataLoader(ds, 100, shuffle=True, columns=["id"])
-    running = iter(loader)
-    next(running), next(running)
-    state = loader.state_dict()
-    again = DataLoader(ds, 100, shuffle=True, columns=["id"])
-    again.load_state_dict(state)
-    again.set_epoch(0)
-    assert next(iter(again))["id"].tolist() == Order(ROWS, 0, 0).rows_at(200, 300).tolist()
-    again.load_state_dict(state)
-    again.set_epoch(1)
-    assert next(iter(again))["id"].tolist() == Order(ROWS, 0, 1).rows_at(0, 100).tolist()
-
-
-def test_only_the_newest_pass_moves_the_state(ds: Dataset) -> None:
-    loader = DataLoader(ds, 100, columns=["id"])
-    old = iter(loader)
-    next(old)
-    new = iter(loader)
-    next(new)
-    next(old)
-    assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 100)
-    del old, new
-    assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 100)  # what was left, for a restart
-
-
-def test_states_of_others_are_refused_and_change_nothing(ds: Dataset, store: Store, source_of: Make) -> None:
-    other = write_dataset(store, "others", source_of(make_table(100, seed=1), ("id",)))
-    loader = DataLoader(ds, 100, shuffle=True)
-    before = loader.state_dict()
-    foreign = [
-        (DataLoader(other, 100, shuffle=True).state_dict(), "of dataset 'others'.* reads dataset 'samples'"),
-        (DataLoader(ds.select(np.arange(9)), 1, shuffle=True).state_dict(), "same rows"),
-        (DataLoader(ds, 100, shuffle=True, seed=1).state_dict(), "seed=1 and this loader has seed=0"),
-        (DataLoader(ds, 100).state_dict(), "shuffle=False"),
-        (DataLoader(ds, 100, shuffle=True, drop_last=True).state_dict(), "drop_last=True"),
-        ({**before, "version": 9}, "version 9"),
-        ({"_sampler_iter_yielded": 3}, "no state of a LeptonStore loader"),
-    ]
-    for state, message in foreign:
-        with pytest.raises(LoaderStateError, match=message):
-            loader.load_state_dict(state)
-        assert loader.state_dict() == before
-
-
-def test_a_loader_pickles_with_its_position(ds: Dataset) -> None:
-    loader = DataLoader(ds, 100, shuffle=True, seed=9, columns=["id"])
-    assert len(pickle.dumps(loader)) < 20_000
-    next(iter(loader))
-    assert len(pickle.dumps(loader)) < 20_000  # without the arena
-    twin = pickle.loads(pickle.dumps(loader))  # noqa: S301
-    assert twin.state_dict() == loader.state_dict()
-    twin.set_epoch(1)
-    assert ids(twin) == ids(loader)
 
 
 # -- threads, workers, errors ----------------------------------------------------------------------------------------

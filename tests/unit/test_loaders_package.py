@@ -19,7 +19,10 @@ def run(code: str) -> str:
 
 
 def test_without_torch_the_missing_extra_is_named() -> None:
-    code = "from leptonstore.errors import MissingExtra\ntry:\n    from loaders import DataLoader\nexcept MissingExtra as e:\n    print(e)"
+    code = (
+        "from leptonstore.errors import MissingExtra\n"
+        "try:\n    from loaders import DataLoader\nexcept MissingExtra as error:\n    print(error)"
+    )
     assert 'pip install "leptonstore[train]"' in run(code)
 
 

@@ -186,7 +186,10 @@ def test_epochs_are_unrelated() -> None:
 
 
 def test_the_order_needs_neither_torch_nor_leptonstore() -> None:
-    code = "import sys; from loaders import Order; Order(9).rows_at(0, 9); print([m for m in ('torch', 'leptonstore') if m in sys.modules])"
+    code = (
+        "import sys; from loaders import Order; Order(9).rows_at(0, 9); "
+        "print([name for name in ('torch', 'leptonstore') if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -1,0 +1,142 @@
+"""What all benchmarks share: figures and their contract, several runs and their median, peers, cold files, the machine.
+
+A figure's `bound` is text such as ">= 0.9837" or "<= 0.01". It applies to `ratio` when there is a peer, else to `value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import operator
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+HISTORY = ROOT / "bench" / "history.jsonl"
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number. `ratio` is value / peer_value."""
+
+    name: str
+    value: float
+    unit: str
+    bound: str = ""
+    peer: str = ""
+    peer_value: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """None without a peer."""
+        return self.value / self.peer_value if self.peer_value else None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bound holds; None when there is none."""
+        if not self.bound:
+            return None
+        sign, limit = self.bound.split()
+        measured = self.value if self.ratio is None else self.ratio
+        return bool(_COMPARE[sign](measured, float(limit)))
+
+    def to_json(self) -> dict[str, Any]:
+        """With ratio and holds."""
+        return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
+
+
+def median(values: Iterable[float]) -> float:
+    """Of several runs: one slow run (another process, a cold cache) does not decide."""
+    return statistics.median(values)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "python": platform.python_version(),
+    }
+
+
+def revision() -> str:
+    """The commit that is measured, with "+" when files differ from it; "" outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return f"{head[:12]}{'+' if changed else ''}" if head else ""
+
+
+def make_cold(folder: Path) -> None:
+    """Write files back and drop their pages from the cache, so that the next read goes to the device."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+
+def run_peer(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON."""
+    peers = ROOT / "bench" / "peers"
+    wanted = (peers / f"{name}.txt").read_text()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = cache / "lepton-bench" / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    python = place / "bin" / "python"
+    if not (place / "ready").exists():
+        venv.create(place, with_pip=True, clear=True)
+        packages = [line for line in wanted.split("\n") if line and not line.startswith("#")]
+        constraints = ["-c", str(ROOT / "constraints.txt")]
+        subprocess.run([python, "-m", "pip", "install", "-q", *constraints, *packages], check=True)
+        (place / "ready").touch()
+    done = subprocess.run([python, peers / f"{name}.py", *arguments], check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
+    return result
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes; add more to it."""
+    made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
+    made.add_argument("--quick", action="store_true", help="small data, no peers: does it run and hold?")
+    made.add_argument("--json", action="store_true", help="only the JSON line")
+    made.add_argument("--history", action="store_true", help="append the result to bench/history.jsonl")
+    return made
+
+
+def main(name: str, arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], list[Figure]]) -> None:
+    """Measure, print, and exit with 0 if every bound holds, else 1."""
+    figures = measure(arguments)
+    if not arguments.json:
+        for figure in figures:
+            beside = f"  {figure.peer} {figure.peer_value:.4g}: {figure.ratio:.3f}x" if figure.ratio is not None else ""
+            verdict = "" if figure.holds is None else f"  {figure.bound} {'holds' if figure.holds else 'FAILS'}"
+            print(f"{figure.name:<24} {figure.value:>14.6g} {figure.unit:<12}{beside}{verdict}")
+    result = {
+        "bench": name,
+        "commit": revision(),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "figures": [figure.to_json() for figure in figures],
+    }
+    line = json.dumps(result)
+    if arguments.history:
+        with open(HISTORY, "a") as file:
+            file.write(line + "\n")
+    print(line)
+    sys.exit(0 if all(figure.holds is not False for figure in figures) else 1)
