@@ -63,7 +63,9 @@ class Bundle:
     def __call__(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """uint8 images [b, *task.shape], b >= 0 -> logits float32 [b, classes]. Raises BadInput for anything else."""
         # torch knows no read-only memory: what is mapped from the store is copied.
-        batch = torch.from_numpy(np.require(images, requirements=["C", "W"])) if isinstance(images, np.ndarray) else images
+        batch = (
+            torch.from_numpy(np.require(images, requirements=["C", "W"])) if isinstance(images, np.ndarray) else images
+        )
         if batch.dtype != torch.uint8 or tuple(batch.shape[1:]) != self.task.shape:
             wanted = ", ".join(["b", *map(str, self.task.shape)])
             raise BadInput(f"model {self.name} takes uint8 [{wanted}], not {batch.dtype} {list(batch.shape)}")

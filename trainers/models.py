@@ -110,4 +110,5 @@ def build_model(config: ModelConfig, sample_shape: tuple[int, ...], classes: int
     if not isinstance(network, nn.Module):
         raise BadInput(f"model {config.reference!r} returned {type(network).__name__}, not a torch.nn.Module")
     # The layout of what the preprocessing gives, so that gradients come in the layout of the weights.
-    return ImageClassifier(Preprocess(sample_shape), network.to(memory_format=torch.channels_last))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
+    return ImageClassifier(Preprocess(sample_shape), network)

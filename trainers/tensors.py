@@ -47,7 +47,7 @@ def describe(tensor: Tensor) -> dict[str, Any]:
 def to_buffer(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in C order; zero-copy for a contiguous one on the CPU (do not change it while in use)."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def from_buffer(data: Buffer, described: Any, name: str) -> Tensor:
@@ -65,7 +65,7 @@ def from_buffer(data: Buffer, described: Any, name: str) -> Tensor:
 
 def parse_description(described: Any, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
     """The inverse of `describe`, within bounds. Raises FormatDamaged."""
-    dtype = DTYPES.get(described.get("dtype")) if isinstance(described, dict) else None
+    dtype = DTYPES.get(str(described.get("dtype"))) if isinstance(described, dict) else None
     shape = described.get("shape") if isinstance(described, dict) else None
     if dtype is None or not isinstance(shape, list) or len(shape) > DIMENSIONS_MAX:
         raise FormatDamaged(f"the manifest entry of {name} is damaged: {described!r:.200}")
