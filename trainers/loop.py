@@ -205,6 +205,7 @@ class Trainer:
             self._clock.lap("data_wait")
             loss, stop = self._train_step(images, labels)
             self._after_step(loss, stop)
+            self._clock.lap("other")  # the log and the callbacks must not pass for waiting
         return True
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[float, bool]:

@@ -7,8 +7,9 @@ bounded cache. Any thread. Datasets pickle: they carry the store's place, the ve
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from leptonstore.store import Store
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 SPLIT_COLUMN = "split"
+READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
 class Dataset:
@@ -174,7 +176,11 @@ class Dataset:
             if key in self._pages:
                 self._pages.move_to_end(key)
                 return self._pages[key]
-            column = self._read_page(index, field)
+        # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
+        column = self._read_page(index, field)
+        with self._lock:
+            if key in self._pages:
+                return self._pages[key]
             self._pages[key] = column
             self._pages_bytes += column.values.nbytes
             while self._pages_bytes > limits.PAGE_CACHE_BYTES and len(self._pages) > 1:
@@ -241,8 +247,29 @@ class Dataset:
             return
         groups = np.searchsorted(self.leaves.starts, rows, side="right") - 1
         cuts = np.flatnonzero(np.diff(groups)) + 1
-        for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
-            yield start, self._group_batch(int(groups[start]), fields, rows[start:stop])
+        ends = [*cuts.tolist(), len(rows)]
+        spans = list(zip([0, *cuts.tolist()], ends, strict=True))
+
+        def read(span: tuple[int, int]) -> pa.RecordBatch:
+            return self._group_batch(int(groups[span[0]]), fields, rows[span[0] : span[1]])
+
+        if len(spans) <= 2:
+            yield from ((span[0], read(span)) for span in spans)
+            return
+        # Reading, decompressing and hashing release the GIL: a few row groups ahead, in order.
+        with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
+            ahead: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
+            try:
+                for span in spans:
+                    ahead.append((span[0], pool.submit(read, span)))
+                    if len(ahead) > READ_THREADS:
+                        start, future = ahead.popleft()
+                        yield start, future.result()
+                while ahead:
+                    start, future = ahead.popleft()
+                    yield start, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole view as a table in memory."""

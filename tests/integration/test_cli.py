@@ -85,48 +85,66 @@ def test_damage_is_exit_code_4_and_names_the_rows(tmp_path: Path, table: Path) -
     assert re.search(r"in t@main rows \d+-\d+ column", run("export", "t", "x.parquet", cwd=tmp_path, code=4).stderr)
 
 
-def test_kill_9_at_ten_moments_of_an_import(tmp_path: Path, table: Path) -> None:
-    """The store opens, check is clean, and the import run again gives the commit of an undisturbed one."""
+# An import that sends itself a signal at its n-th write, sync or link: a moment that does not depend on the machine's speed.
+SIGNALLED = """
+import os, sys
+number, at, calls = int(sys.argv[1]), int(sys.argv[2]), 0
+def counted(real):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+    return call
+for name in ("pwrite", "fsync", "link"):
+    setattr(os, name, counted(getattr(os, name)))
+sys.argv = ["lepton", *sys.argv[3:]]
+from leptonstore.cli import main
+try:
+    main()
+finally:
+    print(calls, file=sys.stderr)
+"""
+
+
+def _import_signalled(number: int, at: int, table: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), str(at), "import", str(table), "t", "--json"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def _calm_import(tmp_path: Path, table: Path) -> tuple[str, int]:
+    """(commit, number of writes, syncs and links) of an undisturbed import."""
     (tmp_path / "calm").mkdir()
     run("init", cwd=tmp_path / "calm")
-    begin = time.monotonic()
-    calm = json.loads(run("import", table, "t", "--json", cwd=tmp_path / "calm").stdout)["commit"]
-    seconds = time.monotonic() - begin
+    done = _import_signalled(0, 0, table, tmp_path / "calm")
+    return json.loads(done.stdout)["commit"], int(done.stderr.strip().split("\n")[-1])
+
+
+def test_kill_9_at_ten_moments_of_an_import(tmp_path: Path, table: Path) -> None:
+    """The store opens, check is clean, and the import run again gives the commit of an undisturbed one."""
+    calm, calls = _calm_import(tmp_path, table)
     run("init", cwd=tmp_path)
-    rng, killed = np.random.default_rng(5), 0
-    for _ in range(10):
-        process = subprocess.Popen([*LEPTON, "import", str(table), "t"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=float(rng.uniform(0.2, 1.0)) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
+    moments = np.random.default_rng(5).choice(np.arange(1, calls), 10, replace=False).tolist()
+    for moment in sorted(moments):
+        done = _import_signalled(signal.SIGKILL, moment, table, tmp_path)
+        assert done.returncode == -signal.SIGKILL, "nothing was in flight"
         with Store.open(tmp_path / ".lepton") as store:
             assert check_store(store, read_data=True).clean
-    assert killed, "no import was in flight when it was killed"
     assert json.loads(run("import", table, "t", "--json", cwd=tmp_path).stdout)["commit"] == calm
 
 
 def test_ctrl_c_leaves_the_store_intact(tmp_path: Path, table: Path) -> None:
-    """SIGINT in the middle: one line, exit code 130 (or done, when it was quicker than us), nothing half-visible."""
+    """SIGINT in the middle: one line, exit code 130, nothing half-visible, and the next run completes."""
+    calm, calls = _calm_import(tmp_path, table)
     run("init", cwd=tmp_path)
-    codes = []
-    for moment in np.linspace(0.3, 1.5, 6):
-        process = subprocess.Popen(
-            [*LEPTON, "import", str(table), "t"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            process.wait(timeout=float(moment))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        codes.append(process.returncode)
-        if process.returncode == 130:
-            assert "interrupted; what was stored is intact" in said and "Traceback" not in said
+    for moment in (1, calls // 3, calls // 2):
+        done = _import_signalled(signal.SIGINT, moment, table, tmp_path)
+        assert done.returncode == 130, done.stderr
+        assert "interrupted; what was stored is intact" in done.stderr and "Traceback" not in done.stderr
         with Store.open(tmp_path / ".lepton") as store:
             assert check_store(store, True).clean and not list((tmp_path / ".lepton" / "tmp").glob("*"))
-    assert 130 in codes, codes
+    assert json.loads(run("import", table, "t", "--json", cwd=tmp_path).stdout)["commit"] == calm
 
 
 def test_every_command_has_help_with_an_example_and_json() -> None:
