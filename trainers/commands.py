@@ -19,7 +19,6 @@ import click
 
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
-from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from trainers.result import EpochEvent, StepEvent
@@ -71,7 +70,7 @@ def train(
       lepton train mnist --run-name mine --resume
       torchrun --nproc-per-node 2 -m trainers mnist
     """
-    _ready_torch()
+    _require_torch()
     from trainers.run import run_train
 
     values = _values(settings, options)
@@ -107,7 +106,7 @@ def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_
     Example:
       lepton evaluate mnist-cnn mnist --split test
     """
-    _ready_torch()
+    _require_torch()
     from trainers.run import run_evaluate
 
     with open_store(store) as opened:
@@ -139,7 +138,7 @@ def predict(model: str, images: tuple[str, ...], store: str | None, dataset: str
       lepton predict mnist-cnn seven.png
       lepton predict mnist-cnn --dataset mnist
     """
-    _ready_torch()
+    _require_torch()
     from trainers.run import run_predict_dataset, run_predict_images
 
     if bool(images) == (dataset is not None):
@@ -181,7 +180,7 @@ def deploy(
     Example:
       lepton deploy mnist-1a2b3c4d mnist-cnn
     """
-    _ready_torch()
+    _require_torch()
     from trainers.run import run_deploy
 
     with open_store(store) as opened:
@@ -191,10 +190,9 @@ def deploy(
     emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
 
 
-def _ready_torch() -> None:
+def _require_torch() -> None:
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
-    spin_briefly()
 
 
 def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
