@@ -19,6 +19,7 @@ import click
 
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
+from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from trainers.result import EpochEvent, StepEvent
@@ -70,7 +71,7 @@ def train(
       lepton train mnist --run-name mine --resume
       torchrun --nproc-per-node 2 -m trainers mnist
     """
-    _require_torch()
+    _ready_torch()
     from trainers.run import run_train
 
     values = _values(settings, options)
@@ -106,7 +107,7 @@ def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_
     Example:
       lepton evaluate mnist-cnn mnist --split test
     """
-    _require_torch()
+    _ready_torch()
     from trainers.run import run_evaluate
 
     with open_store(store) as opened:
@@ -138,7 +139,7 @@ def predict(model: str, images: tuple[str, ...], store: str | None, dataset: str
       lepton predict mnist-cnn seven.png
       lepton predict mnist-cnn --dataset mnist
     """
-    _require_torch()
+    _ready_torch()
     from trainers.run import run_predict_dataset, run_predict_images
 
     if bool(images) == (dataset is not None):
@@ -180,7 +181,7 @@ def deploy(
     Example:
       lepton deploy mnist-1a2b3c4d mnist-cnn
     """
-    _require_torch()
+    _ready_torch()
     from trainers.run import run_deploy
 
     with open_store(store) as opened:
@@ -190,9 +191,10 @@ def deploy(
     emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
 
 
-def _require_torch() -> None:
+def _ready_torch() -> None:
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
+    spin_briefly()
 
 
 def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

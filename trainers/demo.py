@@ -22,6 +22,7 @@ import click
 
 from leptonstore.cli.runtime import human_bytes, json_option
 from leptonstore.errors import MissingExtra
+from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from leptonstore.dataset import Dataset
@@ -57,6 +58,7 @@ def command(data: str | None, workdir: str, epochs: int | None, seed: int, as_js
     for module, extra in (("torch", "train"), ("jinja2", "process"), ("PIL", "process"), ("sklearn", "process")):
         if find_spec(module) is None:
             raise MissingExtra("the demo", f"{extra},train" if extra == "process" else "process,train", module)
+    spin_briefly()
     result = Demo(Path(workdir), quiet=as_json and not sys.stderr.isatty()).run(data or "digits", epochs, seed)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
