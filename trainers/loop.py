@@ -148,10 +148,6 @@ class Trainer:
             rank=world.rank,
             world_size=world.size,
             as_tuple=(task.inputs, task.labels),
-            # One thread gathers the next batch while this one is computed: the training keeps the cache of the CPU busy, so
-            # that a gather from memory costs it 70 us a batch on MNIST, and the hand-over 10.
-            transform=_with_int64_labels,
-            num_workers=1,
         )
         self._validation_loader = evaluation_loader(self.validation_rows, task, world)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
@@ -216,7 +212,7 @@ class Trainer:
         """One optimizer step; returns the mean loss of the global batch, and whether any rank wants to stop."""
         world, clock = self._world, self._clock
         images = images.to(world.device, non_blocking=True)
-        labels = labels.to(world.device, non_blocking=True)
+        labels = labels.to(world.device, torch.int64, non_blocking=True)
         clock.lap("h2d")
         rows = self._rows_of_step()
         loss_sum = functional.cross_entropy(self._wrapped(images), labels, reduction="sum")
@@ -374,12 +370,6 @@ class Trainer:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
         told = canonical_json({"config": identity(self.config), "data": self.data})
         return f"{self.train_rows.name}-{digest_of(told).hex()[:8]}"
-
-
-def _with_int64_labels(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What cross-entropy takes, whatever integers the column holds."""
-    images, labels = batch
-    return images, labels.to(torch.int64)
 
 
 def _describe(ds: Dataset) -> dict[str, Any]:
