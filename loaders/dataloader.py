@@ -155,6 +155,14 @@ class DataLoader(TorchDataLoader[Any]):
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
         return EpochIterator(batches, share, epoch, self._progress, self.stats)
 
+    def warm(self) -> None:
+        """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
+
+        For a training script: call it before the model is built. Does nothing where no arena is used.
+        """
+        if self._path == "gather" and self._source is not None:
+            self._source.fill_ahead()
+
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
         return super().__len__() if self._path == "torch" else self._share().steps

@@ -16,6 +16,7 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,15 @@ class ColumnSource:
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The columns that are read for each batch."""
         return tuple(spec for spec in self.columns if spec.name not in self._hot)
+
+    def fill_ahead(self) -> None:
+        """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
+
+        def begin() -> None:
+            with contextlib.suppress(Exception):
+                self.fill()
+
+        threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
 
     def fill(self) -> None:
         """Decode the arena's columns, once. Memory: the arena and about one row group. Any thread may call it."""

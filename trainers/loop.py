@@ -134,12 +134,6 @@ class Trainer:
     def _prepare(self, resume: bool) -> None:
         """Model, optimizer, loaders; then the state of the checkpoint, if there is one to resume from."""
         config, task, world = self.config, self.task, self._world
-        self.model: ImageClassifier = build_model(config.model, task.shape, len(task.classes), config.seed)
-        self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.rank))
-        self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.shape, world)
-        self._optimizer = build_optimizer(config.optimizer, self.model)
         self._loader = DataLoader(
             self.train_rows,
             shuffle=True,
@@ -149,6 +143,13 @@ class Trainer:
             world_size=world.size,
             as_tuple=(task.inputs, task.labels),
         )
+        self._loader.warm()  # the arena is decoded while the model is built
+        self.model: ImageClassifier = build_model(config.model, task.shape, len(task.classes), config.seed)
+        self.model.to(world.device).train()
+        torch.manual_seed(_rank_seed(config.seed, world.rank))
+        self._wrapped = parallel.wrap(self.model, world)
+        parallel.settle_buckets(self._wrapped, task.shape, world)
+        self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = evaluation_loader(self.validation_rows, task, world)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
