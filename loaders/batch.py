@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from loaders.order import Rows
 from loaders.source import ColumnSource
 
 Batch: TypeAlias = dict[str, Any]
@@ -25,8 +26,8 @@ ONE_THREAD_BYTES_MAX = 1 << 20
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-def gatherer(source: ColumnSource) -> Callable[[Tensor], Batch]:
-    """A function from row numbers (int64 tensor) to {column: Tensor | list}, in the order of `source.columns`.
+def gatherer(source: ColumnSource) -> Callable[[Rows], Batch]:
+    """A function from row numbers (int64 array) to {column: Tensor | list}, in the order of `source.columns`.
 
     The source must have been filled. The function is safe from any thread.
     """
@@ -35,22 +36,22 @@ def gatherer(source: ColumnSource) -> Callable[[Tensor], Batch]:
     unsigned = [(name, values.dtype) for name, values in columns.items() if values.dtype in _SIGNED]
     arena = [(name, values.view(_SIGNED.get(values.dtype, values.dtype))) for name, values in columns.items()]
     index_select, from_numpy = torch.index_select, torch.from_numpy
-    small = list(source.arena.items())
+    small = [(name, values.take) for name, values in source.arena.items()]
     # Rows up to which every column's gather is small.
     rows_small = ONE_THREAD_BYTES_MAX // max((max(spec.row_bytes, 1) for spec in source.hot), default=1)
 
-    def gather_hot(rows: Tensor) -> Batch:
+    def gather_hot(rows: Rows) -> Batch:
         if len(rows) <= rows_small:
-            chosen = rows.numpy()
-            return {name: from_numpy(values.take(chosen, axis=0)) for name, values in small}
-        batch: Batch = {name: index_select(values, 0, rows) for name, values in arena}
+            return {name: from_numpy(take(rows, 0)) for name, take in small}
+        chosen = from_numpy(rows)
+        batch: Batch = {name: index_select(values, 0, chosen) for name, values in arena}
         for name, dtype in unsigned:
             batch[name] = batch[name].view(dtype)
         return batch
 
-    def gather(rows: Tensor) -> Batch:
+    def gather(rows: Rows) -> Batch:
         batch = gather_hot(rows)
-        for name, values in source.read(rows.numpy()).items():
+        for name, values in source.read(rows).items():
             batch[name] = values if isinstance(values, list) else torch.from_numpy(values)
         return {spec.name: batch[spec.name] for spec in source.columns}
 
@@ -58,8 +59,8 @@ def gatherer(source: ColumnSource) -> Callable[[Tensor], Batch]:
 
 
 def maker(
-    gather: Callable[[Tensor], Batch], as_tuple: tuple[str, ...] | None, transform: Transform | None, pin: bool
-) -> Callable[[Tensor], Any]:
+    gather: Callable[[Rows], Batch], as_tuple: tuple[str, ...] | None, transform: Transform | None, pin: bool
+) -> Callable[[Rows], Any]:
     """`gather`, then the tuple of the named columns, then the batch transform, then pinned memory.
 
     What is not asked for costs nothing.
@@ -67,7 +68,7 @@ def maker(
     if as_tuple is None and transform is None and not pin:
         return gather
 
-    def make(rows: Tensor) -> Any:
+    def make(rows: Rows) -> Any:
         batch: Any = gather(rows)
         if as_tuple is not None:
             batch = tuple([batch[name] for name in as_tuple])

@@ -19,13 +19,12 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.order import SEED_MAX, Order
+from loaders.order import SEED_MAX, Order, Rows
 from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows
 from loaders.source import ColumnSource, is_lepton_dataset
@@ -238,7 +237,7 @@ class DataLoader(TorchDataLoader[Any]):
         source.fill()
         pin = self.pin_memory and torch.cuda.is_available()
         make = maker(gatherer(source), self.as_tuple, self.transform, pin)
-        rows = _row_tensors(order, share)
+        rows = _row_arrays(order, share)
         if self.num_workers == 0 or not (source.cold or self.transform):
             return map(make, rows)
         depth = self.num_workers * (self.prefetch_factor or 1)
@@ -284,16 +283,19 @@ class _RowSampler(Sampler[list[int]]):
         self._order, self._share = order, share
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(Tensor.tolist, _row_tensors(self._order, self._share))
+        return (rows.tolist() for rows in _row_arrays(self._order, self._share))
 
     def __len__(self) -> int:
         return self._share.steps
 
 
-def _row_tensors(order: Order, share: Share) -> Iterator[Tensor]:
-    """The rows of each step as an int64 tensor."""
+def _row_arrays(order: Order, share: Share) -> Iterator[Rows]:
+    """The rows of each step as an int64 array."""
     for rows, sizes in row_windows(order, share):
-        yield from torch.from_numpy(rows).split(sizes)
+        first = 0
+        for size in sizes:
+            yield rows[first : first + size]
+            first += size
 
 
 def _source_of(
