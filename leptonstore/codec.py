@@ -7,6 +7,7 @@ itself under CHUNK_BYTES_MAX, so that a small payload cannot ask for much memory
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import zstandard
 
@@ -26,13 +27,22 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return made[level]
 
 
-def encode(data: Buffer, level: int = limits.ZSTD_LEVEL) -> tuple[int, Buffer]:
-    """(codec, payload). Deterministic for one version of zstd; any thread; releases the GIL."""
+class Encoded(NamedTuple):
+    """The payload of a record to be, and what its header must say of it."""
+
+    codec: int
+    payload: Buffer
+    raw: int
+    plane_width: int = 0
+
+
+def encode(data: Buffer, level: int = limits.ZSTD_LEVEL) -> Encoded:
+    """Deterministic for one version of zstd; any thread; releases the GIL."""
     if len(data) > 32:
         payload = _compressor(level).compress(data)
         if len(payload) <= len(data) * limits.ZSTD_KEEP_RATIO:
-            return CODEC_ZSTD, payload
-    return CODEC_RAW, data
+            return Encoded(CODEC_ZSTD, payload, len(data))
+    return Encoded(CODEC_RAW, data, len(data))
 
 
 def decode(codec: int, payload: Buffer, raw: int) -> bytes:

@@ -33,6 +33,9 @@ ZSTD_LEVEL_RANGE = (1, 19)
 # A zstd record must save at least 1/32 of its bytes, or it is stored raw and reads without decompression.
 ZSTD_KEEP_RATIO = 31 / 32
 
+# -- writing -----------------------------------------------------------------------------------------------------
+IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to keep all cores busy, small in memory
+
 # -- datasets ----------------------------------------------------------------------------------------------------
 ROW_GROUP_ROWS_MIN = 1_000
 ROW_GROUP_ROWS_AVG = 4_000  # expected size: min + the mean of a geometric distribution

@@ -11,11 +11,15 @@
              48 epoch u64 | 56 salt (32) | 88 zero u64 | 96 BLAKE3-256 of bytes 0..96
     record   0 magic "LREC" | 4 kind u8 | 5 codec u8 | 6 flags u8 | 7 plane width u8 | 8 dictionary ordinal u32
              (0xffffffff: none) | 12 stored length u64 | 20 raw length u64 | 28 digest (32)
-             60 CRC-32 of bytes 0..60 and the payload | 64 payload
+             60 CRC-32 of the payload and then bytes 0..60 | 64 payload
     footer   rows sorted by (digest, offset): 0 digest (32) | 32 offset of the record u64 | 40 stored length u64
              48 raw length u64 | 56 kind u8 | 57 codec u8 | 58 flags u8 | 59 plane width u8 | 60 dictionary ordinal u32
     trailer  0 magic "LEND" | 4 major u8 | 5 minor u8 | 6 zero u16 | 8 records u64 | 16 footer offset u64
              24 footer length u64 | 32 pack length u64 | 40 zero u64 | 48 BLAKE3-256 of header + footer + trailer 0..48
+
+Required features: 1 encrypted (see leptonstore/crypto.py: payloads are sealed, digests are keyed). Kinds: 1 chunk, 2 chunk
+list, 3 dictionary. Codecs: 0 raw, 1 zstd, 2 byte planes of `plane width` bytes, then zstd. The dictionary of ordinal n is the
+n-th dictionary record of the same pack, counted from 0 in the order of offsets; it stands before the records that use it.
 
 Look-up without an index: read the trailer from the end, the footer before it, search the digest, read the record and
 verify it. Salvage without a footer: walk the records from byte 128; where one is damaged, search the next "LREC" whose
@@ -39,10 +43,12 @@ HEADER_BYTES, RECORD_HEADER_BYTES, FOOTER_ROW_BYTES, TRAILER_BYTES = 128, 64, 64
 OVERHEAD_BYTES = HEADER_BYTES + TRAILER_BYTES
 
 CONTENT_DATA, CONTENT_META = 1, 2
-KIND_CHUNK, KIND_CHUNK_LIST = 1, 2
-CODEC_RAW, CODEC_ZSTD = 0, 1
+KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY = 1, 2, 3
+CODEC_RAW, CODEC_ZSTD, CODEC_PLANES = 0, 1, 2
+PLANE_WIDTHS = (2, 4, 8)
 DICTIONARY_NONE = 0xFFFFFFFF
-FEATURES_REQUIRED_KNOWN = 0  # no required feature is defined yet
+FEATURE_ENCRYPTED = 1
+FEATURES_REQUIRED_KNOWN = FEATURE_ENCRYPTED
 
 _HEADER = struct.Struct("<4sBBBBII16s16sQ32sQ")
 _RECORD = struct.Struct("<4sBBBBIQQ32s")
@@ -62,11 +68,28 @@ class PackHeader:
     pack_id: bytes
     salt: bytes
     epoch: int = 0
+    required: int = 0
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether payloads are sealed and digests keyed."""
+        return bool(self.required & FEATURE_ENCRYPTED)
 
     def encode(self) -> bytes:
         """128 bytes."""
         head = _HEADER.pack(
-            b"LPK1", MAJOR, MINOR, self.content, 0, 0, 0, self.store_id, self.pack_id, self.epoch, self.salt, 0
+            b"LPK1",
+            MAJOR,
+            MINOR,
+            self.content,
+            0,
+            self.required,
+            0,
+            self.store_id,
+            self.pack_id,
+            self.epoch,
+            self.salt,
+            0,
         )
         return head + digest_of(head)
 
@@ -85,7 +108,7 @@ def parse_header(data: bytes) -> PackHeader:
         raise FormatTooNew(f"pack {pack_id.hex()} has format {major}.{minor}: upgrade LeptonStore")
     if required & ~FEATURES_REQUIRED_KNOWN:
         raise FormatTooNew(f"pack {pack_id.hex()} needs features {required:#x}: upgrade LeptonStore")
-    return PackHeader(content, store_id, pack_id, salt, epoch)
+    return PackHeader(content, store_id, pack_id, salt, epoch, required)
 
 
 class RecordHeader(NamedTuple):
@@ -120,9 +143,9 @@ class FooterRow(NamedTuple):
         return self.offset + RECORD_HEADER_BYTES + self.stored
 
 
-def encode_record(header: RecordHeader, payload: Buffer) -> bytes:
-    """Header bytes (64) for `payload`; write them, then the payload."""
-    head = _RECORD.pack(
+def head_of_record(header: RecordHeader) -> bytes:
+    """The first 60 bytes of a record: all of its header but the CRC."""
+    return _RECORD.pack(
         b"LREC",
         header.kind,
         header.codec,
@@ -133,7 +156,15 @@ def encode_record(header: RecordHeader, payload: Buffer) -> bytes:
         header.raw,
         header.digest,
     )
-    return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head)))
+
+
+def encode_record(header: RecordHeader, payload_crc: int) -> bytes:
+    """Header bytes (64) for a payload with `zlib.crc32(payload) == payload_crc`; write them, then the payload.
+
+    The CRC runs over the payload first, so that it can be computed before the record's place is known.
+    """
+    head = head_of_record(header)
+    return head + _CRC.pack(zlib.crc32(head, payload_crc))
 
 
 def parse_record(data: Buffer) -> tuple[RecordHeader, memoryview]:
@@ -149,7 +180,7 @@ def parse_record(data: Buffer) -> tuple[RecordHeader, memoryview]:
     if header.stored != len(payload):
         raise FormatDamaged(f"record says {header.stored} stored bytes, the index says {len(payload)}")
     (crc,) = _CRC.unpack(view[_RECORD.size : RECORD_HEADER_BYTES])
-    if zlib.crc32(payload, zlib.crc32(view[: _RECORD.size])) != crc:
+    if zlib.crc32(view[: _RECORD.size], zlib.crc32(payload)) != crc:
         raise FormatDamaged("record does not match its CRC-32")
     return header, payload
 
@@ -209,10 +240,10 @@ def check_row(row: FooterRow, records_end: int) -> None:
         raise FormatDamaged("footer places a record outside the pack")
     if row.raw > limits.CHUNK_BYTES_MAX:
         raise FormatDamaged(f"a record of {row.raw} bytes is over the limit of {limits.CHUNK_BYTES_MAX}")
-    if row.kind not in (KIND_CHUNK, KIND_CHUNK_LIST) or row.codec not in (CODEC_RAW, CODEC_ZSTD):
+    if not KIND_CHUNK <= row.kind <= KIND_DICTIONARY or row.codec > CODEC_PLANES:
         raise FormatTooNew(f"a record has kind {row.kind} and codec {row.codec}: upgrade LeptonStore")
-    if row.codec == CODEC_RAW and row.raw != row.stored:
-        raise FormatDamaged("a raw record has two lengths")
+    if (row.codec == CODEC_PLANES) != (row.plane_width in PLANE_WIDTHS):
+        raise FormatDamaged(f"a record of codec {row.codec} has plane width {row.plane_width}")
 
 
 def salvage(data: Buffer) -> Iterator[FooterRow]:

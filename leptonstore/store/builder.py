@@ -8,7 +8,8 @@ from __future__ import annotations
 import secrets
 
 from leptonstore import limits
-from leptonstore.digest import Buffer, Digest
+from leptonstore.codec import Encoded
+from leptonstore.digest import Digest
 from leptonstore.errors import FormatDamaged
 from leptonstore.format import pack as lpk
 from leptonstore.store.log import PackRecord
@@ -33,15 +34,17 @@ class PackBuilder:
         end = self._offset + len(self.rows) * lpk.FOOTER_ROW_BYTES + row + lpk.TRAILER_BYTES
         return end <= limits.PACK_BYTES_MAX
 
-    def add(self, digest: Digest, kind: int, codec: int, raw: int, payload: Buffer) -> None:
-        """Append a record. Raises StoreFull."""
-        stored = len(payload)
-        header = lpk.RecordHeader(kind, codec, 0, 0, lpk.DICTIONARY_NONE, stored, raw, digest)
-        row = lpk.FooterRow(digest, self._offset, stored, raw, kind, codec, 0, 0, lpk.DICTIONARY_NONE)
-        self._sink.write(lpk.encode_record(header, payload))
-        self._sink.write(payload)
+    def add(self, digest: Digest, kind: int, encoded: Encoded, payload_crc: int) -> int:
+        """Append a record; returns the bytes that it takes. Raises StoreFull."""
+        stored = len(encoded.payload)
+        header = lpk.RecordHeader(
+            kind, encoded.codec, 0, encoded.plane_width, lpk.DICTIONARY_NONE, stored, encoded.raw, digest
+        )
+        row = lpk.FooterRow(digest, self._offset, stored, encoded.raw, *header[:4], lpk.DICTIONARY_NONE)
+        self._sink.write(lpk.encode_record(header, payload_crc), encoded.payload)
         self._offset = row.end
         self.rows[digest] = row
+        return row.end - row.offset
 
     def read(self, row: lpk.FooterRow) -> bytes:
         """The bytes of a record, header included."""

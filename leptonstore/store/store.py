@@ -19,23 +19,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from leptonstore import codec, limits
+from leptonstore import limits
 from leptonstore.chunking import Chunker
 from leptonstore.digest import Buffer, Digest, digest_of
 from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
     ChunkMissing,
-    Conflict,
     PackDamaged,
     StoreMissing,
 )
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
-from leptonstore.store.builder import PackBuilder
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
-from leptonstore.store.log import Log, LogState, PackRecord, Proposal, RefUpdate, require_ref
+from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
+from leptonstore.store.writer import Writer, require_packs
 from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
 
@@ -51,12 +50,10 @@ class Store:
         self._log = Log(tier, tier.url)
         self._chunker = Chunker(config.chunks)
         self._index = Index(config.store_id, tier.url, cache_dir)
-        self._builders: dict[int, PackBuilder] = {}
-        self._sealed: dict[PackBuilder, PackRecord] = {}  # durable, but no log entry lists them yet
-        self._relied: set[str] = set()  # packs that unpublished work counts on, because `put` found chunks in them
+        self._writer = Writer(tier, config, self._publish_packs)
         self._state = self._log.load()
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
-        self.put_bytes = self.new_bytes = 0  # plain bytes given to `put`, and stored bytes that were new
+        self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         _stores.add(self)
 
@@ -133,16 +130,13 @@ class Store:
         """Where a published chunk is; None when it is not known (or only pending)."""
         return self._index.get(digest)
 
+    def stored_name(self, digest: Digest) -> Digest:
+        """What packs, footers and the index call a chunk: its digest."""
+        return digest
+
     def has(self, digest: Digest) -> bool:
         """Whether `get` would find it, as far as this process knows."""
-        with self._lock:
-            return self._pending(digest) is not None or self._index.get(digest) is not None
-
-    def _pending(self, digest: Digest) -> PackBuilder | None:
-        for builder in (*self._builders.values(), *self._sealed):
-            if digest in builder.rows:
-                return builder
-        return None
+        return digest in self._writer or self._index.get(digest) is not None
 
     def get(self, digest: Digest) -> bytes:
         """The plain bytes. Raises ChunkMissing or ChunkCorrupt."""
@@ -163,88 +157,82 @@ class Store:
 
     def record(self, digest: Digest) -> tuple[int, bytes]:
         """(kind, plain bytes) of one record: a chunk, or the encoded list of a large value's pieces."""
-        with self._lock:
-            builder = self._pending(digest)
-            if builder is not None:
-                return reader.decode_record(builder.read(builder.rows[digest]), digest, builder.id)
+        unpublished = self._writer.record(digest)
+        if unpublished is not None:
+            return unpublished
+        place = self._index.get(digest)
+        if place is None:
+            self.refresh()  # another writer may have published it since
             place = self._index.get(digest)
-            if place is None:
-                self.refresh()  # another writer may have published it since
-                place = self._index.get(digest)
         if place is None:
             raise ChunkMissing(digest.hex())
         return reader.read_record(self.tier, place.pack, place.row)
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def put(self, data: Buffer, content: int = lpk.CONTENT_DATA) -> Digest:
+    def put(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False) -> Digest:
         """Keep `data` and return its digest; does nothing when the store has it. Long values are cut by content.
 
-        Raises StoreFull. Durable after `flush` or `publish`.
+        `data` is compressed in the background and must not change until the next `flush` or `publish`, after which it
+        is durable. here: compress in the calling thread, for a caller that has a pool of its own. Raises StoreFull, now
+        or at a later call; then everything since the last flush is forgotten and has to be put again.
         """
         view = memoryview(data).cast("B")
         digest = digest_of(view)
-        self.put_bytes += len(view)
+        with self._lock:
+            self.put_bytes += len(view)
         if self._found(digest):
             return digest
         if len(view) <= self.config.chunks.cut_above:
-            self._add(digest, lpk.KIND_CHUNK, view, content)
+            self._writer.add(digest, lpk.KIND_CHUNK, view, content, here)
             return digest
-        pieces: list[tuple[Digest, int]] = []
-        for piece in self._chunker.cut(view):
-            name = digest_of(piece)
-            if not self._found(name):
-                self._add(name, lpk.KIND_CHUNK, piece, content)
-            pieces.append((name, len(piece)))
-        if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
-            raise BadInput(f"a value of {len(view)} bytes has too many pieces; split it")
-        self._add(digest, lpk.KIND_CHUNK_LIST, lpk.encode_chunk_list(pieces), content)
+        pieces = [(self.put_piece(piece, content, here), len(piece)) for piece in self._chunker.cut(view)]
+        self.put_chunk_list(digest, pieces, content)
         return digest
 
+    def put_piece(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False) -> Digest:
+        """Keep one piece of a value that is too long to be held at once, as the chunker cut it; see `put_chunk_list`."""
+        digest = digest_of(data)
+        if not self._found(digest):
+            self._writer.add(digest, lpk.KIND_CHUNK, data, content, here)
+        return digest
+
+    def put_chunk_list(self, digest: Digest, pieces: list[tuple[Digest, int]], content: int = lpk.CONTENT_DATA) -> None:
+        """Keep the value `digest` as its pieces (digest and length each, in order), which have been put."""
+        if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
+            raise BadInput(f"a value of {sum(length for _, length in pieces)} bytes has too many pieces; split it")
+        if not self._found(digest):
+            self._writer.add(digest, lpk.KIND_CHUNK_LIST, lpk.encode_chunk_list(pieces), content, here=True)
+
+    def known(self, digest: Digest) -> bool:
+        """Whether `put` of such a value would write nothing. What is found is relied on by the next commit."""
+        return self._found(digest)
+
     def _found(self, digest: Digest) -> bool:
-        with self._lock:
-            if self._pending(digest) is not None:
-                return True
-            place = self._index.get(digest)
-            if place is None or place.pack in self.damaged_packs:
-                return False
-            if place.row.kind == lpk.KIND_CHUNK_LIST and not self._pieces_found(digest):
-                return False
-            self._relied.add(place.pack)
+        if digest in self._writer:
             return True
+        place = self._index.get(digest)
+        if place is None or place.pack in self.damaged_packs:
+            return False
+        if place.row.kind == lpk.KIND_CHUNK_LIST and not self._pieces_found(digest):
+            return False
+        self._writer.rely_on(place.pack)
+        return True
 
     def _pieces_found(self, digest: Digest) -> bool:
         """A large value counts as present only when each of its pieces does."""
         _, data = self.record(digest)
         return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
-    def _add(self, digest: Digest, kind: int, plain: Buffer, content: int) -> None:
-        method, payload = codec.encode(plain, self.config.zstd_level)
-        with self._lock:
-            builder = self._builders.get(content)
-            if builder is not None and not builder.fits(len(payload)):
-                self._seal(content)
-                self._publish("packs", ())
-                builder = None
-            if builder is None:
-                builder = self._builders[content] = PackBuilder(self.tier, self.config.store_id, content)
-            builder.add(digest, kind, method, len(plain), payload)
-            self.new_bytes += lpk.RECORD_HEADER_BYTES + len(payload)
-
-    def _seal(self, content: int) -> None:
-        builder = self._builders.pop(content)
-        try:
-            self._sealed[builder] = builder.seal()
-        except BaseException:
-            builder.abort()
-            raise
+    @property
+    def new_bytes(self) -> int:
+        """Stored bytes of the records that this object added."""
+        return self._writer.new_bytes
 
     def flush(self) -> None:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""
-        with self._lock:
-            if self._builders or self._sealed:
-                self._seal_all()
-                self._publish("packs", ())
+        if self._writer.pending:
+            self._publish("packs", (), self._writer.finish())
 
     def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]]) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
@@ -252,45 +240,43 @@ class Store:
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. Raises StoreFull or Conflict; then no ref has moved.
         """
+        self._publish(action, decide, self._writer.finish())
+
+    def _publish_packs(self) -> None:
+        """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
+        self._publish("packs", (), None)
+
+    def _publish(
+        self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()], round: int | None
+    ) -> None:
         with self._lock:
-            self._seal_all()
-            self._publish(action, decide)
+            sealed = self._writer.sealed()
+            if round is None and not sealed:
+                return
 
-    def _seal_all(self) -> None:
-        for content in list(self._builders):
-            self._seal(content)
+            def propose(state: LogState) -> Proposal:
+                require_packs(self._writer.relied, set(state.packs))
+                updates = decide(state) if callable(decide) else ()
+                for update in updates:
+                    require_ref(state, update)
+                return Proposal(action, sealed, updates)
 
-    def _publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()]) -> None:
-        def propose(state: LogState) -> Proposal:
-            gone = self._relied - set(state.packs)
-            if gone:
-                raise Conflict(f"{len(gone)} packs that this work relies on were removed while it ran: run it again")
-            updates = decide(state) if callable(decide) else ()
-            for update in updates:
-                require_ref(state, update)
-            return Proposal(action, {builder.id: record for builder, record in self._sealed.items()}, updates)
-
-        self._log.append(self._state, propose)
-        sealed, self._sealed = list(self._sealed), {}
-        self._relied.clear()
-        self._sync_index()
-        for builder in sealed:
-            builder.abort()  # its packs are read through the tier from now on
+            self._log.append(self._state, propose)
+            self._sync_index()
+            self._writer.published(set(sealed), round)
 
     # -- closing -------------------------------------------------------------------------------------------------
 
     def after_fork(self) -> None:
         """In a child process: new locks, and none of the parent's unfinished packs."""
         self._lock = threading.RLock()
-        self._builders, self._sealed, self._relied = {}, {}, set()
+        self._writer.after_fork()
         self.tier.after_fork()
 
     def close(self) -> None:
         """Drop what was put but not flushed, and close files."""
+        self._writer.close()
         with self._lock:
-            for builder in (*self._builders.values(), *self._sealed):
-                builder.abort()
-            self._builders, self._sealed = {}, {}
             self._index.close()
             self.tier.close()
 

@@ -72,14 +72,17 @@ class NewFile:
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def write(self, data: Buffer) -> None:
-        """Append all of `data`. Raises StoreFull; the caller then aborts."""
-        view = memoryview(data).cast("B")
+    def write(self, *parts: Buffer) -> None:
+        """Append all of `parts`, with one call where the device takes it. Raises StoreFull; the caller then aborts."""
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
         with full_disk_named(self.path):
-            while len(view):
-                written = os.pwrite(self._fd, view, self.length)
+            while views:
+                written = os.pwritev(self._fd, views, self.length)
                 self.length += written
-                view = view[written:]
+                while views and written >= len(views[0]):
+                    written -= len(views.pop(0))
+                if written:
+                    views[0] = views[0][written:]
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes that were written before."""

@@ -36,9 +36,9 @@ class LocalPackSink:
         self._file = durable.NewFile(path, tmp)
         self._sealed = -1
 
-    def write(self, data: Buffer) -> None:
-        """Append. Raises StoreFull."""
-        self._file.write(data)
+    def write(self, *parts: Buffer) -> None:
+        """Append all of `parts`. Raises StoreFull."""
+        self._file.write(*parts)
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes that were written, before the seal or after."""

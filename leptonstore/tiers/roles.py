@@ -15,8 +15,8 @@ from leptonstore.digest import Buffer
 class PackSink(Protocol):
     """A pack being written. Nothing of it is visible before `seal`; dropping it leaves nothing but a temporary."""
 
-    def write(self, data: Buffer) -> None:
-        """Append. Raises StoreFull."""
+    def write(self, *parts: Buffer) -> None:
+        """Append all of `parts`. Raises StoreFull."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes that were written, before the seal or after."""

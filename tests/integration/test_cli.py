@@ -96,7 +96,7 @@ def counted(real):
             os.kill(os.getpid(), number)
         return real(*arguments, **options)
     return call
-for name in ("pwrite", "fsync", "link"):
+for name in ("pwritev", "fsync", "link"):
     setattr(os, name, counted(getattr(os, name)))
 sys.argv = ["lepton", *sys.argv[3:]]
 from leptonstore.cli import main

@@ -245,16 +245,16 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_half_visible(
 ) -> None:
     names = _fill(store)
     left = 1_000_000
-    real = os.pwrite
+    real = os.pwritev
 
-    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+    def pwritev(fd: int, data: list[memoryview], offset: int) -> int:
         nonlocal left
         if left <= 0:
             raise OSError(28, "No space left on device")
-        left -= len(data)
+        left -= sum(len(part) for part in data)
         return real(fd, data, offset)
 
-    monkeypatch.setattr(durable.os, "pwrite", pwrite)
+    monkeypatch.setattr(durable.os, "pwritev", pwritev)
     with pytest.raises(StoreFull, match="no space left"):
         store.put(random.Random(9).randbytes(8_000_000))
         store.flush()
