@@ -33,7 +33,8 @@ _PLACE = struct.Struct("<16sQQQBBBBI")
 _APPLIED = struct.Struct("<Q32s")
 _T = TypeVar("_T")
 
-_environments: dict[str, tuple[Any, list[int]]] = {}
+# Real path -> (environment, and its databases: chunks, packs, meta).
+_environments: dict[str, tuple[Any, Any, Any, Any]] = {}
 _lock = threading.Lock()
 
 
@@ -47,7 +48,7 @@ def _close_inherited() -> None:
     """After a fork, in the child: the parent's environments must not be used, so each is closed and reopened on use."""
     global _lock
     _lock = threading.Lock()
-    for environment, _ in _environments.values():
+    for environment, *_ in _environments.values():
         environment.close()
     _environments.clear()
 
@@ -55,8 +56,11 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-def _environment(path: Path) -> Any:
-    """The process's one environment for `path`, opened when needed."""
+def _environment(path: Path) -> tuple[Any, Any, Any, Any]:
+    """The process's one environment for `path`, opened when needed, and its databases.
+
+    Those are opened here, under the lock: LMDB allows no other transaction meanwhile (two threads in `open_db` hang).
+    """
     key = os.path.realpath(path)
     with _lock:
         if key not in _environments:
@@ -69,8 +73,9 @@ def _environment(path: Path) -> Any:
                 readahead=False,
             )
             environment.reader_check()
-            _environments[key] = (environment, [0])
-        return _environments[key][0]
+            names = (b"chunks", b"packs", b"meta")
+            _environments[key] = (environment, *(environment.open_db(name) for name in names))
+        return _environments[key]
 
 
 def _forget(path: Path) -> None:
@@ -82,7 +87,7 @@ def _forget(path: Path) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    for environment, _ in _environments.values():
+    for environment, *_ in _environments.values():
         environment.close()
     _environments.clear()
 
@@ -106,15 +111,6 @@ class Index:
     # -- LMDB ----------------------------------------------------------------------------------------------------
 
     def _databases(self) -> tuple[Any, Any, Any, Any]:
-        environment = self._opened()
-        return (
-            environment,
-            environment.open_db(b"chunks"),
-            environment.open_db(b"packs"),
-            environment.open_db(b"meta"),
-        )
-
-    def _opened(self) -> Any:
         try:
             return _environment(self.path)
         except (OSError, lmdb.ReadonlyError, lmdb.DiskError):
@@ -134,10 +130,10 @@ class Index:
             try:
                 return work()
             except lmdb.MapFullError:
-                environment = self._opened()
+                environment, *_ = self._databases()
                 environment.set_mapsize(environment.info()["map_size"] * 2)
             except lmdb.MapResizedError:
-                self._opened().set_mapsize(0)
+                self._databases()[0].set_mapsize(0)
             except lmdb.Error:
                 if attempt == 2:
                     raise
