@@ -45,8 +45,9 @@ class ChunkSizes:
 class Chunker:
     """Cuts buffers by `sizes`. One instance may be used from several threads: each has its own FastCDC."""
 
-    def __init__(self, sizes: ChunkSizes) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: ChunkSizes, seed: int = 0) -> None:
+        """`seed`: 63 bits that FastCDC's table is altered by (each entry XOR seed); 0 is the published table."""
+        self.sizes, self.seed = sizes, seed
         self._local = threading.local()
 
     def cut(self, data: Buffer) -> Iterator[memoryview]:
@@ -54,11 +55,20 @@ class Chunker:
         view = memoryview(data).cast("B")
         if len(view) <= self.sizes.cut_above:
             yield view
-            return
+        else:
+            yield from self.cut_stream(view)
+
+    def cut_stream(self, window: Buffer) -> Iterator[memoryview]:
+        """The pieces of a window of a longer value that begins at a cut.
+
+        All but the last are pieces of the value; the last one is, too, when the value ends with the window, and else has
+        to be put before the next window: where a piece ends depends only on what follows the cut before it.
+        """
+        view = memoryview(window).cast("B")
         fastcdc = getattr(self._local, "fastcdc", None)
         if fastcdc is None:
             sizes = self.sizes
-            fastcdc = FastCDC(sizes.avg_size, min_size=sizes.min_size, max_size=sizes.max_size)
+            fastcdc = FastCDC(sizes.avg_size, min_size=sizes.min_size, max_size=sizes.max_size, seed=self.seed)
             self._local.fastcdc = fastcdc
         for chunk in fastcdc.cut_buf(view):
             yield view[chunk.offset : chunk.offset + chunk.length]

@@ -3,7 +3,8 @@
     LeptonError
     ├── BadInput            the caller's data or arguments are wrong: fix them and call again
     │   ├── SourceError         a file to import is missing, malformed or unreadable
-    │   └── SchemaError         a table or a batch does not fit the schema
+    │   ├── SchemaError         a table or a batch does not fit the schema
+    │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
     │   ├── RefMissing          no such dataset, branch, tag, checkpoint, model or commit
@@ -14,7 +15,9 @@
     │   └── ChunkCorrupt        a record's bytes do not match its digest
     ├── FormatTooNew        written by a newer LeptonStore: upgrade
     ├── Conflict            somebody else was faster: read again and retry
+    │   └── CommitExpired       garbage collection took what this work relied on: run it again
     ├── StoreFull           the device or the quota is full: free space and run again
+    ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
 
@@ -43,6 +46,10 @@ class SourceError(BadInput):
 
 class SchemaError(BadInput):
     """A table, a batch or a type does not fit the schema, or the schema cannot be stored."""
+
+
+class WrongKey(BadInput):
+    """The store is encrypted, and what was given (or nothing) opens none of its keys. Nothing is said of damage."""
 
 
 class NotFound(LeptonError):
@@ -85,7 +92,7 @@ class PackDamaged(Damaged):
     """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex)."""
 
     def __init__(self, pack: str, why: str) -> None:
-        super().__init__(f"pack {pack} is damaged: {why}; run `lepton check --read-data`, then restore it from a copy")
+        super().__init__(f"pack {pack} is damaged: {why}; run `lepton repair`, with --from if there is a copy")
         self.pack = pack
         self.why = why
 
@@ -100,7 +107,7 @@ class ChunkCorrupt(Damaged):
         place = f" in {where}" if where else ""
         super().__init__(
             f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}); "
-            "run `lepton check --read-data` for the full damage, then restore the pack from a copy"
+            "run `lepton check --read-data` to see all damage, and `lepton repair`, with --from if there is a copy"
         )
         self.digest = digest
         self.pack = pack
@@ -120,8 +127,16 @@ class Conflict(LeptonError):
     """Somebody else changed the same thing first; nothing of the caller's was lost, nothing was published."""
 
 
+class CommitExpired(Conflict):
+    """Garbage collection removed chunks that the work relied on, and nobody has them any more: run it again."""
+
+
 class StoreFull(LeptonError):
     """The device (or the quota) is full; nothing half-written is visible."""
+
+
+class NotPermitted(LeptonError):
+    """This user may not read or write there, or the filesystem is mounted read-only; nothing was changed."""
 
 
 class MissingExtra(LeptonError):

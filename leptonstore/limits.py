@@ -18,6 +18,9 @@ CHUNK_BYTES_MAX = 16 * MIB
 # Records of one pack; bounds what a footer may claim (64 bytes a row: 64 MiB / 64 is the ceiling that can exist).
 PACK_RECORDS_MAX = PACK_BYTES_MAX // 64
 
+# Salvage checks at most so many times the bytes of a pack in vain before it gives up (see format.pack.salvage).
+SALVAGE_CRC_FACTOR = 8
+
 # -- chunking ----------------------------------------------------------------------------------------------------
 # Defaults of a new store; written in its config, never guessed again. Average piece = min + avg (FastCDC 2020, 3.4).
 CHUNK_CUT_ABOVE_BYTES = 4 * MIB  # values up to this size stay whole
@@ -32,6 +35,34 @@ ZSTD_LEVEL = 3
 ZSTD_LEVEL_RANGE = (1, 19)
 # A zstd record must save at least 1/32 of its bytes, or it is stored raw and reads without decompression.
 ZSTD_KEEP_RATIO = 31 / 32
+ZSTD_BYTES_MIN = 32  # a frame costs about 10 bytes: nothing up to this size is tried
+# Large data is probed in a few windows before all of it is compressed: 30 us instead of about 600 us for 1 MiB of JPEG.
+PROBE_ABOVE_BYTES = 128 * KIB
+PROBE_WINDOWS = 8
+PROBE_WINDOW_BYTES = 4 * KIB
+PROBE_WINDOW_RATIO = 0.9  # one window under this, and all of it is compressed
+PLANES_SAMPLE_BYTES = 64 * KIB  # on which byte planes are compared with plain zstd
+# Dictionaries. zstd's own default is 110 KiB; beyond 64 KiB JSON records of 1 KB gained nothing here.
+DICTIONARY_BYTES_MAX = 112 * KIB  # what a reader accepts
+DICTIONARY_TRAINED_BYTES_MAX = 64 * KIB  # what is trained: at most 1/8 of the samples (zstd advises 1/100 to 1/10)
+DICTIONARY_RECORD_BYTES_MAX = 16 * KIB  # larger records have context enough of their own
+DICTIONARY_RECORDS_MIN = 32  # fewer records are not trained on: a flush of a few values must not wait
+DICTIONARY_BATCH_BYTES_MIN = 16 * KIB  # less could not pay for a dictionary
+DICTIONARY_SAMPLE_BYTES_MAX = 512 * KIB  # that are trained on, of a batch: 30 ms; more gained nothing
+DICTIONARY_REST = 2  # batches between two attempts: a mixture (a tree of sources) would be trained on for every batch
+DICTIONARY_TEST_EVERY = 8  # of the records of a batch, one in this many is held out, to see whether a dictionary pays
+DICTIONARY_GAIN_MIN = 0.05  # a dictionary that saves less than this share of the bytes is not used
+DICTIONARY_DRIFT = 1.3  # retrained when records come out this much larger than those it was tested on
+DICTIONARY_BACKOFF_MAX = 64  # batches without an attempt after attempts that failed (doubling from 1)
+# Groups: chunks under 4 KiB that were put one after another are one record, decoded as a whole: 15 us for 16 KiB. It divides what
+# a record costs beside its payload (64 bytes of header) by their number, and they are context for each other.
+GROUP_MEMBER_BYTES_MAX = 4 * KIB - 1  # of a chunk that may join a group
+GROUP_BYTES_MAX = 16 * KIB
+SHELF_BYTES = 1 * MIB  # of small records that are encoded, and trained on, together
+# Kept by a reader: 64 KiB and what zstd prepares from it, in each thread. 64 MiB are the dictionaries of about 10^4 packs of
+# one kind of data (packs share them), or of 150 packs that share none.
+DICTIONARY_CACHE_BYTES = 64 * MIB
+OPENED_PACKS_MAX = 1_024  # small objects and the last group that was read, 16 KiB
 
 # -- writing -----------------------------------------------------------------------------------------------------
 IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to keep all cores busy, small in memory
@@ -42,6 +73,8 @@ ROW_GROUP_ROWS_AVG = 4_000  # expected size: min + the mean of a geometric distr
 ROW_GROUP_ROWS_MAX = 8_000
 VALUE_INLINE_BYTES_MAX = 16 * KIB  # longer values are chunks of their own
 PAGE_PART_BYTES = 64 * KIB  # variable-width pages above this are cut at row boundaries
+# Elements of a page that take no byte of it (empty structs and lists of them); all others are bounded by its length.
+PAGE_EMPTY_ELEMENTS_MAX = 1 << 20
 NODE_FANOUT_AVG = 256  # children of an internal node, on average; 10^9 rows are three levels
 NODE_FANOUT_MAX = 4_096
 NODE_LEVEL_MAX = 16
@@ -56,14 +89,67 @@ LOG_SNAPSHOT_EVERY = 1_000  # entries between snapshots: opening reads one snaps
 LOG_APPEND_TRIES_MAX = 1_000  # lost races before a writer gives up: each loss means that another writer won
 CONFIG_BYTES_MAX = 64 * KIB
 
+# -- full disks and checks -----------------------------------------------------------------------------------------
+QUOTA_BYTES_MAX = 1 << 60
+RESERVE_BYTES = 4 * MIB  # given back when gc finds the disk full: its log entries (at most LOG_ENTRY_BYTES_MAX) fit
+CHECK_WINDOW_BYTES = 4 * MIB  # of a pack that one thread of `check --read-data` holds (more for a single larger record)
+CHECK_PROBLEMS_MAX = 10_000  # findings that are listed one by one; the others are counted
+SEEN_MAX = 2 << 20  # digests that a walk over all versions remembers: about 200 MB
+PLACES_MAX = 20  # rows named for one finding: enough to see what it is about
+SPILL_BYTES = 32 * MIB  # of sorted working data that is kept in memory before it goes to a temporary file
+
+# -- encryption --------------------------------------------------------------------------------------------------
+SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 17, 8, 1  # 128 MiB and about 0.3 s for each guess of a passphrase (OWASP, 2023)
+# What a key document may ask of its reader: an attacker may have written it.
+SCRYPT_MEMORY_BYTES_MAX = 1 * GIB
+SCRYPT_WORK_MAX = 1 << 24  # n * r * p: 16 times the default
+KEY_DOCUMENT_BYTES_MAX = 16 * KIB
+KEYS_MAX = 64  # key documents of a store: a wrong passphrase costs one scrypt for each
+SECRET_BYTES_MAX = 1 * MIB  # of a passphrase or key file
+KEY_FILE_BYTES_MIN = 32  # a key file is used as it is, without scrypt: it must be random
+KEY_LABEL_CHARS_MAX = 200
+
+# -- garbage collection --------------------------------------------------------------------------------------------
+GC_PACKS_PER_ENTRY_MAX = 100_000  # 35 bytes each: an entry stays under LOG_ENTRY_BYTES_MAX; more take another round
+GC_ROUNDS_MAX = 1_000  # a round ends with an entry, or because another gc made one: somebody always gets on
+GC_KEY_BYTES = 16  # of a digest, in the sorted runs: two that share 128 bits cost more work than there is
+# A pack with a smaller live share is rewritten: at one half, a byte is written for each byte freed, and waste stays under live.
+GC_REPACK_SHARE = 0.5
+GC_SMALL_PACK_BYTES = PACK_BYTES_MAX // 4
+GC_SMALL_PACKS_MIN = 16  # as many small packs of one content are merged: each byte moves about log16(packs) times
+WRITER_CLAIMS_BYTES_MAX = 64 * MIB  # 34 bytes a pack: 2 million packs, 128 TiB by one writer
+LEASE_BYTES_MAX = 4 * KIB
+
 # -- index -------------------------------------------------------------------------------------------------------
 INDEX_MAP_BYTES = 1 * GIB  # first size of LMDB's map (address space, not memory); doubled when it is full
 INDEX_READERS_MAX = 2_048
+INDEX_STRIPES = 7  # reader slots of one process, so 2,048 are enough for 290 processes; prime, to spread threads evenly
+INDEX_PACK_NAMES_MAX = 65_536  # pack ids that a process keeps as text, about 100 bytes each
+INDEX_GET_BATCH = 65_536  # look-ups in one read transaction: about 0.1 s
+INDEX_ITEMS_BATCH = 8_192  # rows that an iteration copies in one read transaction
+# Filling it: packs' footers are read ahead by this many threads (a footer is 64 bytes a record), and sorted in batches of
+# about 20 MiB, of which a few copies exist at a time. More rows than one batch go to sorted runs in a temporary file (60 bytes
+# a row) that are merged: with n rows, n / INDEX_BATCH_ROWS runs and as many parts; at 10^9 rows, let the batch grow with sqrt(n).
+INDEX_FOOTER_THREADS = 8
+INDEX_BATCH_ROWS = 250_000
+INDEX_COMMIT_ROWS = 16_384  # rows changed in one write transaction; each may touch a page of 4 KiB, so 64 MiB of memory
 
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)
 IMAGE_FILE_BYTES_MAX = 256 * MIB
 IDX_DIMENSIONS_MAX = 8
+
+# -- directories of files --------------------------------------------------------------------------------------
+TREE_INLINE_BYTES_MAX = 4 * KIB - 1  # longer files are chunks of their own: an edit writes the file, not its neighbours
+TREE_PART_BYTES = 7_680  # pages of small files and of references: with their header 16 KiB at most (twice this)
+READ_JOB_BYTES = 1 * MIB  # small files that one thread reads in a row
+SMALL_FILES_MIN = 2_000  # from this many inlined files on, processes of their own read them; starting those takes 20 ms
+SMALL_FILES_JOB = 512  # files that such a process is asked for at a time
+READ_WINDOW_BYTES = 8 * MIB  # of a large file that is read at a time
+EXPORT_JOBS_AHEAD = 64  # jobs (of READ_JOB_BYTES, or one file) that wait to be written
+EXPORT_WINDOW_BYTES = 8 * MIB  # of a large file that is decoded at a time; two windows and a piece each are in memory
+EXPORT_HOLE_BYTES = 64 * KIB  # blocks of zeros, at multiples of this, become holes
+DIRECT_WRITE_BYTES_MIN = 1 * MIB  # files from this size on bypass the page cache where the filesystem lets them
 
 # -- import and export ---------------------------------------------------------------------------------------------
 # One batch of an importer: memory is a few batches, however large the source is. A single larger row is a batch alone.

@@ -4,33 +4,72 @@ from __future__ import annotations
 
 import click
 
+from leptonstore import limits
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.store import CheckReport, check_store
 
 
+class Share(click.ParamType):
+    """A part of a whole: 0.1, 10% or 1."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """From 0 to 1."""
+        text = str(value)
+        try:
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            share = -1.0
+        if not 0 < share <= 1:
+            self.fail(f"{text!r} is not a share: use 10%, or a number over 0 and up to 1", param, ctx)
+        return share
+
+
 @click.command("check")
 @store_option
-@click.option("--read-data", is_flag=True, help="Read and verify every byte, not only the structure.")
+@click.option(
+    "--read-data",
+    is_flag=False,
+    flag_value="100%",
+    type=Share(),
+    metavar="[=SHARE]",
+    help="Read and verify every byte, not only the structure; with a share (10% or 0.1), that of a random sample of packs.",
+)
+@click.option("--seed", type=int, help="Which packs a share picks: the seed that an earlier check reported.")
 @json_option
-def command(store: str | None, read_data: bool, as_json: bool) -> int:
-    """Find what is damaged or missing. Exit code 4 when something is; changes nothing.
+def command(store: str | None, read_data: float | None, seed: int | None, as_json: bool) -> int:
+    """Find what is damaged or missing. Changes nothing.
+
+    Exit codes: 0 clean, 4 something is damaged (`lepton repair` is next).
 
     \b
     Example:
       lepton check --read-data
+      lepton check --read-data=10%
     """
     with open_store(store) as opened:
-        with progress("check", len(opened.state.packs), "packs") as report:
-            found = check_store(opened, read_data, lambda done, total: report(done))
-        emit({"store": opened.url, **found.to_json()}, as_json, lambda: _print(found, read_data))
+        total = sum(record.bytes for record in opened.state.packs.values())
+        with progress("check", max(1, total // limits.MIB), "MiB") as report:
+            found = check_store(opened, read_data or False, lambda done, _: report(done // limits.MIB), seed)
+        emit({"store": opened.url, **found.to_json()}, as_json, lambda: _print(found))
     return 0 if found.clean else 4
 
 
-def _print(found: CheckReport, read_data: bool) -> None:
+def _print(found: CheckReport) -> None:
     for problem in found.problems:
         click.echo(problem.line())
-    read = f", {human_bytes(found.bytes_read)} read" if read_data else ""
-    click.echo(f"{found.packs:,} packs, {found.records:,} records, {found.refs:,} refs{read}")
+    if found.problems_more:
+        click.echo(f"… and {found.problems_more:,} more findings")
+    read = ""
+    if found.read_share:
+        sample = "" if found.read_share == 1 else f" ({found.read_share:.0%} of the data; --seed {found.seed})"
+        read = f", {human_bytes(found.bytes_read)} read{sample}"
+    click.echo(f"{found.packs:,} packs, {found.records:,} records, {found.versions:,} versions{read}")
     if found.unlisted_packs:
-        click.echo(f"{found.unlisted_packs:,} packs of interrupted writers are not in use (harmless)")
-    click.echo("clean" if found.clean else f"{len(found.problems)} problems")
+        click.echo(f"{found.unlisted_packs:,} packs of interrupted writers are not in use (harmless; `lepton gc`)")
+    if found.clean:
+        click.echo("clean")
+    else:
+        count = len(found.problems) + found.problems_more
+        click.echo(f"{count:,} problems: run `lepton repair`, with --from when there is a copy")

@@ -18,7 +18,14 @@ SUMMARIES = {
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
     "export": "Write a version out as Parquet, CSV, folders or files.",
+    "key": "Show, add, remove or rotate the keys of an encrypted store.",
+    "forget": "Forget old versions, so that gc can free what only they need.",
+    "gc": "Remove what no version, reader or writer needs.",
     "check": "Find what is damaged or missing.",
+    "repair": "Mend damaged and missing packs, and say what is lost.",
+    "du": "Show what each dataset and version takes, and what they share.",
+    "quota": "Show or set the store's quota.",
+    "upgrade": "Upgrade a store that an older version made.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
@@ -56,7 +63,8 @@ class _Lazy(click.Group):
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
-    "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 130 interrupted.",
+    "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 9 not permitted, 10 wrong passphrase or key file, "
+    "130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lepton")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -19,10 +19,18 @@ from leptonstore.dataset.refs import split_spec
 @store_option
 @click.option("--format", "source_format", type=click.Choice(sorted(FORMATS)), help="What SRC is (default: found out).")
 @click.option("--key", multiple=True, metavar="COLUMN", help="Identity column of a table; may be given several times.")
+@click.option("--paranoid", is_flag=True, help="Read every file, also those that look unchanged (format files).")
 @click.option("-m", "--message", default="", help="What this version is; default: import of SRC.")
 @json_option
 def command(
-    src: str, name: str, store: str | None, source_format: str | None, key: tuple[str, ...], message: str, as_json: bool
+    src: str,
+    name: str,
+    store: str | None,
+    source_format: str | None,
+    key: tuple[str, ...],
+    paranoid: bool,
+    message: str,
+    as_json: bool,
 ) -> None:
     """Put SRC into the store as a new version of dataset NAME (or NAME@branch).
 
@@ -33,15 +41,20 @@ def command(
       lepton import mnist/ mnist
       lepton import photos/ birds --format image-folder
       lepton import digits digits
+      lepton import corpus/ corpus --format files
     """
     dataset, branch = split_spec(name)
     options: dict[str, Any] = {"key": key} if key else {}
+    if paranoid:
+        options["paranoid"] = True
     source = open_source(src, source_format, **options)
     with open_store(store) as opened:
         before = opened.state.refs.get(f"dataset/{dataset}/{branch}")
         with progress(f"import {dataset}", source.rows) as report:
             label = src if src == "digits" else Path(src).absolute().name
             made = write_dataset(opened, dataset, source, message or f"import of {label}", branch, progress=report)
+        for note in source.notes:
+            click.echo(f"lepton: warning: {note}", err=True)
         changed = before is None or before.commit != made.commit
         value = {
             "dataset": dataset,

@@ -7,22 +7,26 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
 from leptonstore import errors
+from leptonstore.cli.secret import given_secret, secret_options
 from leptonstore.store import Store
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 # The first class that fits counts.
 EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
+    (errors.WrongKey, 10),
     (errors.BadInput, 2),
     (errors.NotFound, 3),
     (errors.Damaged, 4),
     (errors.Conflict, 5),
     (errors.StoreFull, 6),
+    (errors.NotPermitted, 9),
     (errors.FormatTooNew, 7),
     (errors.MissingExtra, 8),
     (errors.Stopped, EXIT_INTERRUPTED),
@@ -38,13 +42,18 @@ def store_url(given: str | None) -> str:
 
 def open_store(given: str | None) -> Store:
     """The store that a command works on. Says on stderr when a pack is damaged, and goes on."""
-    store = Store.open(store_url(given))
+    store = Store.open(store_url(given), unlock=given_secret())
     for pack, why in store.damaged_packs.items():
         click.echo(f"lepton: warning: pack {pack} is damaged ({why}); run `lepton check --read-data`", err=True)
     return store
 
 
-store_option = click.option("--store", metavar="PATH|URL", help="The store (default: $LEPTON_STORE, else ./.lepton).")
+def store_option(command: _F) -> _F:
+    """--store, and what opens it when it is encrypted."""
+    text = "The store (default: $LEPTON_STORE, else ./.lepton)."
+    return click.option("--store", metavar="PATH|URL", help=text)(secret_options(command))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 
 
@@ -76,7 +85,7 @@ def progress(
     Yields a function of how much is done in all, or with `advance` how much was done since its last call.
     """
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda done: _raise_interrupt()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -84,17 +93,38 @@ def progress(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda done: bar.advance(task, done) if advance else bar.update(task, completed=done)
+
+        def tell(done: int) -> None:
+            _raise_interrupt()
+            if advance:
+                bar.advance(task, done)
+            else:
+                bar.update(task, completed=done)
+
+        yield tell
+
+
+_interrupt = threading.Event()
 
 
 def _interrupted(number: int, frame: object) -> None:
+    """Where Python cannot pass an exception on (a weak reference's callback, a destructor) it drops it, and the interrupt
+    with it: so it is remembered, and raised again by the next report of progress."""
+    _interrupt.set()
     raise KeyboardInterrupt
+
+
+def _raise_interrupt() -> None:
+    if _interrupt.is_set():
+        raise KeyboardInterrupt
 
 
 def run(group: click.Group, arguments: list[str]) -> int:
     """Run the command line; returns the exit code. One line on stderr for every error that has a name."""
     debug = "--debug" in arguments[:1]
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, and jobs in the background of a shell
+            signal.signal(number, _interrupted)
     try:
         result = group.main(args=arguments, prog_name="lepton", standalone_mode=False)
         sys.stdout.flush()

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Makes missing folders above it. Raises BadInput or StoreFull.
     """
-    temporary = path.with_name(_temporary_name())
+    temporary = path.with_name(temporary_name())
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("xb")
@@ -62,7 +62,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _temporary_name() -> str:
+def temporary_name() -> str:
+    """A name that nobody else uses, for a file that is not whole yet."""
     return f".{secrets.token_hex(8)}.partial"
 
 
@@ -113,7 +114,7 @@ class ConfinedFolder:
         self._written.add(path)
 
     def _write_at(self, folder: int, name: str, data: Buffer) -> None:
-        temporary = _temporary_name()
+        temporary = temporary_name()
         file = os.fdopen(os.open(temporary, _CREATE_FILE, 0o666, dir_fd=folder), "wb")
         try:
             with file:
@@ -123,6 +124,21 @@ class ConfinedFolder:
             os.unlink(temporary, dir_fd=folder)
             raise
 
+    def open_folder(self, folders: list[str]) -> int:
+        """A descriptor of the folder at these checked parts, which are made where they are missing. The caller closes it.
+
+        Any thread. Raises BadInput or StoreFull.
+        """
+        with writing(self._root.joinpath(*folders)):
+            current = os.dup(self._root_fd)
+            for folder in folders:
+                try:
+                    inner = _open_folder(folder, current)
+                finally:
+                    os.close(current)
+                current = inner
+            return current
+
     def _folder(self, folders: list[str]) -> int:
         """A descriptor of the folder; it stays open until another folder is asked for."""
         if not folders:
@@ -130,15 +146,8 @@ class ConfinedFolder:
         if self._last is not None and self._last[0] == folders:
             return self._last[1]
         self._forget_last()
-        current = os.dup(self._root_fd)
-        for folder in folders:
-            try:
-                inner = _open_folder(folder, current)
-            finally:
-                os.close(current)
-            current = inner
-        self._last = (folders, current)
-        return current
+        self._last = (folders, self.open_folder(folders))
+        return self._last[1]
 
     def _forget_last(self) -> None:
         if self._last is not None:
@@ -147,6 +156,9 @@ class ConfinedFolder:
 
 
 def _open_folder(name: str, above: int) -> int:
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=above)
-    return os.open(name, _OPEN_FOLDER, dir_fd=above)
+    try:
+        return os.open(name, _OPEN_FOLDER, dir_fd=above)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=above)
+        return os.open(name, _OPEN_FOLDER, dir_fd=above)

@@ -22,7 +22,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele, Lea, Flood 2014)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # After the least number of rows each row ends its group with this chance; so the mean size is min + 1/chance.
 _ROW_THRESHOLD = np.uint64((1 << 64) // (limits.ROW_GROUP_ROWS_AVG - limits.ROW_GROUP_ROWS_MIN))
-_PART_BYTES_MIN, _PART_BYTES_MAX = limits.PAGE_PART_BYTES // 2, limits.PAGE_PART_BYTES * 2
 
 
 def _splitmix(values: U64) -> U64:
@@ -103,21 +102,28 @@ class RowCutter:
         self._rows = len(hashes) - start
 
 
-def part_ends(values: pa.Array, sizes: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
-    """Ends of the parts of a variable-width column: one part up to PAGE_PART_BYTES, else cut at row boundaries."""
-    if int(sizes.sum()) <= limits.PAGE_PART_BYTES:
-        return [len(values)]
-    # A row ends a part with a chance in proportion to its bytes, so that the mean part is about PAGE_PART_BYTES.
-    chance = np.minimum(1.0, (sizes + 1) / _PART_BYTES_MIN)
-    wanted = (value_hashes(values) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
+def part_ends(hashes: U64, sizes: np.ndarray[Any, np.dtype[np.int64]], part_bytes: int) -> list[int]:
+    """Ends of the parts of a variable-width column: one part up to `part_bytes`, else cut at row boundaries.
+
+    hashes: of the rows (`row_hashes`), so that changing a value moves no cut but where the sizes change.
+    """
+    if int(sizes.sum()) <= part_bytes:
+        return [len(sizes)]
+    # Once a part has `part_bytes`, a row ends it with a chance in proportion to its bytes; it never has twice as many, but
+    # for a single row. The hashes are mixed again: those of the rows that end a row group are small.
+    chance = np.minimum(1.0, (sizes + 1) / (part_bytes // 2))
+    wanted = (_splitmix(hashes) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
     ends, in_part = [], 0
     for row, (size, want) in enumerate(zip(sizes.tolist(), wanted.tolist(), strict=True)):
+        if in_part and in_part + size > 2 * part_bytes:
+            ends.append(row)
+            in_part = 0
         in_part += size
-        if (want and in_part >= _PART_BYTES_MIN) or in_part >= _PART_BYTES_MAX:
+        if want and in_part >= part_bytes:
             ends.append(row + 1)
             in_part = 0
-    if not ends or ends[-1] != len(values):
-        ends.append(len(values))
+    if not ends or ends[-1] != len(sizes):
+        ends.append(len(sizes))
     return ends
 
 

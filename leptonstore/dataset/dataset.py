@@ -6,6 +6,7 @@ bounded cache. Any thread. Datasets pickle: they carry the store's place, the ve
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,8 @@ class Dataset:
         self.selection = selection
         self._store: Store | None = store
         self._url = store.url
+        # Of an encrypted store: where its passphrase or key file can be read again, never the secret.
+        self._secret_source = store.secret_source
         self._prepare()
 
     def _prepare(self) -> None:
@@ -56,7 +59,8 @@ class Dataset:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("name", "ref", "commit", "selection", "_url")}
+        kept = ("name", "ref", "commit", "selection", "_url", "_secret_source")
+        return {key: getattr(self, key) for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -75,7 +79,7 @@ class Dataset:
     def store(self) -> Store:
         """The store, reopened when this came out of a pickle."""
         if self._store is None:
-            self._store = Store.open(self._url)
+            self._store = Store.open(self._url, unlock=self._secret_source)
         return self._store
 
     @property
@@ -296,6 +300,45 @@ class Dataset:
             column = column_values.concat([Column(chunk) for chunk in chunked.chunks])
             arrays.append(column_values.take(column, back).values)
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
+        """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
+        fields = self._fields(names)
+        starts = self.leaves.starts
+        if self.selection is None:
+            for index in range(len(starts) - 1):
+                yield int(starts[index]), [self._read_page(index, field) for field in fields]
+            return
+        for first in range(0, len(self), limits.ROW_GROUP_ROWS_AVG):
+            rows = np.arange(first, min(first + limits.ROW_GROUP_ROWS_AVG, len(self)), dtype=np.int64)
+            yield first, [self.take_stored(rows, name) for name in names]
+
+    @contextlib.contextmanager
+    def errors_at(self, row: int, name: str) -> Iterator[None]:
+        """Inside, a chunk that is missing or corrupt is named with this row and column of the version."""
+        where = f"{self.name}@{self.ref} row {int(self._base_rows(np.array([row]))[0])} column {name!r}"
+        try:
+            yield
+        except ChunkCorrupt as error:
+            raise error.at(where) from None
+        except ChunkMissing as error:
+            raise ChunkMissing(error.digest, where) from None
+
+    def take_stored(self, rows: Rows, name: str) -> Column:
+        """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
+        field = self._fields([name])[0]
+        base = self._base_rows(np.asarray(rows, np.int64))
+        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
+        order = np.argsort(groups, kind="stable")
+        cuts = np.flatnonzero(np.diff(groups[order])) + 1
+        pieces = []
+        for chosen in np.split(order, cuts):
+            index = int(groups[chosen[0]])
+            first = int(self.leaves.starts[index])
+            pieces.append(column_values.take(self._page(index, field), base[chosen] - first))
+        back = np.empty(len(base), np.int64)
+        back[order] = np.arange(len(base))
+        return column_values.take(column_values.concat(pieces), back)
 
     def __getitem__(self, key: int | slice) -> Any:
         """`ds[i]`: a dict of Python and numpy values. `ds[a:b]`: a table. Raises IndexError past the end."""

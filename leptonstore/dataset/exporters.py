@@ -6,7 +6,7 @@
               refused
     folder    images as <split>/<class>/<file>. Encoded images are written byte for byte, at their `path` when they have
               one; decoded ones become PNG. Other columns are not exported
-    files     every file of a checkpoint or model at its path
+    files     every file of a checkpoint, a model or a directory of files at its path
 
 Everything streams: memory holds a batch. A file has its final name only when it is whole; a folder export that was
 interrupted leaves whole files. Existing files are replaced only with overwrite=True, and then by name: other files in
@@ -28,6 +28,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore.dataset.confined import ConfinedFolder, checked_parts, replacing, writing
+from leptonstore.dataset.dataset import Dataset
+from leptonstore.dataset.export_tree import export_tree
+from leptonstore.dataset.filetree import is_file_tree
 from leptonstore.dataset.schema import CODEC, class_names, semantic_of, tensor_shape
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, MissingExtra, SchemaError
@@ -36,7 +39,7 @@ FORMATS: dict[str, str] = {
     "parquet": "one Parquet file with all columns",
     "csv": "one CSV file; no binary, tensor or nested columns",
     "folder": "images as <split>/<class>/<file>",
-    "files": "the files of a checkpoint or a model",
+    "files": "the files of a directory, a checkpoint or a model",
 }
 Progress: TypeAlias = Callable[[int], None]
 
@@ -112,7 +115,13 @@ def export_dataset(
         _require_free_folder(target, overwrite)
         return _export_files(ds, target, report)
     if name == "files":
-        raise BadInput("only a checkpoint or a model is exported as files; choose parquet, csv or folder")
+        if not isinstance(ds, Dataset) or not is_file_tree(ds.schema):
+            raise BadInput(
+                "only a directory of files, a checkpoint or a model is exported as files; choose parquet, csv or folder"
+            )
+        _require_free_folder(target, overwrite)
+        done = export_tree(ds, target, report)
+        return ExportReport(target, done.rows, done.files, done.bytes)
     if name == "folder":
         layout = _FolderLayout.of(ds.schema, len(ds))
         _require_free_folder(target, overwrite)
@@ -123,6 +132,8 @@ def export_dataset(
 
 def _format_for(ds: Rows | Files, dest: Path) -> str:
     if isinstance(ds, Files):
+        return "files"
+    if is_file_tree(ds.schema) and not _SUFFIX_FORMATS.get(dest.suffix.lower()):
         return "files"
     suffix = _SUFFIX_FORMATS.get(dest.suffix.lower())
     if suffix:

@@ -97,12 +97,14 @@ def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
 
 
 def ancestry(store: Store, commit: str) -> list[str]:
-    """The commit and all before it, newest first, each once."""
+    """The commit and all before it up to where history was forgotten, newest first, each once."""
     out, queue = [], [commit]
     while queue:
         current = queue.pop(0)
-        if current not in out:
-            out.append(current)
+        if current in out:
+            continue
+        out.append(current)
+        if current not in store.state.forgotten:
             queue += [parent.hex() for parent in parse_commit(store.get(parse_hex(current))).parents]
     return out
 

@@ -4,6 +4,8 @@
     lepton.semantic            "image" | "class_label" | "text" | "path"  (absent: nothing beyond the Arrow type)
     lepton.codec               image: "jpeg", "png" … as encoded, or "mixed"
     lepton.names               class_label: JSON list; the label is an index into it
+    lepton.inline_bytes        strings, bytes: longer values are chunks of their own (default 16 KiB)
+    lepton.part_bytes          strings, bytes: about how large a page may be before it is cut (default 64 KiB)
 
 Fixed-shape tensors are Arrow's own extension type `pa.fixed_shape_tensor(value_type, shape)`; an image that is
 already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C).
@@ -16,9 +18,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from leptonstore import limits
+from leptonstore.errors import SchemaError
+
 SEMANTIC = b"lepton.semantic"
 CODEC = b"lepton.codec"
 NAMES = b"lepton.names"
+INLINE_BYTES = b"lepton.inline_bytes"
+PART_BYTES = b"lepton.part_bytes"
 
 
 def tensor_field(name: str, value_type: pa.DataType, shape: tuple[int, ...], semantic: str = "") -> pa.Field:
@@ -42,6 +49,26 @@ def class_label_field(name: str, names: list[str]) -> pa.Field:
 def path_field(name: str) -> pa.Field:
     """A column of relative paths with forward slashes."""
     return pa.field(name, pa.string(), nullable=False, metadata={SEMANTIC: b"path"})
+
+
+def inline_bytes(field: pa.Field) -> int:
+    """The longest value, in bytes, that stands in a page. Raises SchemaError."""
+    return _bytes_of(field, INLINE_BYTES, limits.VALUE_INLINE_BYTES_MAX)
+
+
+def part_bytes(field: pa.Field) -> int:
+    """About how large a page of this column is, in bytes, where it is cut. Raises SchemaError."""
+    return _bytes_of(field, PART_BYTES, limits.PAGE_PART_BYTES)
+
+
+def _bytes_of(field: pa.Field, key: bytes, default: int) -> int:
+    text = (field.metadata or {}).get(key)
+    if text is None:
+        return default
+    value = int(text) if text.isdigit() else 0
+    if not 1 <= value <= default:
+        raise SchemaError(f"column {field.name!r} has {key.decode()} {text!r}; it must be from 1 to {default}")
+    return value
 
 
 def semantic_of(field: pa.Field) -> str:

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from leptonstore.dataset.dataset import Dataset
+    from leptonstore.dataset.values import Column
+    from leptonstore.store import Store
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class Source:
     identity: names of the columns whose values cut row groups (the key in a keyed table); at least one.
     batches:  callable that starts a fresh stream of `pa.RecordBatch` with exactly `schema`; memory stays bounded.
     rows:     number of rows when it is known before reading, else None (used for progress only).
+    stored:   for sources that put large values themselves, on threads of their own: (store, head version or None) ->
+              lists of columns as pages keep them. Used instead of `batches` where it is given.
+    unchanged: (store, ref, head version) -> whether an import would change nothing, found out without reading content.
+    published: called with (store, ref, commit) when the version is published, or found to be there already.
+    notes:    what people should know, in lines; may grow while rows are read.
     lineage:  JSON-able and deterministic: format, file names (never absolute paths), sizes, digests. Part of the commit.
     """
 
@@ -30,3 +40,7 @@ class Source:
     batches: Callable[[], Iterator[pa.RecordBatch]]
     rows: int | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
+    stored: Callable[[Store, Dataset | None], Iterator[list[Column]]] | None = None
+    unchanged: Callable[[Store, str, Dataset], bool] | None = None
+    published: Callable[[Store, str, str], None] | None = None
+    notes: list[str] = field(default_factory=list)

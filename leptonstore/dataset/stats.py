@@ -7,7 +7,7 @@ from typing import Any
 
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
-from leptonstore.store.walk import walk
+from leptonstore.store.usage import placed_once
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,7 @@ def version_stats(store: Store, commit: str, logical_bytes: int, rows: int, grou
         item.name: {"type": str(item.type), "logical_bytes": 0, "stored_bytes": 0, "chunks": 0} for item in schema
     }
     unique = stored = metadata = chunks = 0
-    counted: set[bytes] = set()
-    for reached in walk(store, commit):
-        if reached.error is not None:
-            raise reached.error
-        if reached.digest in counted:
-            continue
-        counted.add(reached.digest)
-        place = store.locate(reached.digest)
-        if place is None:
-            continue
-        size = lpk.RECORD_HEADER_BYTES + lpk.FOOTER_ROW_BYTES + place.row.stored
+    for reached, place, size in placed_once(store, [commit]):
         chunks += 1
         stored += size
         if reached.what in ("commit", "node"):
@@ -69,15 +59,4 @@ def version_stats(store: Store, commit: str, logical_bytes: int, rows: int, grou
 
 def stored_bytes(store: Store, commits: list[str]) -> int:
     """Bytes that some versions take together, each chunk once, metadata included. Raises ChunkMissing or ChunkCorrupt."""
-    seen: set[bytes] = set()
-    counted: set[bytes] = set()
-    total = 0
-    for commit in commits:
-        for reached in walk(store, commit, seen):
-            if reached.error is not None:
-                raise reached.error
-            place = store.locate(reached.digest)
-            if place is not None and reached.digest not in counted:
-                counted.add(reached.digest)
-                total += lpk.RECORD_HEADER_BYTES + lpk.FOOTER_ROW_BYTES + place.row.stored
-    return total
+    return sum(size for _, _, size in placed_once(store, commits))

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from leptonstore.dataset.cut import RowCutter, node_ends, part_ends, row_hashes
+from leptonstore.dataset.cut import U64, RowCutter, node_ends, part_ends, row_hashes
+from leptonstore.dataset.schema import inline_bytes, part_bytes
 from leptonstore.dataset.values import Column, concat, intern
 from leptonstore.digest import Digest
 from leptonstore.errors import FormatDamaged, SchemaError
 from leptonstore.format.node import Child, InternalNode, Part, RowGroup, encode_internal, encode_row_group, parse_node
 from leptonstore.format.pack import CONTENT_META
-from leptonstore.format.page import encode_page, is_variable
+from leptonstore.format.page import encode_binary_pages, encode_page, is_variable
 from leptonstore.store import Store
 
 
@@ -26,7 +27,7 @@ class TreeWriter:
         self.store, self.schema = store, schema
         self._identity = [schema.get_field_index(name) for name in identity]
         self._cutter = RowCutter()
-        self._open: list[list[Column]] = []
+        self._open: list[tuple[list[Column], U64]] = []
         self._groups: list[Child] = []
         self.rows = 0
 
@@ -39,15 +40,25 @@ class TreeWriter:
                 raise SchemaError(f"column {field.name!r} has nulls near row {self.rows}, but is declared without")
         if batch.num_rows == 0:
             return
-        columns = [intern(self.store, array) for array in batch.columns]
+        self.append_columns(
+            [
+                intern(self.store, array, inline_bytes(field))
+                for field, array in zip(self.schema, batch.columns, strict=True)
+            ]
+        )
+
+    def append_columns(self, columns: list[Column]) -> None:
+        """Add rows as pages keep them: large values have been put already. Raises StoreFull."""
+        rows = len(columns[0].values)
+        hashes = row_hashes([columns[index].values for index in self._identity])
         start = 0
-        for end in self._cutter.ends(row_hashes([columns[index].values for index in self._identity])):
-            self._open.append([column.slice(start, end) for column in columns])
+        for end in self._cutter.ends(hashes):
+            self._open.append(([column.slice(start, end) for column in columns], hashes[start:end]))
             self._close_group()
             start = end
-        if start < batch.num_rows:
-            self._open.append([column.slice(start, batch.num_rows) for column in columns])
-        self.rows += batch.num_rows
+        if start < rows:
+            self._open.append(([column.slice(start, rows) for column in columns], hashes[start:]))
+        self.rows += rows
 
     def finish(self) -> tuple[Digest | None, int]:
         """(root, plain bytes); the root is None when there were no rows."""
@@ -68,19 +79,25 @@ class TreeWriter:
         return parents
 
     def _close_group(self) -> None:
-        columns = [concat(list(pieces)) for pieces in zip(*self._open, strict=True)]
+        columns = [concat(list(pieces)) for pieces in zip(*(pieces for pieces, _ in self._open), strict=True)]
+        hashes = np.concatenate([hashes for _, hashes in self._open])
         self._open = []
         group = RowGroup(
-            len(columns[0].values),
-            tuple(tuple(self._parts(field, column)) for field, column in zip(self.schema, columns, strict=True)),
+            len(hashes),
+            tuple(
+                tuple(self._parts(field, column, hashes)) for field, column in zip(self.schema, columns, strict=True)
+            ),
         )
         digest = self.store.put(encode_row_group(group), CONTENT_META)
         self._groups.append(Child(digest, group.rows, group.plain_bytes))
 
-    def _parts(self, field: pa.Field, column: Column) -> Iterator[Part]:
-        ends = [len(column.values)]
+    def _parts(self, field: pa.Field, column: Column, hashes: U64) -> Iterator[Part]:
+        ends = [len(hashes)]
         if is_variable(field.type):
-            ends = part_ends(column.values, column.sizes())
+            ends = part_ends(hashes, column.sizes(), part_bytes(field))
+            if column.values.null_count == 0 and len(ends) > 1:
+                yield from self._binary_parts(column, ends)
+                return
         start = 0
         for end in ends:
             piece = column.slice(start, end)
@@ -88,7 +105,7 @@ class TreeWriter:
             data = encode_page(piece.values, piece.references)
             has_references = piece.references is not None and bool(piece.references.any())
             yield Part(
-                self.store.put(data),
+                self.store.put(data, plane_width=plane_width(field.type)),
                 len(piece.values),
                 piece.values.null_count,
                 len(data),
@@ -96,6 +113,24 @@ class TreeWriter:
                 has_references,
                 bounds_of(piece.values),
             )
+
+    def _binary_parts(self, column: Column, ends: list[int]) -> Iterator[Part]:
+        """Many small parts of strings or bytes without nulls: less work for each than above."""
+        start = 0
+        for end, data in zip(ends, encode_binary_pages(column.values, column.references, ends), strict=True):
+            referenced = column.slice(start, end).referenced_bytes() if column.references is not None else 0
+            has_references = column.references is not None and bool(column.references[start:end].any())
+            yield Part(self.store.put(data), end - start, 0, len(data), referenced, has_references)
+            start = end
+
+
+def plane_width(data_type: pa.DataType) -> int:
+    """Bytes of a float when pages of this type are mostly floats: they are stored as byte planes where that is smaller. Else 0."""
+    if isinstance(data_type, pa.BaseExtensionType):
+        return plane_width(data_type.storage_type)
+    if pa.types.is_fixed_size_list(data_type) or pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
+        return plane_width(data_type.value_type)
+    return int(data_type.bit_width) // 8 if pa.types.is_floating(data_type) else 0
 
 
 def bounds_of(values: pa.Array) -> bytes:

@@ -40,11 +40,11 @@ class Column:
         return sum(REFERENCE.unpack(self.values[row].as_py())[1] for row in rows)
 
 
-def intern(store: Store, array: pa.Array) -> Column:
-    """Put every value over VALUE_INLINE_BYTES_MAX into the store and keep its reference. Raises StoreFull."""
+def intern(store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTES_MAX) -> Column:
+    """Put every value over `inline` bytes into the store and keep its reference. Raises StoreFull."""
     if not is_variable(array.type):
         return Column(array)
-    large = pc.fill_null(pc.greater(pc.binary_length(array), limits.VALUE_INLINE_BYTES_MAX), False)
+    large = pc.fill_null(pc.greater(pc.binary_length(array), inline), False)
     references = np.asarray(large.to_numpy(zero_copy_only=False), np.bool_)
     if not references.any():
         return Column(array)

@@ -15,7 +15,7 @@ from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import SchemaError
-from leptonstore.format.commit import Commit, encode_commit, parse_commit
+from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.format.pack import CONTENT_META
 from leptonstore.format.schema import schema_to_json
 from leptonstore.store import RefUpdate, Store
@@ -23,17 +23,25 @@ from leptonstore.store.log import LogState
 
 
 def write_table(
-    store: Store, source: Source, progress: Callable[[int], None] = lambda rows: None
+    store: Store, source: Source, progress: Callable[[int], None] = lambda rows: None, head: Dataset | None = None
 ) -> tuple[bytes | None, int, int]:
-    """Store the rows of `source`: (root, rows, plain bytes). Nothing refers to them yet."""
+    """Store the rows of `source`: (root, rows, plain bytes). Nothing refers to them yet.
+
+    head: the version that comes before, from which unchanged values may be taken.
+    """
     schema_to_json(source.schema)  # says at once, by column, what cannot be kept
     missing = [name for name in source.identity if name not in source.schema.names]
     if missing or not source.identity:
         raise SchemaError(f"identity columns {missing} are not in the schema; there are {source.schema.names}")
     writer = TreeWriter(store, source.schema, source.identity)
-    for batch in source.batches():
-        writer.append(batch)
-        progress(writer.rows)
+    if source.stored is not None:
+        for columns in source.stored(store, head):
+            writer.append_columns(columns)
+            progress(writer.rows)
+    else:
+        for batch in source.batches():
+            writer.append(batch)
+            progress(writer.rows)
     root, plain_bytes = writer.finish()
     return root, writer.rows, plain_bytes
 
@@ -76,25 +84,49 @@ def write_dataset(
     ref = ref_name("dataset", name, branch)
     record = store.state.refs.get(ref)
     head = record.commit if record else None
-    root, rows, plain_bytes = write_table(store, source, progress)
-    made = Commit(
+    before = Dataset(store, name, branch, head) if head is not None else None
+    if before is not None and source.unchanged is not None and source.unchanged(store, ref, before):
+        return before
+    made = _commit_of(store, source, message, _parents(parents, head), lineage, progress, before)
+    if before is not None:
+        old = before.commit_object
+        if _content(old) == _content(made) and (parents == "head" or old.parents == made.parents):
+            store.flush()
+            _tell(source, store, ref, before.commit)
+            return before
+    digest = publish_commit(store, made, ref, head)
+    _tell(source, store, ref, digest)
+    return Dataset(store, name, branch, digest)
+
+
+def _commit_of(
+    store: Store,
+    source: Source,
+    message: str,
+    parents: tuple[str, ...],
+    lineage: dict[str, Any] | None,
+    progress: Callable[[int], None],
+    before: Dataset | None,
+) -> Commit:
+    """Store the rows; the commit itself is not stored yet."""
+    same_table = before is not None and before.schema.equals(source.schema, check_metadata=True)
+    root, rows, plain_bytes = write_table(store, source, progress, before if same_table else None)
+    return Commit(
         kind="dataset",
         schema=source.schema,
         identity=source.identity,
         root=root,
         rows=rows,
         plain_bytes=plain_bytes,
-        parents=tuple(parse_hex(parent) for parent in _parents(parents, head)),
+        parents=tuple(parse_hex(parent) for parent in parents),
         message=message,
         lineage=source.lineage if lineage is None else lineage,
     )
-    if head is not None:
-        old = parse_commit(store.get(parse_hex(head)))
-        same = _content(old) == _content(made) and (parents == "head" or old.parents == made.parents)
-        if same:
-            store.flush()
-            return Dataset(store, name, branch, head)
-    return Dataset(store, name, branch, publish_commit(store, made, ref, head))
+
+
+def _tell(source: Source, store: Store, ref: str, commit: str) -> None:
+    if source.published is not None:
+        source.published(store, ref, commit)
 
 
 def _parents(parents: str | tuple[str, ...], head: str | None) -> tuple[str, ...]:

@@ -133,6 +133,9 @@ def parse_node(data: Buffer) -> RowGroup | InternalNode:
         raise FormatDamaged("tree node has bytes after its end")
     if node.rows != rows or node.plain_bytes != plain_bytes:
         raise FormatDamaged("tree node's rows or bytes do not add up")
+    # A few small nodes without rows could stand for more children than anybody can walk.
+    if rows == 0 or (isinstance(node, InternalNode) and any(child.rows == 0 for child in node.children)):
+        raise FormatDamaged("tree node has no rows, or a child without")
     return node
 
 

@@ -3,8 +3,7 @@
     +--------+----------------+---- … ----+--------+---------+
     | header | record, record, record, …  | footer | trailer |
     +--------+----------------+---- … ----+--------+---------+
-     128 B     64 B + payload each          64 B a   80 B
-                                            record
+     128 B     64 B + payload each          rows     80 B
 
     header   0 magic "LPK1" | 4 major u8 | 5 minor u8 | 6 content u8 (1 data, 2 metadata) | 7 zero u8
              8 required features u32 | 12 optional features u32 | 16 store id (16) | 32 pack id (16)
@@ -12,38 +11,54 @@
     record   0 magic "LREC" | 4 kind u8 | 5 codec u8 | 6 flags u8 | 7 plane width u8 | 8 dictionary ordinal u32
              (0xffffffff: none) | 12 stored length u64 | 20 raw length u64 | 28 digest (32)
              60 CRC-32 of the payload and then bytes 0..60 | 64 payload
-    footer   rows sorted by (digest, offset): 0 digest (32) | 32 offset of the record u64 | 40 stored length u64
-             48 raw length u64 | 56 kind u8 | 57 codec u8 | 58 flags u8 | 59 plane width u8 | 60 dictionary ordinal u32
+    footer   one zstd frame; in it, as 64 byte planes, rows of 64 bytes sorted by (offset, start in the group):
+             0 digest (32) | 32 offset of the record u64 | 40 stored length u64 | 48 raw length u64
+             56 kind u8 | 57 codec u8 | 58 flags u8 (1: member of a group) | 59 plane width u8
+             60 dictionary ordinal u32; of a member: start in the group u16, plain bytes of the group u16
     trailer  0 magic "LEND" | 4 major u8 | 5 minor u8 | 6 zero u16 | 8 records u64 | 16 footer offset u64
              24 footer length u64 | 32 pack length u64 | 40 zero u64 | 48 BLAKE3-256 of header + footer + trailer 0..48
 
 Required features: 1 encrypted (see leptonstore/crypto.py: payloads are sealed, digests are keyed). Kinds: 1 chunk, 2 chunk
-list, 3 dictionary. Codecs: 0 raw, 1 zstd, 2 byte planes of `plane width` bytes, then zstd. The dictionary of ordinal n is the
-n-th dictionary record of the same pack, counted from 0 in the order of offsets; it stands before the records that use it.
+list, 3 dictionary, 4 group. Codecs: 0 raw, 1 zstd, 2 byte planes of `plane width` bytes, then zstd. The dictionary of ordinal n is the
+n-th dictionary record of the same pack, counted from 0 in the order of offsets; it stands before the records that use it (codec 1
+only) and carries its own ordinal in that field, so that a walk that misses one does not shift the others.
+
+A group holds chunks of less than 4 KiB that were put one after another, at most 16 KiB of plain bytes with its table:
+
+    count u16 | length u16 each | the chunks
+
+It has no footer row of its own: each of its members has one, with the member's digest and raw length and the offset and stored length of
+the group's record. So 1 KB of JSON takes about 40 bytes beside its share of the payload, and not 128.
 
 Look-up without an index: read the trailer from the end, the footer before it, search the digest, read the record and
 verify it. Salvage without a footer: walk the records from byte 128; where one is damaged, search the next "LREC" whose
-CRC holds.
+CRC holds. The digests of a group's members are those of their bytes.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import zstandard
 
 from leptonstore import limits
 from leptonstore.digest import DIGEST_BYTES, Buffer, Digest, digest_of, digest_of_parts
 from leptonstore.errors import FormatDamaged, FormatTooNew
+from leptonstore.format.planes import from_planes, to_planes
 
 MAJOR, MINOR = 1, 0
 HEADER_BYTES, RECORD_HEADER_BYTES, FOOTER_ROW_BYTES, TRAILER_BYTES = 128, 64, 64, 80
 OVERHEAD_BYTES = HEADER_BYTES + TRAILER_BYTES
 
 CONTENT_DATA, CONTENT_META = 1, 2
-KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY = 1, 2, 3
+KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY, KIND_GROUP = 1, 2, 3, 4
+FLAG_MEMBER = 1
 CODEC_RAW, CODEC_ZSTD, CODEC_PLANES = 0, 1, 2
 PLANE_WIDTHS = (2, 4, 8)
 DICTIONARY_NONE = 0xFFFFFFFF
@@ -53,10 +68,13 @@ FEATURES_REQUIRED_KNOWN = FEATURE_ENCRYPTED
 _HEADER = struct.Struct("<4sBBBBII16s16sQ32sQ")
 _RECORD = struct.Struct("<4sBBBBIQQ32s")
 _FOOTER_ROW = struct.Struct("<32sQQQBBBBI")
+_KIND_OF_ROW = 56  # offset of the kind in a footer row
 _TRAILER = struct.Struct("<4sBBHQQQQQ")
 _CRC = struct.Struct("<I")
 _LIST_HEAD = struct.Struct("<4sIQ")
 _LIST_PIECE = struct.Struct("<32sQ")
+_MEMBER = struct.Struct("<H")
+_ROW_STORED_BYTES = 35  # of a footer row in the compressed footer, about: a digest does not shrink
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,10 @@ class RecordHeader(NamedTuple):
 
 
 class FooterRow(NamedTuple):
-    """Where a record is. `offset` is that of its header; `stored` counts the payload only."""
+    """Where a chunk is. `offset` is that of its record's header; `stored` counts the record's payload only.
+
+    The chunk is the whole record, or a member of a group: then `dictionary` says where in it (see `start` and `unpacked`).
+    """
 
     digest: Digest
     offset: int
@@ -141,6 +162,27 @@ class FooterRow(NamedTuple):
     def end(self) -> int:
         """Offset of the byte after the record."""
         return self.offset + RECORD_HEADER_BYTES + self.stored
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is one of several chunks of a group."""
+        return bool(self.flags & FLAG_MEMBER)
+
+    @property
+    def start(self) -> int:
+        """Where its bytes begin among the plain bytes of the record."""
+        return self.dictionary & 0xFFFF if self.is_member else 0
+
+    @property
+    def unpacked(self) -> int:
+        """Plain bytes of the record, which a read decodes."""
+        return self.dictionary >> 16 if self.is_member else self.raw
+
+    @property
+    def share(self) -> int:
+        """Bytes of the pack that this chunk takes, its part of the footer included; of a member: in proportion."""
+        record = RECORD_HEADER_BYTES + self.stored
+        return _ROW_STORED_BYTES + (math.ceil(record * self.raw / max(1, self.unpacked)) if self.is_member else record)
 
 
 def head_of_record(header: RecordHeader) -> bytes:
@@ -187,10 +229,32 @@ def parse_record(data: Buffer) -> tuple[RecordHeader, memoryview]:
 
 def encode_end(header: bytes, rows: list[FooterRow], footer_offset: int) -> bytes:
     """Footer and trailer of a pack whose records end at `footer_offset`."""
-    footer = b"".join(_FOOTER_ROW.pack(*row) for row in sorted(rows))
+    # In the order of the file all but the digests shrinks to about 3 bytes a row.
+    ordered = sorted(rows, key=lambda row: (row.offset, row.start))
+    plain = b"".join(_FOOTER_ROW.pack(*row) for row in ordered)
+    footer = zstandard.ZstdCompressor(level=1).compress(to_planes(plain, FOOTER_ROW_BYTES))
     length = footer_offset + len(footer) + TRAILER_BYTES
     trailer = _TRAILER.pack(b"LEND", MAJOR, MINOR, 0, len(rows), footer_offset, len(footer), length, 0)
     return footer + trailer + digest_of_parts((header, footer, trailer))
+
+
+_FRAME_BYTES = 2048  # more than zstd adds to 64 MiB that do not shrink: 3 bytes for each block of 128 KiB
+
+
+def unpack_footer(footer: bytes, records: int) -> bytes:
+    """The rows of a footer, 64 bytes each. Raises FormatDamaged; allocates twice the bytes of `records` rows at most."""
+    size = records * FOOTER_ROW_BYTES
+    if records > limits.PACK_RECORDS_MAX:
+        raise FormatDamaged(f"footer of {records} rows")
+    try:
+        if zstandard.frame_content_size(footer) != size:
+            raise FormatDamaged(f"footer does not hold the {records} rows that the trailer says")
+        plain = zstandard.ZstdDecompressor().decompress(footer, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatDamaged(f"footer does not decompress ({error})") from None
+    if len(plain) != size:
+        raise FormatDamaged(f"footer has {len(plain)} bytes for {records} rows")
+    return from_planes(plain, FOOTER_ROW_BYTES)
 
 
 class Trailer(NamedTuple):
@@ -214,61 +278,86 @@ def parse_trailer(data: bytes, pack_bytes: int) -> Trailer:
         raise FormatTooNew(f"a pack has format {major}.{minor}: upgrade LeptonStore")
     if total != pack_bytes:
         raise FormatDamaged(f"trailer says {total} bytes, the pack has {pack_bytes}")
-    if records > limits.PACK_RECORDS_MAX or length != records * FOOTER_ROW_BYTES:
+    if records > limits.PACK_RECORDS_MAX or length > records * FOOTER_ROW_BYTES + _FRAME_BYTES:
         raise FormatDamaged(f"trailer says {records} records in a footer of {length} bytes")
     if offset < HEADER_BYTES or offset + length + TRAILER_BYTES != pack_bytes:
         raise FormatDamaged("trailer places the footer outside the pack")
     return Trailer(records, offset, length, total, data[_TRAILER.size :])
 
 
-def parse_footer(header: bytes, footer: bytes, trailer: bytes, pack_bytes: int) -> list[FooterRow]:
-    """The rows of a footer, checked against the trailer's digest and against each other. Raises FormatDamaged."""
+def parse_footer(
+    header: bytes, footer: bytes, trailer: bytes, pack_bytes: int, kind: int | None = None
+) -> list[FooterRow]:
+    """The rows of a footer (those of one kind only), checked against the trailer's digest. Raises FormatDamaged."""
     where = parse_trailer(trailer, pack_bytes)
     if len(footer) != where.footer_bytes:
         raise FormatDamaged(f"footer has {len(footer)} of {where.footer_bytes} bytes")
     if digest_of_parts((header, footer, trailer[: _TRAILER.size])) != where.check:
         raise FormatDamaged("header, footer and trailer do not match their check")
-    rows = [FooterRow(*fields) for fields in _FOOTER_ROW.iter_unpack(footer)]
+    footer = unpack_footer(footer, where.records)
+    if kind is None:
+        rows = [FooterRow(*fields) for fields in _FOOTER_ROW.iter_unpack(footer)]
+    else:  # a few of very many
+        rows, kinds = [], footer[_KIND_OF_ROW::FOOTER_ROW_BYTES]
+        at = kinds.find(kind)
+        while at >= 0:
+            rows.append(FooterRow(*_FOOTER_ROW.unpack_from(footer, at * FOOTER_ROW_BYTES)))
+            at = kinds.find(kind, at + 1)
     for row in rows:
         check_row(row, where.footer_offset)
     return rows
 
 
-def check_row(row: FooterRow, records_end: int) -> None:
+def check_row(row: FooterRow, records_end: int, kind_max: int = KIND_DICTIONARY) -> None:
     """Bounds of one footer row. Raises FormatDamaged or FormatTooNew (a kind or codec that we do not know)."""
     if row.offset < HEADER_BYTES or row.end > records_end:
         raise FormatDamaged("footer places a record outside the pack")
     if row.raw > limits.CHUNK_BYTES_MAX:
         raise FormatDamaged(f"a record of {row.raw} bytes is over the limit of {limits.CHUNK_BYTES_MAX}")
-    if not KIND_CHUNK <= row.kind <= KIND_DICTIONARY or row.codec > CODEC_PLANES:
+    if not KIND_CHUNK <= row.kind <= kind_max or row.codec > CODEC_PLANES:
         raise FormatTooNew(f"a record has kind {row.kind} and codec {row.codec}: upgrade LeptonStore")
     if (row.codec == CODEC_PLANES) != (row.plane_width in PLANE_WIDTHS):
         raise FormatDamaged(f"a record of codec {row.codec} has plane width {row.plane_width}")
+    if row.is_member:
+        inside = row.start + row.raw <= row.unpacked <= limits.GROUP_BYTES_MAX
+        if row.kind != KIND_CHUNK or row.codec != CODEC_ZSTD or not inside:
+            raise FormatDamaged("footer places a chunk outside its group")
+    elif row.dictionary != DICTIONARY_NONE and row.kind != KIND_DICTIONARY and row.codec != CODEC_ZSTD:
+        raise FormatDamaged(f"a record of codec {row.codec} names a dictionary")
 
 
 def salvage(data: Buffer) -> Iterator[FooterRow]:
-    """Every record of a damaged pack whose CRC holds, in file order; needs neither header nor footer."""
+    """Every record of a damaged pack whose CRC holds, in file order; needs neither header nor footer.
+
+    A group comes as one row of kind 4: its members are known when it is decoded (`parse_group`).
+
+    It gives up after SALVAGE_CRC_FACTOR times the pack's bytes were checked in vain: a pack that is full of false headers, each
+    of which claims all that follows, would cost hours. Damage never comes near that: a damaged record is checked once.
+    """
     view = memoryview(data)
+    budget = limits.SALVAGE_CRC_FACTOR * len(view)
     raw = bytes(view) if not isinstance(data, bytes) else data
     at = raw.find(b"LREC", 0)
-    while at >= 0:
+    while at >= 0 and budget >= 0:
         row = _record_at(view, at)
-        if row is None:
+        if isinstance(row, int):
+            budget -= row
             at = raw.find(b"LREC", at + 1)
         else:
             yield row
             at = row.end if raw[row.end : row.end + 4] == b"LREC" else raw.find(b"LREC", row.end)
 
 
-def _record_at(view: memoryview, at: int) -> FooterRow | None:
+def _record_at(view: memoryview, at: int) -> FooterRow | int:
+    """The record there, or the bytes that were checked to find that there is none."""
     head = view[at : at + _RECORD.size]
     if len(head) < _RECORD.size:
-        return None
+        return 0
     _, *fields = _RECORD.unpack(head)
     header = RecordHeader(*fields)
     end = at + RECORD_HEADER_BYTES + header.stored
     if end > len(view):
-        return None
+        return 0
     row = FooterRow(
         header.digest,
         at,
@@ -281,11 +370,46 @@ def _record_at(view: memoryview, at: int) -> FooterRow | None:
         header.dictionary,
     )
     try:
-        check_row(row, len(view))
+        check_row(row, len(view), KIND_GROUP)
         parse_record(view[at:end])
     except (FormatDamaged, FormatTooNew):
-        return None
+        return header.stored
     return row
+
+
+def encode_group(members: Sequence[Buffer]) -> bytes:
+    """The plain bytes of a group: count, lengths, then the chunks."""
+    table = b"".join(map(_MEMBER.pack, (len(members), *map(len, members))))
+    return b"".join((table, *members))
+
+
+def member_row(group: FooterRow, digest: Digest, start: int, length: int) -> FooterRow:
+    """The footer row of a chunk in a group, given that of the group's record."""
+    place = start | group.raw << 16
+    return group._replace(digest=digest, raw=length, kind=KIND_CHUNK, flags=FLAG_MEMBER, dictionary=place)
+
+
+def group_bytes(lengths: Sequence[int]) -> int:
+    """Plain bytes of a group with members of these lengths."""
+    return _MEMBER.size * (1 + len(lengths)) + sum(lengths)
+
+
+def group_starts(lengths: Sequence[int]) -> list[int]:
+    """Where in a group each member begins."""
+    return list(itertools.accumulate(lengths, initial=_MEMBER.size * (1 + len(lengths))))[:-1]
+
+
+def parse_group(plain: bytes) -> list[tuple[int, int]]:
+    """(start, length) of each member. Raises FormatDamaged."""
+    if not _MEMBER.size <= len(plain) <= limits.GROUP_BYTES_MAX:
+        raise FormatDamaged(f"a group of {len(plain)} bytes")
+    (count,) = _MEMBER.unpack_from(plain)
+    if _MEMBER.size * (1 + count) > len(plain):
+        raise FormatDamaged("a group's table is truncated")
+    lengths = [length for (length,) in _MEMBER.iter_unpack(plain[_MEMBER.size : _MEMBER.size * (1 + count)])]
+    if group_bytes(lengths) != len(plain):
+        raise FormatDamaged("a group's lengths do not add up")
+    return list(zip(group_starts(lengths), lengths, strict=True))
 
 
 class ChunkList(NamedTuple):

@@ -16,6 +16,7 @@ writer's version do not show. Fixed-width values are one contiguous buffer, alig
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import FormatDamaged
 
@@ -30,7 +32,6 @@ FLAG_REFERENCES = 1
 REFERENCE = struct.Struct("<32sQ")
 _HEAD = struct.Struct("<4sIQII")
 _ALIGN = 64
-_ROWS_MAX = 1 << 31
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -146,12 +147,33 @@ def encode_page(values: pa.Array, references: Bits | None = None) -> bytes:
         flags = FLAG_REFERENCES
         buffers.append(_bits(references))
     _collect(values, buffers)
+    return _join(flags, len(values), buffers)
+
+
+def _join(flags: int, rows: int, buffers: list[Buffer]) -> bytes:
     lengths = [memoryview(buffer).nbytes for buffer in buffers]
-    head = _HEAD.pack(b"LPG1", flags, len(values), len(buffers), 0) + struct.pack(f"<{len(lengths)}Q", *lengths)
+    head = _HEAD.pack(b"LPG1", flags, rows, len(buffers), 0) + struct.pack(f"<{len(lengths)}Q", *lengths)
     parts: list[Buffer] = [head, bytes(-len(head) % _ALIGN)]
     for buffer, length in zip(buffers, lengths, strict=True):
         parts += [buffer, bytes(-length % _ALIGN)]
     return b"".join(parts)
+
+
+def encode_binary_pages(values: pa.Array, references: Bits | None, ends: list[int]) -> Iterator[bytes]:
+    """`encode_page` of consecutive slices of strings or bytes without nulls, in one pass; `ends` are exclusive."""
+    _, raw_offsets, data = values.buffers()
+    large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
+    dtype = np.dtype(np.int64 if large else np.int32)
+    offsets = np.frombuffer(raw_offsets, dtype, len(values) + 1, values.offset * dtype.itemsize)
+    view = memoryview(data) if data is not None else memoryview(b"")
+    start = 0
+    for end in ends:
+        chosen = references[start:end] if references is not None and references[start:end].any() else None
+        bits = [] if chosen is None else [_bits(chosen)]
+        own = offsets[start : end + 1]
+        first, last = int(own[0]), int(own[-1])
+        yield _join(FLAG_REFERENCES * len(bits), end - start, [*bits, b"", (own - own[0]).tobytes(), view[first:last]])
+        start = end
 
 
 class _Reader:
@@ -162,7 +184,7 @@ class _Reader:
         if len(view) < _HEAD.size:
             raise FormatDamaged("page is truncated")
         magic, self.flags, self.rows, count, _ = _HEAD.unpack(view[: _HEAD.size])
-        if magic != b"LPG1" or self.flags & ~FLAG_REFERENCES or self.rows > _ROWS_MAX:
+        if magic != b"LPG1" or self.flags & ~FLAG_REFERENCES or self.rows > limits.ROW_GROUP_ROWS_MAX:
             raise FormatDamaged("page has the wrong magic, unknown flags or too many rows")
         if count * 8 > len(view) - _HEAD.size:
             raise FormatDamaged("page claims more buffers than it has bytes")
@@ -178,6 +200,7 @@ class _Reader:
         if at != len(view):
             raise FormatDamaged("page has bytes after its buffers")
         self.next = 0
+        self.elements_max = max(8 * len(view), limits.PAGE_EMPTY_ELEMENTS_MAX)
 
     def take(self, length: int | None = None) -> memoryview:
         if self.next >= len(self.buffers):
@@ -205,6 +228,8 @@ class _Reader:
 def _build(data_type: pa.DataType, rows: int, reader: _Reader) -> pa.Array:
     if isinstance(data_type, pa.FixedShapeTensorType):
         return pa.ExtensionArray.from_storage(data_type, _build(data_type.storage_type, rows, reader))
+    if rows > reader.elements_max:
+        raise FormatDamaged(f"page claims {rows} elements")
     validity = reader.validity(rows)
     kinds = pa.types
     if kinds.is_boolean(data_type):

@@ -108,7 +108,7 @@ def type_from_json(value: Any, depth: int = 0) -> pa.DataType:
     try:
         name, *rest = value
         return _compound(name, rest, depth)
-    except (TypeError, ValueError, KeyError, pa.ArrowException) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, pa.ArrowException) as error:
         raise FormatDamaged(f"schema is damaged: no type {value!r} ({error})") from None
 
 

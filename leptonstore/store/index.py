@@ -2,94 +2,54 @@
 
 It lies in the user's cache directory ($XDG_CACHE_HOME/lepton/<store id>/<hash of the store's place>), is filled from pack footers,
 and remembers the log entry up to which it is complete. Deleting it costs the time of the next open and nothing else; anything
-odd about it (another chain of entries, damage, a newer layout) makes it start from empty.
+odd about it (another chain of entries, damage, another layout) makes it start from empty.
 
-LMDB rules kept here: one environment per path and process (a second open is refused, and one inherited by fork seems
-to work but is not ours), closed in the child and reopened lazily; short transactions; the map grows when it is full.
+    environment.py    LMDB: one environment per process, forks, growth; what each database holds
+    index_rows.py     footers as arrays, sorted runs and their merge
+    index_changes.py  packs in and out, in transactions that can be repeated
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import gc
+import itertools
 import os
-import shutil
-import struct
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import lmdb
+import numpy as np
 
 from leptonstore import limits
-from leptonstore.digest import Digest, digest_of
+from leptonstore.digest import DIGEST_BYTES, Digest, digest_of
 from leptonstore.format.pack import FooterRow
+from leptonstore.store import index_changes as changes
+from leptonstore.store import index_rows
+from leptonstore.store.environment import (
+    DAMAGE,
+    Environment,
+    between_processes,
+    delete_environment,
+    leave_environment,
+    open_environment,
+)
+from leptonstore.store.index_rows import PLACE, Rows
 from leptonstore.store.log import LogState
+from leptonstore.tiers.durable import full_disk_named
 
-LAYOUT = b"1"
-_PLACE = struct.Struct("<16sQQQBBBBI")
-_APPLIED = struct.Struct("<Q32s")
 _T = TypeVar("_T")
-
-# Real path -> (environment, and its databases: chunks, packs, meta).
-_environments: dict[str, tuple[Any, Any, Any, Any]] = {}
-_lock = threading.Lock()
+ReadRows = Callable[[str], "Iterable[FooterRow] | Rows"]
 
 
 def cache_home() -> Path:
     """$XDG_CACHE_HOME, or ~/.cache (XDG Base Directory Specification)."""
     value = os.environ.get("XDG_CACHE_HOME", "")
     return Path(value) if value.startswith("/") else Path.home() / ".cache"
-
-
-def _close_inherited() -> None:
-    """After a fork, in the child: the parent's environments must not be used, so each is closed and reopened on use."""
-    global _lock
-    _lock = threading.Lock()
-    for environment, *_ in _environments.values():
-        environment.close()
-    _environments.clear()
-
-
-os.register_at_fork(after_in_child=_close_inherited)
-
-
-def _environment(path: Path) -> tuple[Any, Any, Any, Any]:
-    """The process's one environment for `path`, opened when needed, and its databases.
-
-    Those are opened here, under the lock: LMDB allows no other transaction meanwhile (two threads in `open_db` hang).
-    """
-    key = os.path.realpath(path)
-    with _lock:
-        if key not in _environments:
-            path.mkdir(parents=True, exist_ok=True)
-            environment = lmdb.open(
-                key,
-                map_size=limits.INDEX_MAP_BYTES,
-                max_dbs=4,
-                max_readers=limits.INDEX_READERS_MAX,
-                readahead=False,
-            )
-            environment.reader_check()
-            names = (b"chunks", b"packs", b"meta")
-            _environments[key] = (environment, *(environment.open_db(name) for name in names))
-        return _environments[key]
-
-
-def _forget(path: Path) -> None:
-    with _lock:
-        entry = _environments.pop(os.path.realpath(path), None)
-        if entry:
-            entry[0].close()
-
-
-@atexit.register
-def _close_all() -> None:
-    for environment, *_ in _environments.values():
-        environment.close()
-    _environments.clear()
 
 
 class Place(NamedTuple):
@@ -99,144 +59,344 @@ class Place(NamedTuple):
     row: FooterRow
 
 
+class Item(NamedTuple):
+    """A place, without what is needed to read it. `bytes`: what the chunk takes in the pack (`FooterRow.share`)."""
+
+    digest: Digest
+    pack: str
+    bytes: int
+
+
 class Index:
-    """One store's index. Any thread; other processes may read and write the same one."""
+    """One store's index. Any thread; other processes may read and write the same one. After a fork it reopens by itself."""
 
     def __init__(self, store_id: bytes, url: str, cache_dir: Path | None = None) -> None:
         home = cache_dir if cache_dir is not None else cache_home() / "lepton"
         self.path = home / store_id.hex() / digest_of(os.path.realpath(url).encode())[:8].hex()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._environment: Environment | None = None
         self.rebuilt = False  # whether this process started it from empty
 
     # -- LMDB ----------------------------------------------------------------------------------------------------
 
-    def _databases(self) -> tuple[Any, Any, Any, Any]:
+    def _open(self) -> Environment:
+        environment = self._environment
+        if environment is not None and not environment.closed:
+            return environment
         try:
-            return _environment(self.path)
-        except (OSError, lmdb.ReadonlyError, lmdb.DiskError):
+            environment = open_environment(self.path, self)
+        except (OSError, lmdb.ReadonlyError, lmdb.DiskError, lmdb.LockError):
             if self._temporary is None:  # no usable cache directory: work without one
                 self._temporary = tempfile.TemporaryDirectory(prefix="lepton-index-")
-                self.path = Path(self._temporary.name)
-            return _environment(self.path)
+                self.path = Path(self._temporary.name) / "index"
+            environment = open_environment(self.path, self)
+        self._environment = environment
+        return environment
 
-    def _start_over(self) -> None:
-        _forget(self.path)
-        shutil.rmtree(self.path, ignore_errors=True)
+    def _guarded(self, work: Callable[[Environment], _T]) -> _T:
+        """Run `work`; when LMDB finds its file damaged, start from empty and run it once more."""
+        for _ in range(2):
+            try:
+                return work(self._open())
+            except DAMAGE:
+                self._delete()
+            except lmdb.Error:
+                # Another thread closed or replaced it while this one was on its way in: look again.
+                if self._environment is not None and not self._environment.closed:
+                    raise
+        return work(self._open())
+
+    def _delete(self) -> None:
+        self._environment = None
+        delete_environment(self.path)
         self.rebuilt = True
 
-    def _guarded(self, work: Callable[[], _T]) -> _T:
-        """Run `work`; when LMDB finds itself damaged, start from empty and run it once more."""
-        for attempt in range(3):
-            try:
-                return work()
-            except lmdb.MapFullError:
-                environment, *_ = self._databases()
-                environment.set_mapsize(environment.info()["map_size"] * 2)
-            except lmdb.MapResizedError:
-                self._databases()[0].set_mapsize(0)
-            except lmdb.Error:
-                if attempt == 2:
-                    raise
-                self._start_over()
-        return work()
-
-    # -- content -------------------------------------------------------------------------------------------------
+    # -- filling -------------------------------------------------------------------------------------------------
 
     def applied(self) -> tuple[int, bytes] | None:
         """(sequence, digest of that entry) up to which this is complete; None when it is empty or of another layout."""
+        return self._guarded(changes.applied)
 
-        def work() -> tuple[int, bytes] | None:
-            environment, _, _, meta = self._databases()
-            with environment.begin(db=meta) as txn:
-                value = txn.get(b"applied")
-                if value is None or txn.get(b"layout") != LAYOUT or len(value) != _APPLIED.size:
-                    return None
-                return _APPLIED.unpack(value)
+    def sync(self, state: LogState, entry_digest: Callable[[int], bytes | None], read_rows: ReadRows) -> None:
+        """Make this complete up to `state`, or leave it when it is ahead (another process has seen more of the same log).
 
-        return self._guarded(work)
-
-    def sync(
-        self,
-        state: LogState,
-        entry_digest: Callable[[int], bytes | None],
-        read_rows: Callable[[str], Iterable[FooterRow]],
-    ) -> None:
-        """Make this complete up to `state`.
-
-        `entry_digest` tells the digest of a log entry (to notice that this belongs to another history), `read_rows`
-        the records of a pack. Both may do I/O; neither is called when there is nothing to do.
+        `entry_digest` tells the digest of a log entry (to notice that this belongs to another history). `read_rows` gives a
+        pack's records, as footer rows or as an array of them; it is called from several threads. Neither is called when there
+        is nothing to do. One process at a time fills an index; the others wait, and find it filled. What is killed on the way is
+        taken up by the next call. Raises StoreFull, and what the callbacks raise.
         """
-        applied = self.applied()
+        if self.applied() == (state.sequence, state.head):
+            return
+        with self._filling():
+            self._guarded(lambda environment: self._sync(state, entry_digest, read_rows))
+
+    @contextlib.contextmanager
+    def _filling(self) -> Iterator[None]:
+        """Be the one process and thread that changes the index."""
+        self._open()  # settles the path
+        with full_disk_named(self.path), between_processes(self.path, "sync"):
+            self._environment = None  # the files may have been replaced since it was opened: look again
+            self._open()
+            yield
+
+    def _sync(self, state: LogState, entry_digest: Callable[[int], bytes | None], read_rows: ReadRows) -> None:
+        if changes.other_layout(self._open()):
+            self._delete()
+        environment = self._open()
+        applied = changes.applied(environment)
         if applied == (state.sequence, state.head):
             return
-        if applied is None or applied[0] > state.sequence or (applied[0] and entry_digest(applied[0]) != applied[1]):
-            self._start_over()
-        known = set(self._known_packs())
-        if known - set(state.packs):
-            # A digest keeps one place only: where a pack has gone, another copy may exist that is not in here.
-            self._start_over()
-            known = set()
-        for pack in state.packs:
-            if pack not in known:
-                self.add(pack, list(read_rows(pack)))
-        self.mark(state)
+        if applied is not None and applied[0] and entry_digest(applied[0]) != applied[1]:
+            applied = None
+        if applied is None:
+            environment.write(lambda txn: changes.clear(environment, txn))
+            self.rebuilt = True
+        elif applied[0] > state.sequence:
+            return
+        gone, new = changes.difference(environment, state.packs)
+        if gone:
+            changes.remove_packs(environment, gone)
+        try:
+            self._add(environment, new, read_rows, state)
+        except OverflowError:
+            self._delete()
+            self._add(self._open(), list(state.packs), read_rows, state)
 
-    def _known_packs(self) -> list[str]:
-        def work() -> list[str]:
-            environment, _, packs, _ = self._databases()
-            with environment.begin(db=packs) as txn:
-                return [key.hex() for key in txn.cursor().iternext(keys=True, values=False)]
+    def _add(self, environment: Environment, packs: list[str], read_rows: ReadRows, state: LogState | None) -> None:
+        """Add whole packs, and then mark `state`."""
+        with index_rows.Runs(Path(environment.path)) as runs:
+            batches = _batches(_read_ahead(packs, read_rows))
+            batch = next(batches, [])
+            following = next(batches, None)
+            if following is None and sum(len(entries) for _, entries in batch) <= limits.INDEX_COMMIT_ROWS:
+                environment.write(lambda txn: _add_small(environment, txn, batch, packs, state))
+                return
+            for some in itertools.chain((batch,), () if following is None else (following,), batches):
+                environment.write(lambda txn, some=some: changes.register(environment, txn, some))  # type: ignore[misc]
+                runs.add(_joined(some))
+            for part in runs.merged():
+                changes.insert_sorted(environment, part)
+            environment.write(lambda txn: _finish(environment, txn, packs, state))
 
-        return self._guarded(work)
-
-    def add(self, pack: str, rows: list[FooterRow]) -> None:
-        """Add a pack's records. An older place of the same digest stays."""
-        items = [(row.digest, _PLACE.pack(bytes.fromhex(pack), *row[1:])) for row in rows]
-
-        def work() -> None:
-            environment, chunks, packs, _ = self._databases()
-            with environment.begin(write=True) as txn:
-                txn.cursor(db=chunks).putmulti(items, overwrite=False)
-                txn.put(bytes.fromhex(pack), b"", db=packs)
-
-        self._guarded(work)
+    def add(self, pack: str, rows: Iterable[FooterRow] | Rows) -> None:
+        """Add a pack's records. An older place of the same digest stays the one that `get` tells."""
+        with self._filling():
+            self._guarded(lambda environment: self._add(environment, [pack], lambda _: rows, None))
 
     def mark(self, state: LogState) -> None:
         """Remember that everything up to `state` is in."""
+        with self._filling():
+            self._write(lambda environment, txn: changes.mark(environment, txn, state.sequence, state.head))
 
-        def work() -> None:
-            environment, _, _, meta = self._databases()
-            with environment.begin(db=meta, write=True) as txn:
-                txn.put(b"layout", LAYOUT)
-                txn.put(b"applied", _APPLIED.pack(state.sequence, state.head))
+    def clear(self) -> None:
+        """Make it empty; the next `sync` fills it from every footer."""
+        with self._filling():
+            self._write(changes.clear)
 
-        self._guarded(work)
+    def _write(self, work: Callable[[Environment, Any], None]) -> None:
+        self._guarded(lambda environment: environment.write(lambda txn: work(environment, txn)))
+
+    # -- looking up ----------------------------------------------------------------------------------------------
+
+    def has(self, digest: Digest) -> bool:
+        """Whether a pack that is known has the chunk."""
+        return self._get(digest) is not None
+
+    def _get(self, digest: Digest) -> bytes | None:
+        environment = self._environment
+        if environment is None or environment.closed:
+            return self._guarded(lambda environment: environment.get(digest))
+        try:
+            return environment.get(digest)
+        except lmdb.Error:
+            return self._guarded(lambda environment: environment.get(digest))
 
     def get(self, digest: Digest) -> Place | None:
         """Where the chunk is, None when no pack that is known has it."""
+        for _ in range(3):
+            value = self._get(digest)
+            if value is None:
+                break
+            ordinal, *fields = PLACE.unpack(value)
+            pack = self._name_of(ordinal)
+            if pack is not None:
+                return Place(pack, FooterRow(digest, *fields))
+            # The pack was removed between the two look-ups: the digest may have moved to another one.
+        return None
 
-        def work() -> bytes | None:
-            environment, chunks, _, _ = self._databases()
-            with environment.begin(db=chunks) as txn:
-                value: bytes | None = txn.get(digest)
-                return value
+    def _name_of(self, ordinal: int) -> str | None:
+        environment = self._environment
+        if environment is not None and (name := environment.pack_names.get(ordinal)) is not None:
+            return name
+        return self._guarded(lambda environment: changes.name_of(environment, ordinal))
 
-        value = self._guarded(work)
-        if value is None:
-            return None
-        pack, *fields = _PLACE.unpack(value)
-        return Place(pack.hex(), FooterRow(digest, *fields))
+    def get_many(self, digests: Sequence[Digest]) -> list[Place | None]:
+        """`get` for each of `digests`, in about half the time; INDEX_GET_BATCH of them see one state of the index."""
+        places: list[Place | None] = []
+        with _no_collection():
+            for start in range(0, len(digests), limits.INDEX_GET_BATCH):
+                places += self._places(digests[start : start + limits.INDEX_GET_BATCH])
+        return places
 
-    def items(self) -> Iterator[tuple[Digest, str]]:
-        """(digest, pack) of everything, sorted by digest."""
-        environment, chunks, _, _ = self._databases()
-        with environment.begin(db=chunks) as txn:
-            for key, value in txn.cursor():
-                yield key, _PLACE.unpack(value)[0].hex()
+    def _places(self, digests: Sequence[Digest]) -> list[Place | None]:
+        # In the index's order: half of the time of a random look-up is waiting for memory.
+        at: list[int] = np.argsort(np.frombuffer(b"".join(digests), ">u8")[:: DIGEST_BYTES // 8]).tolist()
+        keys = [digests[place] for place in at]
+        values = self._guarded(lambda environment: environment.get_many(keys))
+        if None in values:
+            found = [value is not None for value in values]
+            at, keys = list(itertools.compress(at, found)), list(itertools.compress(keys, found))
+        stored = PLACE.iter_unpack(b"".join(filter(None, values)))
+        places: list[Place | None] = [None] * len(digests)
+        new, names = tuple.__new__, self._open().pack_names
+        for place, digest, fields in zip(at, keys, stored, strict=True):
+            ordinal, offset, length, raw, kind, codec, flags, width, dictionary = fields
+            pack = names.get(ordinal) or self._name_of(ordinal)
+            if pack is None:
+                places[place] = self.get(digest)  # its pack was removed meanwhile
+            else:
+                # Past the constructors of named tuples: they cost as much as the look-up.
+                row = new(FooterRow, (digest, offset, length, raw, kind, codec, flags, width, dictionary))
+                places[place] = new(Place, (pack, row))
+        return places
+
+    def places(self, digest: Digest) -> list[Place]:
+        """Every place of the chunk, that of `get` first, then in the order in which packs came."""
+
+        def work(environment: Environment) -> list[bytes]:
+            def read(txn: Any) -> list[bytes]:
+                first = txn.get(digest)
+                cursor = txn.cursor(db=environment.copies)
+                found = [] if first is None else [first]
+                more = cursor.set_range(digest)
+                while more and cursor.key().startswith(digest):
+                    found.append(cursor.value())
+                    more = cursor.next()
+                return found
+
+            return environment.read(read)
+
+        places = []
+        for ordinal, *fields in map(PLACE.unpack, self._guarded(work)):
+            pack = self._name_of(ordinal)
+            if pack is not None:
+                places.append(Place(pack, FooterRow(digest, *fields)))
+        return places
+
+    # -- going through it ----------------------------------------------------------------------------------------
+
+    def items(self, after: Digest = b"") -> Iterator[Item]:
+        """The place of every digest greater than `after` that `get` would tell, sorted by digest.
+
+        Memory is bounded, and no transaction stays open between batches: what is there from the first to the last item is
+        told once, what changes meanwhile may or may not be.
+        """
+        return self._stream(lambda environment: environment.chunks, after)
+
+    def copies(self) -> Iterator[Item]:
+        """Further places of digests that `items` tells already, sorted by digest. Like `items` otherwise."""
+        return self._stream(lambda environment: environment.copies, b"")
+
+    def _stream(self, database: Callable[[Environment], Any], after: bytes) -> Iterator[Item]:
+        unpack = PLACE.unpack
+        names: dict[int, str | None] = {}
+        while True:
+            rows = self._guarded(lambda environment, after=after: _some(environment, database(environment), after))  # type: ignore[misc]
+            if not rows:
+                return
+            names = {ordinal: names.get(ordinal) for ordinal in {unpack(value)[0] for _, value in rows}}
+            for ordinal, name in names.items():
+                names[ordinal] = name or self._name_of(ordinal)
+            for key, value in rows:
+                ordinal, *fields = unpack(value)
+                pack, digest = names[ordinal], key[:DIGEST_BYTES]
+                if pack is not None:
+                    yield Item(digest, pack, FooterRow(digest, *fields).share)
+            after = rows[-1][0]
 
     def close(self) -> None:
-        """Let go of it in this process."""
-        _forget(self.path)
+        """Let go of it in this object; the last one of the process closes the files."""
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            leave_environment(environment, self)
         if self._temporary is not None:
             with contextlib.suppress(OSError):
                 self._temporary.cleanup()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection while many tuples are made that cannot be garbage: it would take longer than the look-ups."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+# -- filling, step by step -------------------------------------------------------------------------------------------------
+
+
+def _some(environment: Environment, database: Any, after: bytes) -> list[tuple[bytes, bytes]]:
+    return next(changes.stream(environment, database, limits.INDEX_ITEMS_BATCH, after), [])
+
+
+def _read_ahead(packs: list[str], read_rows: ReadRows) -> Iterator[tuple[str, Rows]]:
+    """Each pack's rows as entries without an ordinal; footers are read by several threads, a few packs ahead."""
+
+    def read(pack: str) -> Rows:
+        return index_rows.entries_of(index_rows.array_of(read_rows(pack)), 0)
+
+    if len(packs) <= 2:
+        yield from ((pack, read(pack)) for pack in packs)
+        return
+    pool = ThreadPoolExecutor(limits.INDEX_FOOTER_THREADS, "lepton-index")
+    waiting: deque[tuple[str, Future[Rows]]] = deque()
+    try:
+        for pack in packs:
+            waiting.append((pack, pool.submit(read, pack)))
+            if len(waiting) >= 2 * limits.INDEX_FOOTER_THREADS:
+                done, rows = waiting.popleft()
+                yield done, rows.result()
+        while waiting:
+            done, rows = waiting.popleft()
+            yield done, rows.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(packs: Iterator[tuple[str, Rows]]) -> Iterator[list[tuple[str, Rows]]]:
+    """Whole packs, about INDEX_BATCH_ROWS rows at a time."""
+    batch: list[tuple[str, Rows]] = []
+    rows = 0
+    for pack, entries in packs:
+        batch.append((pack, entries))
+        rows += len(entries)
+        if rows >= limits.INDEX_BATCH_ROWS:
+            yield batch
+            batch, rows = [], 0
+    if batch:
+        yield batch
+
+
+def _joined(batch: list[tuple[str, Rows]]) -> Rows:
+    joined: Rows = np.concatenate([entries for _, entries in batch])
+    return joined
+
+
+def _add_small(
+    environment: Environment, txn: Any, batch: list[tuple[str, Rows]], packs: list[str], state: LogState | None
+) -> None:
+    """What one publish adds, in one transaction: it costs one fsync."""
+    if batch:
+        changes.register(environment, txn, batch)
+        changes.insert(environment, txn, index_rows.sort_entries(_joined(batch)))
+    _finish(environment, txn, packs, state)
+
+
+def _finish(environment: Environment, txn: Any, packs: list[str], state: LogState | None) -> None:
+    changes.complete(environment, txn, packs)
+    if state is not None:
+        changes.mark(environment, txn, state.sequence, state.head)

@@ -7,7 +7,13 @@ Invariants:
 A lost race is not an error: the loser replays what came in between and decides again (`append` calls it back).
 
 Entry: {"sequence", "write_id", "previous", "time_ns", "author", "host", "action",
-        "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics"}]}
+        "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics"}],
+        "settings"?: {name: value, null: taken away}, "requires"?: [feature, see format.framed],
+        "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit]}
+
+Garbage collection (leptonstore/store/gc.py) speaks through the log: a FENCE condemns packs, which count as absent from there on; a
+RESCUE takes that back; packs_removed is appended before the files are deleted. A fence may name packs that no entry lists yet: they
+must not be listed any more.
 """
 
 from __future__ import annotations
@@ -17,18 +23,29 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from leptonstore import limits
 from leptonstore.digest import digest_of
-from leptonstore.errors import Conflict, FormatDamaged
+from leptonstore.errors import Conflict, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.format import framed
 from leptonstore.tiers.roles import HomeWriter
 
 HINT = "HEAD"
 GENESIS = bytes(32)
 REF_NAME_CHARS_MAX = 4 * limits.NAME_CHARS_MAX
+
+
+class Documents(Protocol):
+    """Objects <-> framed documents, in the clear or sealed."""
+
+    def encode(self, kind: str, body: dict[str, Any]) -> bytes:
+        """A framed document."""
+
+    def parse(self, data: bytes, kind: str, what: str) -> dict[str, Any]:
+        """Its body. Raises FormatDamaged or FormatTooNew."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,12 @@ class Proposal:
     action: str
     packs_added: dict[str, PackRecord] = field(default_factory=dict)
     refs: tuple[RefUpdate, ...] = ()
+    packs_removed: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)  # name -> JSON-able value; None takes the setting away
+    requires: tuple[str, ...] = ()  # features that whoever opens the store must know from now on (format.framed)
+    fence: tuple[str, ...] = ()  # packs that count as absent from now on
+    rescue: tuple[str, ...] = ()  # condemned packs that count as present again
+    forgotten: tuple[str, ...] = ()  # commits whose parents are roots of garbage collection no longer
 
 
 @dataclass
@@ -78,30 +101,67 @@ class LogState:
     head: bytes = GENESIS
     refs: dict[str, RefRecord] = field(default_factory=dict)
     packs: dict[str, PackRecord] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # name -> value; leptonstore/store/quota.py has one
+    requires: tuple[str, ...] = ()  # features that the log turned on, sorted
+    condemned: dict[str, int] = field(default_factory=dict)  # pack -> the sequence of the fence that names it
+    forgotten: set[str] = field(default_factory=set)
+    gc_sequence: int = 0  # of the last entry with a fence, a rescue or packs_removed
+    # Packs that entries removed since this object was made: what a writer may still have in mind. In no snapshot.
+    gone: set[str] = field(default_factory=set, compare=False)
 
-    def apply(self, data: bytes, what: str) -> dict[str, Any]:
+    def present(self, pack: str) -> bool:
+        """Whether new work may rely on this pack."""
+        return pack in self.packs and pack not in self.condemned
+
+    def lost(self, pack: str) -> bool:
+        """Whether this pack was condemned or removed while this process looked (listed or not): it counts as absent."""
+        return pack in self.condemned or pack in self.gone
+
+    def apply(self, data: bytes, what: str, documents: Documents = framed) -> dict[str, Any]:
         """Advance by one entry and return its body. Raises FormatDamaged or FormatTooNew; then nothing has changed."""
-        body = framed.parse(data, "log", what)
+        body = documents.parse(data, "log", what)
         try:
             if body["sequence"] != self.sequence + 1 or body["previous"] != self.head.hex():
                 raise ValueError("it does not follow the entry before it")
-            added = {item["id"]: PackRecord(int(item["bytes"]), int(item["content"])) for item in body["packs_added"]}
-            removed = [str(pack) for pack in body["packs_removed"]]
-            moves = [(str(ref["name"]), ref["new"], dict(ref["metrics"])) for ref in body["refs"]]
+            added = {
+                _hex(item["id"], 32): PackRecord(int(item["bytes"]), int(item["content"]))
+                for item in body["packs_added"]
+            }
+            removed = [_hex(pack, 32) for pack in body["packs_removed"]]
+            moves = [
+                (str(ref["name"]), None if ref["new"] is None else _hex(ref["new"], 64), dict(ref["metrics"]))
+                for ref in body["refs"]
+            ]
             stamp = (self.sequence + 1, int(body["time_ns"]), str(body["author"]), str(body["host"]))
+            settings = {**self.settings, **body.get("settings", {})}
+            fence, rescue = ([_hex(pack, 32) for pack in body.get(key, ())] for key in ("fence", "rescue"))
+            forgotten = [_hex(commit, 64) for commit in body.get("forgotten", ())]
         except (KeyError, TypeError, ValueError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.requires = tuple(sorted({*self.requires, *body.get("requires", ())}))
         self.packs.update(added)
-        for pack in removed:
-            self.packs.pop(pack, None)
+        self._apply_gc(rescue, fence, removed)
+        self.forgotten.update(forgotten)
         for name, new, metrics in moves:
             if new is None:
                 self.refs.pop(name, None)
             else:
-                self.refs[name] = RefRecord(str(new), *stamp, metrics)
+                self.refs[name] = RefRecord(new, *stamp, metrics)
         self.sequence += 1
         self.head = digest_of(data)
         return body
+
+    def _apply_gc(self, rescue: list[str], fence: list[str], removed: list[str]) -> None:
+        for pack in rescue:
+            self.condemned.pop(pack, None)
+        self.condemned.update(dict.fromkeys(fence, self.sequence + 1))
+        for pack in removed:
+            self.packs.pop(pack, None)
+            self.condemned.pop(pack, None)
+        self.gone.update(removed)
+        if fence or rescue or removed:
+            self.gc_sequence = self.sequence + 1
 
     def to_json(self) -> dict[str, Any]:
         """For a snapshot."""
@@ -110,6 +170,11 @@ class LogState:
             "head": self.head.hex(),
             "refs": {name: vars(record) for name, record in self.refs.items()},
             "packs": {pack: vars(record) for pack, record in self.packs.items()},
+            "settings": self.settings,
+            "requires": list(self.requires),
+            "condemned": self.condemned,
+            "forgotten": sorted(self.forgotten),
+            "gc_sequence": self.gc_sequence,
         }
 
     @classmethod
@@ -120,10 +185,22 @@ class LogState:
                 sequence=int(body["sequence"]),
                 head=bytes.fromhex(body["head"]),
                 refs={str(name): RefRecord(**record) for name, record in body["refs"].items()},
-                packs={str(pack): PackRecord(**record) for pack, record in body["packs"].items()},
+                packs={_hex(pack, 32): PackRecord(**record) for pack, record in body["packs"].items()},
+                settings=dict(body.get("settings", {})),
+                requires=tuple(body.get("requires", ())),
+                condemned={_hex(pack, 32): int(fence) for pack, fence in body.get("condemned", {}).items()},
+                forgotten={_hex(commit, 64) for commit in body.get("forgotten", ())},
+                gc_sequence=int(body.get("gc_sequence", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
+
+
+def _hex(value: Any, digits: int) -> str:
+    """An id of a pack (32) or a digest (64): what becomes part of a path is looked at before. Raises ValueError."""
+    if not isinstance(value, str) or len(value) != digits or not set(value) <= set("0123456789abcdef"):
+        raise ValueError(f"{str(value)[:80]!r} is not {digits} hex digits")
+    return value
 
 
 def _document(sequence: int) -> str:
@@ -133,8 +210,10 @@ def _document(sequence: int) -> str:
 class Log:
     """Reads and appends entries of one home. Not for use by several threads at once; the store locks."""
 
-    def __init__(self, home: HomeWriter, url: str) -> None:
-        self._home, self._url = home, url
+    def __init__(self, home: HomeWriter, url: str, documents: Documents = framed) -> None:
+        """`documents` frames and unframes: `format.framed` itself, or the sealing one of an encrypted store."""
+        self._home, self._url, self._documents = home, url, documents
+        self._durable = 0  # the last entry that is known to be durable
 
     def read(self, sequence: int) -> bytes | None:
         """The bytes of an entry, None when there is none."""
@@ -142,9 +221,9 @@ class Log:
 
     def load(self) -> LogState:
         """The state at the end of the log. Raises FormatDamaged (an entry is missing or altered) or FormatTooNew."""
+        names = self._home.documents("log")  # before the entries are read: others append meanwhile
         state = self._from_snapshot()
         self.replay(state)
-        names = self._home.documents("log")
         last = max((int(name) for name in names if name.isdigit()), default=0)
         if last > state.sequence:
             raise FormatDamaged(
@@ -160,7 +239,7 @@ class Log:
             if data is None:
                 continue
             try:
-                state = LogState.from_json(framed.parse(data, "snapshot", what), what)
+                state = LogState.from_json(self._documents.parse(data, "snapshot", what), what)
             except FormatDamaged:
                 continue  # snapshots only save time: the entries say the same
             entry = self.read(state.sequence)
@@ -171,7 +250,7 @@ class Log:
     def replay(self, state: LogState, watch: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Apply every entry after `state`; `watch` sees each body."""
         while (data := self.read(state.sequence + 1)) is not None:
-            body = state.apply(data, f"log entry {state.sequence + 1} of {self._url}")
+            body = state.apply(data, f"log entry {state.sequence + 1} of {self._url}", self._documents)
             if watch is not None:
                 watch(body)
 
@@ -185,16 +264,32 @@ class Log:
             self.replay(state)
             proposal = decide(state)
             data = self._encode(state, proposal)
+            self.confirm(state)
             if not self._home.create_document(_document(state.sequence + 1), data) and not self._is_ours(state, data):
                 continue
-            state.apply(data, f"log entry {state.sequence + 1} of {self._url}")
-            self._home.replace_document(HINT, f"{state.sequence}\n".encode())
-            if state.sequence % limits.LOG_SNAPSHOT_EVERY == 0:
-                self._home.create_document(
-                    f"snapshots/{state.sequence:020d}", framed.encode("snapshot", state.to_json())
-                )
+            state.apply(data, f"log entry {state.sequence + 1} of {self._url}", self._documents)
+            self._durable = state.sequence
+            # The entry stands: that the disk is full now, or the hint another user's, must not look like a failure.
+            with suppress(StoreFull, NotPermitted, OSError):
+                self._save_time(state)
             return
         raise Conflict(f"{self._url} is too busy: lost {limits.LOG_APPEND_TRIES_MAX} races for the log; run it again")
+
+    def confirm(self, state: LogState) -> None:
+        """Make sure that the entries up to `state` are durable, before something is built on them or acknowledged for them.
+
+        Another writer's entry is visible a moment before it is durable, and stays so when that writer dies in between.
+        """
+        if state.sequence > self._durable:
+            self._home.confirm_documents("log")
+            self._durable = state.sequence
+
+    def _save_time(self, state: LogState) -> None:
+        """Write the hint and, now and then, a snapshot: nothing needs them but speed."""
+        self._home.replace_document(HINT, f"{state.sequence}\n".encode())
+        if state.sequence % limits.LOG_SNAPSHOT_EVERY == 0:
+            data = self._documents.encode("snapshot", state.to_json())
+            self._home.create_document(f"snapshots/{state.sequence:020d}", data)
 
     def _is_ours(self, state: LogState, data: bytes) -> bool:
         """After "exists": was it we who created it, and only the answer got lost? The write id tells."""
@@ -213,10 +308,17 @@ class Log:
                 {"id": pack, "bytes": record.bytes, "content": record.content}
                 for pack, record in sorted(proposal.packs_added.items())
             ],
-            "packs_removed": [],
+            "packs_removed": sorted(proposal.packs_removed),
             "refs": [vars(update) for update in proposal.refs],
         }
-        return framed.encode("log", body)
+        for key in ("fence", "rescue", "forgotten"):
+            if getattr(proposal, key):
+                body[key] = sorted(getattr(proposal, key))
+        if proposal.settings:
+            body["settings"] = proposal.settings
+        if proposal.requires:
+            body["requires"] = sorted(proposal.requires)
+        return self._documents.encode("log", body)
 
 
 def _author() -> str:

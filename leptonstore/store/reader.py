@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
-from leptonstore import codec
-from leptonstore.digest import Digest, digest_of
+import functools
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from leptonstore import codec, limits
+from leptonstore.crypto import PackCipher
+from leptonstore.digest import Buffer, digest_of
 from leptonstore.errors import ChunkCorrupt, FormatDamaged, FormatTooNew, PackDamaged
 from leptonstore.format import pack as lpk
+from leptonstore.store.index_rows import Rows, footer_array
 from leptonstore.tiers.roles import PackReader
 
+_T = TypeVar("_T")
 
-def read_footer(tier: PackReader, pack: str, store_id: bytes, expected_bytes: int | None = None) -> list[lpk.FooterRow]:
-    """All rows of a pack. Raises PackDamaged (missing, truncated, altered, from another store) or FormatTooNew."""
+
+class Opened(Protocol):
+    """A pack, with what its records need in order to be decoded: store/opened.py, or a pack being written."""
+
+    id: str
+    group: tuple[int, bytes] | None  # (offset, plain bytes) of the group that was decoded last
+
+    @property
+    def cipher(self) -> PackCipher | None:
+        """What opens its payloads, None when the store is not encrypted. Raises FormatDamaged."""
+
+    def dictionary(self, ordinal: int) -> codec.Dictionary:
+        """Raises FormatDamaged."""
+
+
+def read_footer(
+    tier: PackReader, pack: str, store_id: bytes, expected_bytes: int | None = None, kind: int | None = None
+) -> list[lpk.FooterRow]:
+    """All rows of a pack, or those of one kind. Raises PackDamaged (missing, truncated, altered, from another store) or
+    FormatTooNew."""
+    return _read_footer(tier, pack, store_id, expected_bytes, functools.partial(lpk.parse_footer, kind=kind))
+
+
+def read_footer_array(tier: PackReader, pack: str, store_id: bytes) -> Rows:
+    """`read_footer` of all rows, as one array: for those who read the footers of many packs."""
+    return _read_footer(tier, pack, store_id, None, footer_array)
+
+
+def _read_footer(
+    tier: PackReader,
+    pack: str,
+    store_id: bytes,
+    expected_bytes: int | None,
+    parse: Callable[[bytes, bytes, bytes, int], _T],
+) -> _T:
     try:
         size = tier.pack_bytes(pack)
         if size is None:
@@ -26,44 +66,143 @@ def read_footer(tier: PackReader, pack: str, store_id: bytes, expected_bytes: in
         trailer = tier.read(pack, size - lpk.TRAILER_BYTES, lpk.TRAILER_BYTES)
         where = lpk.parse_trailer(trailer, size)
         footer = tier.read(pack, where.footer_offset, where.footer_bytes)
-        return lpk.parse_footer(head, footer, trailer, size)
+        return parse(head, footer, trailer, size)
     except FormatDamaged as error:
         raise PackDamaged(pack, str(error)) from None
     except OSError as error:
         raise PackDamaged(pack, f"it cannot be read ({error.strerror})") from None
 
 
-def salvage_rows(tier: PackReader, pack: str) -> list[lpk.FooterRow]:
-    """The records of a damaged pack that are still whole, found without its footer."""
+def walk_records(tier: PackReader, pack: str) -> tuple[bytes, list[lpk.FooterRow]]:
+    """All bytes of a pack, and its records that are whole, found without its footer. Raises OSError."""
     size = tier.pack_bytes(pack)
-    return [] if size is None else list(lpk.salvage(tier.read(pack, 0, size)))
+    data = b"" if size is None else tier.read(pack, 0, min(size, limits.PACK_BYTES_MAX))
+    return data, list(lpk.salvage(data))
 
 
-def decode_record(data: bytes, digest: Digest, pack: str) -> tuple[int, bytes]:
-    """(kind, plain bytes) of one record. Raises ChunkCorrupt. A chunk's digest is checked here, a chunk list's by its own check."""
+def salvage_rows(tier: PackReader, opened: Opened) -> list[lpk.FooterRow]:
+    """The chunks of a damaged pack that are still whole, found without its footer. Raises OSError."""
+    data, records = walk_records(tier, opened.id)
+    rows = []
+    for record in records:
+        if record.kind != lpk.KIND_GROUP:
+            rows.append(record)
+            continue
+        try:
+            rows += _member_rows(data[record.offset : record.end], record, opened)
+        except (FormatDamaged, FormatTooNew):
+            continue  # its dictionary is lost, or its key
+    return rows
+
+
+def _member_rows(data: bytes, record: lpk.FooterRow, opened: Opened) -> list[lpk.FooterRow]:
+    """The rows that the footer had for a group."""
+    plain = _group(data, record, opened)
+    cipher, rows = opened.cipher, []
+    for start, length in lpk.parse_group(plain):
+        digest = digest_of(plain[start : start + length])
+        name = digest if cipher is None else cipher.name(digest)
+        rows.append(lpk.member_row(record, name, start, length))
+    return rows
+
+
+def decode_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[int, bytes]:
+    """(kind, plain bytes) of the record at `row`, whose bytes are `data`. Raises ChunkCorrupt.
+
+    The digest of a chunk and of a dictionary is checked here; a chunk list has a check of its own.
+    """
     try:
-        header, payload = lpk.parse_record(data)
-        if header.digest != digest:
-            raise FormatDamaged("the record there has another digest")
-        plain = codec.decode(header.codec, payload, header.raw)
-        if header.kind == lpk.KIND_CHUNK and digest_of(plain) != digest:
-            raise FormatDamaged("its bytes do not match its digest")
+        if row.is_member:
+            opened.group = row.offset, _group(data, row, opened)
+            return row.kind, _member(opened.group[1], row, opened)
+        header, payload = _open_record(data, row, opened)
+        plain = codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
         if header.kind == lpk.KIND_CHUNK_LIST:
             lpk.parse_chunk_list(plain)
+        else:
+            _require_digest(plain, row, opened)
     except (FormatDamaged, FormatTooNew) as error:
-        raise ChunkCorrupt(digest.hex(), pack, str(error)) from None
+        raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
     return header.kind, plain
 
 
-def read_record(tier: PackReader, pack: str, row: lpk.FooterRow) -> tuple[int, bytes]:
-    """(kind, plain bytes) of the record at `row`. Raises ChunkCorrupt, also when the file is missing or short."""
+def decode_chunk_into(data: bytes, row: lpk.FooterRow, opened: Opened, out: memoryview) -> None:
+    """Decode a chunk into memory that is exactly as long as its plain bytes. Raises ChunkCorrupt."""
+    try:
+        if row.is_member:
+            out[:] = _member(_group(data, row, opened), row, opened)
+            return
+        header, payload = _open_record(data, row, opened)
+        if header.kind != lpk.KIND_CHUNK or header.raw != len(out):
+            raise FormatDamaged(f"it has kind {header.kind} and {header.raw} bytes where a chunk of {len(out)} belongs")
+        codec.decode_into(header.codec, payload, out, header.plane_width, _dictionary_of(header, opened))
+        _require_digest(out, row, opened)
+    except (FormatDamaged, FormatTooNew) as error:
+        raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
+
+
+def _open_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[lpk.RecordHeader, Buffer]:
+    header, payload = lpk.parse_record(data)
+    if not row.is_member and (header.digest != row.digest or header.kind != row.kind):
+        raise FormatDamaged("the record there has another digest or kind")
+    if row.is_member and header.kind != lpk.KIND_GROUP:
+        raise FormatDamaged("the record there is no group")
+    cipher = opened.cipher
+    return header, payload if cipher is None else cipher.open(header, row.offset, payload)
+
+
+def _group(data: bytes, row: lpk.FooterRow, opened: Opened) -> bytes:
+    """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members."""
+    header, payload = _open_record(data, row, opened)
+    if header.raw > limits.GROUP_BYTES_MAX or header.raw != row.unpacked:
+        raise FormatDamaged(f"a group of {header.raw} bytes where the footer says {row.unpacked}")
+    return codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
+
+
+def _member(group: bytes, row: lpk.FooterRow, opened: Opened) -> bytes:
+    """One chunk of a group. Raises FormatDamaged."""
+    chunk = group[row.start : row.start + row.raw]
+    _require_digest(chunk, row, opened)
+    return chunk
+
+
+def _require_digest(plain: Buffer, row: lpk.FooterRow, opened: Opened) -> None:
+    digest = digest_of(plain)
+    if (digest if opened.cipher is None else opened.cipher.name(digest)) != row.digest:
+        raise FormatDamaged("its bytes do not match its digest")
+
+
+def _dictionary_of(header: lpk.RecordHeader, opened: Opened) -> codec.Dictionary | None:
+    """A dictionary record names itself: it is decoded without one."""
+    if header.dictionary == lpk.DICTIONARY_NONE or header.kind == lpk.KIND_DICTIONARY:
+        return None
+    return opened.dictionary(header.dictionary)
+
+
+def read_record(tier: PackReader, row: lpk.FooterRow, opened: Opened) -> tuple[int, bytes]:
+    """(kind, plain bytes) of the record at `row` of that pack. Raises ChunkCorrupt, also when the file is missing or short."""
+    group = opened.group
+    if row.is_member and group is not None and group[0] == row.offset:
+        try:
+            return row.kind, _member(group[1], row, opened)
+        except FormatDamaged as error:
+            raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
+    return decode_record(_record_bytes(tier, row, opened), row, opened)
+
+
+def read_chunk_into(tier: PackReader, row: lpk.FooterRow, opened: Opened, out: memoryview) -> None:
+    """`read_record` of a chunk, into memory that is exactly as long. Raises ChunkCorrupt."""
+    decode_chunk_into(_record_bytes(tier, row, opened), row, opened, out)
+
+
+def _record_bytes(tier: PackReader, row: lpk.FooterRow, opened: Opened) -> bytes:
     length = row.end - row.offset
     try:
-        data = tier.read(pack, row.offset, length)
+        data = tier.read(opened.id, row.offset, length)
     except FileNotFoundError:
-        raise ChunkCorrupt(row.digest.hex(), pack, "the pack's file is missing") from None
+        raise ChunkCorrupt(row.digest.hex(), opened.id, "the pack's file is missing") from None
     except OSError as error:
-        raise ChunkCorrupt(row.digest.hex(), pack, f"the pack cannot be read ({error.strerror})") from None
+        raise ChunkCorrupt(row.digest.hex(), opened.id, f"the pack cannot be read ({error.strerror})") from None
     if len(data) != length:
-        raise ChunkCorrupt(row.digest.hex(), pack, "the pack is truncated before its end")
-    return decode_record(data, row.digest, pack)
+        raise ChunkCorrupt(row.digest.hex(), opened.id, "the pack is truncated before its end")
+    return data

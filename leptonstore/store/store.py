@@ -15,26 +15,37 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
+from leptonstore.crypto import SealedDocuments
 from leptonstore.digest import Buffer, Digest, digest_of
 from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
     ChunkMissing,
+    Conflict,
+    LeptonError,
     PackDamaged,
     StoreMissing,
+    WrongKey,
 )
+from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import reader
+from leptonstore.store import fences, reader
+from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
+from leptonstore.store.index_rows import Rows
+from leptonstore.store.leases import Lease
 from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
-from leptonstore.store.writer import Writer, require_packs
+from leptonstore.store.opened import OpenedPack, OpenedPacks
+from leptonstore.store.quota import OverQuota, require_quota
+from leptonstore.store.writer import Writer
 from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
 
@@ -44,54 +55,103 @@ _stores: weakref.WeakSet[Store]
 class Store:
     """A store that exists. Make one with `Store.create` or `Store.open`; use it as a context manager or close it."""
 
-    def __init__(self, tier: LocalTier, config: StoreConfig, cache_dir: Path | None = None) -> None:
-        self.tier, self.config = tier, config
+    def __init__(
+        self,
+        tier: LocalTier,
+        config: StoreConfig,
+        cache_dir: Path | None = None,
+        unlocked: store_keys.Unlocked | None = None,
+    ) -> None:
+        self.tier, self.config, self.unlocked = tier, config, unlocked
+        self._keys = None if unlocked is None else unlocked.keys
+        if (self._keys is None) != (config.encryption is None):
+            raise WrongKey(f"{tier.url} is encrypted: open it with Store.open")
         self._lock = threading.RLock()
-        self._log = Log(tier, tier.url)
-        self._chunker = Chunker(config.chunks)
+        # How this store's documents are written: in the clear, or sealed.
+        self.documents = framed if self._keys is None else self._keys.documents
+        self._log = Log(tier, tier.url, self.documents)
+        self._chunker = Chunker(config.chunks, 0 if self._keys is None else self._keys.chunking_seed)
         self._index = Index(config.store_id, tier.url, cache_dir)
-        self._writer = Writer(tier, config, self._publish_packs)
+        self._writer = Writer(tier, config, self._publish_packs, self._keys)
+        self._opened = OpenedPacks(tier, config.store_id, self._keys)
         self._state = self._log.load()
+        # Garbage collection up to here does not concern our work. A publication does not move it: other threads may have
+        # looked things up before, and publish later.
+        self._base = self._state.gc_sequence
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         _stores.add(self)
+        if unlocked is not None:
+            store_keys.lend(unlocked)
 
     # -- opening -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, url: str | Path, config: StoreConfig | None = None, cache_dir: Path | None = None) -> Store:
-        """Make a new store. Raises BadInput when there is one already, or when the directory holds something else."""
+    def create(
+        cls,
+        url: str | Path,
+        config: StoreConfig | None = None,
+        cache_dir: Path | None = None,
+        unlock: store_keys.Unlock | None = None,
+        cost: store_keys.ScryptCost | None = None,
+    ) -> Store:
+        """Make a new store, encrypted when `unlock` says under which passphrase or key file (`cost`: of a passphrase).
+
+        Raises BadInput when there is one already, or when the directory holds something else.
+        """
         tier = open_tier(url)
         if tier.root.exists() and not tier.root.is_dir():
             raise BadInput(f"{tier.url} is a file: a store needs a directory")
         if (tier.root / DOCUMENT).exists():
             raise BadInput(f"{tier.url} is a store already; use it as it is, or choose another place")
         # A crash between the first directory and the config leaves only these names behind: `create` goes on there.
-        if tier.root.is_dir() and set(os.listdir(tier.root)) - {"tmp"}:
+        if tier.root.is_dir() and set(os.listdir(tier.root)) - {"tmp", store_keys.FOLDER}:
             raise BadInput(f"{tier.url} is not empty and not a store: choose an empty or new directory")
-        config = config or StoreConfig()
+        config, unlocked = config or StoreConfig(), None
+        if unlock is not None:
+            config, unlocked = store_keys.create(tier, config, unlock, cost)
         if not tier.create_document(DOCUMENT, config.encode()):
             raise BadInput(f"{tier.url} became a store while this ran; use it as it is")
-        return cls(tier, config, cache_dir)
+        tier.restore_reserve()  # when there is no room for it, gc makes it later
+        return cls(tier, config, cache_dir, unlocked)
 
     @classmethod
-    def open(cls, url: str | Path, cache_dir: Path | None = None) -> Store:
-        """Open an existing store. Raises StoreMissing, FormatDamaged or FormatTooNew."""
+    def open(cls, url: str | Path, cache_dir: Path | None = None, unlock: store_keys.Unlock | None = None) -> Store:
+        """Open an existing store; `unlock` is a secret of an encrypted one, or what is called for it.
+
+        A store that this process (or the one that it was forked from) has open needs none. Raises StoreMissing, WrongKey,
+        FormatDamaged or FormatTooNew.
+        """
+        tier, config = cls.read_config(url)
+        return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
+
+    @staticmethod
+    def read_config(url: str | Path) -> tuple[LocalTier, StoreConfig]:
+        """The place and the settings of an existing store. Raises StoreMissing, FormatDamaged or FormatTooNew."""
         tier = open_tier(url)
         data = tier.read_document(DOCUMENT, limits.CONFIG_BYTES_MAX)
         if data is None:
             why = "is not a store (it has no config)" if tier.root.exists() else "does not exist"
             raise StoreMissing(f"{tier.url} {why}; create a store with `lepton init {tier.url}`", tier.url)
-        return cls(tier, parse_config(data, f"config of {tier.url}"), cache_dir)
+        return tier, parse_config(data, f"config of {tier.url}")
 
     @property
     def url(self) -> str:
         """Where the store is."""
         return self.tier.url
 
+    @property
+    def chunker(self) -> Chunker:
+        """Cuts large values as this store does."""
+        return self._chunker
+
+    def cache_path(self, name: str) -> Path:
+        """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
+        return self._index.path.parent / name
+
     def _sync_index(self) -> None:
-        self._index.sync(self._state, self._entry_digest, self._footer_rows)
+        self._index.sync(self._state, self._entry_digest, self._index_rows)
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
@@ -103,7 +163,21 @@ class Store:
         except PackDamaged as error:
             # One damaged pack must not take the others with it: index what is whole; `lepton check` tells the rest.
             self.damaged_packs[pack] = error.why
-            return reader.salvage_rows(self.tier, pack)
+            return reader.salvage_rows(self.tier, self.opened(pack))
+
+    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow]:
+        """`_footer_rows`, as an array where the pack is whole. Any thread."""
+        try:
+            return reader.read_footer_array(self.tier, pack, self.config.store_id)
+        except PackDamaged:
+            return self._footer_rows(pack)
+
+    def reindex(self) -> None:
+        """Fill the index anew from every pack: before somebody is told that a chunk is missing."""
+        with self._lock:
+            self.damaged_packs.clear()
+            self._index.clear()
+            self._sync_index()
 
     def refresh(self) -> None:
         """See what other writers published since."""
@@ -128,15 +202,39 @@ class Store:
 
     def locate(self, digest: Digest) -> Place | None:
         """Where a published chunk is; None when it is not known (or only pending)."""
-        return self._index.get(digest)
+        return self._index.get(self.stored_name(digest))
+
+    def opened(self, pack: str, anew: bool = False) -> OpenedPack:
+        """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
+        packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
+        return packs.get(pack)
 
     def stored_name(self, digest: Digest) -> Digest:
-        """What packs, footers and the index call a chunk: its digest."""
-        return digest
+        """What packs, footers and the index call a chunk: its digest, or in an encrypted store a keyed digest of that."""
+        return digest if self._keys is None else self._keys.name(digest)
+
+    @property
+    def sealer(self) -> SealedDocuments | None:
+        """Seals what is kept of an encrypted store elsewhere (caches on this host); None when the store is in the clear."""
+        return None if self._keys is None else self._keys.documents
+
+    @property
+    def secret_source(self) -> store_keys.SecretSource | None:
+        """Where the passphrase or key file can be read again; it may be pickled, the secret never is."""
+        return None if self.unlocked is None else self.unlocked.source
 
     def has(self, digest: Digest) -> bool:
-        """Whether `get` would find it, as far as this process knows."""
-        return digest in self._writer or self._index.get(digest) is not None
+        """Whether `get` would find it, as far as this process knows. What garbage collection condemned counts as absent."""
+        if digest in self._writer:
+            return True
+        return self._place_outside(digest, self._state.lost) is not None
+
+    def _place_outside(self, digest: Digest, avoided: Callable[[str], bool]) -> Place | None:
+        """A place of the chunk in a pack that is not `avoided`."""
+        place = self._index.get(self.stored_name(digest))
+        if place is None or not avoided(place.pack):
+            return place
+        return next((other for other in self._index.places(self.stored_name(digest)) if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
         """The plain bytes. Raises ChunkMissing or ChunkCorrupt."""
@@ -160,22 +258,54 @@ class Store:
         unpublished = self._writer.record(digest)
         if unpublished is not None:
             return unpublished
-        place = self._index.get(digest)
+        place = self._index.get(self.stored_name(digest))
         if place is None:
             self.refresh()  # another writer may have published it since
-            place = self._index.get(digest)
+            place = self._index.get(self.stored_name(digest))
         if place is None:
             raise ChunkMissing(digest.hex())
-        return reader.read_record(self.tier, place.pack, place.row)
+        try:
+            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+        except ChunkCorrupt:
+            if self.tier.pack_bytes(place.pack) is not None:
+                raise
+        self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
+        again = self._index.get(self.stored_name(digest))
+        if again is None:
+            raise ChunkMissing(digest.hex())
+        return reader.read_record(self.tier, again.row, self.opened(again.pack))
+
+    def read_into(self, digest: Digest, out: memoryview) -> None:
+        """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt."""
+        place = self.locate(digest)
+        if place is not None and place.row.kind == lpk.KIND_CHUNK and self.tier.pack_bytes(place.pack) is not None:
+            reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out)
+            return
+        data = self.get(digest)
+        if len(data) != len(out):
+            raise ChunkCorrupt(digest.hex(), "-", f"it has {len(data)} bytes where {len(out)} belong")
+        out[:] = data
+
+    def pieces(self, digest: Digest) -> tuple[tuple[Digest, int], ...] | None:
+        """The pieces (digest and length) of a large value, None for one that is a single chunk.
+
+        Raises ChunkMissing or ChunkCorrupt. For readers that stream: `get` of each piece checks that piece only.
+        """
+        place = self.locate(digest)
+        if place is not None and place.row.kind == lpk.KIND_CHUNK:
+            return None
+        kind, data = self.record(digest)
+        return lpk.parse_chunk_list(data).pieces if kind == lpk.KIND_CHUNK_LIST else None
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def put(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False) -> Digest:
+    def put(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0) -> Digest:
         """Keep `data` and return its digest; does nothing when the store has it. Long values are cut by content.
 
         `data` is compressed in the background and must not change until the next `flush` or `publish`, after which it
-        is durable. here: compress in the calling thread, for a caller that has a pool of its own. Raises StoreFull, now
-        or at a later call; then everything since the last flush is forgotten and has to be put again.
+        is durable. here: compress in the calling thread, for a caller that has a pool of its own. plane_width: bytes of a
+        value (2, 4, 8) when `data` holds floats. Raises StoreFull, now or at a later call; then everything since the last
+        flush is forgotten and has to be put again.
         """
         view = memoryview(data).cast("B")
         digest = digest_of(view)
@@ -184,17 +314,19 @@ class Store:
         if self._found(digest):
             return digest
         if len(view) <= self.config.chunks.cut_above:
-            self._writer.add(digest, lpk.KIND_CHUNK, view, content, here)
+            self._writer.add(digest, lpk.KIND_CHUNK, view, content, here, plane_width)
             return digest
-        pieces = [(self.put_piece(piece, content, here), len(piece)) for piece in self._chunker.cut(view)]
+        pieces = [(self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)]
         self.put_chunk_list(digest, pieces, content)
         return digest
 
-    def put_piece(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False) -> Digest:
+    def put_piece(
+        self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0
+    ) -> Digest:
         """Keep one piece of a value that is too long to be held at once, as the chunker cut it; see `put_chunk_list`."""
         digest = digest_of(data)
         if not self._found(digest):
-            self._writer.add(digest, lpk.KIND_CHUNK, data, content, here)
+            self._writer.add(digest, lpk.KIND_CHUNK, data, content, here, plane_width)
         return digest
 
     def put_chunk_list(self, digest: Digest, pieces: list[tuple[Digest, int]], content: int = lpk.CONTENT_DATA) -> None:
@@ -211,8 +343,8 @@ class Store:
     def _found(self, digest: Digest) -> bool:
         if digest in self._writer:
             return True
-        place = self._index.get(digest)
-        if place is None or place.pack in self.damaged_packs:
+        place = self._place_outside(digest, lambda pack: pack in self.damaged_packs or self._state.lost(pack))
+        if place is None:
             return False
         if place.row.kind == lpk.KIND_CHUNK_LIST and not self._pieces_found(digest):
             return False
@@ -221,7 +353,10 @@ class Store:
 
     def _pieces_found(self, digest: Digest) -> bool:
         """A large value counts as present only when each of its pieces does."""
-        _, data = self.record(digest)
+        try:
+            _, data = self.record(digest)
+        except (ChunkCorrupt, ChunkMissing):
+            return False
         return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
     @property
@@ -233,12 +368,15 @@ class Store:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""
         if self._writer.pending:
             self._publish("packs", (), self._writer.finish())
+        with self._lock:
+            self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
     def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]]) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
-        when its wish is impossible by then. Raises StoreFull or Conflict; then no ref has moved.
+        when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
+        still be read. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more); then no ref has moved.
         """
         self._publish(action, decide, self._writer.finish())
 
@@ -249,27 +387,114 @@ class Store:
     def _publish(
         self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()], round: int | None
     ) -> None:
+        checked: fences.Checked | None = None
+        while True:
+            try:
+                with self._lock:
+                    self._append_work(action, decide, round, checked)
+                return
+            except fences.Fenced as fenced:
+                checked = fences.revalidate(self, fenced.commits)
+            if round is not None:
+                round = self._writer.finish()
+
+    def _append_work(
+        self,
+        action: str,
+        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        round: int | None,
+        checked: fences.Checked | None,
+    ) -> None:
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        self._sweep()
+        sealed = self._writer.sealed()
+        if round is None and not sealed:
+            return
+        updates: tuple[RefUpdate, ...] = ()
+
+        def propose(state: LogState) -> Proposal:
+            nonlocal updates
+            updates = decide(state) if callable(decide) else ()
+            for update in updates:
+                require_ref(state, update)
+            doubtful = fences.doubtful(self, state, updates)
+            proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
+            if not proven or any(state.lost(pack) for pack in sealed):
+                raise fences.Fenced(doubtful)
+            proposal = Proposal(action, sealed, updates)
+            require_quota(state, proposal)
+            return proposal
+
+        try:
+            self._log.append(self._state, propose)
+        except OverQuota:
+            self._writer.discard(set(sealed))
+            raise
+        self._sync_index()
+        self._writer.published(set(sealed), round, bool(updates))
+
+    def _sweep(self) -> None:
+        """Under the lock: remove the files of packs that a failure made us forget, so that a full disk is not fuller for them."""
+        dropped = self._writer.take_dropped()
+        if not dropped:
+            return
+        with suppress(LeptonError, OSError):  # what stays is garbage like that of a writer that died
+            self._log.replay(self._state)
+            for pack in dropped - self._state.packs.keys():
+                self.tier.delete_pack(pack)
+
+    def append(self, decide: Callable[[LogState], Proposal]) -> None:
+        """Append an entry that concerns no unpublished work (garbage collection); see Log.append."""
+        with self._lock:
+            self._log.append(self._state, decide)
+            self._sync_index()
+
+    def lease(self, commit: str) -> Lease:
+        """Hold version `commit` (hex) against garbage collection until the lease is released or this process ends.
+
+        What it reaches stays readable even when its ref is moved or removed. Raises RefMissing when no ref protects it now.
+        """
+        return fences.take_lease(self, commit)
+
+    def replace_packs(self, action: str, packs: set[str], base: int) -> None:
+        """Publish what was put and, in the same log entry, stop listing `packs`, whose whole records are among it.
+
+        `base` is the state's `gc_sequence` from before the first `put`. Raises Conflict when garbage collection (or another
+        repair) took packs away since then: what was found present may have been in those. Raises StoreFull.
+        """
+        round = self._writer.finish()
         with self._lock:
             sealed = self._writer.sealed()
-            if round is None and not sealed:
-                return
 
             def propose(state: LogState) -> Proposal:
-                require_packs(self._writer.relied, set(state.packs))
-                updates = decide(state) if callable(decide) else ()
-                for update in updates:
-                    require_ref(state, update)
-                return Proposal(action, sealed, updates)
+                if state.gc_sequence != base:
+                    raise Conflict("garbage collection removed packs while this ran: run the command again")
+                proposal = Proposal(action, sealed, packs_removed=tuple(pack for pack in packs if pack in state.packs))
+                require_quota(state, proposal)
+                return proposal
 
-            self._log.append(self._state, propose)
+            try:
+                self._log.append(self._state, propose)
+            except (OverQuota, Conflict):
+                self._writer.discard(set(sealed))
+                raise
             self._sync_index()
             self._writer.published(set(sealed), round)
+            for pack in packs:
+                self.damaged_packs.pop(pack, None)
+
+    def configure(self, settings: dict[str, Any], requires: tuple[str, ...] = ()) -> None:
+        """Change settings of the store (None takes one away), and turn features on, for everybody. Raises StoreFull."""
+        with self._lock:
+            self._log.append(self._state, lambda state: Proposal("settings", settings=settings, requires=requires))
+            self._sync_index()
 
     # -- closing -------------------------------------------------------------------------------------------------
 
     def after_fork(self) -> None:
         """In a child process: new locks, and none of the parent's unfinished packs."""
         self._lock = threading.RLock()
+        self._opened = OpenedPacks(self.tier, self.config.store_id, self._keys)
         self._writer.after_fork()
         self.tier.after_fork()
 
@@ -277,8 +502,11 @@ class Store:
         """Drop what was put but not flushed, and close files."""
         self._writer.close()
         with self._lock:
+            self._sweep()
             self._index.close()
             self.tier.close()
+            if self.unlocked is not None:
+                store_keys.forget(self.unlocked)
 
     def __enter__(self) -> Store:
         return self

@@ -54,6 +54,16 @@ def walk(store: Store, commit_digest: str, seen: set[Digest] | None = None) -> I
         yield from _walk_node(store, commit, commit.root, 0, commit.rows, seen if seen is not None else set())
 
 
+def walk_group(store: Store, commit: Commit, digest: Digest) -> Iterator[Reached]:
+    """A row group of `commit` and everything below it. Rows are counted from the group's first."""
+    yield from _walk_node(store, commit, digest, 0, 0, set())
+
+
+def walk_one(store: Store, digest: Digest) -> Iterator[Reached]:
+    """One tree node without what is below it (with its pieces, where it is stored in several)."""
+    yield from _with_pieces(store, Reached(digest, "node", (0, 0)))
+
+
 def _walk_node(
     store: Store, commit: Commit, digest: Digest, first: int, rows: int, seen: set[Digest]
 ) -> Iterator[Reached]:

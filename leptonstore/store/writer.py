@@ -1,11 +1,14 @@
 """What this process has put and not yet published: encoded by all cores, appended to packs, sealed in the background.
 
-    put -> digest -> known? -> encode (a pool of threads, outside the lock) -> append to the open pack -> seal
+    put -> digest -> known? -> [shelf] -> encode (a pool of threads, outside the lock) -> append to the open pack -> seal
+
+Small records of data wait on a shelf until there is a batch of them, which may share a dictionary (store/dictionaries.py).
 
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
 - From `put` on a value can be read back in this process: from memory, from the open pack, from the sealed one.
 - At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too.
+- A pack is claimed (store/leases.py) before anybody can see it, and until a ref reaches what it was made for.
 - After a failure (a full disk) everything unpublished is forgotten: nothing of it can be half there.
 
 Locks: `_lock` guards every field; it is never held while something is hashed, compressed or synced.
@@ -16,17 +19,20 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from leptonstore import codec, limits
-from leptonstore.codec import Encoded
-from leptonstore.digest import Buffer, Digest
-from leptonstore.errors import Conflict
+from leptonstore.codec import Dictionary, Encoded
+from leptonstore.crypto import StoreKeys
+from leptonstore.digest import Buffer, Digest, digest_of
+from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.builder import PackBuilder
 from leptonstore.store.config import StoreConfig
+from leptonstore.store.dictionaries import DictionaryPolicy, Record, Shelf, Unit, units_of
+from leptonstore.store.leases import Claims
 from leptonstore.store.log import PackRecord
 from leptonstore.tiers.local import LocalTier
 
@@ -34,9 +40,16 @@ from leptonstore.tiers.local import LocalTier
 class Writer:
     """The unpublished part of one Store. All methods: any thread."""
 
-    def __init__(self, tier: LocalTier, config: StoreConfig, publish_packs: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tier: LocalTier,
+        config: StoreConfig,
+        publish_packs: Callable[[], None],
+        keys: StoreKeys | None = None,
+    ) -> None:
         """`publish_packs` is called, without the lock and from any thread, when sealed packs wait to be published."""
-        self._tier, self._config, self._publish_packs = tier, config, publish_packs
+        self._tier, self._config, self._publish_packs, self._keys = tier, config, publish_packs, keys
+        self._claims = Claims(tier)
         self._reset()
         self.new_bytes = 0  # stored bytes of the records that were added
 
@@ -45,10 +58,15 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._claimed: dict[Digest, tuple[int, Buffer]] = {}  # kind and plain bytes on their way to a pack
         self._in_flight = 0  # bytes of them
+        self._shelf = Shelf()
+        self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
         self._sealing: dict[PackBuilder, Future[PackRecord]] = {}
         self._sealed: dict[PackBuilder, PackRecord] = {}  # durable, but no log entry lists them yet
-        # Packs that unpublished work counts on -> the round (from one `finish` to the next) that counted on them last.
+        self._dropped: set[str] = set()  # were sealed, and are forgotten: their files are nobody's
+        self._stale: list[PackBuilder] = []  # condemned before they were listed: being copied into new packs
+        # Published packs that work counts on -> the round (from one `finish` to the next) that counted on them last. Kept for
+        # good: what one thread publishes says nothing about the unpublished work of another.
         self._relied: dict[str, int] = {}
         self._round = 0
         self._error: BaseException | None = None
@@ -61,7 +79,7 @@ class Writer:
             return digest in self._claimed or self._holder(digest) is not None
 
     def _holder(self, digest: Digest) -> PackBuilder | None:
-        for builder in (*self._builders.values(), *self._sealing, *self._sealed):
+        for builder in (*self._builders.values(), *self._sealing, *self._sealed, *self._stale):
             if digest in builder.rows:
                 return builder
         return None
@@ -73,27 +91,36 @@ class Writer:
             if claimed is not None:
                 return claimed[0], bytes(claimed[1])
             builder = self._holder(digest)
-            data = builder.read(builder.rows[digest]) if builder is not None else b""
-        return None if builder is None else reader.decode_record(data, digest, builder.id)
+            row = builder.rows[digest] if builder is not None else None
+            data = builder.read(row) if builder is not None and row is not None else b""
+        return None if builder is None or row is None else reader.decode_record(data, row, builder)
 
     def rely_on(self, pack: str) -> None:
         """Unpublished work counts on a record of this published pack."""
         with self._lock:
+            if self._relied.get(pack) != self._round:
+                self._claims.claim(pack)
             self._relied[pack] = self._round
 
     @property
     def relied(self) -> set[str]:
-        """The published packs that unpublished work counts on."""
+        """The published packs that work of this writer counts on, its own included."""
         with self._lock:
             return set(self._relied)
 
     # -- adding --------------------------------------------------------------------------------------------------
 
-    def add(self, digest: Digest, kind: int, plain: Buffer, content: int, here: bool = False) -> None:
+    def add(
+        self, digest: Digest, kind: int, plain: Buffer, content: int, here: bool = False, plane_width: int = 0
+    ) -> None:
         """Keep a record that the store does not have. `plain` must not change until the next `finish`.
 
         here: encode in the calling thread (one of a pool of the caller's). Raises StoreFull, now or at a later call.
         """
+        small = _is_small(kind, plain, content, plane_width)
+        if small:
+            plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
+        record = Record(digest, kind, plain, plane_width)
         with self._lock:
             self._raise_error()
             if digest in self._claimed or self._holder(digest) is not None:
@@ -101,54 +128,88 @@ class Writer:
             self._claimed[digest] = (kind, plain)
             here = here or self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
-            if not here and self._pool is None:
-                self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-write")
-            pool = self._pool
-        if here or pool is None:
-            self._encode(digest, kind, plain, content)
+            batch = self._shelf.add(record) if small else [record]
+            pool = None if here or not batch else self._workers()
+        if pool is not None:
+            pool.submit(self._encode, batch, content)
+        elif batch:
+            self._encode(batch, content)
             with self._lock:
                 self._raise_error()
-        else:
-            pool.submit(self._encode, digest, kind, plain, content)
 
-    def _encode(self, digest: Digest, kind: int, plain: Buffer, content: int) -> None:
+    def _workers(self) -> ThreadPoolExecutor:
+        """Under the lock."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-write")
+        return self._pool
+
+    def _encode(
+        self, batch: Sequence[Record], content: int, ready: list[tuple[Unit, Encoded, int]] | None = None
+    ) -> None:
         """Runs in any thread; an error is kept for the next caller."""
         error: BaseException | None = None
-        full: PackBuilder | None = None
+        full: list[PackBuilder] = []
         try:
-            encoded = codec.encode(plain, self._config.zstd_level)
-            crc = zlib.crc32(encoded.payload)
+            if ready is None:
+                ready = self._encoded(batch, content)
             with self._lock:
-                if self._error is None:
-                    full = self._append(digest, kind, encoded, crc, content)
+                for unit, encoded, crc in ready if self._error is None else ():
+                    self._append(unit, encoded, crc, content, full)
         except BaseException as caught:
             error = caught
         with self._lock:
-            self._claimed.pop(digest, None)
-            self._in_flight -= len(plain)
+            for record in batch:
+                self._claimed.pop(record.digest, None)
+                self._in_flight -= len(record.plain)
             self._error = self._error or error
-            if not self._claimed:
+            if len(self._claimed) == len(self._shelf):
                 self._idle.notify_all()
-        if full is not None:
-            self._seal(full)
+        for builder in full:
+            self._seal(builder)
+        if full:
             try:
                 self._publish_packs()
             except BaseException as caught:
                 with self._lock:
                     self._error = self._error or caught
 
-    def _append(self, digest: Digest, kind: int, encoded: Encoded, crc: int, content: int) -> PackBuilder | None:
-        """Under the lock. Returns a pack that is full and must be sealed."""
-        full = None
+    def _encoded(self, batch: Sequence[Record], content: int) -> list[tuple[Unit, Encoded, int]]:
+        """What the batch becomes: records and groups of them, each with its payload and the payload's CRC."""
+
+        def held(dictionary: Dictionary) -> bool:
+            with self._lock:
+                builder = self._builders.get(content)
+                return builder is not None and builder.has_dictionary(dictionary)
+
+        units = units_of(batch)
+        dictionary = self._dictionaries.choose(units, held)
+        ready = []
+        for unit in units:
+            encoded = codec.encode(unit.plain, self._config.zstd_level, unit.plane_width, dictionary)
+            if len(unit.members) > 1 and encoded.codec == lpk.CODEC_RAW:  # reading one would read all for nothing
+                ready += [
+                    (Unit(record.plain, (record,)), codec.encode(record.plain, self._config.zstd_level))
+                    for record in unit.members
+                ]
+            else:
+                ready.append((unit, encoded))
+        return [(unit, some, zlib.crc32(some.payload) if self._keys is None else 0) for unit, some in ready]
+
+    def _append(self, unit: Unit, encoded: Encoded, crc: int, content: int, full: list[PackBuilder]) -> None:
+        """Under the lock. Adds to `full` a pack that must be sealed, also when it raises."""
         builder = self._builders.get(content)
-        if builder is not None and not builder.fits(len(encoded.payload)):
-            full = self._builders.pop(content)
-            self._sealing[full] = Future()
+        if builder is not None and not builder.fits(encoded, len(unit.members)):
+            full.append(self._builders.pop(content))
+            self._sealing[builder] = Future()
             builder = None
         if builder is None:
-            builder = self._builders[content] = PackBuilder(self._tier, self._config.store_id, content)
-        self.new_bytes += builder.add(digest, kind, encoded, crc)
-        return full
+            builder = self._builders[content] = PackBuilder(self._tier, self._config.store_id, content, self._keys)
+            self._claims.claim(builder.id)
+        if len(unit.members) == 1:
+            self.new_bytes += builder.add(unit.members[0].digest, unit.members[0].kind, encoded, crc)
+        else:
+            members = [(record.digest, len(record.plain)) for record in unit.members]
+            self.new_bytes += builder.add_group(members, digest_of(unit.plain), encoded, crc)
 
     def _seal(self, builder: PackBuilder) -> None:
         """Make a pack durable; outside the lock. An error is kept for the next caller."""
@@ -164,6 +225,8 @@ class Writer:
                 self._sealed[builder] = record
             else:
                 builder.abort()
+                if record is not None:
+                    self._dropped.add(builder.id)
             self._error = self._error or error
             self._idle.notify_all()
 
@@ -176,6 +239,9 @@ class Writer:
         """
         with self._lock:
             while self._claimed:
+                batch = self._shelf.take()
+                if batch:
+                    self._workers().submit(self._encode, batch, lpk.CONTENT_DATA)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -202,16 +268,74 @@ class Writer:
         with self._lock:
             return {builder.id: record for builder, record in self._sealed.items()}
 
-    def published(self, packs: set[str], round: int | None) -> None:
-        """A log entry lists `packs` now, and everything that was put in `round` (of `finish`) or before."""
+    def published(self, packs: set[str], round: int | None, by_ref: bool = False) -> None:
+        """A log entry lists `packs` now; by_ref: a ref reaches everything that was put in `round` (of `finish`) or before."""
         with self._lock:
             gone = [builder for builder in self._sealed if builder.id in packs]
             for builder in gone:
                 del self._sealed[builder]
-            if round is not None:
-                self._relied = {pack: last for pack, last in self._relied.items() if last > round}
+            self._relied.update(dict.fromkeys(packs, self._round if round is None else round))
+            if by_ref and round is not None:
+                self._claims.drop(pack for pack, last in self._relied.items() if last <= round)
         for builder in gone:
             builder.abort()  # the pack is read through the tier from now on
+
+    def put_again(self, lost: set[str]) -> None:
+        """Copy what is in these sealed packs of ours, which must not be listed any more, into new ones. Raises StoreFull."""
+        with self._lock:
+            stale = [builder for builder in self._sealed if builder.id in lost]
+            for builder in stale:
+                del self._sealed[builder]
+            self._stale += stale
+        for builder in stale:
+            shelf = Shelf()
+            for digest, row in list(builder.rows.items()):
+                kind, plain = reader.decode_record(builder.read(row), row, builder)
+                self.copy(shelf.add(Record(digest, kind, plain, row.plane_width)), builder.content)
+            self.copy(shelf.take(), builder.content)
+            with self._lock:
+                self._stale.remove(builder)
+            builder.abort()
+        self._claims.drop(builder.id for builder in stale)
+
+    def copy(self, batch: Sequence[Record], content: int, encoded: Encoded | None = None) -> None:
+        """Keep records in a pack of ours although another one holds them, too. Raises StoreFull.
+
+        encoded: the payload of a single record as it stands there, without a dictionary; it is not compressed again.
+        """
+        with self._lock:
+            self._raise_error()
+            self._in_flight += sum(len(record.plain) for record in batch)
+        ready = None
+        if encoded is not None:
+            unit = Unit(batch[0].plain, (batch[0],))
+            ready = [(unit, encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
+        small = []  # only these may share a group
+        for record in batch:
+            if ready is None and _is_small(record.kind, record.plain, content, record.plane_width):
+                small.append(record)
+            else:
+                self._encode([record], content, ready)
+        if small:
+            self._encode(small, content)
+        with self._lock:
+            self._raise_error()
+
+    def discard(self, packs: set[str]) -> None:
+        """Forget sealed packs that no log entry lists, nor will: their files are removed, their records absent again."""
+        with self._lock:
+            gone = [builder for builder in self._sealed if builder.id in packs]
+            for builder in gone:
+                del self._sealed[builder]
+        for builder in gone:
+            builder.abort()
+            self._tier.delete_pack(builder.id)
+
+    def take_dropped(self) -> set[str]:
+        """Packs that were sealed and forgotten since the last call. The log may list one whose answer got lost."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, set()
+            return dropped
 
     def _raise_error(self) -> None:
         """Under the lock: raise what a background thread met, and forget everything unpublished."""
@@ -219,16 +343,22 @@ class Writer:
             return
         error, self._error = self._error, None
         while self._claimed:
-            self._idle.wait()
+            for record in self._shelf.take():
+                del self._claimed[record.digest]
+                self._in_flight -= len(record.plain)
+            if self._claimed:
+                self._idle.wait()
         self._drop()
         raise error
 
     def _drop(self) -> None:
-        for builder in (*self._builders.values(), *self._sealing, *self._sealed):
+        for builder in (*self._builders.values(), *self._sealing, *self._sealed, *self._stale):
             with suppress(OSError):
                 builder.abort()
-        self._builders, self._sealing, self._sealed = {}, {}, {}
+        self._dropped.update(builder.id for builder in self._sealed)
+        self._builders, self._sealing, self._sealed, self._stale = {}, {}, {}, []
         self._relied.clear()
+        self._claims.close()
 
     def close(self) -> None:
         """Forget what was not published."""
@@ -237,16 +367,17 @@ class Writer:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
+            self._shelf.take()
             self._claimed.clear()
             self._drop()
 
     def after_fork(self) -> None:
         """In a child process: the parent's unpublished packs and threads are not ours."""
+        self._claims.after_fork()
         self._reset()
 
 
-def require_packs(relied: set[str], packs: set[str]) -> None:
-    """Raise Conflict when packs that unpublished work counts on have gone."""
-    gone = relied - packs
-    if gone:
-        raise Conflict(f"{len(gone)} packs that this work relies on were removed while it ran: run it again")
+def _is_small(kind: int, plain: Buffer, content: int, plane_width: int) -> bool:
+    """Whether it can share a dictionary with others: data, no chunk list, no floats, and not too long."""
+    short = len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width
+    return short and content == lpk.CONTENT_DATA and kind == lpk.KIND_CHUNK

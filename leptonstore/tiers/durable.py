@@ -6,6 +6,8 @@ Invariants:
 - A final name appears with all of its bytes or not at all, and is never overwritten (`link` fails when it exists).
 - When a function here returns, the file and its name are on the device (as far as fsync can be believed).
 - A temporary is locked (flock) for as long as its writer lives, so that a cleaner can tell a dead one from one in use.
+- Modes follow the writer's umask, and the group follows the directory (setgid is inherited): nothing is ever narrowed, so that several
+  users can share a store. A temporary of another user is left alone.
 On a full disk everything that was half done is removed and StoreFull is raised.
 """
 
@@ -21,11 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leptonstore.digest import Buffer
-from leptonstore.errors import LeptonError, StoreFull
+from leptonstore.errors import LeptonError, NotPermitted, StoreFull
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # A writer locks its temporary right after creating it; younger ones are left alone even when they look unlocked.
 TEMPORARY_AGE_S_MIN = 3600.0
+# Directories whose names this process knows to be durable: path, device, inode. A store has at most 256 and a few.
+_durable_directories: set[tuple[str, int, int]] = set()
 
 
 @contextlib.contextmanager
@@ -36,8 +41,23 @@ def full_disk_named(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFull(
-                f"no space left on the device of {place} ({error.strerror}): free some space and run the command again; "
-                "what was stored before is intact"
+                f"no space left on the device of {place} ({error.strerror}): free some space (`lepton gc` removes what no "
+                "version needs, also on a full disk) and run the command again; what was stored before is intact"
+            ) from None
+        raise
+
+
+@contextlib.contextmanager
+def failures_named(place: Path) -> Iterator[None]:
+    """Also turn "permission denied", in a store, into NotPermitted."""
+    try:
+        with full_disk_named(place):
+            yield
+    except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise NotPermitted(
+                f"this user may not write {error.filename or place} ({error.strerror}): use a user that may, or share the "
+                "store with a group (directories with mode 2775, and `umask 002` for everybody who writes)"
             ) from None
         raise
 
@@ -52,13 +72,24 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory (and its parents) and make its name durable; no error when it exists."""
-    if path.is_dir():
+    """Create a directory (and its parents) and make its name durable; no error when it exists.
+
+    One that exists may be the work of a process that died, or is still, before its fsync: what is stored in there would go with
+    the name. So each process syncs the name of a directory once before it relies on it.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        make_directory(path.parent)
+        with failures_named(path), contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        sync_directory(path.parent)
         return
-    make_directory(path.parent)
-    with full_disk_named(path), contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    sync_directory(path.parent)
+    known = (str(path), status.st_dev, status.st_ino)
+    if known not in _durable_directories:
+        with contextlib.suppress(PermissionError):  # a parent that we may not even list is not of our making
+            sync_directory(path.parent)
+        _durable_directories.add(known)
 
 
 class NewFile:
@@ -67,15 +98,16 @@ class NewFile:
     def __init__(self, path: Path, tmp: Path) -> None:
         self.path = path
         self.length = 0
+        self._fd, self._process = -1, os.getpid()
         self._temporary = tmp / f"{path.name}.{secrets.token_hex(8)}.tmp"
-        with full_disk_named(path):
+        with failures_named(path):
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, *parts: Buffer) -> None:
         """Append all of `parts`, with one call where the device takes it. Raises StoreFull; the caller then aborts."""
         views = [memoryview(part).cast("B") for part in parts if len(part)]
-        with full_disk_named(self.path):
+        with failures_named(self.path):
             while views:
                 written = os.pwritev(self._fd, views, self.length)
                 self.length += written
@@ -84,6 +116,12 @@ class NewFile:
                 if written:
                     views[0] = views[0][written:]
 
+    def allocate(self, size: int) -> None:
+        """Make it `size` bytes long, all of them occupied on the device. Raises StoreFull."""
+        with failures_named(self.path):
+            os.posix_fallocate(self._fd, 0, size)
+        self.length = size
+
     def read(self, offset: int, length: int) -> bytes:
         """Bytes that were written before."""
         return os.pread(self._fd, length, offset)
@@ -91,7 +129,7 @@ class NewFile:
     def publish(self) -> bool:
         """Make it durable under its final name: True, or False when that name exists already. Closes it."""
         try:
-            with full_disk_named(self.path):
+            with failures_named(self.path):
                 size = os.fstat(self._fd).st_size
                 if size != self.length:
                     raise LeptonError(f"{self.path}: wrote {self.length} bytes, the file has {size}: check the device")
@@ -121,6 +159,12 @@ class NewFile:
         os.close(self._fd)
         self._fd = -1
 
+    def __del__(self) -> None:
+        # An interrupt may fall between the making of a file and the moment when somebody holds it. A forked child holds a
+        # copy of this object, and must leave the parent's file alone.
+        if self._fd >= 0 and self._process == os.getpid():
+            self.abort()
+
 
 def create_file(path: Path, data: bytes, tmp: Path) -> bool:
     """A small file, created if absent: True, or False when it exists. Durable when it returns."""
@@ -132,10 +176,29 @@ def create_file(path: Path, data: bytes, tmp: Path) -> bool:
         new.abort()
 
 
+def preallocate_file(path: Path, size: int, tmp: Path) -> bool:
+    """A file of `size` bytes that really occupies them, created if absent: False when it exists. Raises StoreFull."""
+    new = NewFile(path, tmp)
+    try:
+        new.allocate(size)
+        return new.publish()
+    finally:
+        new.abort()
+
+
+def move_file(path: Path, to: Path) -> None:
+    """Rename within the filesystem, replacing nothing that is needed; durable when it returns."""
+    make_directory(to.parent)
+    with failures_named(to):
+        os.replace(path, to)
+        sync_directory(to.parent)
+        sync_directory(path.parent)
+
+
 def replace_file(path: Path, data: bytes, tmp: Path) -> None:
     """Create or replace a hint: atomic, not durable."""
     temporary = tmp / f"{path.name}.{secrets.token_hex(8)}.tmp"
-    with full_disk_named(path):
+    with failures_named(path):
         try:
             temporary.write_bytes(data)
             os.replace(temporary, path)
@@ -147,7 +210,7 @@ def replace_file(path: Path, data: bytes, tmp: Path) -> None:
 def remove_dead_temporaries(tmp: Path) -> int:
     """Remove temporaries whose writer is gone. Returns how many."""
     removed = 0
-    for entry in os.scandir(tmp):
+    for entry in os.scandir(tmp):  # those that another user wrote may be unreadable: left to their owner
         with contextlib.suppress(OSError):
             if time.time() - entry.stat().st_mtime < TEMPORARY_AGE_S_MIN:
                 continue
@@ -159,3 +222,60 @@ def remove_dead_temporaries(tmp: Path) -> int:
             finally:
                 os.close(fd)
     return removed
+
+
+class LockFile:
+    """A file that is locked (flock) from before it is visible until `release` or the end of the process. Not durable.
+
+    A child made by fork shares the lock: it must `forget` it, or the file outlives the parent.
+    """
+
+    def __init__(self, path: Path, data: bytes, tmp: Path) -> None:
+        self.name, self._path = path.name, path
+        temporary = tmp / f"{path.name}.tmp"
+        with failures_named(path):
+            self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o666)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.write(self._fd, data)
+                os.rename(temporary, path)  # the name is random: nothing is overwritten
+            except BaseException:
+                os.close(self._fd)
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def append(self, data: bytes) -> None:
+        """Add to the file, with one call. Raises StoreFull."""
+        with failures_named(self._path):
+            os.write(self._fd, data)
+
+    def release(self) -> None:
+        """Remove the file. May be called twice."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close it and leave the file: in a child process, whose parent holds the lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def remove_if_dead(path: Path) -> bool:
+    """Remove a LockFile whose maker is gone: whether it is gone now. One that cannot be judged counts as live."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except OSError:  # BlockingIOError: its maker lives. Others: not ours to remove
+        return False
+    finally:
+        os.close(fd)

@@ -3,8 +3,13 @@
     config                     the store's settings
     log/00000000000000000001   entries of the log, one file each, created if absent
     snapshots/<sequence>       the log's state at an entry
+    keys/<32 hex>              wrapped keys of an encrypted store
     HEAD                       a hint: the last sequence that somebody saw
     packs/<2 hex>/<32 hex>.pack
+    damaged/<32 hex>.pack      what `repair` took out of use; kept for people, read by nothing
+    writers/<32 hex>           what live writers ask garbage collection to spare; locked by them
+    leases/<32 hex>            commits that live readers hold; locked by them
+    reserve                    space that garbage collection may use when the disk is full
     tmp/                       files being written
 
 Packs are read with pread through a bounded set of open files; nothing is mapped, so a truncated file is an error and not a
@@ -13,17 +18,21 @@ signal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+from leptonstore import limits
 from leptonstore.digest import Buffer
-from leptonstore.errors import FormatDamaged
+from leptonstore.errors import FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
 
+RESERVE = "reserve"
 OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
 _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 
@@ -60,8 +69,19 @@ class LocalPackSink:
             self._sealed = -1
 
 
+@contextlib.contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    """A file that this user may not read is not a damaged one."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotPermitted(
+            f"this user may not read {place} ({error.strerror}): ask its owner to let your group read it (`chmod -R g+rX`)"
+        ) from None
+
+
 class LocalTier:
-    """PackPruner and HomeWriter over a directory that exists. Any thread; any number of processes."""
+    """PackPruner and HomePruner over a directory that exists. Any thread; any number of processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -79,7 +99,7 @@ class LocalTier:
     def read_document(self, name: str, bytes_max: int) -> bytes | None:
         """The document, None when there is none. Raises FormatDamaged when it is longer than `bytes_max`."""
         try:
-            with open(self.root / name, "rb") as file:
+            with _readable(self.root / name), open(self.root / name, "rb") as file:
                 data = file.read(bytes_max + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -90,7 +110,8 @@ class LocalTier:
     def documents(self, folder: str) -> list[str]:
         """Names of the documents in `folder`, sorted."""
         try:
-            return sorted(os.listdir(self.root / folder))
+            with _readable(self.root / folder):
+                return sorted(os.listdir(self.root / folder))
         except FileNotFoundError:
             return []
 
@@ -104,6 +125,18 @@ class LocalTier:
         """Create or replace a hint."""
         durable.replace_file(self.root / name, data, self._tmp)
 
+    def confirm_documents(self, folder: str) -> None:
+        """Make what stands in `folder` durable, whoever created it."""
+        if (self.root / folder).is_dir():
+            durable.sync_directory(self.root / folder)
+
+    def delete_document(self, name: str) -> None:
+        """Remove a document, durably; no error when it is not there."""
+        path = self.root / name
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            durable.sync_directory(path.parent)
+
     # -- packs ---------------------------------------------------------------------------------------------------
 
     def path_of(self, pack: str) -> Path:
@@ -113,7 +146,8 @@ class LocalTier:
     def pack_bytes(self, pack: str) -> int | None:
         """Size of a pack in bytes, None when it is not here."""
         try:
-            return self.path_of(pack).stat().st_size
+            with _readable(self.path_of(pack)):
+                return self.path_of(pack).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -131,7 +165,8 @@ class LocalTier:
         if pack in self._open:
             self._open.move_to_end(pack)
             return self._open[pack]
-        fd = os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC)
+        with _readable(self.path_of(pack)):
+            fd = os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC)
         self._open[pack] = fd
         if len(self._open) > OPEN_PACKS_MAX:
             os.close(self._open.popitem(last=False)[1])
@@ -151,12 +186,71 @@ class LocalTier:
         return LocalPackSink(self.path_of(pack), self._tmp)
 
     def delete_pack(self, pack: str) -> None:
-        """Remove a pack; no error when it is not there."""
+        """Remove a pack; no error when it is not there. Raises NotPermitted."""
+        self._forget(pack)
+        with durable.failures_named(self.path_of(pack)):
+            self.path_of(pack).unlink(missing_ok=True)
+
+    def _forget(self, pack: str) -> None:
         with self._lock:
             fd = self._open.pop(pack, None)
             if fd is not None:
                 os.close(fd)
-        self.path_of(pack).unlink(missing_ok=True)
+
+    def set_aside(self, pack: str) -> Path | None:
+        """Move a pack's file to damaged/ and return where it is now; None when it is not there. Raises NotPermitted."""
+        self._forget(pack)
+        to = self.root / "damaged" / self.path_of(pack).name
+        try:
+            durable.move_file(self.path_of(pack), to)
+        except FileNotFoundError:
+            return None
+        return to
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    def hold_lock(self, folder: str, data: bytes) -> durable.LockFile:
+        """A new locked document in `folder`. Raises StoreFull or NotPermitted."""
+        durable.make_directory(self._tmp)
+        durable.make_directory(self.root / folder)
+        return durable.LockFile(self.root / folder / secrets.token_hex(16), data, self._tmp)
+
+    def live_locks(self, folder: str, bytes_max: int) -> dict[str, bytes]:
+        """Name -> content of the documents in `folder` whose makers live; those of dead ones are removed."""
+        found = {}
+        for name in self.documents(folder):
+            if durable.remove_if_dead(self.root / folder / name):
+                continue
+            data = self.read_document(f"{folder}/{name}", bytes_max)
+            if data is not None:
+                found[name] = data
+        return found
+
+    # -- the reserve ---------------------------------------------------------------------------------------------
+
+    def has_reserve(self) -> bool:
+        """Whether the reserve is there in full."""
+        try:
+            return (self.root / RESERVE).stat().st_size >= limits.RESERVE_BYTES
+        except FileNotFoundError:
+            return False
+
+    def release_reserve(self) -> None:
+        """Give the reserved space to what comes next: for a gc on a full disk, which frees more than it takes."""
+        with contextlib.suppress(FileNotFoundError), durable.failures_named(self.root / RESERVE):
+            os.unlink(self.root / RESERVE)
+
+    def restore_reserve(self) -> bool:
+        """Make the reserve unless it is there: whether it is there now. False when there is no space (or permission)."""
+        if self.has_reserve():
+            return True
+        try:
+            self.release_reserve()  # one of another size
+            durable.make_directory(self._tmp)
+            durable.preallocate_file(self.root / RESERVE, limits.RESERVE_BYTES, self._tmp)
+        except (StoreFull, NotPermitted, OSError):
+            return False
+        return True
 
     def remove_dead_temporaries(self) -> int:
         """Remove what crashed writers left under tmp/. Returns how many files."""

@@ -82,3 +82,40 @@ class HomeWriter(HomeReader, Protocol):
 
     def replace_document(self, name: str, data: bytes) -> None:
         """Create or replace, atomically; need not survive power loss (hints only)."""
+
+    def confirm_documents(self, folder: str) -> None:
+        """Make what stands in `folder` durable: its creator may have died, or be still, between creating and syncing it."""
+
+
+@runtime_checkable
+class HomePruner(HomeWriter, Protocol):
+    """Removes documents that may go: wrapped keys. Never an entry of the log."""
+
+    def delete_document(self, name: str) -> None:
+        """Remove a document, durably; no error when it is not there."""
+
+
+class HeldLock(Protocol):
+    """A document that says: its maker lives. It ends with `release`, or with the process."""
+
+    name: str
+
+    def append(self, data: bytes) -> None:
+        """Add to the document: a reader sees a beginning of what was written. Need not survive power loss."""
+
+    def release(self) -> None:
+        """Take the document away. May be called twice."""
+
+    def forget(self) -> None:
+        """In a child process: let go of what the parent holds."""
+
+
+@runtime_checkable
+class LockHome(HomeReader, Protocol):
+    """Tells documents of live processes from those of dead ones, without a clock."""
+
+    def hold_lock(self, folder: str, data: bytes) -> HeldLock:
+        """A new document in `folder`, under a random name, that is live as soon as others can see it."""
+
+    def live_locks(self, folder: str, bytes_max: int) -> dict[str, bytes]:
+        """Name -> content of the documents in `folder` whose makers live. Those of dead ones are removed."""

@@ -411,7 +411,7 @@ def test_formats(tmp_path: Path) -> None:
         export_dataset(plain, tmp_path / "out", "tar")
     with pytest.raises(BadInput, match="cannot tell a format"):
         export_dataset(plain, tmp_path / "out")
-    with pytest.raises(BadInput, match="only a checkpoint or a model"):
+    with pytest.raises(BadInput, match="only a directory of files, a checkpoint or a model"):
         export_dataset(plain, tmp_path / "out", "files")
     with pytest.raises(BadInput, match="exported as files, not as csv"):
         export_dataset(FileSet({}), tmp_path / "out", "csv")

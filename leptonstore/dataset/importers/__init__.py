@@ -33,6 +33,7 @@ FORMATS: dict[str, Format] = {
     "image-folder": Format(f"{_HERE}.image_folder", "a folder of images; class = folder, train/ val/ test/ = split"),
     "digits": Format(f"{_HERE}.digits", "scikit-learn's handwritten digits; the word digits stands for the path"),
     "parquet": Format(f"{_HERE}.parquet", "a Parquet file, or a directory of Parquet files"),
+    "files": Format(f"{_HERE}.files", "a directory, byte for byte, with modes and times"),
     "csv": Format(f"{_HERE}.csv", "a CSV file with a header line, plain or .gz"),
 }
 

@@ -1,0 +1,73 @@
+"""lepton forget"""
+
+from __future__ import annotations
+
+import datetime
+
+import click
+
+from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
+from leptonstore.dataset.forget import forget_all_but, forget_before
+from leptonstore.dataset.refs import delete_ref, split_spec
+from leptonstore.errors import BadInput
+from leptonstore.format.commit import KINDS
+from leptonstore.store.gc import collect
+
+
+@click.command("forget")
+@click.argument("name")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Keep the newest N versions.")
+@click.option("--before", metavar="DATE", help="Forget versions published before DATE (2026-11-01, or with a time).")
+@click.option("--all", "whole", is_flag=True, help="Remove the branch itself.")
+@click.option("--kind", type=click.Choice(KINDS), default="dataset", help="What NAME is (default: dataset).")
+@click.option("--no-estimate", is_flag=True, help="Do not compute what `lepton gc` would free.")
+@store_option
+@json_option
+def command(
+    name: str,
+    keep: int | None,
+    before: str | None,
+    whole: bool,
+    kind: str,
+    no_estimate: bool,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Forget old versions of NAME[@BRANCH]; `lepton gc` then frees what only they needed.
+
+    A version that another branch or tag leads to stays. Exit codes: 0 done, 2 usage, 3 no such name, 5 another writer moved the branch.
+
+    \b
+    Example:
+      lepton forget mnist --keep 3
+    """
+    if (keep is not None) + (before is not None) + whole != 1:
+        raise BadInput("say what to forget with one of --keep N, --before DATE or --all")
+    with open_store(store) as opened:
+        if whole:
+            delete_ref(opened, kind, *split_spec(name))
+            kept, forgotten = 0, 1
+        elif keep is not None:
+            kept, forgotten = forget_all_but(opened, kind, name, keep)
+        else:
+            kept, forgotten = forget_before(opened, kind, name, parse_date(before or ""))
+        freed = None if no_estimate else collect(opened, dry_run=True).bytes_freed
+
+        def text() -> None:
+            if whole:
+                click.echo(f"{kind} {name} is removed")
+            else:
+                click.echo(f"{kind} {name}: {kept:,} versions kept, {forgotten:,} forgotten")
+            if freed is not None:
+                click.echo(f"`lepton gc` would free {human_bytes(freed)} in this store")
+
+        result = {"name": name, "kind": kind, "kept": kept, "forgotten": forgotten, "bytes_to_free": freed}
+        emit(result, as_json, text)
+
+
+def parse_date(text: str) -> float:
+    """ISO 8601, local time unless it says otherwise -> seconds since the epoch. Raises BadInput."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise BadInput(f"{text!r} is not a date: write 2026-11-01, or 2026-11-01T12:30") from None

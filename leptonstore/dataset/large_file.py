@@ -1,0 +1,164 @@
+"""Writing large files of an export: decoded in parallel into windows, written around the page cache, zeros as holes.
+
+    window k:   decode its pieces (a pool) -> hash in order -> write           two windows: k+1 is decoded meanwhile
+
+Bypassing the page cache (O_DIRECT) saves a copy and, in a virtual machine, the price of fresh memory: where this was
+measured, 512 MiB took 0.3 s and no CPU instead of 0.1 to 1.2 s of CPU. Filesystems that cannot (tmpfs, some network ones)
+are written to as usual. O_DIRECT wants memory, offsets and lengths in whole blocks: the last block of a file is padded and
+the file cut to its length after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from blake3 import blake3
+
+from leptonstore import limits
+from leptonstore.digest import Digest
+from leptonstore.errors import ChunkCorrupt
+from leptonstore.store import Store
+
+ALIGN = 4096  # a multiple of every logical block size in use
+_REFUSED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def aligned_memory(size: int) -> memoryview:
+    """At least `size` bytes that begin at a page."""
+    return memoryview(mmap.mmap(-1, -(-size // ALIGN) * ALIGN))
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """All of `data` at `offset`."""
+    while len(data):
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class DirectFile:
+    """A new, empty file of known size that is written from its beginning to its end by one thread."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size = fd, size
+        self._direct = size >= limits.DIRECT_WRITE_BYTES_MIN
+        if self._direct:
+            self._set_direct(True)
+
+    def _set_direct(self, on: bool) -> None:
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+            self._direct = on
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            self._direct = False
+
+    def write(self, memory: memoryview, length: int, offset: int) -> int:
+        """The first `length` bytes of `memory` (from `aligned_memory`) at `offset`, a whole number of blocks.
+
+        Returns how many were written: all of them at the file's end, where up to a block behind `length` is overwritten in
+        `memory`; else whole blocks only, and the caller brings the rest again.
+        """
+        end = offset + length
+        if end < self._size:
+            length -= length % ALIGN
+            self._write_blocks(memory[:length], offset)
+            return length
+        padded = -(-length // ALIGN) * ALIGN if self._direct else length
+        memory[length:padded] = bytes(padded - length)
+        self._write_blocks(memory[:padded], offset)
+        os.ftruncate(self._fd, self._size)  # without the padding, or up to the hole that it ends with
+        return length
+
+    def _write_blocks(self, data: memoryview, offset: int) -> None:
+        for start, end in _filled_runs(data):
+            try:
+                write_all(self._fd, data[start:end], offset + start)
+            except OSError as error:
+                if not self._direct or error.errno not in _REFUSED:
+                    raise
+                self._set_direct(False)
+                write_all(self._fd, data[start:end], offset + start)
+
+
+def _filled_runs(data: memoryview) -> Iterator[tuple[int, int]]:
+    """What is not zeros, in steps of EXPORT_HOLE_BYTES: [start, end) of each run."""
+    step, start = limits.EXPORT_HOLE_BYTES, -1
+    values = np.frombuffer(data, np.uint8)
+    for at in range(0, len(data), step):
+        # Most blocks show at their first byte or two that they are no hole.
+        filled = values[at] != 0 or bool(values[at : at + step].any())
+        if filled and start < 0:
+            start = at
+        elif not filled and start >= 0:
+            yield start, at
+            start = -1
+    if start >= 0:
+        yield start, len(data)
+
+
+class _Window:
+    """Consecutive pieces of a file, decoded into one stretch of memory behind `carry` bytes of the window before."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.carry = self.length = 0
+        self.jobs: list[Future[None]] = []
+
+    def begin(self, store: Store, pieces: list[tuple[Digest, int]], carry: int, pool: ThreadPoolExecutor) -> None:
+        at = carry
+        self.carry, self.jobs = carry, []
+        for digest, length in pieces:
+            self.jobs.append(pool.submit(store.read_into, digest, self.memory[at : at + length]))
+            at += length
+        self.length = at
+
+    def wait(self) -> None:
+        for job in self.jobs:
+            job.result()
+
+
+def _groups(pieces: tuple[tuple[Digest, int], ...]) -> list[list[tuple[Digest, int]]]:
+    groups: list[list[tuple[Digest, int]]] = []
+    room = 0
+    for piece in pieces:
+        if not groups or piece[1] > room:
+            groups.append([])
+            room = limits.EXPORT_WINDOW_BYTES
+        groups[-1].append(piece)
+        room -= piece[1]
+    return groups
+
+
+def write_large(store: Store, fd: int, digest: Digest, size: int, pieces: tuple[tuple[Digest, int], ...]) -> None:
+    """Write the value `digest` of `size` bytes to a new file. Raises ChunkMissing, ChunkCorrupt or OSError."""
+    longest = max((length for _, length in pieces), default=0)
+    if not pieces or sum(length for _, length in pieces) != size or longest > limits.CHUNK_BYTES_MAX:
+        raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
+    groups = _groups(pieces)
+    room = max(limits.EXPORT_WINDOW_BYTES, longest) + 2 * ALIGN
+    windows = [_Window(aligned_memory(room)) for _ in range(2)]
+    file, hasher, offset = DirectFile(fd, size), blake3(), 0
+    # A pool of its own: the threads that write files may all be doing this.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-decode") as pool:
+        windows[0].begin(store, groups[0], 0, pool)
+        for number in range(len(groups)):
+            window, following = windows[number % 2], windows[(number + 1) % 2]
+            if number + 1 < len(groups):
+                # Where it begins is known from the lengths, before what it begins with is decoded.
+                following.begin(store, groups[number + 1], window.length % ALIGN, pool)
+            window.wait()
+            hasher.update(window.memory[window.carry : window.length])
+            written = file.write(window.memory, window.length, offset)
+            offset += written
+            rest = window.length - written
+            following.memory[:rest] = window.memory[written : window.length]
+    if hasher.digest() != digest:
+        raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")

@@ -1,0 +1,301 @@
+"""LMDB environments of indexes: opened once per process, closed over a fork, grown without pulling the map from under a reader.
+
+Invariants:
+- One environment per file and process (LMDB forbids a second one); every Index of that place shares it, the last closes it.
+- A read transaction holds one of a few locks (stripes), a write transaction holds the writer's lock. Whoever remaps, closes or forks takes
+  all of them first: so no transaction is open then. In a forked child the inherited environment has none that it could abort
+  in the parent's reader table; it is closed there and reopened on use.
+- A read transaction lasts as long as one call of `read`; py-lmdb keeps none for later (`max_spare_txns=0`): the reader slot of a kept
+  one would be given back by a child that closes the environment, while the parent goes on using it.
+- Files are opened, and moved away when they are damaged, under a lock between processes: nobody pairs an old lock file with new data.
+
+Databases, all small integers little-endian in values and big-endian in keys:
+
+    chunks   digest                 -> place: pack's ordinal u32, offset u64, stored u32, raw u32, kind, codec, flags, plane width u8,
+                                       dictionary u32. The place that came first.
+    copies   digest, ordinal u32    -> place. Further places of the same digest: few.
+    packs    pack id                -> ordinal u32, complete u8. An incomplete pack's rows are being added.
+    names    ordinal u32            -> pack id. Ordinals are never used again as long as the file lives.
+    members  ordinal u32            -> the first 8 bytes of the digest of each of its rows: how a removed pack finds them
+    meta     "layout", "applied" (sequence u64 and digest of the log entry up to which this is complete), "next" ordinal u64
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import get_ident
+from typing import Any, TypeVar
+
+import lmdb
+
+from leptonstore import limits
+from leptonstore.errors import StoreFull
+
+_T = TypeVar("_T")
+_DATABASES = (b"chunks", b"copies", b"packs", b"names", b"members", b"meta")
+_FULL_BYTES = 1 << 20  # of free space: less than this, and a failed write is put down to that
+# What LMDB says of a file that is not (any longer) what it wrote.
+DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+    lmdb.IncompatibleError,
+)
+
+
+class Environment:
+    """One open LMDB environment. Methods: any thread; `work` must neither block nor call another method of this."""
+
+    def __init__(self, path: str) -> None:
+        # Databases are opened here: LMDB allows no other transaction meanwhile (two threads in `open_db` hang).
+        self._lmdb = lmdb.open(
+            path,
+            map_size=limits.INDEX_MAP_BYTES,
+            max_dbs=len(_DATABASES),
+            max_readers=limits.INDEX_READERS_MAX,
+            readahead=False,
+            metasync=False,  # power loss may take the last transaction, which is synced again from the log
+            max_spare_txns=0,
+        )
+        try:
+            self._lmdb.reader_check()
+            self.chunks, self.copies, self.packs, self.names, self.members, self.meta = (
+                self._lmdb.open_db(name) for name in _DATABASES
+            )
+        except BaseException:
+            self._lmdb.close()
+            raise
+        self.path = path
+        self.file = _file_of(path)
+        self.pack_names: dict[int, str] = {}  # of this file's ordinals; bounded
+        self.closed = False
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._writing = threading.Lock()
+        self._stripes = tuple(threading.Lock() for _ in range(limits.INDEX_STRIPES))
+
+    # -- transactions --------------------------------------------------------------------------------------------
+
+    def read(self, work: Callable[[Any], _T]) -> _T:
+        """`work(txn)` in a read transaction whose default database is `chunks`."""
+        for attempt in range(3):
+            try:
+                # Thread ids are addresses of stacks: the lower bits are all the same.
+                with self._stripes[(get_ident() >> 12) % len(self._stripes)]:
+                    txn = self._lmdb.begin(self.chunks)
+                    try:
+                        return work(txn)
+                    finally:
+                        txn.abort()
+                        del txn  # the slot in the reader table is given back with the object
+            except lmdb.MapResizedError:
+                self._resize(lambda size: 0)  # another process has grown it
+            except lmdb.ReadersFullError:
+                if attempt:
+                    raise
+                self._lmdb.reader_check()  # slots of processes that were killed
+        raise lmdb.MapResizedError(f"{self.path} grows faster than it can be read")
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key` in `chunks`: `read`, without its closure."""
+        try:
+            with self._stripes[(get_ident() >> 12) % len(self._stripes)]:
+                txn = self._lmdb.begin(self.chunks)
+                try:
+                    value: bytes | None = txn.get(key)
+                    return value
+                finally:
+                    del txn
+        except (lmdb.MapResizedError, lmdb.ReadersFullError):
+            return self.read(lambda txn: txn.get(key))
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys` in `chunks`, from one read transaction."""
+
+        def work(txn: Any) -> list[bytes | None]:
+            get = txn.get
+            return [get(key) for key in keys]
+
+        return self.read(work)
+
+    def write(self, work: Callable[[Any], _T]) -> _T:
+        """`work(txn)` in a write transaction; done again from its start after the map had to grow. Raises StoreFull."""
+        while True:
+            with self._writing:
+                try:
+                    with self._lmdb.begin(write=True) as txn:
+                        return work(txn)
+                except lmdb.MapFullError:
+                    self._remap(lambda size: size * 2)
+                except lmdb.MapResizedError:
+                    self._remap(lambda size: 0)
+                except lmdb.Error as error:
+                    # A write that was cut short because the disk filled up comes as an input/output error.
+                    if not isinstance(error, lmdb.DiskError) and shutil.disk_usage(self.path).free >= _FULL_BYTES:
+                        raise
+                    raise StoreFull(
+                        f"no space left for the index in {self.path} ({error}): free some space there, or set XDG_CACHE_HOME to "
+                        "a directory on another disk, and run the command again; the store itself is not touched by this"
+                    ) from None
+
+    # -- stopping the world ----------------------------------------------------------------------------------------
+
+    def _resize(self, size_of: Callable[[int], int]) -> None:
+        with self._writing:
+            self._remap(size_of)
+
+    def _remap(self, size_of: Callable[[int], int]) -> None:
+        """Under the writer's lock. A size of 0 is the one that the file has."""
+        with self._no_readers():
+            self._lmdb.set_mapsize(size_of(self._lmdb.info()["map_size"]))
+
+    @contextlib.contextmanager
+    def _no_readers(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            for stripe in self._stripes:
+                held.enter_context(stripe)
+            yield
+
+    def close(self) -> None:
+        """Close it when nobody is in it."""
+        with self._writing, self._no_readers():
+            self.closed = True
+            self._lmdb.close()
+
+    def before_fork(self) -> None:
+        """Wait until nobody is in it, and keep others out."""
+        self._writing.acquire()
+        for stripe in self._stripes:
+            stripe.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let others in again."""
+        for stripe in self._stripes:
+            stripe.release()
+        self._writing.release()
+
+    def after_fork_in_child(self) -> None:
+        """The child's only thread comes from `before_fork`: no transaction is open."""
+        self.closed = True
+        self._lmdb.close()
+
+    def info(self) -> dict[str, Any]:
+        """LMDB's figures: map size, last page, readers."""
+        return {**self._lmdb.info(), "page_bytes": self._lmdb.stat()["psize"]}
+
+
+# -- the registry ----------------------------------------------------------------------------------------------------
+
+_environments: dict[str, Environment] = {}  # real path -> the process's environment
+_lock = threading.Lock()  # taken before any lock of an environment
+_flocks: set[int] = set()  # file descriptors that hold a lock between processes
+
+
+def _file_of(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(os.path.join(path, "data.mdb"))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def between_processes(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file beside directory `path`; the system gives it back when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path.parent / f"{path.name}.{what}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _flocks.add(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fd in _flocks:  # not so in a child that was forked meanwhile
+            _flocks.discard(fd)
+            os.close(fd)
+
+
+def open_environment(path: Path, user: object) -> Environment:
+    """The process's environment for directory `path`, made when it does not exist. Raises OSError or lmdb.Error.
+
+    `user` shares it until `leave_environment`, or as long as it lives.
+    """
+    key = os.path.realpath(path)
+    with _lock:
+        environment = _environments.get(key)
+        if environment is not None and environment.file != _file_of(key):
+            environment.close()  # somebody replaced or deleted the files: ours are no longer what others see
+            environment = None
+        if environment is None:
+            with between_processes(Path(key), "open"):
+                os.makedirs(key, exist_ok=True)
+                environment = _environments[key] = Environment(key)
+        environment.users.add(user)
+        return environment
+
+
+def leave_environment(environment: Environment, user: object) -> None:
+    """`user` needs it no longer; the last one closes it."""
+    with _lock:
+        environment.users.discard(user)
+        if not environment.users and not environment.closed:
+            environment.close()
+            if _environments.get(environment.path) is environment:
+                del _environments[environment.path]
+
+
+def delete_environment(path: Path) -> None:
+    """Move its files away and delete them. Other processes that have them open go on with what they have until they look."""
+    key = os.path.realpath(path)
+    with _lock, between_processes(Path(key), "open"):
+        environment = _environments.pop(key, None)
+        if environment is not None:
+            environment.close()
+        gone = f"{key}.gone-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(key, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for environment in _environments.values():
+        environment.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for environment in _environments.values():
+        environment.after_fork_in_parent()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    for environment in _environments.values():
+        environment.after_fork_in_child()
+    _environments.clear()
+    for fd in _flocks:  # the parent's: ours would keep them when it ends
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _flocks.clear()
+    _lock = threading.Lock()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+@atexit.register
+def _close_all() -> None:
+    with _lock:
+        for environment in _environments.values():
+            environment.close()
+        _environments.clear()
