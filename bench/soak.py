@@ -3,9 +3,9 @@
 python -m bench.soak [--seconds 300] [--history]
 python -m bench.soak --quick                        10 seconds
 
-Each writer makes versions of datasets of its own, which share values with the other's, and of one that both move; it removes branches
-and forgets history. The third process collects garbage all the time. An error that is not a typed conflict, a version that cannot be read, or a `check --read-data`
-that finds anything, makes it fail. A conflict is retried.
+Each writer makes versions of datasets of its own, which share values with the other's, and of one that both move; it
+removes branches and forgets history. The third process collects garbage all the time. An error that is not a typed
+conflict, a version that cannot be read, or a `check --read-data` that finds anything, makes it fail. A conflict is retried.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,17 @@ def write(url: str, number: int, until: float, counts: Counter[str], versions: V
             seed += 1
             kind = rng.random()
             if kind < 0.7 or name == BOTH or not histories.get(name):
-                made = retried(lambda name=name, seed=seed: commit(store, name, seed), counts)
+                made = retried(partial(commit, store, name, seed), counts)
                 histories.setdefault(name, []).append(made)
                 versions[made] = (name, seed)
                 counts["commits"] += 1
             elif kind < 0.85:
-                retried(lambda name=name: delete_ref(store, "dataset", name, "main"), counts)
+                retried(partial(delete_ref, store, "dataset", name, "main"), counts)
                 for gone in histories.pop(name):
                     versions.pop(gone)
                 counts["branches removed"] += 1
             else:
-                retried(lambda name=name: forget(store, {histories[name][-1]}), counts)
+                retried(partial(forget, store, {histories[name][-1]}), counts)
                 for gone in histories[name][:-1]:
                     versions.pop(gone)
                 histories[name] = histories[name][-1:]
@@ -138,7 +139,9 @@ def soak(folder: Path, seconds: float) -> tuple[Counter[str], list[str]]:
     wrong: list[str] = []
     versions: Versions = {}
     for answer in answers:
-        told = json.loads(answer.read_text()) if answer.exists() else {"error": "a process died", "counts": {}}
+        told: dict[str, Any] = (
+            json.loads(answer.read_text()) if answer.exists() else {"error": "a process died", "counts": {}}
+        )
         counts.update({name: value for name, value in told["counts"].items() if name != "memory_mb"})
         counts["memory_mb"] = max(counts["memory_mb"], told["counts"].get("memory_mb", 0))
         versions.update(told.get("versions", {}))

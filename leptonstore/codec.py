@@ -79,11 +79,11 @@ def encode(
     codec = CODEC_ZSTD
     if plane_width in PLANE_WIDTHS and size > plane_width and _planes_are_better(data, plane_width, level):
         codec, dictionary = CODEC_PLANES, None
-        payload = _compressor(level).compress(to_planes(data, plane_width))
+        payload = _compressor(level, size).compress(to_planes(data, plane_width))
     elif dictionary is not None:
         payload = dictionary.compressor(level).compress(data)
     else:
-        payload = _compressor(level).compress(data)
+        payload = _compressor(level, size).compress(data)
     if len(payload) > size * limits.ZSTD_KEEP_RATIO:
         return Encoded(CODEC_RAW, data, size)
     return Encoded(codec, payload, size, plane_width if codec == CODEC_PLANES else 0, dictionary)
@@ -133,12 +133,23 @@ def decode_into(
         raise FormatDamaged(f"compressed record does not decompress ({error})") from None
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """zstandard's objects must not be shared by threads; making one costs more than compressing a small chunk."""
-    made: dict[int, zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
-    if level not in made:
-        made[level] = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
-    return made[level]
+def _compressor(level: int, size: int = 0) -> zstandard.ZstdCompressor:
+    """One for each thread: zstandard's objects must not be shared. Making one costs more than compressing a small chunk.
+
+    Level 3, the default, is zstd's own for records below ZSTD_LARGE_BYTES. Above, it is the "fast" strategy with a larger
+    table and window: on the files of a Python environment a fifth less time for a thirtieth more bytes.
+    """
+    large = level == 3 and size >= limits.ZSTD_LARGE_BYTES
+    made: dict[tuple[int, bool], zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
+    if (level, large) not in made:
+        if large:
+            parameters = zstandard.ZstdCompressionParameters(
+                strategy=zstandard.STRATEGY_FAST, window_log=21, hash_log=16, min_match=5, write_content_size=1
+            )
+            made[level, large] = zstandard.ZstdCompressor(compression_params=parameters)
+        else:
+            made[level, large] = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+    return made[level, large]
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

@@ -32,6 +32,7 @@ CHUNK_LIST_PIECES_MAX = 1 << 18
 
 # -- codec -------------------------------------------------------------------------------------------------------
 ZSTD_LEVEL = 3
+ZSTD_LARGE_BYTES = 256 * KIB  # records from this size on get faster parameters at level 3 (codec.py)
 ZSTD_LEVEL_RANGE = (1, 19)
 # A zstd record must save at least 1/32 of its bytes, or it is stored raw and reads without decompression.
 ZSTD_KEEP_RATIO = 31 / 32

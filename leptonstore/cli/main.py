@@ -13,7 +13,7 @@ def main() -> None:
         import click  # noqa: F401
     except ModuleNotFoundError:
         print(f"lepton: {MissingExtra('the command line', 'cli', 'click')}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(8)  # as for any missing extra
     from leptonstore.cli.group import lepton
     from leptonstore.cli.runtime import run
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from blake3 import blake3
 
 from leptonstore import limits
 from leptonstore.digest import Digest
-from leptonstore.format.page import encode_page, fixed_width, is_variable
+from leptonstore.format.page import canonical_values, encode_page, fixed_width, is_variable
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele, Lea, Flood 2014)
@@ -32,21 +33,16 @@ def _splitmix(values: U64) -> U64:
 
 
 def value_hashes(array: pa.Array) -> U64:
-    """A 64-bit hash of each value (null hashes as the zero value). Fixed-width columns are one vectorised pass."""
+    """A 64-bit hash of each value, of which others in the array have no say (null hashes as the zero value).
+
+    Fixed-width columns are one vectorised pass.
+    """
     rows = len(array)
-    if isinstance(array.type, pa.FixedShapeTensorType):
-        array = array.storage
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
     width = fixed_width(array.type)
-    if width is not None and array.null_count == 0:
-        flat = array
-        while pa.types.is_fixed_size_list(flat.type):
-            flat = flat.flatten()
-        if flat.null_count == 0:
-            itemsize = flat.type.bit_width // 8
-            data = np.frombuffer(flat.buffers()[1] or b"", np.uint8, len(flat) * itemsize, flat.offset * itemsize)
-            return _fixed_hashes(data.reshape(rows, width))
+    if width is not None:
+        return _fixed_hashes(np.frombuffer(canonical_values(array), np.uint8).reshape(rows, width))
+    if pa.types.is_boolean(array.type):
+        return _fixed_hashes(pc.fill_null(array, False).cast(pa.uint8()).to_numpy().reshape(rows, 1))
     if is_variable(array.type):
         values = [_text_bytes(value) for value in array.to_pylist()]
     else:

@@ -316,12 +316,12 @@ class Dataset:
     @contextlib.contextmanager
     def errors_at(self, row: int, name: str) -> Iterator[None]:
         """Inside, a chunk that is missing or corrupt is named with this row and column of the version."""
-        where = f"{self.name}@{self.ref} row {int(self._base_rows(np.array([row]))[0])} column {name!r}"
         try:
             yield
-        except ChunkCorrupt as error:
-            raise error.at(where) from None
-        except ChunkMissing as error:
+        except (ChunkCorrupt, ChunkMissing) as error:
+            where = f"{self.name}@{self.ref} row {int(self._base_rows(np.array([row]))[0])} column {name!r}"
+            if isinstance(error, ChunkCorrupt):
+                raise error.at(where) from None
             raise ChunkMissing(error.digest, where) from None
 
     def take_stored(self, rows: Rows, name: str) -> Column:

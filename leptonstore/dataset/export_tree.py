@@ -22,7 +22,7 @@ from leptonstore import limits
 from leptonstore.dataset import filetree
 from leptonstore.dataset.confined import ConfinedFolder, checked_parts, temporary_name, writing
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.large_file import ALIGN, DirectFile, aligned_memory, write_all, write_large
+from leptonstore.dataset.large_file import ALIGN, DirectFile, LargeFiles, aligned_memory, write_all
 from leptonstore.errors import BadInput, ChunkCorrupt
 from leptonstore.format.page import REFERENCE
 
@@ -60,8 +60,12 @@ class Written:
 def export_tree(ds: Dataset, dest: Path, progress: Callable[[int], None]) -> Written:
     """Write the tree of `ds` below `dest`. Raises BadInput (paths that lead out), StoreFull, ChunkMissing, ChunkCorrupt."""
     threads = len(os.sched_getaffinity(0))
-    with ConfinedFolder(dest) as folder, ThreadPoolExecutor(threads, "lepton-export") as pool:
-        work = _Export(ds, folder, pool)
+    with (
+        ConfinedFolder(dest) as folder,
+        ThreadPoolExecutor(threads, "lepton-decode") as decoders,
+        ThreadPoolExecutor(threads, "lepton-export") as pool,
+    ):
+        work = _Export(ds, folder, pool, LargeFiles(ds.store, decoders))
         try:
             for done in work.rows():
                 progress(done)
@@ -74,8 +78,8 @@ def export_tree(ds: Dataset, dest: Path, progress: Callable[[int], None]) -> Wri
 
 
 class _Export:
-    def __init__(self, ds: Dataset, folder: ConfinedFolder, pool: ThreadPoolExecutor) -> None:
-        self._ds, self._folder, self._pool = ds, folder, pool
+    def __init__(self, ds: Dataset, folder: ConfinedFolder, pool: ThreadPoolExecutor, large: LargeFiles) -> None:
+        self._ds, self._folder, self._pool, self._large = ds, folder, pool, large
         self.written = Written()
         self.stopped = threading.Event()
         self._directories: list[tuple[list[str], int, int]] = []
@@ -145,7 +149,7 @@ class _Export:
             for file in files:
                 if self.stopped.is_set():
                     return
-                with writing(Path(*folder, file.name)):
+                with writing("/".join((*folder, file.name))):
                     self.written.add(self._write(parent, file))
         finally:
             os.close(parent)
@@ -175,7 +179,7 @@ class _Export:
         with self._ds.errors_at(file.row, "data"):
             pieces = store.pieces(digest)
             if pieces is not None:
-                write_large(store, fd, digest, size, pieces)
+                self._large.write(fd, digest, size, pieces)
             elif size <= limits.VALUE_INLINE_BYTES_MAX:
                 write_all(fd, memoryview(store.get(digest)), 0)
             elif size > limits.CHUNK_BYTES_MAX:
@@ -190,7 +194,8 @@ class _Export:
         """Memory of this thread for a file of `size` bytes and padding."""
         window: memoryview | None = getattr(self._local, "window", None)
         if window is None or len(window) < size + ALIGN:
-            window = self._local.window = aligned_memory(size + ALIGN)
+            room = max(size, self._ds.store.config.chunks.cut_above)  # what a value that is no chunk list has at most
+            window = self._local.window = aligned_memory(room + ALIGN)
         return window
 
     # -- last ----------------------------------------------------------------------------------------------------

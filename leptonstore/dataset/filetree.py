@@ -8,7 +8,7 @@
     data      a file's content, a link's target, empty for a directory
 
 Rows stand in the order of a walk: a directory before what it holds, names sorted as bytes. Files of 4 KiB and more are
-chunks of their own, so that an edit writes that file and a small page of references; smaller ones share pages of 16 KiB.
+chunks of their own, so that an edit writes that file and a small page of references; smaller ones share pages of at most 16 KiB.
 Owners, access times, hard links and extended attributes are not kept: they differ between machines and change no content.
 """
 

@@ -10,12 +10,14 @@ the file cut to its length after it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
+import queue
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 from blake3 import blake3
@@ -124,6 +126,10 @@ class _Window:
         for job in self.jobs:
             job.result()
 
+    def settle(self) -> None:
+        """Until nobody writes to the memory, whatever became of it."""
+        wait(self.jobs)
+
 
 def _groups(pieces: tuple[tuple[Digest, int], ...]) -> list[list[tuple[Digest, int]]]:
     groups: list[list[tuple[Digest, int]]] = []
@@ -137,28 +143,49 @@ def _groups(pieces: tuple[tuple[Digest, int], ...]) -> list[list[tuple[Digest, i
     return groups
 
 
-def write_large(store: Store, fd: int, digest: Digest, size: int, pieces: tuple[tuple[Digest, int], ...]) -> None:
-    """Write the value `digest` of `size` bytes to a new file. Raises ChunkMissing, ChunkCorrupt or OSError."""
-    longest = max((length for _, length in pieces), default=0)
-    if not pieces or sum(length for _, length in pieces) != size or longest > limits.CHUNK_BYTES_MAX:
-        raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
-    groups = _groups(pieces)
-    room = max(limits.EXPORT_WINDOW_BYTES, longest) + 2 * ALIGN
-    windows = [_Window(aligned_memory(room)) for _ in range(2)]
-    file, hasher, offset = DirectFile(fd, size), blake3(), 0
-    # A pool of its own: the threads that write files may all be doing this.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-decode") as pool:
-        windows[0].begin(store, groups[0], 0, pool)
+class LargeFiles:
+    """Writes values that have pieces. Windows and threads are kept from one to the next. Any thread."""
+
+    def __init__(self, store: Store, decoders: ThreadPoolExecutor) -> None:
+        """`decoders`: a pool whose jobs wait for nothing; not one whose threads call `write`."""
+        self._store, self._pool = store, decoders
+        self._spare: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+
+    def _memory(self, size: int) -> memoryview:
+        with contextlib.suppress(queue.Empty):
+            spare = self._spare.get_nowait()
+            if len(spare) >= size:
+                return spare
+        return aligned_memory(size)
+
+    def write(self, fd: int, digest: Digest, size: int, pieces: tuple[tuple[Digest, int], ...]) -> None:
+        """Write the value `digest` of `size` bytes to a new file. Raises ChunkMissing, ChunkCorrupt or OSError."""
+        longest = max((length for _, length in pieces), default=0)
+        if not pieces or sum(length for _, length in pieces) != size or longest > limits.CHUNK_BYTES_MAX:
+            raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
+        room = max(limits.EXPORT_WINDOW_BYTES, longest) + 2 * ALIGN
+        windows = [_Window(self._memory(room)) for _ in range(2)]
+        try:
+            found = self._write(windows, DirectFile(fd, size), _groups(pieces))
+        finally:
+            for window in windows:
+                window.settle()
+                self._spare.put(window.memory)
+        if found != digest:
+            raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
+
+    def _write(self, windows: list[_Window], file: DirectFile, groups: list[list[tuple[Digest, int]]]) -> Digest:
+        hasher, offset = blake3(), 0
+        windows[0].begin(self._store, groups[0], 0, self._pool)
         for number in range(len(groups)):
             window, following = windows[number % 2], windows[(number + 1) % 2]
             if number + 1 < len(groups):
                 # Where it begins is known from the lengths, before what it begins with is decoded.
-                following.begin(store, groups[number + 1], window.length % ALIGN, pool)
+                following.begin(self._store, groups[number + 1], window.length % ALIGN, self._pool)
             window.wait()
             hasher.update(window.memory[window.carry : window.length])
             written = file.write(window.memory, window.length, offset)
             offset += written
             rest = window.length - written
             following.memory[:rest] = window.memory[written : window.length]
-    if hasher.digest() != digest:
-        raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
+        return hasher.digest()

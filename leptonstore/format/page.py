@@ -139,6 +139,13 @@ def _fixed_children(array: pa.Array, valid: Bits | None) -> pa.Array:
     return pc.if_else(pa.array(np.repeat(valid, size)), child, pa.scalar(None, child.type))
 
 
+def canonical_values(array: pa.Array) -> Buffer:
+    """The values of a fixed-width array as a page has them: contiguous, nulls zeroed."""
+    buffers: list[Buffer] = []
+    _collect(array, buffers)
+    return buffers[-1]
+
+
 def encode_page(values: pa.Array, references: Bits | None = None) -> bytes:
     """The canonical bytes of `values`. `references` marks rows whose value is a 40-byte reference (binary arrays)."""
     buffers: list[Buffer] = []

@@ -224,7 +224,8 @@ class Writer:
             if record is not None and done is not None:
                 self._sealed[builder] = record
             else:
-                builder.abort()
+                with suppress(OSError):  # `error` says what is wrong; whoever waits below must be woken
+                    builder.abort()
                 if record is not None:
                     self._dropped.add(builder.id)
             self._error = self._error or error

@@ -17,6 +17,7 @@ from itertools import combinations
 from .recording import ROOT, Data, Mark, Name, Op, Sync
 
 SECTOR = 512
+TRIED_MAX = 12  # visible pending operations that a sample treats one by one
 SUBSETS_MAX = 7  # visible pending operations up to which every subset is tried
 # Folders of files that only their living writers, and those who ask whether they live, look into: a power loss ends them all.
 OF_THE_LIVING = {"tmp", "writers", "leases"}
@@ -97,9 +98,10 @@ class Disk:
         yield Loss(names)  # names without bytes: the nastiest
         yield Loss(frozenset(visible), dict.fromkeys(data, (0, True)))
         yield Loss(frozenset(data))
-        for count in range(1, len(visible)):
-            yield from self._with_tears(visible[:count], visible[count - 1], rng)
-        for n in visible:
+        tried = visible if every or len(visible) <= TRIED_MAX else sorted(rng.sample(visible, TRIED_MAX))
+        for n in tried:
+            yield from self._with_tears(visible[: visible.index(n) + 1], n, rng)
+        for n in tried:
             yield Loss(frozenset({n}))
             yield from self._with_tears(visible, n, rng)
             yield Loss(frozenset(visible) - {n} | hidden)

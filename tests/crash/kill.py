@@ -103,12 +103,13 @@ def collector(store: Store, journal: Journal) -> None:
 
 def reader(store: Store, journal: Journal, rng: random.Random, seeds: dict[str, int]) -> None:
     """One unit: all rows of a version that is held while it is read."""
+    journal.add("begin")
     store.refresh()
     refs = sorted(store.state.refs.items())
     if not refs:
+        journal.add("nothing to read yet")
         return
     name, record = rng.choice(refs)
-    journal.add("begin", name=name)
     try:
         with store.lease(record.commit):
             rows = Dataset(store, name.split("/")[1], "main", record.commit).to_arrow()

@@ -303,6 +303,49 @@ def interrupted_at(call: int, first: Callable[[Run], None], between: Callable[[R
     return work
 
 
+def import_again(run: Run) -> None:
+    """After a crash of unknown extent: the same import again, on the same directory."""
+    run.examine_from_here()
+    run.commit(run.open_or_create(), "a", table(1))
+
+
+def collect_again(run: Run) -> None:
+    """After a killed collection (or one that is going on): another one, and an import that needs what it removes."""
+    run.examine_from_here()
+    store = run.open()
+    run.collect(store, repack=True)
+    run.commit(store, "d", table(3))
+
+
+def import_beside(run: Run) -> None:
+    """What another process does at the same time."""
+    run.commit(run.open(), "d", table(2))
+    run.examine_from_here()
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run in which one process is killed or overtaken at an operation of `first`; from `skip` on, as there is a store by then."""
+
+    how: Callable[[int, Callable[[Run], None], Callable[[Run], None]], Callable[[Run], None]]
+    first: Callable[[Run], None]
+    then: Callable[[Run], None]
+    skip: int = 0
+    every: int = 1  # the tests take one of so many operations
+
+    def at(self, call: int) -> Callable[[Run], None]:
+        """The run."""
+        return self.how(call, self.first, self.then)
+
+
+DISTURBED_RUNS = {
+    "import killed": Disturbed(killed_at, import_once, import_again, every=2),
+    "import overtaken": Disturbed(interrupted_at, import_once, import_beside, skip=16, every=2),
+    "gc killed": Disturbed(killed_at, collect_garbage, collect_again, every=6),
+    "gc overtaken": Disturbed(interrupted_at, collect_garbage, import_beside, every=6),
+}
+
+
 def tree_of(folder: Path) -> Tree:
     """A real directory, as `Disk.tree` gives it."""
     out: Tree = {}

@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from leptonstore.errors import StoreMissing
 from leptonstore.store import Store, check_store
 
 from . import runs
@@ -34,7 +32,7 @@ def assert_kept(verdict: Verdict, disks_min: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "disks_min"), [("import", 30), ("commit", 40), ("delete", 20), ("gc", 100), ("repack", 70)]
+    ("name", "disks_min"), [("import", 14), ("commit", 7), ("delete", 3), ("gc", 40), ("repack", 20)]
 )
 def test_power_loss_at_every_sync_point(name: str, disks_min: int, tmp_path: Path) -> None:
     recording = runs.record(runs.RUNS[name], tmp_path / "run")
@@ -58,57 +56,27 @@ def test_the_search_finds_what_goes_wrong_between_processes(name: str, tmp_path:
     calls = runs.record(runs.import_once, tmp_path / "calm").calls_after_names()
     for call in [*calls[-1:], *calls]:
         with suppress(runs.NothingInFlight):
-            work = runs.killed_at(call, runs.import_once, _go_on)
+            work = runs.DISTURBED_RUNS["import killed"].at(call)
             recording = runs.record(work, tmp_path / f"run-{call}", DISTURBED[name])
             if examine(recording, tmp_path / "look", broken_max=1).broken:
                 return
     raise AssertionError("the fault went unnoticed")
 
 
-def _go_on(run: Run) -> None:
-    """After a crash of unknown extent: the same import again, on the same directory."""
-    run.examine_from_here()
-    run.commit(run.open_or_create(), "a", runs.table(1))
-
-
-def _another_import(run: Run) -> None:
-    """What another process does at the same time, when there is a store to do it in."""
-    try:
-        store = run.open()
-    except StoreMissing:
-        return
-    run.commit(store, "b", runs.table(2))
-    run.examine_from_here()
-
-
-def _examine_disturbed(
-    disturb: Callable[[int], Callable[[Run], None]], place: Path, names: slice = slice(None)
-) -> Verdict:
-    """Disturb an import right after each name that it makes, and let the power fail in what comes then."""
-    calls = runs.record(runs.import_once, place / "calm").calls_after_names()[names]
-    total, disturbed = Verdict(), 0
-    for call in calls:
+@pytest.mark.parametrize("name", runs.DISTURBED_RUNS)
+def test_names_that_another_process_made_are_not_believed_to_be_durable(name: str, tmp_path: Path) -> None:
+    """A process is killed, or overtaken by another one, between making a name and syncing it; then the power fails."""
+    disturbed = runs.DISTURBED_RUNS[name]
+    calls = [
+        call for call in runs.record(disturbed.first, tmp_path / "calm").calls_after_names() if call >= disturbed.skip
+    ]
+    total, done = Verdict(), 0
+    for call in calls[:: disturbed.every]:
         with suppress(runs.NothingInFlight):
-            recording = runs.record(disturb(call), place / f"run-{call}")
-            total.add(examine(recording, place / "look"))
-            disturbed += 1
-    assert disturbed >= 0.8 * len(calls) >= 6, "nothing was in flight"
-    return total
-
-
-def test_names_that_a_killed_process_left_behind_are_not_believed_to_be_durable(tmp_path: Path) -> None:
-    """Killed between making a name and syncing it; the next process finds the name, builds on it, and the power fails."""
-    assert_kept(_examine_disturbed(lambda call: runs.killed_at(call, runs.import_once, _go_on), tmp_path), 200)
-
-
-def test_names_that_another_process_is_about_to_sync_are_not_believed_to_be_durable(tmp_path: Path) -> None:
-    """Two processes import at once: one does all of its work between a name and its sync in the other."""
-    total = _examine_disturbed(
-        lambda call: runs.interrupted_at(call, runs.import_once, _another_import),
-        tmp_path,
-        slice(3, None, 2),  # until then, there is no store yet
-    )
-    assert_kept(total, 100)
+            total.add(examine(runs.record(disturbed.at(call), tmp_path / f"run-{call}"), tmp_path / "look"))
+            done += 1
+    assert done >= 0.8 * len(calls) / disturbed.every >= 2, "nothing was in flight"
+    assert_kept(total, 40)
 
 
 def test_an_index_that_knows_more_than_the_disk_kept_is_not_believed(tmp_path: Path) -> None:

@@ -122,6 +122,12 @@ def test_small_files_share_pages_and_larger_ones_do_not(store: Store, tree: Path
         ]
 
 
+def _at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nothing had been touched for a while."""
+    monkeypatch.setattr(file_listing, "RACY_NS", -(1 << 62))
+    monkeypatch.setattr(file_listing, "RACY_COARSE_NS", -(1 << 62))
+
+
 def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, row: int, name: bytes, size: int) -> None:
         raise AssertionError(f"{name!r} was read")
@@ -130,7 +136,7 @@ def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unchanged_tree_is_not_read_again(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_listing, "RACY_NS", -(1 << 62))  # as if the tree had been at rest for a while
+    _at_rest(monkeypatch)
     first = imported(store, tree)
     _forbid_reading(monkeypatch)
     sequence = store.state.sequence
@@ -140,7 +146,7 @@ def test_an_unchanged_tree_is_not_read_again(store: Store, tree: Path, monkeypat
 
 
 def test_only_what_changed_is_read_and_written(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_listing, "RACY_NS", -(1 << 62))
+    _at_rest(monkeypatch)
     imported(store, tree)
     large = tree / f"a/{3 << 20}"
     data = bytearray(large.read_bytes())
@@ -169,7 +175,7 @@ def test_a_change_that_keeps_size_and_time_is_noticed(
     store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An editor that restores the modification time cannot restore the change time."""
-    monkeypatch.setattr(file_listing, "RACY_NS", -(1 << 62))
+    _at_rest(monkeypatch)
     imported(store, tree)
     path = tree / "a/4096"
     path.write_bytes(b"x" * 4096)
@@ -181,6 +187,7 @@ def test_a_change_that_keeps_size_and_time_is_noticed(
 
 def test_a_file_touched_just_before_is_read_again(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clock may not have ticked between the read and the next write."""
+    (tree / "a/1").chmod(0o600)
     imported(store, tree)
     _forbid_reading(monkeypatch)
     with pytest.raises(AssertionError, match="was read"):

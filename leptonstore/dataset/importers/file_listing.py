@@ -2,8 +2,8 @@
 
 A listing is what `lstat` says of every entry, in the order of `filetree`. It is remembered beside the store's index (in
 the user's cache directory; deleting it costs time and nothing else), so that the next import of the same tree reads only
-files whose path, size, times or inode have changed, as git and restic do. A file that was touched less than two seconds
-before it was read is never taken for unchanged: its clock may not have ticked between two writes ("racy git").
+files whose path, size, times or inode have changed, as git and restic do. A file that was touched just before it was read
+is never taken for unchanged: its clock may not have ticked between two writes ("racy git").
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from leptonstore.errors import FormatDamaged
 Stats = np.ndarray[Any, np.dtype[np.int64]]
 # Columns of `Stats`: what lstat says of an entry.
 MODE, SIZE, MTIME, CTIME, INODE, DEVICE = range(6)
-RACY_NS = 2_000_000_000
+# How long before a listing a change may go unnoticed. Linux stamps files when a clock of 1 to 10 ms ticks; some
+# filesystems keep whole seconds, FAT two.
+RACY_NS, RACY_COARSE_NS = 100_000_000, 2_000_000_000
+_INT64_MAX = (1 << 63) - 1
 _STATS = ["mode", "size", "mtime_ns", "ctime_ns", "inode", "device"]
 
 
@@ -55,61 +58,57 @@ class Listing:
 
 
 def list_tree(root: Path) -> Listing:
-    """Walk `root`. Raises SourceError. Memory: about 100 bytes and its path for each entry."""
+    """Walk `root`, which is never left through a link. Raises SourceError. Memory: about 100 bytes and its path an entry."""
     started = time.time_ns()
-    paths: list[pa.Array] = []
-    stats: list[Stats] = []
-    names: list[bytes] = []
-    rows: list[tuple[int, ...]] = []
-    skipped = 0
-
-    def close_batch() -> None:
-        paths.append(pa.array(names, pa.binary()))
-        stats.append(np.array(rows, np.int64).reshape(len(rows), len(_STATS)))
-        names.clear()
-        rows.clear()
-
+    listing = _Collected()
     with reading(root):
-        top = os.stat(root)
-    names.append(filetree.ROOT)
-    rows.append(_row(top))
-    for path, found in _walk(os.fsencode(root), b""):
-        if filetree.kind_of(found.st_mode) is None:
-            skipped += 1
-            continue
-        names.append(path)
-        rows.append(_row(found))
-        if len(names) >= 8192:
-            close_batch()
-    close_batch()
-    return Listing(pa.concat_arrays(paths), np.concatenate(stats), started, skipped)
-
-
-def _row(found: os.stat_result) -> tuple[int, ...]:
-    # An inode is unsigned, and some filesystems use all of its bits.
-    inode, device = found.st_ino & (1 << 63) - 1, found.st_dev & (1 << 63) - 1
-    return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode, device
-
-
-def _walk(folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Everything below `folder`, which is never left through a link. Not recursive: trees may be deep."""
-    stack = [_entries(folder)]
-    prefixes = [prefix]
+        listing.add(filetree.ROOT, os.stat(root))
+    top = os.fsencode(root)
+    # A stack of our own, as trees may be deep; one loop a directory, as they may be large.
+    stack = [(_entries(top), b"")]
     while stack:
-        entry = next(stack[-1], None)
-        if entry is None:
+        entries, prefix = stack[-1]
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # removed while we walked
+            path = prefix + entry.name
+            listing.add(path, found)
+            if stat.S_ISDIR(found.st_mode):
+                stack.append((_entries(entry.path), path + b"/"))
+                break
+        else:
             stack.pop()
-            prefixes.pop()
-            continue
-        try:
-            found = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue  # removed while we walked
-        path = prefixes[-1] + entry.name
-        yield path, found
-        if stat.S_ISDIR(found.st_mode):
-            stack.append(_entries(entry.path))
-            prefixes.append(path + b"/")
+    listing.close_batch()
+    return Listing(pa.concat_arrays(listing.paths), np.concatenate(listing.stats), started, listing.skipped)
+
+
+class _Collected:
+    """Entries as they come, packed by the thousand: tuples of Python take six times the memory."""
+
+    def __init__(self) -> None:
+        self.paths: list[pa.Array] = []
+        self.stats: list[Stats] = []
+        self.skipped = 0
+        self._names: list[bytes] = []
+        self._rows: list[tuple[int, ...]] = []
+
+    def add(self, path: bytes, found: os.stat_result) -> None:
+        if filetree.kind_of(found.st_mode) is None:
+            self.skipped += 1
+            return
+        self._names.append(path)
+        # An inode is unsigned, and some filesystems use all of its bits.
+        inode, device = found.st_ino & _INT64_MAX, found.st_dev & _INT64_MAX
+        self._rows.append((found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode, device))
+        if len(self._rows) >= 8192:
+            self.close_batch()
+
+    def close_batch(self) -> None:
+        self.paths.append(pa.array(self._names, pa.binary()))
+        self.stats.append(np.array(self._rows, np.int64).reshape(len(self._rows), len(_STATS)))
+        self._names, self._rows = [], []
 
 
 def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
@@ -197,5 +196,6 @@ def unchanged_rows(now: Listing, before: Listing) -> np.ndarray[Any, np.dtype[np
     kept = [MODE, MTIME]
     same |= (kinds == stat.S_IFDIR) & (now.stats[:, kept] == before.stats[rows][:, kept]).all(axis=1)
     newest = np.maximum(now.stats[:, MTIME], now.stats[:, CTIME])
-    same &= (kinds != stat.S_IFREG) | (newest < before.started_ns - RACY_NS)
+    racy = np.where(now.stats[:, CTIME] % 1_000_000_000 == 0, RACY_COARSE_NS, RACY_NS)
+    same &= (kinds != stat.S_IFREG) | (newest < before.started_ns - racy)
     return np.where(same & (rows >= 0), rows, -1)
