@@ -52,6 +52,7 @@ DICTIONARY_BATCH_BYTES_MIN = 16 * KIB  # less could not pay for a dictionary
 DICTIONARY_SAMPLE_BYTES_MAX = 512 * KIB  # that are trained on, of a batch: 30 ms; more gained nothing
 DICTIONARY_REST = 2  # batches between two attempts: a mixture (a tree of sources) would be trained on for every batch
 DICTIONARY_TEST_EVERY = 8  # of the records of a batch, one in this many is held out, to see whether a dictionary pays
+DICTIONARY_TRUST = 4  # batches that take over the dictionary of the one before without testing it
 DICTIONARY_GAIN_MIN = 0.05  # a dictionary that saves less than this share of the bytes is not used
 DICTIONARY_DRIFT = 1.3  # retrained when records come out this much larger than those it was tested on
 DICTIONARY_BACKOFF_MAX = 64  # batches without an attempt after attempts that failed (doubling from 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 
 import click
@@ -9,6 +10,7 @@ import click
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.exporters import export_dataset
+from leptonstore.errors import NotPermitted
 
 
 @click.command("export")
@@ -28,8 +30,10 @@ def command(name: str, dest: str, store: str | None, to_format: str | None, over
       lepton export mnist mnist.parquet
       lepton export birds photos/ --format folder
     """
-    with open_store(store) as opened:
+    with open_store(store) as opened, contextlib.ExitStack() as held:
         dataset = Dataset.open(opened, name)
+        with contextlib.suppress(NotPermitted):  # whoever may only read the store exports without a lease
+            held.enter_context(opened.lease(dataset.commit))
         with progress(f"export {dataset.name}", len(dataset), advance=True) as report:
             done = export_dataset(dataset, dest, to_format, progress=report, overwrite=overwrite)
         value = {**asdict(done), "path": str(done.path), "dataset": dataset.name, "commit": dataset.commit}

@@ -108,6 +108,7 @@ class DictionaryPolicy:
         self._lock = threading.Lock()
         self._current: _Trained | None = None
         self._failures = 0
+        self._trusted = 0  # batches for which the current one is not tested again
         self._wait = 0  # batches until the next attempt
 
     def choose(self, units: Sequence[Unit], held: Callable[[Dictionary], bool]) -> Dictionary | None:
@@ -115,6 +116,10 @@ class DictionaryPolicy:
         total = sum(len(unit.plain) for unit in units)
         if len(units) < 2 or total < limits.DICTIONARY_BATCH_BYTES_MIN:
             return None
+        with self._lock:
+            if self._trusted and self._current is not None and held(self._current.dictionary):
+                self._trusted -= 1  # it has just been tested on a batch like this one
+                return self._current.dictionary
         test = [unit.plain for unit in units[:: limits.DICTIONARY_TEST_EVERY]]
         rest = [unit for index, unit in enumerate(units) if index % limits.DICTIONARY_TEST_EVERY]
         without = self._share(test, None)
@@ -126,6 +131,7 @@ class DictionaryPolicy:
                 if _pays(without, share, total, cost):
                     best = self._current
                     if share <= best.share * limits.DICTIONARY_DRIFT:
+                        self._trusted = limits.DICTIONARY_TRUST
                         return best.dictionary
                     without = share  # a new one has to be better than this
             trained = self._train([record.plain for unit in rest for record in unit.members], test)

@@ -179,7 +179,8 @@ def test_the_policy_keeps_a_dictionary_while_it_serves_and_trains_another_when_t
     assert first is not None
     assert policy.choose(units(_events(1000, seed=1)), lambda _: True) is first
     changed = units([b"".join(_functions(5000)[at : at + 25]) for at in range(0, 5000, 25)])
-    chosen = [policy.choose(changed, lambda _: True) for _ in range(limits.DICTIONARY_REST + 1)]
+    batches = limits.DICTIONARY_TRUST + limits.DICTIONARY_REST + 1
+    chosen = [policy.choose(changed, lambda _: True) for _ in range(batches)]
     assert chosen[-1] is not None and chosen[-1] is not first
     again = DictionaryPolicy(limits.ZSTD_LEVEL).choose(units(_events(1000)), lambda _: False)
     assert again is not None and again.digest == first.digest, "the same records give the same dictionary"
