@@ -160,25 +160,29 @@ class Bench:
         self.programs = [PROGRAMS[name] for name in programs]
         self.measured = {name: Measured() for name in programs}
         self.unequal: list[str] = []
+        self.turn = place  # the folder of the run at hand
         self._say = say
 
     def _run(self, program: Program, what: str, words: tuple[str, ...], **places: Path) -> Step:
-        home = self.place / "home" / program.name
+        home = self.turn / "home" / program.name
         home.mkdir(parents=True, exist_ok=True)
         mine = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "XDG_CONFIG_HOME": str(home / ".config")}
         environment = {**os.environ, "PYTHONPATH": str(harness.ROOT), **mine, **program.settings}
-        repository = self.place / "repositories" / program.name
-        step = run(program.command(words, repo=repository, **places), environment, self.place)
+        repository = self.turn / "repositories" / program.name
+        step = run(program.command(words, repo=repository, **places), environment, self.turn)
         self._say(f"{program.name:<17} {what:<9} {step.seconds:8.2f} s {step.memory / 1e6:6.0f} MB")
         return step
 
     def once(self, source: Path, turn: int, full: bool) -> None:
-        """All programs, one run on a fresh copy of `source`; `full` exports, edits and imports that too."""
-        tree = self.place / "tree"
+        """All programs, one run on a fresh copy of `source`; `full` exports, edits and imports that too.
+
+        Nothing is removed before the end: for a minute ext4 does not give out the inodes of removed files again, and whoever
+        makes files meanwhile (an export) pays for the search of others.
+        """
+        self.turn = self.place / f"{source.name}-{turn}"
+        (self.turn / "repositories").mkdir(parents=True)
+        tree = self.turn / "tree"
         subprocess.run(["cp", "-a", source, tree], check=True)
-        for folder in ("repositories", "home"):
-            shutil.rmtree(self.place / folder, ignore_errors=True)
-            (self.place / folder).mkdir()
         for program in self._turns(turn):
             self._import(program, tree)
             if full:
@@ -191,7 +195,6 @@ class Bench:
                 measured, before = self.measured[program.name], self._stored(program)
                 measured.edited.append(self._run(program, "edited", program.keep, tree=tree).seconds)
                 measured.edited_bytes.append(self._stored(program) - before)
-        shutil.rmtree(tree)
 
     def _turns(self, turn: int) -> list[Program]:
         """Another program begins each time."""
@@ -199,7 +202,7 @@ class Bench:
         return [*self.programs[first:], *self.programs[:first]]
 
     def _stored(self, program: Program) -> int:
-        return stored_bytes(self.place / "repositories" / program.name)
+        return stored_bytes(self.turn / "repositories" / program.name)
 
     def _import(self, program: Program, tree: Path) -> None:
         measured = self.measured[program.name]
@@ -214,13 +217,12 @@ class Bench:
         measured.memory += [first.memory, again.memory]
 
     def _export(self, program: Program, tree: Path) -> None:
-        dest = self.place / "dest"
+        dest = self.turn / f"dest-{program.name}"
         step = self._run(program, "export", program.export, dest=dest)
         self.measured[program.name].export.append(step.seconds)
         self.measured[program.name].memory.append(step.memory)
         if program.name.startswith("lepton"):
             self.unequal += differences(tree, dest)[:10]
-        shutil.rmtree(dest)
 
 
 def _quick_tree(place: Path) -> Path:

@@ -35,6 +35,7 @@ from leptonstore.dataset.importers.file_listing import (
     list_tree,
     unchanged_rows,
 )
+from leptonstore.dataset.importers.read_worker import open_unnoticed
 from leptonstore.dataset.importers.reading import name_of, reading
 from leptonstore.dataset.importers.small_files import SmallFiles
 from leptonstore.dataset.source import Source
@@ -329,7 +330,7 @@ class _Reader:
     def read(self, row: int, name: bytes, size: int) -> _Read | None:
         """The file as it is now; None when it has vanished. Raises SourceError or StoreFull."""
         try:
-            fd = os.open(self.place(name), _FLAGS)
+            fd = open_unnoticed(self.place(name), _FLAGS)
         except FileNotFoundError:
             self.vanished += 1
             return None
