@@ -184,8 +184,12 @@ class Writer:
         units = units_of(batch)
         dictionary = self._dictionaries.choose(units, held)
         ready = []
-        for unit in units:
-            encoded = codec.encode(unit.plain, self._config.zstd_level, unit.plane_width, dictionary)
+        level = self._config.zstd_level
+        if all(_is_short(unit) for unit in units):
+            made = codec.encode_many([unit.plain for unit in units], level, dictionary)
+        else:
+            made = [codec.encode(unit.plain, level, unit.plane_width, dictionary) for unit in units]
+        for unit, encoded in zip(units, made, strict=True):
             if len(unit.members) > 1 and encoded.codec == lpk.CODEC_RAW:  # reading one would read all for nothing
                 ready += [
                     (Unit(record.plain, (record,)), codec.encode(record.plain, self._config.zstd_level))
@@ -376,6 +380,10 @@ class Writer:
         """In a child process: the parent's unpublished packs and threads are not ours."""
         self._claims.after_fork()
         self._reset()
+
+
+def _is_short(unit: Unit) -> bool:
+    return len(unit.plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not unit.plane_width
 
 
 def _is_small(kind: int, plain: Buffer, content: int, plane_width: int) -> bool:
