@@ -202,12 +202,8 @@ class Dataset:
         pieces = []
         for part in self._groups[index].columns[self.schema.get_field_index(field.name)]:
             where = f"{self.name}@{self.ref} rows {at}-{at + part.rows - 1} column {field.name!r}"
-            try:
+            with _told_at(where):
                 page = decode_page(self.store.get(part.digest), field.type)
-            except ChunkCorrupt as error:
-                raise error.at(where) from None
-            except ChunkMissing as error:
-                raise ChunkMissing(error.digest, where) from None
             if len(page.values) != part.rows:
                 raise FormatDamaged(f"{where}: page has {len(page.values)} rows where its node says {part.rows}")
             pieces.append(Column(page.values, page.references))
@@ -222,13 +218,8 @@ class Dataset:
             return column_values.resolve(self.store, column, field.type)
         except (ChunkCorrupt, ChunkMissing):
             for at in column.references.nonzero()[0].tolist():
-                where = f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"
-                try:
+                with _told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
                     column_values.resolve(self.store, column.slice(at, at + 1), field.type)
-                except ChunkCorrupt as error:
-                    raise error.at(where) from None
-                except ChunkMissing as error:
-                    raise ChunkMissing(error.digest, where) from None
             raise
 
     def _group_batch(self, index: int, fields: list[pa.Field], base_rows: Rows) -> pa.RecordBatch:
@@ -280,19 +271,24 @@ class Dataset:
         batches = [batch for _, batch in self.iter_batches(columns)]
         return pa.Table.from_batches(batches, pa.schema(self._fields(columns)))
 
+    def _by_group(self, base: Rows) -> tuple[list[tuple[int, Rows]], Rows]:
+        """Rows of the version by row group: (row group, its rows in the order asked), and where each row asked for stands
+        when those are put one after another."""
+        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
+        order = np.argsort(groups, kind="stable")
+        cuts = np.flatnonzero(np.diff(groups[order])) + 1
+        parts = [(int(groups[chosen[0]]), base[chosen]) for chosen in np.split(order, cuts) if len(chosen)]
+        back = np.empty(len(base), np.int64)
+        back[order] = np.arange(len(base))
+        return parts, back
+
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order asked for; each row group is read once. Raises BadInput for rows out of range."""
         fields = self._fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
-        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
-        order = np.argsort(groups, kind="stable")
-        cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        batches = []
-        for chosen in np.split(order, cuts) if len(base) else []:
-            batches.append(self._group_batch(int(groups[chosen[0]]), fields, base[chosen]))
+        parts, back = self._by_group(base)
+        batches = [self._group_batch(index, fields, rows_of) for index, rows_of in parts]
         table = pa.Table.from_batches(batches, pa.schema(fields))
-        back = np.empty(len(base), np.int64)
-        back[order] = np.arange(len(base))
         if bool((back == np.arange(len(base))).all()):
             return table
         arrays = []
@@ -316,28 +312,19 @@ class Dataset:
     @contextlib.contextmanager
     def errors_at(self, row: int, name: str) -> Iterator[None]:
         """Inside, a chunk that is missing or corrupt is named with this row and column of the version."""
-        try:
+        base = row if self.selection is None else int(self.selection[row])
+        with _told_at(f"{self.name}@{self.ref} row {base} column {name!r}"):
             yield
-        except (ChunkCorrupt, ChunkMissing) as error:
-            where = f"{self.name}@{self.ref} row {int(self._base_rows(np.array([row]))[0])} column {name!r}"
-            if isinstance(error, ChunkCorrupt):
-                raise error.at(where) from None
-            raise ChunkMissing(error.digest, where) from None
 
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
         field = self._fields([name])[0]
         base = self._base_rows(np.asarray(rows, np.int64))
-        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
-        order = np.argsort(groups, kind="stable")
-        cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        pieces = []
-        for chosen in np.split(order, cuts):
-            index = int(groups[chosen[0]])
-            first = int(self.leaves.starts[index])
-            pieces.append(column_values.take(self._page(index, field), base[chosen] - first))
-        back = np.empty(len(base), np.int64)
-        back[order] = np.arange(len(base))
+        parts, back = self._by_group(base)
+        pieces = [
+            column_values.take(self._page(index, field), rows_of - int(self.leaves.starts[index]))
+            for index, rows_of in parts
+        ]
         return column_values.take(column_values.concat(pieces), back)
 
     def __getitem__(self, key: int | slice) -> Any:
@@ -363,6 +350,17 @@ class Dataset:
         return version_stats(
             self.store, self.commit, commit.plain_bytes, commit.rows, len(self.leaves.digests), commit.schema
         )
+
+
+@contextlib.contextmanager
+def _told_at(where: str) -> Iterator[None]:
+    """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
+    try:
+        yield
+    except ChunkCorrupt as error:
+        raise error.at(where) from None
+    except ChunkMissing as error:
+        raise ChunkMissing(error.digest, where) from None
 
 
 def python_values(chunked: pa.ChunkedArray, field: pa.Field) -> Sequence[Any]:

@@ -358,6 +358,11 @@ class _Reader:
                 self.changed.append(row)
             os.lseek(fd, 0, os.SEEK_SET)
             return self._read_large(row, fd)
+        return self._kept(data)
+
+    def _kept(self, data: Buffer) -> _Read:
+        """A file's whole content: in the page when it is small, else in the store."""
+        size = len(data)
         if size <= limits.TREE_INLINE_BYTES_MAX:
             return _Read(bytes(data), False, size)
         return _Read(REFERENCE.pack(self.store.put(data, here=True), size), True, size)
@@ -395,21 +400,14 @@ class _Reader:
             pieces.append(self._pieces.submit(self._put_piece, rest))
         found = [piece.result() for piece in pieces]
         if done <= self._chunker.sizes.cut_above:  # a value of this length is one chunk, wherever it comes from
-            return self._read_again(fd, done)
+            os.lseek(fd, 0, os.SEEK_SET)
+            return self._kept(os.read(fd, done))
         digest = hasher.digest()
         self.store.put_chunk_list(digest, found)
         return _Read(REFERENCE.pack(digest, done), True, done)
 
     def _put_piece(self, piece: memoryview) -> tuple[bytes, int]:
         return self.store.put_piece(piece, here=True), len(piece)
-
-    def _read_again(self, fd: int, size: int) -> _Read:
-        """A file that turned out to be small after all."""
-        os.lseek(fd, 0, os.SEEK_SET)
-        data = os.read(fd, size)
-        if len(data) <= limits.TREE_INLINE_BYTES_MAX:
-            return _Read(data, False, len(data))
-        return _Read(REFERENCE.pack(self.store.put(data, here=True), len(data)), True, len(data))
 
 
 def _window(size: int) -> memoryview:
