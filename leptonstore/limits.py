@@ -67,6 +67,7 @@ DICTIONARY_CACHE_BYTES = 64 * MIB
 OPENED_PACKS_MAX = 1_024  # small objects and the last group that was read, 16 KiB
 
 # -- writing -----------------------------------------------------------------------------------------------------
+APPEND_BUFFER_BYTES = 4 * MIB  # of a pack that is written at a time, by a thread of its own; two buffers a pack
 IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to keep all cores busy, small in memory
 
 # -- datasets ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from leptonstore.errors import MissingExtra
@@ -14,7 +15,23 @@ def main() -> None:
     except ModuleNotFoundError:
         print(f"lepton: {MissingExtra('the command line', 'cli', 'click')}", file=sys.stderr)
         sys.exit(8)  # as for any missing extra
+    _load_numpy()
     from leptonstore.cli.group import lepton
     from leptonstore.cli.runtime import run
 
     sys.exit(run(lepton, sys.argv[1:]))
+
+
+def _load_numpy() -> None:
+    """Load numpy without the threads of its OpenBLAS, which spin for a while and stand in the way of a fork.
+
+    The setting counts while the library loads, and for no library that is loaded later (torch).
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]

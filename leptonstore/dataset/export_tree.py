@@ -22,9 +22,10 @@ from leptonstore import limits
 from leptonstore.dataset import filetree
 from leptonstore.dataset.confined import ConfinedFolder, checked_parts, temporary_name, writing
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.large_file import ALIGN, DirectFile, LargeFiles, aligned_memory, write_all
+from leptonstore.dataset.large_file import DirectFile, LargeFiles
 from leptonstore.errors import BadInput, ChunkCorrupt
 from leptonstore.format.page import REFERENCE
+from leptonstore.tiers.direct import ALIGN, aligned_memory, write_all
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODES = 0o1777

@@ -11,9 +11,6 @@ the file cut to its length after it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import mmap
 import os
 import queue
 from collections.abc import Iterator
@@ -26,21 +23,7 @@ from leptonstore import limits
 from leptonstore.digest import Digest
 from leptonstore.errors import ChunkCorrupt
 from leptonstore.store import Store
-
-ALIGN = 4096  # a multiple of every logical block size in use
-_REFUSED = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-
-
-def aligned_memory(size: int) -> memoryview:
-    """At least `size` bytes that begin at a page."""
-    return memoryview(mmap.mmap(-1, -(-size // ALIGN) * ALIGN))
-
-
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """All of `data` at `offset`."""
-    while len(data):
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
+from leptonstore.tiers.direct import ALIGN, aligned_memory, set_direct, write_blocks
 
 
 class DirectFile:
@@ -48,19 +31,7 @@ class DirectFile:
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size
-        self._direct = size >= limits.DIRECT_WRITE_BYTES_MIN
-        if self._direct:
-            self._set_direct(True)
-
-    def _set_direct(self, on: bool) -> None:
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
-            self._direct = on
-        except OSError as error:
-            if error.errno not in _REFUSED:
-                raise
-            self._direct = False
+        self._direct = size >= limits.DIRECT_WRITE_BYTES_MIN and set_direct(fd, True)
 
     def write(self, memory: memoryview, length: int, offset: int) -> int:
         """The first `length` bytes of `memory` (from `aligned_memory`) at `offset`, a whole number of blocks.
@@ -81,13 +52,7 @@ class DirectFile:
 
     def _write_blocks(self, data: memoryview, offset: int) -> None:
         for start, end in _filled_runs(data):
-            try:
-                write_all(self._fd, data[start:end], offset + start)
-            except OSError as error:
-                if not self._direct or error.errno not in _REFUSED:
-                    raise
-                self._set_direct(False)
-                write_all(self._fd, data[start:end], offset + start)
+            self._direct = write_blocks(self._fd, data[start:end], offset + start, self._direct)
 
 
 def _filled_runs(data: memoryview) -> Iterator[tuple[int, int]]:

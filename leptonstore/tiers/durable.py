@@ -97,12 +97,21 @@ class NewFile:
 
     def __init__(self, path: Path, tmp: Path) -> None:
         self.path = path
-        self.length = 0
+        self.length = 0  # of what is written; `publish` checks it
         self._fd, self._process = -1, os.getpid()
         self._temporary = tmp / f"{path.name}.{secrets.token_hex(8)}.tmp"
         with failures_named(path):
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def fd(self) -> int:
+        """The open file, for whoever writes to it in another way and then sets `length`."""
+        return self._fd
+
+    def reopen(self) -> int:
+        """Another descriptor of it, for reading; the caller closes it."""
+        return os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC)
 
     def write(self, *parts: Buffer) -> None:
         """Append all of `parts`, with one call where the device takes it. Raises StoreFull; the caller then aborts."""
@@ -121,10 +130,6 @@ class NewFile:
         with failures_named(self.path):
             os.posix_fallocate(self._fd, 0, size)
         self.length = size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Bytes that were written before."""
-        return os.pread(self._fd, length, offset)
 
     def publish(self) -> bool:
         """Make it durable under its final name: True, or False when that name exists already. Closes it."""

@@ -24,13 +24,15 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
+from leptonstore.tiers.direct import Appender, Buffers
 
 RESERVE = "reserve"
 OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
@@ -38,35 +40,38 @@ _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 
 
 class LocalPackSink:
-    """A pack being written under tmp/."""
+    """A pack being written under tmp/: in large writes around the page cache, by a thread of the tier's."""
 
-    def __init__(self, path: Path, tmp: Path) -> None:
+    def __init__(self, path: Path, tmp: Path, buffers: Buffers, executor: Callable[[], Executor]) -> None:
         durable.make_directory(path.parent)
         self._file = durable.NewFile(path, tmp)
-        self._sealed = -1
+        self._reading_fd = self._file.reopen()
+        self._appender = Appender(self._file.fd, self._reading_fd, buffers, executor)
 
     def write(self, *parts: Buffer) -> None:
-        """Append all of `parts`. Raises StoreFull."""
-        self._file.write(*parts)
+        """Append all of `parts`. Raises StoreFull, also of an earlier write."""
+        with durable.failures_named(self._file.path):
+            self._appender.append(*parts)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes that were written, before the seal or after."""
-        if self._sealed >= 0:
-            return os.pread(self._sealed, length, offset)
-        return self._file.read(offset, length)
+        """Bytes that were written, before the seal or after. Raises StoreFull of an earlier write."""
+        with durable.failures_named(self._file.path):
+            return self._appender.read(offset, length)
 
     def seal(self) -> None:
         """Publish the pack. Raises StoreFull, or FormatDamaged when the random id is taken (never in practice)."""
+        with durable.failures_named(self._file.path):
+            self._file.length = self._appender.finish()
         if not self._file.publish():
             raise FormatDamaged(f"{self._file.path} exists already: ids of packs are never reused")
-        self._sealed = os.open(self._file.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def abort(self) -> None:
         """Remove the temporary and close."""
+        self._appender.settle()
         self._file.abort()
-        if self._sealed >= 0:
-            os.close(self._sealed)
-            self._sealed = -1
+        if self._reading_fd >= 0:
+            os.close(self._reading_fd)
+            self._reading_fd = -1
 
 
 @contextlib.contextmanager
@@ -88,6 +93,8 @@ class LocalTier:
         self._tmp = root / "tmp"
         self._open: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
+        self._disk: ThreadPoolExecutor | None = None  # writes packs
 
     @property
     def url(self) -> str:
@@ -183,7 +190,13 @@ class LocalTier:
     def create_pack(self, pack: str) -> LocalPackSink:
         """Begin a pack under a new random id."""
         durable.make_directory(self._tmp)
-        return LocalPackSink(self.path_of(pack), self._tmp)
+        return LocalPackSink(self.path_of(pack), self._tmp, self._buffers, self._disk_thread)
+
+    def _disk_thread(self) -> Executor:
+        with self._lock:
+            if self._disk is None:
+                self._disk = ThreadPoolExecutor(1, "lepton-disk")
+            return self._disk
 
     def delete_pack(self, pack: str) -> None:
         """Remove a pack; no error when it is not there. Raises NotPermitted."""
@@ -258,10 +271,13 @@ class LocalTier:
 
     def after_fork(self) -> None:
         """In a child process: another thread of the parent may have held the lock. Descriptors stay usable."""
-        self._lock = threading.Lock()
+        self._lock, self._disk = threading.Lock(), None
 
     def close(self) -> None:
         """Close what is open; reading again reopens."""
         with self._lock:
+            disk, self._disk = self._disk, None
+            if disk is not None:
+                disk.shutdown()
             while self._open:
                 os.close(self._open.popitem()[1])

@@ -85,8 +85,11 @@ def test_damage_is_exit_code_4_and_names_the_rows(tmp_path: Path, table: Path) -
 
 
 # An import that sends itself a signal at its n-th write, sync or link: a moment that does not depend on the machine's speed.
+# Packs are written in small steps, so that there are moments in the middle of one.
 SIGNALLED = """
 import os, sys
+from leptonstore import limits
+limits.APPEND_BUFFER_BYTES = 64 << 10
 number, at, calls = int(sys.argv[1]), int(sys.argv[2]), 0
 def counted(real):
     def call(*arguments, **options):
