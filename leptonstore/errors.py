@@ -27,9 +27,21 @@ that is not a `LeptonError` is a bug of ours or of the machine. The command line
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LeptonError(Exception):
-    """Root of the tree; catch it to catch everything that is not a bug."""
+    """Root of the tree; catch it to catch everything that is not a bug. Passes between processes with all of its fields."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LeptonError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> LeptonError:
+    # Not by its constructor, whose arguments are not those of the message.
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 class BadInput(LeptonError):

@@ -149,10 +149,14 @@ READ_JOB_BYTES = 1 * MIB  # small files that one thread reads in a row
 SMALL_FILES_MIN = 2_000  # from this many inlined files on, processes of their own read them; starting those takes 20 ms
 SMALL_FILES_JOB = 512  # files that such a process is asked for at a time
 READ_WINDOW_BYTES = 8 * MIB  # of a large file that is read at a time
-EXPORT_JOBS_AHEAD = 64  # jobs (of READ_JOB_BYTES, or one file) that wait to be written
-EXPORT_WINDOW_BYTES = 8 * MIB  # of a large file that is decoded at a time; two windows and a piece each are in memory
+EXPORT_FORK_ROWS = (
+    1_000  # trees from so many entries or bytes on are exported by several processes where that is possible
+)
+EXPORT_UNITS = 16  # shares that each of them gets one after another
+EXPORT_FORK_BYTES = 16 * MIB
+EXPORT_WINDOW_BYTES = 4 * MIB  # of a large file that is decoded at a time; two windows and a piece each are in memory
 EXPORT_HOLE_BYTES = 64 * KIB  # blocks of zeros, at multiples of this, become holes
-DIRECT_WRITE_BYTES_MIN = 1 * MIB  # files from this size on bypass the page cache where the filesystem lets them
+DIRECT_WRITE_BYTES_MIN = 256 * KIB  # files from this size on bypass the page cache where the filesystem lets them
 
 # -- import and export ---------------------------------------------------------------------------------------------
 # One batch of an importer: memory is a few batches, however large the source is. A single larger row is a batch alone.

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -91,15 +92,23 @@ def progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+    # Drawn by whoever reports, at most ten times a second: a thread that draws would stand in the way of a fork.
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, auto_refresh=False
+    ) as bar:
+        task, drawn = bar.add_task(label, total=total), 0.0
+        bar.refresh()
 
         def tell(done: int) -> None:
+            nonlocal drawn
             _raise_interrupt()
             if advance:
                 bar.advance(task, done)
             else:
                 bar.update(task, completed=done)
+            if time.monotonic() - drawn > 0.1:
+                drawn = time.monotonic()
+                bar.refresh()
 
         yield tell
 

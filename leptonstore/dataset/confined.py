@@ -12,6 +12,7 @@ only for a single-file export. An export is a copy: after a power cut, run it ag
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -62,9 +63,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+_numbers = itertools.count()
+_names = secrets.token_hex(8)
+
+
 def temporary_name() -> str:
-    """A name that nobody else uses, for a file that is not whole yet."""
-    return f".{secrets.token_hex(8)}.partial"
+    """A name that nobody else uses, for a file that is not whole yet. Any thread; a forked child has names of its own."""
+    return f".{_names}-{os.getpid()}-{next(_numbers)}.partial"
 
 
 def checked_parts(path: str) -> list[str]:
@@ -123,6 +128,14 @@ class ConfinedFolder:
         except BaseException:
             os.unlink(temporary, dir_fd=folder)
             raise
+
+    def entry(self, folders: list[str]) -> tuple[int, str]:
+        """(descriptor of the folder above, name) of a folder at these checked parts, for a look at it by name. Not any thread.
+
+        The descriptor is good until the next call.
+        """
+        with writing(self._root.joinpath(*folders)):
+            return self._folder(folders[:-1]), folders[-1]
 
     def open_folder(self, folders: list[str]) -> int:
         """A descriptor of the folder at these checked parts, which are made where they are missing. The caller closes it.

@@ -275,12 +275,15 @@ class Store:
             raise ChunkMissing(digest.hex())
         return reader.read_record(self.tier, again.row, self.opened(again.pack))
 
-    def read_into(self, digest: Digest, out: memoryview) -> None:
-        """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt."""
+    def read_into(self, digest: Digest, out: memoryview, check: bool = True) -> None:
+        """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt.
+
+        check=False: its digest is not checked (its CRC is), for the pieces of a value whose own digest the caller checks.
+        """
         place = self.locate(digest)
         if place is not None and place.row.kind == lpk.KIND_CHUNK:
             try:
-                reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out)
+                reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
                 if self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy

@@ -85,13 +85,25 @@ def _readable(place: Path) -> Iterator[None]:
         ) from None
 
 
+class _OpenFile:
+    """A descriptor that closes with its last user: one who reads keeps it from being closed by whoever forgets it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class LocalTier:
     """PackPruner and HomePruner over a directory that exists. Any thread; any number of processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tmp = root / "tmp"
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._disk: ThreadPoolExecutor | None = None  # writes packs
@@ -161,23 +173,19 @@ class LocalTier:
     def read(self, pack: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; fewer only where the pack ends."""
         with self._lock:
-            # Opened under the lock and duplicated, so that eviction by another thread cannot close it under us.
-            fd = os.dup(self._descriptor(pack))
-        try:
-            return os.pread(fd, length, offset)
-        finally:
-            os.close(fd)
+            file = self._opened(pack)
+        return os.pread(file.fd, length, offset)
 
-    def _descriptor(self, pack: str) -> int:
+    def _opened(self, pack: str) -> _OpenFile:
         if pack in self._open:
             self._open.move_to_end(pack)
             return self._open[pack]
         with _readable(self.path_of(pack)):
-            fd = os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC)
-        self._open[pack] = fd
+            file = _OpenFile(os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC))
+        self._open[pack] = file
         if len(self._open) > OPEN_PACKS_MAX:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
+            self._open.popitem(last=False)
+        return file
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
@@ -206,9 +214,7 @@ class LocalTier:
 
     def _forget(self, pack: str) -> None:
         with self._lock:
-            fd = self._open.pop(pack, None)
-            if fd is not None:
-                os.close(fd)
+            self._open.pop(pack, None)
 
     def set_aside(self, pack: str) -> Path | None:
         """Move a pack's file to damaged/ and return where it is now; None when it is not there. Raises NotPermitted."""
@@ -279,5 +285,4 @@ class LocalTier:
             disk, self._disk = self._disk, None
             if disk is not None:
                 disk.shutdown()
-            while self._open:
-                os.close(self._open.popitem()[1])
+            self._open.clear()
