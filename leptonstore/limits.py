@@ -156,6 +156,7 @@ EXPORT_UNITS = 16  # shares that each of them gets one after another
 EXPORT_FORK_BYTES = 16 * MIB
 EXPORT_WINDOW_BYTES = 4 * MIB  # of a large file that is decoded at a time; two windows and a piece each are in memory
 EXPORT_HOLE_BYTES = 64 * KIB  # blocks of zeros, at multiples of this, become holes
+DIRECT_READ_BYTES_MIN = 64 * KIB  # records from this size on, when they are read once, bypass the page cache
 DIRECT_WRITE_BYTES_MIN = 256 * KIB  # files from this size on bypass the page cache where the filesystem lets them
 
 # -- import and export ---------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from leptonstore.digest import Buffer, digest_of
 from leptonstore.errors import ChunkCorrupt, FormatDamaged, FormatTooNew, PackDamaged
 from leptonstore.format import pack as lpk
 from leptonstore.store.index_rows import Rows, footer_array
-from leptonstore.tiers.roles import PackReader
+from leptonstore.tiers.roles import PackReader, PackStreamer
 
 _T = TypeVar("_T")
+_Bytes = TypeVar("_Bytes", bound=Buffer)
 
 
 class Opened(Protocol):
@@ -126,7 +127,7 @@ def decode_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[int,
     return header.kind, plain
 
 
-def decode_chunk_into(data: bytes, row: lpk.FooterRow, opened: Opened, out: memoryview, check: bool = True) -> None:
+def decode_chunk_into(data: Buffer, row: lpk.FooterRow, opened: Opened, out: memoryview, check: bool = True) -> None:
     """Decode a chunk into memory that is exactly as long as its plain bytes. check: its digest. Raises ChunkCorrupt."""
     try:
         if row.is_member:
@@ -142,7 +143,7 @@ def decode_chunk_into(data: bytes, row: lpk.FooterRow, opened: Opened, out: memo
         raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
 
 
-def _open_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[lpk.RecordHeader, Buffer]:
+def _open_record(data: Buffer, row: lpk.FooterRow, opened: Opened) -> tuple[lpk.RecordHeader, Buffer]:
     header, payload = lpk.parse_record(data)
     if not row.is_member and (header.digest != row.digest or header.kind != row.kind):
         raise FormatDamaged("the record there has another digest or kind")
@@ -152,7 +153,7 @@ def _open_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[lpk.R
     return header, payload if cipher is None else cipher.open(header, row.offset, payload)
 
 
-def _group(data: bytes, row: lpk.FooterRow, opened: Opened) -> bytes:
+def _group(data: Buffer, row: lpk.FooterRow, opened: Opened) -> bytes:
     """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members."""
     header, payload = _open_record(data, row, opened)
     if header.raw > limits.GROUP_BYTES_MAX or header.raw != row.unpacked:
@@ -188,18 +189,20 @@ def read_record(tier: PackReader, row: lpk.FooterRow, opened: Opened) -> tuple[i
             return row.kind, _member(group[1], row, opened)
         except FormatDamaged as error:
             raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
-    return decode_record(_record_bytes(tier, row, opened), row, opened)
+    return decode_record(_record_bytes(tier.read, row, opened), row, opened)
 
 
-def read_chunk_into(tier: PackReader, row: lpk.FooterRow, opened: Opened, out: memoryview, check: bool = True) -> None:
-    """`read_record` of a chunk, into memory that is exactly as long. check: its digest. Raises ChunkCorrupt."""
-    decode_chunk_into(_record_bytes(tier, row, opened), row, opened, out, check)
+def read_chunk_into(
+    tier: PackStreamer, row: lpk.FooterRow, opened: Opened, out: memoryview, check: bool = True
+) -> None:
+    """`read_record` of a chunk that is read once, into memory that is exactly as long. check: its digest. Raises ChunkCorrupt."""
+    decode_chunk_into(_record_bytes(tier.read_once, row, opened), row, opened, out, check)
 
 
-def _record_bytes(tier: PackReader, row: lpk.FooterRow, opened: Opened) -> bytes:
+def _record_bytes(read: Callable[[str, int, int], _Bytes], row: lpk.FooterRow, opened: Opened) -> _Bytes:
     length = row.end - row.offset
     try:
-        data = tier.read(opened.id, row.offset, length)
+        data = read(opened.id, row.offset, length)
     except FileNotFoundError:
         raise ChunkCorrupt(row.digest.hex(), opened.id, "the pack's file is missing") from None
     except OSError as error:

@@ -32,7 +32,7 @@ from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
-from leptonstore.tiers.direct import Appender, Buffers
+from leptonstore.tiers.direct import ALIGN, Appender, Buffers, aligned_memory
 
 RESERVE = "reserve"
 OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
@@ -88,13 +88,24 @@ def _readable(place: Path) -> Iterator[None]:
 class _OpenFile:
     """A descriptor that closes with its last user: one who reads keeps it from being closed by whoever forgets it."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("_direct", "fd")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd, self._direct = fd, -2  # -2: not tried yet
+
+    def direct(self, path: Path) -> int:
+        """A second descriptor, which bypasses the page cache; -1 where the filesystem has none."""
+        if self._direct == -2:
+            try:
+                self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError:
+                self._direct = -1
+        return self._direct
 
     def __del__(self) -> None:
         os.close(self.fd)
+        if self._direct >= 0:
+            os.close(self._direct)
 
 
 class LocalTier:
@@ -104,7 +115,7 @@ class LocalTier:
         self.root = root
         self._tmp = root / "tmp"
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._local = threading.Lock(), threading.local()
         self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._disk: ThreadPoolExecutor | None = None  # writes packs
 
@@ -175,6 +186,32 @@ class LocalTier:
         with self._lock:
             file = self._opened(pack)
         return os.pread(file.fd, length, offset)
+
+    def read_once(self, pack: str, offset: int, length: int) -> Buffer:
+        """`read` that leaves the page cache as it is; what is there is taken from there. The calling thread's until its next
+        call."""
+        with self._lock:
+            file = self._opened(pack)
+            direct = file.direct(self.path_of(pack)) if length >= limits.DIRECT_READ_BYTES_MIN else -1
+        if direct < 0:
+            return os.pread(file.fd, length, offset)
+        start = offset - offset % ALIGN
+        memory = self._own_memory(offset + length - start)
+        with contextlib.suppress(OSError):  # BlockingIOError: it is not in memory; others: nobody can tell
+            if os.preadv(file.fd, [memory[:length]], offset, os.RWF_NOWAIT) == length:
+                return memory[:length]
+        with contextlib.suppress(OSError):
+            if os.preadv(direct, [memory], start) >= offset + length - start:
+                return memory[offset - start : offset - start + length]
+        return os.pread(file.fd, length, offset)
+
+    def _own_memory(self, size: int) -> memoryview:
+        """The calling thread's, in whole blocks."""
+        size = -(-size // ALIGN) * ALIGN
+        memory: memoryview | None = getattr(self._local, "memory", None)
+        if memory is None or len(memory) < size:
+            memory = self._local.memory = aligned_memory(size)
+        return memory[:size]
 
     def _opened(self, pack: str) -> _OpenFile:
         if pack in self._open:

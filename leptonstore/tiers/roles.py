@@ -47,6 +47,17 @@ class PackReader(Protocol):
 
 
 @runtime_checkable
+class PackStreamer(PackReader, Protocol):
+    """Reads packs, also for those who go through much data once."""
+
+    def read_once(self, pack: str, offset: int, length: int) -> Buffer:
+        """`read` of bytes that nobody is expected to read again soon: they may go around caches.
+
+        The result is the calling thread's until its next call.
+        """
+
+
+@runtime_checkable
 class PackWriter(PackReader, Protocol):
     """Adds packs; never changes one."""
 

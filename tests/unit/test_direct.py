@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,28 @@ def test_a_pack_that_is_dropped_while_it_is_written_leaves_nothing(
         os.close(other)
     tier.close()
     assert (tmp_path / "other").stat().st_size == 0 and not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@given(data=st.data())
+def test_reading_once_reads_the_same(
+    cached: bool, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Around the page cache or from it, within the file or over its end, in blocks or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leptonstore.limits.DIRECT_READ_BYTES_MIN", 1)
+        tier = LocalTier(tmp_path_factory.mktemp("once"))
+        content = np.random.default_rng(0).bytes(data.draw(st.integers(1, 5 * ALIGN)))
+        sink = tier.create_pack("2" * 32)
+        sink.write(content)
+        sink.seal()
+        sink.abort()
+        for _ in range(4):
+            if not cached:
+                fd = os.open(tier.path_of("2" * 32), os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+            start = data.draw(st.integers(0, len(content)))
+            length = data.draw(st.integers(1, len(content) - start + 100))
+            assert bytes(tier.read_once("2" * 32, start, length)) == content[start : start + length]
+        tier.close()
