@@ -17,6 +17,7 @@
     ├── Conflict            somebody else was faster: read again and retry
     │   └── CommitExpired       garbage collection took what this work relied on: run it again
     ├── StoreFull           the device or the quota is full: free space and run again
+    ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
@@ -145,6 +146,14 @@ class CommitExpired(Conflict):
 
 class StoreFull(LeptonError):
     """The device (or the quota) is full; nothing half-written is visible."""
+
+
+class TierUnavailable(LeptonError):
+    """A tier does not answer, or answers with errors of its own, after all tries. `tier` is its URL. What it holds is not lost."""
+
+    def __init__(self, message: str, tier: str = "") -> None:
+        super().__init__(message)
+        self.tier = tier
 
 
 class NotPermitted(LeptonError):

@@ -185,3 +185,9 @@ REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, pred
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
+
+# -- tiers -------------------------------------------------------------------------------------------------------
+TIERED_PACKS_REMEMBERED = 100_000  # packs of which it is known in which tier they were last
+MOVE_WINDOW_BYTES = 8 * MIB  # of a pack that is copied from tier to tier at a time
+RETRY_TRIES = 5
+RETRY_WAIT_S = 0.2  # the longest first wait; each further one may be twice as long

@@ -30,6 +30,7 @@ EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
     (errors.NotPermitted, 9),
     (errors.FormatTooNew, 7),
     (errors.MissingExtra, 8),
+    (errors.TierUnavailable, 11),
     (errors.Stopped, EXIT_INTERRUPTED),
 )
 DEFAULT_STORE = ".lepton"
