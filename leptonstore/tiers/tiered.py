@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from leptonstore import limits
+from leptonstore.digest import Buffer
 from leptonstore.errors import NotPermitted, TierUnavailable
-from leptonstore.tiers.roles import PackPruner, PackReader, PackSink
+from leptonstore.tiers.roles import PackPruner, PackReader, PackSink, PackStreamer
 
 _T = TypeVar("_T")
 
@@ -25,12 +26,15 @@ class TieredPacks:
     """PackPruner over the packs of several tiers. Any thread."""
 
     def __init__(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
-        """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
-        self.tiers = list(tiers)
-        self._write_to = write_to
+        """As `use`."""
+        self.use(tiers, write_to)
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
-        self.reads: Counter[tuple[int, str]] = Counter()  # (tier, pack) -> bytes read: what promotion goes by
+        self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+
+    def use(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
+        """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
+        self.tiers, self.write_to = tuple(tiers), write_to
 
     @property
     def url(self) -> str:
@@ -39,9 +43,8 @@ class TieredPacks:
 
     def _order(self, pack: str) -> list[int]:
         with self._lock:
-            first = self._found.get(pack)
-        order = list(range(len(self.tiers)))
-        return order if first is None else [first, *(at for at in order if at != first)]
+            first = self._found.get(pack, 0)
+        return sorted(range(len(self.tiers)), key=lambda at: (at != first, at))
 
     def _remember(self, pack: str, at: int) -> None:
         with self._lock:
@@ -78,13 +81,32 @@ class TieredPacks:
 
     def read(self, pack: str, offset: int, length: int) -> bytes:
         """As PackReader.read, from the first tier that can. Raises FileNotFoundError only when each tier says so."""
+        if len(self.tiers) == 1:
+            return self.tiers[0].read(pack, offset, length)
         found = self._first(pack, lambda tier: tier.read(pack, offset, length))
         if found is None:
             raise FileNotFoundError(f"pack {pack} is in none of {self.url}")
-        at, data = found
+        data = found[1]
         with self._lock:
-            self.reads[at, pack] += len(data)
+            self._reads[pack] += len(data)
         return data
+
+    def take_reads(self) -> Counter[str]:
+        """Pack -> bytes that were read of it since the last call, while there were several tiers."""
+        with self._lock:
+            reads, self._reads = self._reads, Counter()
+        return reads
+
+    def read_once(self, pack: str, offset: int, length: int) -> Buffer:
+        """As PackStreamer.read_once, of the nearest tier; what is farther away is read as usual."""
+        nearest = self.tiers[0]
+        if isinstance(nearest, PackStreamer) and self._order(pack)[0] == 0:
+            try:
+                return nearest.read_once(pack, offset, length)
+            except (OSError, TierUnavailable, NotPermitted):
+                if len(self.tiers) == 1:
+                    raise
+        return self.read(pack, offset, length)
 
     def pass_over(self, pack: str) -> bool:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
@@ -98,6 +120,19 @@ class TieredPacks:
             except (OSError, TierUnavailable, NotPermitted):
                 continue
         return False
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+        for tier in self.tiers:
+            if hasattr(tier, "after_fork"):
+                tier.after_fork()
+
+    def close(self) -> None:
+        """Close what is open; reading again reopens."""
+        for tier in self.tiers:
+            if hasattr(tier, "close"):
+                tier.close()
 
     def where(self, pack: str) -> list[int]:
         """Positions of all tiers that have it. Raises TierUnavailable or OSError when one cannot say."""
@@ -114,7 +149,7 @@ class TieredPacks:
 
     def create_pack(self, pack: str) -> PackSink:
         """Begin a pack in the tier that is written to. Raises NotPermitted when that is read-only."""
-        tier = self.tiers[self._write_to]
+        tier = self.tiers[self.write_to]
         if not hasattr(tier, "create_pack"):
             raise NotPermitted(f"{tier.url} can only be read: choose another tier for new packs (`lepton tier ls`)")
         sink: PackSink = tier.create_pack(pack)
@@ -133,3 +168,33 @@ class TieredPacks:
                     failed = failed or error
         if failed is not None:
             raise failed
+
+
+class AbsentTier:
+    """Stands for a tier that this machine cannot open, and says why to whoever needs it."""
+
+    def __init__(self, url: str, why: str) -> None:
+        self.url, self._why = url, why
+
+    def _absent(self) -> TierUnavailable:
+        return TierUnavailable(f"tier {self.url} cannot be opened here: {self._why}", self.url)
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def packs(self) -> Iterator[str]:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def create_pack(self, pack: str) -> PackSink:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def delete_pack(self, pack: str) -> None:
+        """Raises TierUnavailable."""
+        raise self._absent()
