@@ -26,7 +26,7 @@ from leptonstore.store.tier_mark import claim_tier
 def command() -> None:
     """Where a store keeps its packs: several tiers, and what moves between them.
 
-    The home is one of them; the others hold packs only. Exit code 11: a tier does not answer.
+    The home is one of them; the others hold packs only. All take --json. Exit code 11: a tier does not answer.
 
     \b
     Example:
@@ -282,7 +282,8 @@ def _summary(moves: list[Move]) -> dict[str, str]:
     for why in dict.fromkeys(move.why for move in moves):
         mine = [move for move in moves if move.why == why]
         ways = sorted({f"{move.leaves or move.source} -> {move.target or 'nowhere'}" for move in mine})
-        lines[why] = f"{len(mine):,} packs, {human_bytes(sum(move.bytes for move in mine))} ({', '.join(ways)})"
+        packs = "1 pack" if len(mine) == 1 else f"{len(mine):,} packs"
+        lines[why] = f"{packs}, {human_bytes(sum(move.bytes for move in mine))} ({', '.join(ways)})"
     return lines
 
 
