@@ -185,3 +185,12 @@ REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, pred
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
+
+# -- block volumes -------------------------------------------------------------------------------------------------
+# Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX
+# fits. A header block (4 KiB) for each unit is 0.4 % of the volume.
+VOLUME_UNIT_BYTES = 1 * MIB
+VOLUME_UNITS_MIN = 8
+# Header blocks come into use in steps: opening reads those in use, 4 KiB for each pack that there was at a time, in whole steps.
+VOLUME_HEADERS_STEP = 256
+VOLUME_PROBE_BYTES = 1 * MIB  # at both ends of a file or device, that must be zero before it becomes a volume
