@@ -206,9 +206,9 @@ class Volume:
             data = os.pread(self._fd, length, runs[0][0])
             if len(data) == length:
                 return data
-        data = bytearray(length)
-        self.read_into(self._fd, memoryview(data), units, offset)
-        return bytes(data)
+        joined = bytearray(length)
+        self.read_into(self._fd, memoryview(joined), units, offset)
+        return bytes(joined)
 
     def direct_reader(self) -> int:
         """A descriptor that reads around the page cache, -1 where there is none."""
