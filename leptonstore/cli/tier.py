@@ -10,7 +10,7 @@ from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option
 from leptonstore.tiers.block import open_block
 from leptonstore.tiers.block_format import format_block
-from leptonstore.tiers.block_volume import volume_path
+from leptonstore.tiers.block_scan import volume_path
 
 
 @click.group("tier")

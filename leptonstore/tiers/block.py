@@ -21,7 +21,8 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput
 from leptonstore.format.volume import UNITS_PER_PACK_MAX, SegmentHeader
 from leptonstore.tiers import durable
-from leptonstore.tiers.block_volume import Volume, parse_pack, shared_volume, volume_path
+from leptonstore.tiers.block_scan import volume_path
+from leptonstore.tiers.block_volume import Volume, parse_pack, shared_volume
 from leptonstore.tiers.direct import ALIGN, REFUSED, Appender, aligned_memory
 
 
@@ -36,9 +37,9 @@ def open_block(url: str | Path) -> BlockTier:
 class _UnitAppender(Appender):
     """Appends to units of a volume, which it takes as it needs them."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, pack: str) -> None:
         super().__init__(-1, -1, volume.buffers, volume.disk_thread)
-        self._volume = volume
+        self._volume, self._pack = volume, pack
         self.units: list[int] = []
 
     def _prepare(self, start: int, end: int) -> None:
@@ -58,7 +59,7 @@ class _UnitAppender(Appender):
         self._volume.write_units(self.units, memory[:whole], offset)
 
     def _read_back(self, offset: int, length: int) -> bytes:
-        return self._volume.read_units(self.units, offset, length)
+        return self._volume.read_units(self._pack, self.units, offset, length)
 
 
 class BlockPackSink:
@@ -69,7 +70,7 @@ class BlockPackSink:
         self._process, self._owner = os.getpid(), False
         volume.be_writer()
         self._volume, self._pack = volume, pack
-        self._appender = _UnitAppender(volume)
+        self._appender = _UnitAppender(volume, pack)
         self._owner = True
 
     def write(self, *parts: Buffer) -> None:
@@ -154,33 +155,29 @@ class BlockTier:
         """`length` bytes from `offset` on; fewer only where the pack ends. Raises FileNotFoundError or OSError."""
         volume = self._volume
         segment, length = self._found(volume, pack, offset, length)
-        data = volume.read_units(segment.units, offset, length) if length else b""
+        data = volume.read_units(pack, segment.units, offset, length) if length else b""
         self._confirm(volume, pack, segment)
         return data
 
     def read_once(self, pack: str, offset: int, length: int) -> Buffer:
-        """`read` that leaves the page cache as it is; what is there is taken from there. The calling thread's until its next
-        call."""
+        """`read` from the device, which leaves the page cache as it is. The calling thread's until its next call."""
         if length < limits.DIRECT_READ_BYTES_MIN:
             return self.read(pack, offset, length)
         volume = self._volume
         segment, length = self._found(volume, pack, offset, length)
         direct = volume.direct_reader()
-        if direct < 0 or length == 0:
+        if direct is None or length == 0:
             return self.read(pack, offset, length)
         start = offset - offset % ALIGN
         end = -(-(offset + length) // ALIGN) * ALIGN
         memory = self._own_memory(end - start)
         place = slice(offset - start, offset - start + length)
-        try:
-            volume.read_cached(memory[place], segment.units, offset)
-        except OSError:  # BlockingIOError: it is not in memory; others: nobody can tell
-            try:
-                volume.read_into(direct, memory, segment.units, start)
-            except OSError as error:
-                if error.errno not in REFUSED:
-                    raise
-                return self.read(pack, offset, length)
+        try:  # Asking the page cache first (RWF_NOWAIT) makes it read ahead: everything would be read twice.
+            volume.read_into(direct.fd, memory, segment.units, start)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            return self.read(pack, offset, length)
         self._confirm(volume, pack, segment)
         return memory[place]
 

@@ -20,7 +20,7 @@ from leptonstore.errors import BadInput, Conflict, StoreFull
 from leptonstore.format import volume as lvb
 from leptonstore.format.volume import Superblock
 from leptonstore.tiers import durable
-from leptonstore.tiers.block_volume import length_of
+from leptonstore.tiers.block_scan import length_of
 from leptonstore.tiers.direct import write_all
 
 

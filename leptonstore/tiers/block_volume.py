@@ -7,22 +7,19 @@ Invariants:
 - A unit is overwritten only while no header on the device, in whatever state a power loss leaves it, lists it in a sealed pack.
 - A header is written only when the bytes of its pack are durable. Both copies of a header stand in different sectors, so that one that
   was torn reads as it was before or as it should be.
-- The map of packs is derived from the headers whenever a volume is opened, or another process changed it; nothing else is believed.
+- The map of packs is derived from the headers (block_scan.py); nothing else is believed.
 - One process writes (flock, held from the first change on until the volume is closed here). The first thing it does is to make durable
   what it found, for its predecessor may have been killed before it did so, and to mend copies that differ.
 
-Readers in other processes look at the note before and after they read: a pack that was deleted meanwhile is missing, not altered. All
-processes must be on one host. A forked child starts as a reader.
+A forked child starts as a reader.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
-import stat
 import threading
 import weakref
 from collections.abc import Sequence
@@ -30,31 +27,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from heapq import heappop, heappush
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from leptonstore import limits
-from leptonstore.errors import BadInput, Conflict, FormatDamaged, NotPermitted, StoreFull, StoreMissing
+from leptonstore.errors import BadInput, Conflict, FormatDamaged, StoreFull
 from leptonstore.format import volume as lvb
 from leptonstore.format.volume import Note, SegmentHeader, Superblock
 from leptonstore.tiers import durable
+from leptonstore.tiers.block_scan import Descriptor, VolumeReader
 from leptonstore.tiers.direct import REFUSED, Buffers, write_all
-
-TORN_READ_TRIES = 5  # of a header block that its writer may be changing at this moment
-
-
-def volume_path(url: str | Path) -> Path:
-    """A path, or block:///path, as an absolute path."""
-    text = str(url)
-    if text.startswith("block:"):
-        text = unquote(urlparse(text).path)
-    if not text or "://" in text:
-        raise BadInput(f"{url}: give the path of a volume, or block:///path")
-    return Path(text).expanduser().absolute()
-
-
-def length_of(fd: int) -> int:
-    """Bytes of an open file or block device."""
-    return os.lseek(fd, 0, os.SEEK_END)
 
 
 def parse_pack(pack: str) -> bytes:
@@ -68,183 +48,32 @@ def parse_pack(pack: str) -> bytes:
     return parsed
 
 
-class Volume:
+class Volume(VolumeReader):
     """A volume, shared by whoever uses it in this process. Any thread. Closed when nobody uses it any more."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreMissing, BadInput (no volume), NotPermitted, FormatDamaged (too small, truncated, altered) or FormatTooNew."""
-        self.path = path
+        """Raises as VolumeReader does."""
+        self._writer: Descriptor | None = None  # holds the lock
+        self._direct_writer: Descriptor | None = None  # around the page cache
         self._disk: ThreadPoolExecutor | None = None
-        self._writer_fd = self._direct_fd = self._fd = -1
-        self._reading_direct = -2  # not tried yet
-        self._fd = _open(path)
-        self._lock = threading.RLock()  # what is known; held for moments, and while headers are read
         self._changing = threading.RLock()  # header blocks and superblocks are being changed; taken before `_lock`
-        self._packs: dict[str, SegmentHeader] = {}
-        self._headers: list[SegmentHeader] = []
-        self._copies: list[tuple[int, int]] = []  # the sequences of both copies of each header
-        self._unequal: set[int] = set()  # headers whose copies differ
-        self.damaged: dict[int, str] = {}  # number of a header -> what is wrong with it
-        self._used, self._free_units, self._free_headers = bytearray(), 0, [0][:0]
-        self._next_unit, self._sequence = 0, 0
-        self._noted = b""
         self.buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
-        self.superblock, self._mirrored = self._read_superblock()
-        self.refresh()
+        self._used = bytearray()  # one byte a unit
+        self._free_units = self._next_unit = 0  # `_next_unit`: those before it are used
+        self._free_headers: list[int] = []  # a heap
+        super().__init__(path)
         _volumes.add(self)
-
-    # -- what is there -------------------------------------------------------------------------------------------
-
-    def _read_superblock(self) -> tuple[Superblock, bool]:
-        size, data = length_of(self._fd), os.pread(self._fd, lvb.NOTE_OFFSET, 0)
-        if not lvb.begins_like_a_volume(data):
-            why = "is too small to be" if size < lvb.HEADERS_OFFSET else "is not"
-            raise BadInput(f"{self.path} {why} a LeptonStore volume: make one with `lepton tier format-block`")
-        superblock, mirrored = lvb.parse_superblocks(data, f"the volume {self.path}")
-        if size < superblock.size:
-            raise FormatDamaged(
-                f"the volume {self.path} is truncated: it has {size} of {superblock.size} bytes; restore it from a copy"
-            )
-        return superblock, mirrored
-
-    def refresh(self) -> None:
-        """See what another process changed since. Costs a read from memory when nothing was."""
-        if self._writer_fd >= 0:
-            return
-        note = os.pread(self._fd, lvb.BLOCK_BYTES, lvb.NOTE_OFFSET)
-        if note == self._noted:
-            return
-        with self._lock:
-            if self._writer_fd < 0:
-                self._scan()
-                self._noted = note
-
-    def _scan(self) -> None:
-        """Read the header blocks, and parse those that changed."""
-        superblock, self._mirrored = self._read_superblock()
-        if superblock.volume_id != self.superblock.volume_id:
-            raise FormatDamaged(f"the volume {self.path} was formatted anew while it was in use: open it again")
-        self.superblock = superblock
-        for number in range(len(self._headers), superblock.headers):
-            self._headers.append(SegmentHeader(number, 0))
-            self._copies.append((-1, -1))
-        for first in range(0, superblock.headers, limits.VOLUME_HEADERS_STEP):
-            count = min(limits.VOLUME_HEADERS_STEP, superblock.headers - first)
-            blocks = memoryview(os.pread(self._fd, count * lvb.BLOCK_BYTES, superblock.header_offset(first)))
-            for at in range(count):
-                self._learn(first + at, bytes(blocks[at * lvb.BLOCK_BYTES : (at + 1) * lvb.BLOCK_BYTES]))
-
-    def _learn(self, number: int, block: bytes) -> None:
-        for attempt in range(TORN_READ_TRIES):
-            copies = lvb.sequences_of(block)
-            if copies == self._copies[number] and number not in self.damaged:
-                return
-            try:
-                header = lvb.parse_header(block, number, self.superblock)
-            except FormatDamaged as error:
-                if attempt < TORN_READ_TRIES - 1:
-                    block = os.pread(self._fd, lvb.BLOCK_BYTES, self.superblock.header_offset(number))
-                    continue
-                self.damaged[number] = str(error)
-                header = SegmentHeader(number, 0)
-            else:
-                self.damaged.pop(number, None)
-            self._replace(header)
-            self._copies[number] = copies
-            (self._unequal.discard if lvb.copies_equal(block) else self._unequal.add)(number)
-            return
-
-    def _replace(self, header: SegmentHeader) -> None:
-        """Under the lock: a header as it stands on the volume now."""
-        old = self._headers[header.number]
-        known = self._packs.get(old.pack.hex())
-        if old.pack and known is old:
-            del self._packs[old.pack.hex()]
-        self._headers[header.number] = header
-        if header.pack:
-            self._packs[header.pack.hex()] = header
-        self._sequence = max(self._sequence, header.sequence)
-
-    def find(self, pack: str) -> SegmentHeader | None:
-        """Where a sealed pack lies."""
-        self.refresh()
-        with self._lock:
-            return self._packs.get(pack)
-
-    def packs(self) -> list[str]:
-        """The ids of all sealed packs."""
-        self.refresh()
-        with self._lock:
-            return list(self._packs)
-
-    @property
-    def used_units(self) -> int:
-        """Units that sealed packs take."""
-        self.refresh()
-        with self._lock:
-            return sum(len(header.units) for header in self._packs.values())
-
-    def read_into(self, fd: int, memory: memoryview, units: Sequence[int], offset: int, flags: int = 0) -> None:
-        """Fill `memory` with the bytes of a pack from `offset` on. Raises OSError, also when the volume ends before them."""
-        done = 0
-        for place, length in self.superblock.runs(units, offset, len(memory)):
-            end = done + length
-            while done < end:
-                count = os.preadv(fd, [memory[done:end]], place + done - end + length, flags)
-                if count == 0:
-                    raise OSError(errno.EIO, "the volume ends before its packs do: is it truncated?", str(self.path))
-                done += count
-
-    def read_cached(self, memory: memoryview, units: Sequence[int], offset: int) -> None:
-        """`read_into` of what is in the page cache. Raises BlockingIOError when some of it is not."""
-        self.read_into(self._fd, memory, units, offset, os.RWF_NOWAIT)
-
-    def read_units(self, units: Sequence[int], offset: int, length: int) -> bytes:
-        """Bytes of a pack. Raises OSError."""
-        runs = list(self.superblock.runs(units, offset, length))
-        if len(runs) == 1:
-            data = os.pread(self._fd, length, runs[0][0])
-            if len(data) == length:
-                return data
-        joined = bytearray(length)
-        self.read_into(self._fd, memoryview(joined), units, offset)
-        return bytes(joined)
-
-    def direct_reader(self) -> int:
-        """A descriptor that reads around the page cache, -1 where there is none."""
-        if self._reading_direct == -2:
-            with self._lock:
-                if self._reading_direct == -2:
-                    self._reading_direct = self._open_direct(os.O_RDONLY)
-        return self._reading_direct
-
-    def _open_direct(self, flags: int) -> int:
-        try:
-            return self._open_again(flags | os.O_DIRECT)
-        except OSError:  # EINVAL and others
-            return -1
-
-    def _open_again(self, flags: int) -> int:
-        fd = os.open(self.path, flags | os.O_CLOEXEC)
-        if not os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
-            os.close(fd)
-            raise Conflict(f"{self.path} is another file now than when it was opened: open the volume again")
-        return fd
 
     # -- the one writer ------------------------------------------------------------------------------------------
 
     def be_writer(self) -> None:
         """Become the process that writes. Raises Conflict, NotPermitted, FormatDamaged (a header is damaged)."""
         with self._changing:
-            if self._writer_fd < 0:
+            if self._writer is None:
                 with durable.failures_named(self.path):
-                    fd = self._open_again(os.O_RDWR)
-                    try:
-                        self._lock_volume(fd)
-                        self._take_over(fd)
-                    except BaseException:
-                        os.close(fd)
-                        raise
+                    file = self._open_again(os.O_RDWR)
+                    self._lock_volume(file.fd)
+                    self._take_over(file)
             if self.damaged:
                 number, why = next(iter(self.damaged.items()))
                 raise FormatDamaged(
@@ -263,12 +92,12 @@ class Volume:
                 "(reading goes on)"
             ) from None
 
-    def _take_over(self, fd: int) -> None:
+    def _take_over(self, file: Descriptor) -> None:
         """With the lock: nobody else changes anything from here on."""
-        os.fdatasync(fd)  # what is read from here on is on the device
+        os.fdatasync(file.fd)  # what is read from here on is on the device
         with self._lock:
             self._scan()
-            self._mend(fd)
+            self._mend(file.fd)
             self._used = bytearray(self.superblock.units)
             for header in self._headers:
                 for unit in header.units:
@@ -277,8 +106,8 @@ class Volume:
                     self._used[unit] = 1
             self._free_headers = [header.number for header in self._headers if not header.pack]  # sorted: a heap
             self._free_units, self._next_unit = self._used.count(0), 0
-            self._direct_fd = self._open_direct(os.O_RDWR)
-            self._writer_fd = fd
+            self._direct_writer = self._open_direct(os.O_RDWR)
+            self._writer, self._is_writer = file, True
             self._write_note()
 
     def _mend(self, fd: int) -> None:
@@ -305,13 +134,17 @@ class Volume:
         write_all(fd, memoryview(block), self.superblock.header_offset(header.number))
         self._copies[header.number] = lvb.sequences_of(block)
 
+    def _writer_fd(self) -> int:
+        assert self._writer is not None, "only the writer gets here"
+        return self._writer.fd
+
     def _write_header(self, header: SegmentHeader) -> None:
-        self._put_header(self._writer_fd, header)
-        os.fdatasync(self._writer_fd)
+        self._put_header(self._writer_fd(), header)
+        os.fdatasync(self._writer_fd())
 
     def _write_note(self) -> None:
         note = Note(self._sequence, os.getpid() & 0xFFFFFFFF, socket.gethostname())
-        write_all(self._writer_fd, memoryview(note.encode()), lvb.NOTE_OFFSET)
+        write_all(self._writer_fd(), memoryview(note.encode()), lvb.NOTE_OFFSET)
 
     # -- space ---------------------------------------------------------------------------------------------------
 
@@ -351,18 +184,18 @@ class Volume:
             done += length
 
     def _write(self, data: memoryview, place: int) -> None:
-        if self._direct_fd >= 0:
+        if self._direct_writer is not None:
             try:
-                write_all(self._direct_fd, data, place)
+                write_all(self._direct_writer.fd, data, place)
                 return
             except OSError as error:
                 if error.errno not in REFUSED:
                     raise
-        write_all(self._writer_fd, data, place)
+        write_all(self._writer_fd(), data, place)
 
     def sync(self) -> None:
         """Make what was written durable."""
-        os.fdatasync(self._writer_fd)
+        os.fdatasync(self._writer_fd())
 
     # -- changes -------------------------------------------------------------------------------------------------
 
@@ -401,9 +234,9 @@ class Volume:
         count = min(limits.VOLUME_HEADERS_STEP, old.units - old.headers)
         if not count:
             raise self._full(f"all of its {old.units} segment headers are in use; `lepton gc` merges small packs")
-        write_all(self._writer_fd, memoryview(bytes(count * lvb.BLOCK_BYTES)), old.header_offset(old.headers))
-        os.fdatasync(self._writer_fd)
-        self._write_superblocks(self._writer_fd, replace(old, headers=old.headers + count))
+        write_all(self._writer_fd(), memoryview(bytes(count * lvb.BLOCK_BYTES)), old.header_offset(old.headers))
+        os.fdatasync(self._writer_fd())
+        self._write_superblocks(self._writer_fd(), replace(old, headers=old.headers + count))
         with self._lock:
             for number in range(old.headers, old.headers + count):
                 self._headers.append(SegmentHeader(number, 0))
@@ -449,37 +282,16 @@ class Volume:
 
     def after_fork(self) -> None:
         """In a child: the parent is the one that writes, if anybody is. Nothing of the parent's is unlocked."""
-        self._lock, self._changing, self._disk = threading.RLock(), threading.RLock(), None
+        self._changing, self._disk = threading.RLock(), None
         self.buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
-        for fd in {self._writer_fd, self._direct_fd} - {-1}:
-            os.close(fd)
-        self._writer_fd = self._direct_fd = -1
-        # Another thread of the parent may have been in the middle of a change.
-        self._packs, self._headers, self._copies, self._noted = {}, [], [], b""
+        self._writer = self._direct_writer = None
+        self.forget()
 
     def __del__(self) -> None:
         if self._disk is not None:
             self._disk.shutdown(wait=False)
-        if self._writer_fd >= 0:
-            fcntl.flock(self._writer_fd, fcntl.LOCK_UN)  # a child that was forked may hold a copy of the descriptor
-        for fd in {self._fd, self._writer_fd, self._direct_fd, self._reading_direct} - {-1, -2}:
-            os.close(fd)
-
-
-def _open(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreMissing(
-            f"there is no volume at {path}: make one with `lepton tier format-block`", str(path)
-        ) from None
-    except PermissionError as error:
-        raise NotPermitted(f"this user may not read the volume {path} ({error.strerror}): ask its owner") from None
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        os.close(fd)
-        raise BadInput(f"{path} is neither a file nor a block device: it cannot be a volume")
-    return fd
+        if self._writer is not None:
+            fcntl.flock(self._writer.fd, fcntl.LOCK_UN)  # a child that was forked may hold a copy of the descriptor
 
 
 # -- one object a volume and process: its threads must not meet the lock of their own process ----------------------------

@@ -48,7 +48,7 @@ def _no_sync_of_data(real: Any) -> Callable[..., None]:
 
 
 def _no_sync_of_headers(real: Any) -> Callable[..., None]:
-    return lambda self, header: self._put_header(self._writer_fd, header)
+    return lambda self, header: self._put_header(self._writer_fd(), header)
 
 
 def _without_syncs(real: Any) -> Callable[..., Any]:
