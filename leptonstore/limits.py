@@ -196,3 +196,12 @@ MOVES_PER_ENTRY_MAX = 64  # packs whose moves one log entry publishes; so much w
 WATERMARK_LOW = 0.9  # a tier over its watermark is emptied down to this share of it
 HOT_READS = 1.0  # a pack is hot when so many times its bytes were read from a farther tier since the last apply
 READS_FILE_BYTES_MAX = 16 * MIB
+
+# -- block volumes -------------------------------------------------------------------------------------------------
+# Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX
+# fits. A header block (4 KiB) for each unit is 0.4 % of the volume.
+VOLUME_UNIT_BYTES = 1 * MIB
+VOLUME_UNITS_MIN = 8
+# Header blocks come into use in steps: opening reads those in use, 4 KiB for each pack that there was at a time, in whole steps.
+VOLUME_HEADERS_STEP = 256
+VOLUME_PROBE_BYTES = 1 * MIB  # at both ends of a file or device, that must be zero before it becomes a volume
