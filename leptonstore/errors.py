@@ -7,6 +7,7 @@
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
+    │   ├── TierMissing         there is no such bucket
     │   ├── RefMissing          no such dataset, branch, tag, checkpoint, model or commit
     │   └── ChunkMissing        no copy of this digest is known
     ├── Damaged             stored bytes are not what was written: restore another copy
@@ -17,6 +18,7 @@
     ├── Conflict            somebody else was faster: read again and retry
     │   └── CommitExpired       garbage collection took what this work relied on: run it again
     ├── StoreFull           the device or the quota is full: free space and run again
+    ├── TierUnavailable     a server is down, unreachable or out of order: try again later
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
@@ -70,6 +72,14 @@ class NotFound(LeptonError):
 
 class StoreMissing(NotFound):
     """There is no store at this place. `url` names the place."""
+
+    def __init__(self, message: str, url: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class TierMissing(NotFound):
+    """The bucket (or other place) that a tier needs does not exist. `url` names the tier."""
 
     def __init__(self, message: str, url: str = "") -> None:
         super().__init__(message)
@@ -145,6 +155,10 @@ class CommitExpired(Conflict):
 
 class StoreFull(LeptonError):
     """The device (or the quota) is full; nothing half-written is visible."""
+
+
+class TierUnavailable(LeptonError):
+    """A tier's server is down, unreachable or out of order, after bounded retries. Nothing is said of damage."""
 
 
 class NotPermitted(LeptonError):

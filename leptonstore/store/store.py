@@ -46,8 +46,8 @@ from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_re
 from leptonstore.store.opened import OpenedPack, OpenedPacks
 from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.writer import Writer
-from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
+from leptonstore.tiers.roles import StoreHome
 
 _stores: weakref.WeakSet[Store]
 
@@ -57,7 +57,7 @@ class Store:
 
     def __init__(
         self,
-        tier: LocalTier,
+        tier: StoreHome,
         config: StoreConfig,
         cache_dir: Path | None = None,
         unlocked: store_keys.Unlocked | None = None,
@@ -98,20 +98,21 @@ class Store:
     ) -> Store:
         """Make a new store, encrypted when `unlock` says under which passphrase or key file (`cost`: of a passphrase).
 
-        Raises BadInput when there is one already, or when the directory holds something else.
+        Raises BadInput when there is one already, or when the place holds something else; TierMissing, TierUnavailable.
         """
         tier = open_tier(url)
-        if tier.root.exists() and not tier.root.is_dir():
-            raise BadInput(f"{tier.url} is a file: a store needs a directory")
-        if (tier.root / DOCUMENT).exists():
+        there = tier.contents() or ()
+        if DOCUMENT in there:
             raise BadInput(f"{tier.url} is a store already; use it as it is, or choose another place")
         # A crash between the first directory and the config leaves only these names behind: `create` goes on there.
-        if tier.root.is_dir() and set(os.listdir(tier.root)) - {"tmp", store_keys.FOLDER}:
-            raise BadInput(f"{tier.url} is not empty and not a store: choose an empty or new directory")
+        if set(there) - {"tmp", store_keys.FOLDER}:
+            raise BadInput(f"{tier.url} is not empty and not a store: choose an empty or new place")
         config, unlocked = config or StoreConfig(), None
         if unlock is not None:
             config, unlocked = store_keys.create(tier, config, unlock, cost)
-        if not tier.create_document(DOCUMENT, config.encode()):
+        # "Exists" may be the answer to our own: the id of the store is random.
+        data = config.encode()
+        if not tier.create_document(DOCUMENT, data) and tier.read_document(DOCUMENT, len(data)) != data:
             raise BadInput(f"{tier.url} became a store while this ran; use it as it is")
         tier.restore_reserve()  # when there is no room for it, gc makes it later
         return cls(tier, config, cache_dir, unlocked)
@@ -127,12 +128,12 @@ class Store:
         return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
 
     @staticmethod
-    def read_config(url: str | Path) -> tuple[LocalTier, StoreConfig]:
+    def read_config(url: str | Path) -> tuple[StoreHome, StoreConfig]:
         """The place and the settings of an existing store. Raises StoreMissing, FormatDamaged or FormatTooNew."""
         tier = open_tier(url)
         data = tier.read_document(DOCUMENT, limits.CONFIG_BYTES_MAX)
         if data is None:
-            why = "is not a store (it has no config)" if tier.root.exists() else "does not exist"
+            why = "is not a store (it has no config)" if tier.contents() is not None else "does not exist"
             raise StoreMissing(f"{tier.url} {why}; create a store with `lepton init {tier.url}`", tier.url)
         return tier, parse_config(data, f"config of {tier.url}")
 

@@ -34,7 +34,7 @@ from leptonstore.store.config import StoreConfig
 from leptonstore.store.dictionaries import DictionaryPolicy, Record, Shelf, Unit, units_of
 from leptonstore.store.leases import Claims
 from leptonstore.store.log import PackRecord
-from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.roles import StoreHome
 
 
 class Writer:
@@ -42,7 +42,7 @@ class Writer:
 
     def __init__(
         self,
-        tier: LocalTier,
+        tier: StoreHome,
         config: StoreConfig,
         publish_packs: Callable[[], None],
         keys: StoreKeys | None = None,
