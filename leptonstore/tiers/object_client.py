@@ -51,11 +51,11 @@ class Counters:
         self._lock = threading.Lock()
         self._values: dict[str, int] = {}
 
-    def add(self, kind: str, bytes_read: int = 0, bytes_written: int = 0) -> None:
-        """One request of that kind."""
+    def add(self, kind: str = "", bytes_read: int = 0, bytes_written: int = 0) -> None:
+        """One request of that kind; none, when its bytes are told later."""
         with self._lock:
             for name, count in ((kind, 1), ("bytes_read", bytes_read), ("bytes_written", bytes_written)):
-                if count:
+                if name and count:
                     self._values[name] = self._values.get(name, 0) + count
 
     def to_json(self) -> dict[str, int]:
@@ -114,14 +114,19 @@ class Client:
         """FileNotFoundError when the object is not there; typed errors for all else that obstore raises."""
         try:
             yield
-        except LeptonError:
-            raise
         except Exception as error:
+            raise self._failed(error, path) from None
+
+    def _failed(self, error: BaseException, path: str) -> Exception:
+        typed = self.error(error, path)
+        if not isinstance(typed, FileNotFoundError):  # that is an answer
             self.counters.add("failed")
-            raise self.error(error, path) from None
+        return typed
 
     def error(self, error: BaseException, path: str) -> Exception:
         """What to raise instead of an error of obstore."""
+        if isinstance(error, LeptonError):
+            return error
         text, name = str(error), type(error).__name__
         where = f"{self.url}/{path}" if path else self.url
         if _NO_BUCKET.search(text):
@@ -152,22 +157,23 @@ class Client:
     def get(self, path: str) -> bytes:
         """A whole object. Raises FileNotFoundError."""
         obstore, store = self._ready()
+        self.counters.add("get")
         with self._typed(path):
             data = bytes(obstore.get(store, path).bytes())
-        self.counters.add("get", bytes_read=len(data))
+        self.counters.add(bytes_read=len(data))
         return data
 
     def get_range(self, path: str, offset: int, length: int) -> Buffer:
         """At most `length` (> 0) bytes from `offset` on; fewer where the object ends. Raises FileNotFoundError."""
         obstore, store = self._ready()
+        self.counters.add("get")
         try:
             data = obstore.get_range(store, path, start=offset, end=offset + length)
         except Exception as error:
-            self.counters.add("failed")
             if not isinstance(error, FileNotFoundError) and _PAST_END.search(str(error)) and self.size(path) <= offset:
                 return b""
-            raise self.error(error, path) from None
-        self.counters.add("get", bytes_read=len(data))
+            raise self._failed(error, path) from None
+        self.counters.add(bytes_read=len(data))
         return memoryview(data)
 
     def size(self, path: str) -> int:
@@ -199,8 +205,7 @@ class Client:
                 error, FileExistsError
             ):
                 return False
-            self.counters.add("failed")
-            raise self.error(error, path) from None
+            raise self._failed(error, path) from None
         return True
 
     def delete(self, path: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
-from leptonstore.errors import FormatDamaged
+from leptonstore.errors import FormatDamaged, TierUnavailable
 from leptonstore.tiers.object_client import Client
 
 
@@ -58,14 +58,10 @@ class ObjectPackSink:
                     self._length += count
                     view = view[count:]
                     if filled + count == limits.OBJECT_PART_BYTES:
-                        self._hand_over(memoryview(self._parts[-1]))
-
-    def _hand_over(self, part: memoryview) -> None:
-        """Under the lock."""
-        self._waiting.append(part)
-        if not self._running and self._length > limits.OBJECT_PART_BYTES:
-            self._running = True
-            self._executor().submit(self._upload)
+                        self._waiting.append(memoryview(self._parts[-1]))
+            if self._waiting and not self._running and self._length > limits.OBJECT_PART_BYTES:
+                self._running = True
+                self._executor().submit(self._upload)
 
     def _upload(self) -> None:
         """In a thread of the tier's: hand over what waits, in order."""
@@ -80,7 +76,7 @@ class ObjectPackSink:
                 self._give(part)
             except Exception as error:
                 with self._lock:
-                    self._error = self._client.error(error, self._path)
+                    self._error = self._typed(error)
 
     def _give(self, part: memoryview) -> None:
         if self._writer is None:
@@ -121,9 +117,17 @@ class ObjectPackSink:
                 self._waiting.clear()
                 self._complete()
         except Exception as error:
-            self._error = self._client.error(error, self._path)
+            self._error = self._typed(error)
             raise self._error from None
         self._sealed = True
+
+    def _typed(self, error: Exception) -> Exception:
+        typed = self._client.error(error, self._path)
+        if isinstance(typed, FileNotFoundError):
+            return TierUnavailable(
+                f"{self._client.url}/{self._path}: its upload was ended by somebody else: run it again"
+            )
+        return typed
 
     def _put_whole(self) -> None:
         data = memoryview(self._parts[0])[: self._length] if self._parts else b""
