@@ -157,6 +157,9 @@ LOCK_DEAD_S = 600.0
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
 RANGE_BYTES_MAX = 8 * MIB
+READ_TOGETHER_BYTES = (
+    64 * MIB
+)  # of records that one caller reads at a time: enough requests to fill a link of 100 ms and 5 Gbit/s
 
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)

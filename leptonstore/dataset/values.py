@@ -95,8 +95,10 @@ def resolve(store: Store, column: Column, data_type: pa.DataType) -> pa.Array:
     """The plain values: each reference is read and checked. Raises ChunkMissing or ChunkCorrupt."""
     if column.references is None:
         return column.values
-    out = [
-        store.get(REFERENCE.unpack(value)[0]) if is_reference else value
-        for value, is_reference in zip(column.values.to_pylist(), column.references.tolist(), strict=True)
+    values, references = column.values.to_pylist(), column.references.tolist()
+    digests = [
+        REFERENCE.unpack(value)[0] for value, is_reference in zip(values, references, strict=True) if is_reference
     ]
+    large = store.get_many(digests)
+    out = [next(large) if is_reference else value for value, is_reference in zip(values, references, strict=True)]
     return pa.array(out, as_binary(data_type)).cast(data_type)

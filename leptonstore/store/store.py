@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from leptonstore.errors import (
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import fences, reader
+from leptonstore.store import fences, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -205,6 +205,10 @@ class Store:
         """Where a published chunk is; None when it is not known (or only pending)."""
         return self._index.get(self.stored_name(digest))
 
+    def locate_many(self, digests: Sequence[Digest]) -> list[Place | None]:
+        """`locate` of each."""
+        return self._index.get_many([self.stored_name(digest) for digest in digests])
+
     def opened(self, pack: str, anew: bool = False) -> OpenedPack:
         """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
         packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
@@ -244,15 +248,26 @@ class Store:
             return data
         pieces = lpk.parse_chunk_list(data)
         out = bytearray()
-        for piece, length in pieces.pieces:
-            kind, part = self.record(piece)
-            if kind != lpk.KIND_CHUNK or len(part) != length:
+        parts = together.get_many(self, [piece for piece, _ in pieces.pieces], self._piece)
+        for (piece, length), part in zip(pieces.pieces, parts, strict=True):
+            if len(part) != length:
                 raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
             out += part
         value = bytes(out)
         if digest_of(value) != digest:
             raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
         return value
+
+    def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
+        """`get` of each, in order. On an object store, what lies close together is read together."""
+        return together.get_many(self, digests, self.get)
+
+    def _piece(self, digest: Digest) -> bytes:
+        """A chunk; never a chunk list, which could lead back to the list that names it."""
+        kind, data = self.record(digest)
+        if kind != lpk.KIND_CHUNK:
+            raise ChunkCorrupt(digest.hex(), "-", "it is named as a piece of a large value, and is none")
+        return data
 
     def record(self, digest: Digest) -> tuple[int, bytes]:
         """(kind, plain bytes) of one record: a chunk, or the encoded list of a large value's pieces."""

@@ -25,7 +25,7 @@ from leptonstore.errors import FormatDamaged, TierUnavailable
 from leptonstore.tiers.object_client import Client, Counters
 from leptonstore.tiers.object_locks import CLOCK, Keeper, ObjectLock, is_dead
 from leptonstore.tiers.object_sink import ObjectPackSink
-from leptonstore.tiers.ranges import coalesced
+from leptonstore.tiers.ranges import Job, coalesced
 
 _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
 
@@ -122,18 +122,26 @@ class ObjectTier:
         return self._client.get_range(self._path(pack), offset, length) if length else b""
 
     def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
-        """`read` of several (offset, length), in their order. Near ones are one request; several requests run at a time."""
-        jobs = coalesced(ranges)
-        if len(jobs) > 1:
-            got = list(self._threads().map(lambda job: self.read_once(pack, job.offset, job.length), jobs))
-        else:
-            got = [self.read_once(pack, job.offset, job.length) for job in jobs]
-        out: list[Buffer] = [b""] * len(ranges)
+        """`read` of several (offset, length) of one pack, in their order."""
+        return self.read_many([(pack, offset, length) for offset, length in ranges])
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[Buffer]:
+        """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
+
+        Memory: all of what is asked for, and gaps of at most RANGE_GAP_BYTES.
+        """
+        jobs = coalesced(wanted)
+
+        def get(job: Job) -> Buffer:
+            return self.read_once(job.pack, job.offset, job.length)
+
+        got = list(self._threads().map(get, jobs)) if len(jobs) > 1 else [get(job) for job in jobs]
+        out: list[Buffer] = [b""] * len(wanted)
         for job, data in zip(jobs, got, strict=True):
             view = memoryview(data)
             for number in job.members:
-                start = ranges[number][0] - job.offset
-                out[number] = view[start : start + ranges[number][1]]
+                _, offset, length = wanted[number]
+                out[number] = view[offset - job.offset : offset - job.offset + length]
         return out
 
     def packs(self) -> Iterator[str]:

@@ -12,6 +12,7 @@ from leptonstore import limits
 class Job:
     """One request, and which of the ranges it is for."""
 
+    pack: str
     offset: int
     length: int
     members: list[int] = field(default_factory=list)
@@ -21,23 +22,23 @@ class Job:
         """The first byte after it."""
         return self.offset + self.length
 
+    def takes(self, offset: int, end: int) -> bool:
+        """Whether [offset, end), which begins no earlier, is better read with it."""
+        if end <= self.end:
+            return True
+        return offset <= self.end + limits.RANGE_GAP_BYTES and end - self.offset <= limits.RANGE_BYTES_MAX
 
-def coalesced(ranges: Sequence[tuple[int, int]]) -> list[Job]:
-    """The requests for (offset, length) pairs, by offset: gaps up to RANGE_GAP_BYTES are read with what is around them, as long as
-    a request stays within RANGE_BYTES_MAX (a single larger range is one request). Empty ranges need none."""
+
+def coalesced(wanted: Sequence[tuple[str, int, int]]) -> list[Job]:
+    """The requests for (pack, offset, length) triples: gaps up to RANGE_GAP_BYTES are read with what is around them, as long as a
+    request stays within RANGE_BYTES_MAX (a single larger range is one request). Empty ranges need none."""
     jobs: list[Job] = []
-    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
-        offset, length = ranges[number]
+    for number in sorted(range(len(wanted)), key=lambda number: wanted[number]):
+        pack, offset, length = wanted[number]
         if not length:
             continue
-        last = jobs[-1] if jobs else None
-        end = offset + length
-        if last is None or (
-            end > last.end
-            and (offset > last.end + limits.RANGE_GAP_BYTES or end - last.offset > limits.RANGE_BYTES_MAX)
-        ):
-            jobs.append(Job(offset, length, [number]))
-        else:
-            last.length = max(last.end, end) - last.offset
-            last.members.append(number)
+        if not jobs or jobs[-1].pack != pack or not jobs[-1].takes(offset, offset + length):
+            jobs.append(Job(pack, offset, length))
+        jobs[-1].length = max(jobs[-1].end, offset + length) - jobs[-1].offset
+        jobs[-1].members.append(number)
     return jobs

@@ -162,8 +162,9 @@ class StoreHome(PackPruner, PackStreamer, HomePruner, LockHome, Protocol):
         """Let go of files and threads; using it again brings them back."""
 
 
-class RangeReader(Protocol):
-    """Reads several ranges of a pack better than one by one."""
+@runtime_checkable
+class ManyReader(PackReader, Protocol):
+    """Reads several ranges better than one by one: where a request costs more than its bytes."""
 
-    def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
-        """What `read` returns for each (offset, length), in their order. Raises FileNotFoundError or OSError."""
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[Buffer]:
+        """What `read` returns for each (pack, offset, length), in their order. Raises FileNotFoundError or OSError."""

@@ -207,3 +207,23 @@ def test_the_command_line_on_a_bucket(bucket_url: str, tmp_path: Path, monkeypat
     assert "no such bucket" in lepton("ls", "--store", "s3://no-such-bucket/x", code=3)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert "refused these credentials" in lepton("ls", code=9)
+
+
+def test_near_values_are_read_with_few_requests(bucket_url: str, source_of: Callable[..., Source]) -> None:
+    """A column of 50 KB values, as images are, in order and shuffled."""
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(50_000) for _ in range(600)]
+    table = pa.table({"id": np.arange(600), "image": pa.array(images, pa.binary())})
+    with Store.create(bucket_url) as store:
+        dataset = write_dataset(store, "t", source_of(table, ("id",)))
+        counters = tier_of(store).counters
+        before = counters.to_json()["get"]
+        assert dataset.to_arrow(["image"])["image"].to_pylist() == images
+        assert counters.to_json()["get"] - before <= 1.2 * 30_000_000 / (8 << 20) + 20
+        rows = rng.permutation(600)[:200].tolist()
+        assert dataset.take(rows, ["image"])["image"].to_pylist() == [images[row] for row in rows]
+        large = store.put(rng.bytes(20_000_000))
+        store.flush()
+        before = counters.to_json()["get"]
+        store.get(large)
+        assert counters.to_json()["get"] - before <= 6, "its pieces lie one after another"

@@ -1,0 +1,71 @@
+"""Reading many chunks at once from a tier where a request costs more than its bytes.
+
+    digests -> index -> records by pack -> tier.read_many (near ones in one request, several requests at a time) -> decode, check
+
+Anything out of the ordinary (not published yet, a chunk list, damage, a pack that garbage collection took) is left to reading one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from leptonstore import limits
+from leptonstore.digest import Buffer, Digest
+from leptonstore.errors import ChunkCorrupt
+from leptonstore.format import pack as lpk
+from leptonstore.store import reader
+from leptonstore.store.index import Place
+from leptonstore.tiers.roles import ManyReader
+
+if TYPE_CHECKING:
+    from leptonstore.store.store import Store
+
+
+def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
+    """`get` (which is the store's, for one chunk) of each, in order. Memory: about READ_TOGETHER_BYTES. Raises what `get` raises."""
+    if not isinstance(store.tier, ManyReader):
+        yield from map(get, digests)
+        return
+    places = store.locate_many(digests)
+    first = 0
+    while first < len(digests):
+        end, room = first, limits.READ_TOGETHER_BYTES
+        while end < len(digests) and (end == first or room > 0):
+            place = places[end]
+            room -= 0 if place is None else place.row.end - place.row.offset
+            end += 1
+        yield from _get_batch(store, store.tier, digests[first:end], places[first:end], get)
+        first = end
+
+
+def _get_batch(
+    store: Store,
+    tier: ManyReader,
+    digests: Sequence[Digest],
+    places: Sequence[Place | None],
+    get: Callable[[Digest], bytes],
+) -> Iterator[bytes]:
+    wanted = [
+        (place.pack, place.row.offset, place.row.end - place.row.offset)
+        for place in places
+        if place is not None and place.row.kind == lpk.KIND_CHUNK
+    ]
+    if len(wanted) < 2:
+        yield from map(get, digests)
+        return
+    try:
+        records: list[Buffer] = tier.read_many(wanted)
+    except OSError:  # a pack is gone: `get` knows where else to look
+        yield from map(get, digests)
+        return
+    found = iter(records)
+    for digest, place in zip(digests, places, strict=True):
+        if place is None or place.row.kind != lpk.KIND_CHUNK:
+            yield get(digest)
+            continue
+        try:
+            _, data = reader.decode_record(next(found), place.row, store.opened(place.pack))
+        except ChunkCorrupt:
+            data = get(digest)  # a short answer is not damage; it tells what is
+        yield data
