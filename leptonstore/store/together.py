@@ -28,14 +28,58 @@ def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], by
         yield from map(get, digests)
         return
     places = store.locate_many(digests)
+    for first, end in _batches(places):
+        yield from _get_batch(store, store.tier, digests[first:end], places[first:end], get)
+
+
+def read_many_into(
+    store: Store, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
+) -> None:
+    """Each of the chunks into memory that is exactly as long. Memory besides: about READ_TOGETHER_BYTES."""
+    for first, end in _batches(places):
+        records = _records(store, places[first:end])
+        for digest, place, out, data in zip(
+            digests[first:end], places[first:end], parts[first:end], records, strict=True
+        ):
+            if place is not None and data is not None:
+                try:
+                    reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
+                    continue
+                except ChunkCorrupt:
+                    pass  # a short answer is not damage; what follows tells what is
+            store.read_into(digest, out)
+
+
+def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
+    """The bytes of each record, None of one that cannot be had this way."""
+    wanted = [(place.pack, place.row.offset, place.row.end - place.row.offset) for place in places if place is not None]
+    if isinstance(store.tier, ManyReader) and len(wanted) == len(places):
+        try:
+            yield from store.tier.read_many(wanted)
+        except OSError:
+            yield from [None] * len(places)
+        return
+    for place in places:
+        try:
+            yield (
+                None
+                if place is None
+                else store.tier.read(place.pack, place.row.offset, place.row.end - place.row.offset)
+            )
+        except OSError:
+            yield None
+
+
+def _batches(places: Sequence[Place | None]) -> Iterator[tuple[int, int]]:
+    """Stretches of `places` of READ_TOGETHER_BYTES each."""
     first = 0
-    while first < len(digests):
+    while first < len(places):
         end, room = first, limits.READ_TOGETHER_BYTES
-        while end < len(digests) and (end == first or room > 0):
+        while end < len(places) and (end == first or room > 0):
             place = places[end]
             room -= 0 if place is None else place.row.end - place.row.offset
             end += 1
-        yield from _get_batch(store, store.tier, digests[first:end], places[first:end], get)
+        yield first, end
         first = end
 
 
