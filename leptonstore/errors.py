@@ -7,7 +7,6 @@
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
-    │   ├── TierMissing         there is no such bucket
     │   ├── RefMissing          no such dataset, branch, tag, checkpoint, model or commit
     │   └── ChunkMissing        no copy of this digest is known
     ├── Damaged             stored bytes are not what was written: restore another copy
@@ -18,7 +17,8 @@
     ├── Conflict            somebody else was faster: read again and retry
     │   └── CommitExpired       garbage collection took what this work relied on: run it again
     ├── StoreFull           the device or the quota is full: free space and run again
-    ├── TierUnavailable     a server is down, unreachable or out of order: try again later
+    ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
+    │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
@@ -72,14 +72,6 @@ class NotFound(LeptonError):
 
 class StoreMissing(NotFound):
     """There is no store at this place. `url` names the place."""
-
-    def __init__(self, message: str, url: str = "") -> None:
-        super().__init__(message)
-        self.url = url
-
-
-class TierMissing(NotFound):
-    """The bucket (or other place) that a tier needs does not exist. `url` names the tier."""
 
     def __init__(self, message: str, url: str = "") -> None:
         super().__init__(message)
@@ -158,7 +150,15 @@ class StoreFull(LeptonError):
 
 
 class TierUnavailable(LeptonError):
-    """A tier's server is down, unreachable or out of order, after bounded retries. Nothing is said of damage."""
+    """A tier does not answer, or answers with errors of its own, after all tries. `tier` is its URL. What it holds is not lost."""
+
+    def __init__(self, message: str, tier: str = "") -> None:
+        super().__init__(message)
+        self.tier = tier
+
+
+class TierMissing(TierUnavailable):
+    """The bucket that a tier needs does not exist."""
 
 
 class NotPermitted(LeptonError):

@@ -209,3 +209,14 @@ REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, pred
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
+
+# -- tiers -------------------------------------------------------------------------------------------------------
+TIERED_PACKS_REMEMBERED = 100_000  # packs of which it is known in which tier they were last
+MOVE_WINDOW_BYTES = 8 * MIB  # of a pack that is copied from tier to tier at a time
+RETRY_TRIES = 5
+RETRY_WAIT_S = 0.2  # the longest first wait; each further one may be twice as long
+TIERS_MAX = 16  # of one store
+MOVES_PER_ENTRY_MAX = 64  # packs whose moves one log entry publishes; so much work is repeated after an interruption
+WATERMARK_LOW = 0.9  # a tier over its watermark is emptied down to this share of it
+HOT_READS = 1.0  # a pack is hot when so many times its bytes were read from a farther tier since the last apply
+READS_FILE_BYTES_MAX = 16 * MIB

@@ -25,6 +25,7 @@ SUMMARIES = {
     "repair": "Mend damaged and missing packs, and say what is lost.",
     "du": "Show what each dataset and version takes, and what they share.",
     "quota": "Show or set the store's quota.",
+    "tier": "Keep packs in several places, and move them between these.",
     "upgrade": "Upgrade a store that an older version made.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",
@@ -64,7 +65,7 @@ class _Lazy(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
     "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 9 not permitted, 10 wrong passphrase or key file, "
-    "130 interrupted.",
+    "11 a tier does not answer, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lepton")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

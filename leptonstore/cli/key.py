@@ -128,7 +128,7 @@ def rotate(
 def _ring(opened: Store) -> tuple[KeyRing, Any]:
     if opened.unlocked is None:
         raise BadInput(f"{opened.url} is not encrypted: it has no keys")
-    return KeyRing(opened.tier, opened.config.store_id, opened.url), opened.unlocked
+    return KeyRing(opened.home, opened.config.store_id, opened.url), opened.unlocked
 
 
 def _told(key: Key) -> dict[str, Any]:

@@ -28,9 +28,9 @@ EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
     (errors.Conflict, 5),
     (errors.StoreFull, 6),
     (errors.NotPermitted, 9),
-    (errors.TierUnavailable, 11),
     (errors.FormatTooNew, 7),
     (errors.MissingExtra, 8),
+    (errors.TierUnavailable, 11),
     (errors.Stopped, EXIT_INTERRUPTED),
 )
 DEFAULT_STORE = ".lepton"

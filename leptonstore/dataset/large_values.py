@@ -47,7 +47,7 @@ def read_into_array(store: Store, values: pa.Array, references: Bits, data_type:
     parts = [out[start : start + length] for start, (_, length) in zip(starts, wanted, strict=True)]
     store.read_many_into([digest for digest, _ in wanted], places, parts)
     for row in np.flatnonzero(~references & (lengths > 0)).tolist():
-        out[offsets[row] : offsets[row + 1]] = values[row].as_buffer()
+        out[offsets[row] : offsets[row + 1]] = memoryview(values[row].as_buffer()).cast("B")
     valid = pa.array(values.is_valid()).buffers()[1] if values.null_count else None
     width = np.int32 if binary == pa.binary() else np.int64
     made = pa.Array.from_buffers(binary, len(values), [valid, pa.py_buffer(offsets.astype(width)), buffer])

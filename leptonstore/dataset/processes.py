@@ -19,7 +19,7 @@ from leptonstore.errors import LeptonError
 Work = Callable[[Iterator[int], Callable[[object], None]], None]
 _JOB = struct.Struct("<I")
 _FORK_SAFE = {"jemalloc_bg_thd"}  # threads of libraries that hold no lock across a fork (jemalloc: pthread_atfork)
-JOBS_MAX = 4096 // _JOB.size * 16  # what fits into a pipe that nobody reads yet
+JOBS_MAX = 4096 // _JOB.size  # what every pipe holds (PIPE_BUF) while nobody reads yet
 
 
 def can_fork() -> bool:

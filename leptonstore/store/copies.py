@@ -59,7 +59,7 @@ class Copy(Protocol):
 def open_copy(store: Store, url: str | Path) -> Copy:
     """The store at `url`, or the packs below that directory. Raises BadInput when there are none."""
     tier = open_tier(url)
-    if _is_same(tier, store.tier):
+    if _is_same(tier, store.home):
         raise BadInput(f"{tier.url} is the store that is to be repaired: give another copy")
     if not isinstance(tier, LocalTier):
         return StoreCopy(Store.open(tier.url, unlock=store.secret_source))

@@ -115,7 +115,7 @@ def _keep(store: Store, digest: Digest) -> None:
 
 def take_lease(store: Store, commit: str) -> Lease:
     """See Store.lease. The lease is made first: garbage collection reads leases after the log."""
-    lease = Lease(store.tier, store.documents, commit)
+    lease = Lease(store.home, store.documents, commit)
     try:
         store.refresh()
         if not protected(store, heads_of(store.state), store.state.forgotten, {commit}):

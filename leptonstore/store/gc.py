@@ -20,7 +20,7 @@ a sorted file of digest prefixes (store/runs.py), joined with the packs' footers
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,11 +109,16 @@ class Collector:
         repack: bool = True,
         heed_claims: bool = True,
         progress: Progress = lambda what, done, total: None,
+        retire: Collection[str] = (),
     ) -> None:
-        """heed_claims=False takes live writers' unpublished packs, too: they have to be stored again. It is not unsafe."""
+        """heed_claims=False takes live writers' unpublished packs, too: they have to be stored again. It is not unsafe.
+
+        retire: packs of which everything that is needed is copied into new ones, whatever their state.
+        """
         self._store, self._dry_run, self._heed_claims, self._progress = store, dry_run, heed_claims, progress
         self._folder = store.cache_path("gc")
         self._may_repack, self._may_fence = repack and not dry_run, True
+        self._retire = frozenset(retire)
         self._keys: Keys
         self._walked: set[str]  # commits with their history
         self._walked_bare: set[str]
@@ -146,9 +151,9 @@ class Collector:
         else:
             raise Conflict("other collections were faster every time: let them finish, then run it again")
         if not self._dry_run:
-            self.report.temporaries = self._store.tier.remove_dead_temporaries()
+            self.report.temporaries = self._store.home.remove_dead_temporaries()
             if self._reserve_released:
-                self._store.tier.restore_reserve()
+                self._store.home.restore_reserve()
 
     def _round(self) -> Generator[str, None, bool]:
         """Up to one entry of the log; returns whether nothing is left to do."""
@@ -198,8 +203,8 @@ class Collector:
             dict(state.packs),
             dict(state.condemned),
             files - state.packs.keys(),
-            leased_commits(store.tier, store.documents),
-            claimed_packs(store.tier) if self._heed_claims else set(),
+            leased_commits(store.home, store.documents),
+            claimed_packs(store.home) if self._heed_claims else set(),
         )
 
     def _forget_mark(self) -> None:
@@ -287,7 +292,7 @@ class Collector:
 
     def _repack(self, view: View, keepers: Keepers) -> bool:
         """Copy what is live out of packs that are mostly garbage, or small. They are garbage then."""
-        plan = plan_repack(view.packs, keepers, view.claims | view.condemned.keys())
+        plan = plan_repack(view.packs, keepers, view.claims | view.condemned.keys(), self._retire)
         self._retiring = set(plan)
         try:
             for done, pack in enumerate(plan):
@@ -313,9 +318,9 @@ class Collector:
         try:
             self._store.append(propose)
         except StoreFull:
-            if not self._store.tier.has_reserve():
+            if not self._store.home.has_reserve():
                 raise
-            self._store.tier.release_reserve()
+            self._store.home.release_reserve()
             self._reserve_released = True
             self._store.append(propose)
         self._may_fence = self._may_fence and verdict.more
@@ -328,12 +333,14 @@ def collect(
     dry_run: bool = False,
     repack: bool = True,
     progress: Progress = lambda what, done, total: None,
+    retire: Collection[str] = (),
 ) -> GcReport:
-    """Remove what nothing needs. `progress(what, done, total)`, total 0 when it is not known. Any number may run.
+    """Remove what nothing needs, and the packs `retire`, whose live records are copied into new ones before.
 
-    Interrupted anywhere, nothing that is needed is gone, and the next run goes on. Raises Damaged, StoreFull or Conflict.
+    `progress(what, done, total)`, total 0 when it is not known. Any number may run. Interrupted anywhere, nothing that is needed
+    is gone, and the next run goes on. Raises Damaged, StoreFull or Conflict.
     """
-    return Collector(store, dry_run, repack, progress=progress).run()
+    return Collector(store, dry_run, repack, progress=progress, retire=retire).run()
 
 
 def forget(store: Store, commits: set[str]) -> None:

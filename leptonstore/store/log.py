@@ -9,7 +9,7 @@ A lost race is not an error: the loser replays what came in between and decides 
 Entry: {"sequence", "write_id", "previous", "time_ns", "author", "host", "action",
         "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics"}],
         "settings"?: {name: value, null: taken away}, "requires"?: [feature, see format.framed],
-        "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit]}
+        "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit], "placed"?: {pack: [tier]}}
 
 Garbage collection (leptonstore/store/gc.py) speaks through the log: a FENCE condemns packs, which count as absent from there on; a
 RESCUE takes that back; packs_removed is appended before the files are deleted. A fence may name packs that no entry lists yet: they
@@ -91,6 +91,9 @@ class Proposal:
     fence: tuple[str, ...] = ()  # packs that count as absent from now on
     rescue: tuple[str, ...] = ()  # condemned packs that count as present again
     forgotten: tuple[str, ...] = ()  # commits whose parents are roots of garbage collection no longer
+    placed: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # pack -> the tiers that keep it (store/placement.py)
 
 
 @dataclass
@@ -106,6 +109,9 @@ class LogState:
     condemned: dict[str, int] = field(default_factory=dict)  # pack -> the sequence of the fence that names it
     forgotten: set[str] = field(default_factory=set)
     gc_sequence: int = 0  # of the last entry with a fence, a rescue or packs_removed
+    placed: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # packs that are not kept by the home alone -> tiers
     # Packs that entries removed since this object was made: what a writer may still have in mind. In no snapshot.
     gone: set[str] = field(default_factory=set, compare=False)
 
@@ -136,11 +142,13 @@ class LogState:
             settings = {**self.settings, **body.get("settings", {})}
             fence, rescue = ([_hex(pack, 32) for pack in body.get(key, ())] for key in ("fence", "rescue"))
             forgotten = [_hex(commit, 64) for commit in body.get("forgotten", ())]
-        except (KeyError, TypeError, ValueError) as error:
+            placed = _placed(body.get("placed", {}))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.requires = tuple(sorted({*self.requires, *body.get("requires", ())}))
         self.packs.update(added)
+        self.placed.update(placed)
         self._apply_gc(rescue, fence, removed)
         self.forgotten.update(forgotten)
         for name, new, metrics in moves:
@@ -158,6 +166,7 @@ class LogState:
         self.condemned.update(dict.fromkeys(fence, self.sequence + 1))
         for pack in removed:
             self.packs.pop(pack, None)
+            self.placed.pop(pack, None)
             self.condemned.pop(pack, None)
         self.gone.update(removed)
         if fence or rescue or removed:
@@ -175,6 +184,7 @@ class LogState:
             "condemned": self.condemned,
             "forgotten": sorted(self.forgotten),
             "gc_sequence": self.gc_sequence,
+            **({"placed": self.placed} if self.placed else {}),
         }
 
     @classmethod
@@ -191,6 +201,7 @@ class LogState:
                 condemned={_hex(pack, 32): int(fence) for pack, fence in body.get("condemned", {}).items()},
                 forgotten={_hex(commit, 64) for commit in body.get("forgotten", ())},
                 gc_sequence=int(body.get("gc_sequence", 0)),
+                placed=_placed(body.get("placed", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
@@ -201,6 +212,16 @@ def _hex(value: Any, digits: int) -> str:
     if not isinstance(value, str) or len(value) != digits or not set(value) <= set("0123456789abcdef"):
         raise ValueError(f"{str(value)[:80]!r} is not {digits} hex digits")
     return value
+
+
+def _placed(value: Any) -> dict[str, tuple[str, ...]]:
+    """Pack -> names of tiers. Raises ValueError, TypeError or AttributeError."""
+    found = {}
+    for pack, names in value.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"{str(names)[:80]!r} are not the names of tiers")
+        found[_hex(pack, 32)] = tuple(names)
+    return found
 
 
 def _document(sequence: int) -> str:
@@ -316,6 +337,8 @@ class Log:
                 body[key] = sorted(getattr(proposal, key))
         if proposal.settings:
             body["settings"] = proposal.settings
+        if proposal.placed:
+            body["placed"] = {pack: list(names) for pack, names in sorted(proposal.placed.items())}
         if proposal.requires:
             body["requires"] = sorted(proposal.requires)
         return self._documents.encode("log", body)

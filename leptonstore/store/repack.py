@@ -21,14 +21,16 @@ from leptonstore.store.log import PackRecord
 from leptonstore.store.store import Store
 
 
-def plan_repack(packs: dict[str, PackRecord], keepers: Keepers, untouched: Container[str]) -> list[str]:
-    """The packs worth copying, in a fixed order. Not those that keep nothing, are damaged, or `untouched`."""
+def plan_repack(
+    packs: dict[str, PackRecord], keepers: Keepers, untouched: Container[str], wanted: Container[str] = ()
+) -> list[str]:
+    """The packs worth copying, and those `wanted`, in a fixed order. Not those that keep nothing, are damaged, or `untouched`."""
     plan = set()
     small: dict[int, list[str]] = {}
     for pack, record in packs.items():
         if pack in untouched or pack in keepers.damaged or not keepers.kept[pack]:
             continue
-        if keepers.kept[pack] < limits.GC_REPACK_SHARE * keepers.held[pack]:
+        if pack in wanted or keepers.kept[pack] < limits.GC_REPACK_SHARE * keepers.held[pack]:
             plan.add(pack)
         if record.bytes < limits.GC_SMALL_PACK_BYTES:
             small.setdefault(record.content, []).append(pack)

@@ -99,7 +99,7 @@ def repair_store(
             store.replace_packs("repair", {found.pack for found in batch}, base)
             base = store.state.gc_sequence
             for found in batch:
-                store.tier.set_aside(found.pack)
+                store.home.set_aside(found.pack)
     store.reindex()  # it may have been filled from a damaged file that somebody has replaced since
     report.lost = find_lost(mending)
     if not dry_run:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,10 +44,15 @@ from leptonstore.store.index_rows import Rows
 from leptonstore.store.leases import Lease
 from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
 from leptonstore.store.opened import OpenedPack, OpenedPacks
+from leptonstore.store.placement import HOME, TIER_MARK, Placement, placement_of
 from leptonstore.store.quota import OverQuota, require_quota
+from leptonstore.store.reads import FILE as READS_FILE
+from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
+from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
-from leptonstore.tiers.roles import StoreHome
+from leptonstore.tiers.roles import PackReader, StoreHome
+from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
 _stores: weakref.WeakSet[Store]
 
@@ -62,7 +67,8 @@ class Store:
         cache_dir: Path | None = None,
         unlocked: store_keys.Unlocked | None = None,
     ) -> None:
-        self.tier, self.config, self.unlocked = tier, config, unlocked
+        self.home, self.config, self.unlocked = tier, config, unlocked
+        self.tier = TieredPacks([tier])  # where packs are
         self._keys = None if unlocked is None else unlocked.keys
         if (self._keys is None) != (config.encryption is None):
             raise WrongKey(f"{tier.url} is encrypted: open it with Store.open")
@@ -70,11 +76,13 @@ class Store:
         # How this store's documents are written: in the clear, or sealed.
         self.documents = framed if self._keys is None else self._keys.documents
         self._log = Log(tier, tier.url, self.documents)
+        self._state = self._log.load()
+        self.placement = Placement()
+        self._sync_tiers()
         self._chunker = Chunker(config.chunks, 0 if self._keys is None else self._keys.chunking_seed)
         self._index = Index(config.store_id, tier.url, cache_dir)
-        self._writer = Writer(tier, config, self._publish_packs, self._keys)
-        self._opened = OpenedPacks(tier, config.store_id, self._keys)
-        self._state = self._log.load()
+        self._writer = Writer(self.tier, tier, config, self._publish_packs, self._keys)
+        self._opened = OpenedPacks(self.tier, config.store_id, self._keys)
         # Garbage collection up to here does not concern our work. A publication does not move it: other threads may have
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
@@ -140,7 +148,7 @@ class Store:
     @property
     def url(self) -> str:
         """Where the store is."""
-        return self.tier.url
+        return self.home.url
 
     @property
     def chunker(self) -> Chunker:
@@ -151,7 +159,26 @@ class Store:
         """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
         return self._index.path.parent / name
 
+    def _sync_tiers(self) -> None:
+        """Use the tiers that the log says. Raises FormatTooNew."""
+        placement = placement_of(self._state)
+        if placement != self.placement:
+            made = dict(zip(self.placement.tiers, self.tier.tiers, strict=True))
+            tiers = [
+                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url) for one in placement.tiers
+            ]
+            self.tier.use(tiers, placement.position(placement.write_to))
+            self.placement = placement
+
+    def _placed(self, packs: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """What a log entry says of new packs that are not at home."""
+        if len(self.placement.tiers) == 1:
+            return {}
+        found = {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in packs}
+        return {pack: names for pack, names in found.items() if names != (HOME,)}
+
     def _sync_index(self) -> None:
+        self._sync_tiers()
         self._index.sync(self._state, self._entry_digest, self._index_rows)
 
     def _entry_digest(self, sequence: int) -> bytes | None:
@@ -289,6 +316,8 @@ class Store:
         try:
             return reader.read_record(self.tier, place.row, self.opened(place.pack))
         except ChunkCorrupt:
+            if self.tier.pass_over(place.pack):  # another tier has a copy
+                return reader.read_record(self.tier, place.row, self.opened(place.pack))
             if self.tier.pack_bytes(place.pack) is not None:
                 raise
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
@@ -308,7 +337,8 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                if self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                one_copy = len(self.tier.tiers) == 1
+                if one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):
@@ -450,7 +480,7 @@ class Store:
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
-            proposal = Proposal(action, sealed, updates)
+            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed))
             require_quota(state, proposal)
             return proposal
 
@@ -498,7 +528,8 @@ class Store:
             def propose(state: LogState) -> Proposal:
                 if state.gc_sequence != base:
                     raise Conflict("garbage collection removed packs while this ran: run the command again")
-                proposal = Proposal(action, sealed, packs_removed=tuple(pack for pack in packs if pack in state.packs))
+                gone = tuple(pack for pack in packs if pack in state.packs)
+                proposal = Proposal(action, sealed, packs_removed=gone, placed=self._placed(sealed))
                 require_quota(state, proposal)
                 return proposal
 
@@ -530,6 +561,8 @@ class Store:
     def close(self) -> None:
         """Drop what was put but not flushed, and close files."""
         self._writer.close()
+        if len(self.placement.tiers) > 1:
+            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
         with self._lock:
             self._sweep()
             self._index.close()
@@ -545,6 +578,17 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+
+def _opened_tier(url: str) -> PackReader:
+    """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
+    try:
+        tier = open_tier(url)
+    except LeptonError as error:
+        return AbsentTier(url, str(error))
+    if isinstance(tier, LocalTier) and tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX) is None:
+        return AbsentTier(url, "it is empty; is its disk mounted?")  # its packs must not look lost
+    return tier
 
 
 _stores = weakref.WeakSet()

@@ -8,7 +8,7 @@ Anything out of the ordinary (not published yet, a chunk list, damage, a pack th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from leptonstore import limits
 from leptonstore.digest import Buffer, Digest
@@ -16,7 +16,6 @@ from leptonstore.errors import ChunkCorrupt
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.index import Place
-from leptonstore.tiers.roles import ManyReader
 
 if TYPE_CHECKING:
     from leptonstore.store.store import Store
@@ -24,12 +23,9 @@ if TYPE_CHECKING:
 
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
     """`get` (which is the store's, for one chunk) of each, in order. Memory: about READ_TOGETHER_BYTES. Raises what `get` raises."""
-    if not isinstance(store.tier, ManyReader):
-        yield from map(get, digests)
-        return
     places = store.locate_many(digests)
     for first, end in _batches(places):
-        yield from _get_batch(store, store.tier, digests[first:end], places[first:end], get)
+        yield from _get_batch(store, digests[first:end], places[first:end], get)
 
 
 def read_many_into(
@@ -52,22 +48,22 @@ def read_many_into(
 
 def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
     """The bytes of each record, None of one that cannot be had this way."""
-    wanted = [(place.pack, place.row.offset, place.row.end - place.row.offset) for place in places if place is not None]
-    if isinstance(store.tier, ManyReader) and len(wanted) == len(places):
-        try:
-            yield from store.tier.read_many(wanted)
-        except OSError:
-            yield from [None] * len(places)
-        return
-    for place in places:
-        try:
-            yield (
-                None
-                if place is None
-                else store.tier.read(place.pack, place.row.offset, place.row.end - place.row.offset)
-            )
-        except OSError:
+    wanted = [(place.pack, place.row.offset, place.row.end - place.row.offset) for place in places if _is_plain(place)]
+    records = store.tier.read_many(wanted)
+    for number, place in enumerate(places):
+        if not _is_plain(place):
             yield None
+            continue
+        try:
+            yield next(records)
+        except OSError:  # a pack is gone: other ways know where else to look
+            yield from [None] * (len(places) - number)
+            return
+
+
+def _is_plain(place: Place | None) -> TypeGuard[Place]:
+    """Whether it is a chunk with a record of its own. (Those of a group are read one by one: the group is decoded once.)"""
+    return place is not None and place.row.kind == lpk.KIND_CHUNK and not place.row.is_member
 
 
 def _batches(places: Sequence[Place | None]) -> Iterator[tuple[int, int]]:
@@ -84,32 +80,13 @@ def _batches(places: Sequence[Place | None]) -> Iterator[tuple[int, int]]:
 
 
 def _get_batch(
-    store: Store,
-    tier: ManyReader,
-    digests: Sequence[Digest],
-    places: Sequence[Place | None],
-    get: Callable[[Digest], bytes],
+    store: Store, digests: Sequence[Digest], places: Sequence[Place | None], get: Callable[[Digest], bytes]
 ) -> Iterator[bytes]:
-    wanted = [
-        (place.pack, place.row.offset, place.row.end - place.row.offset)
-        for place in places
-        if place is not None and place.row.kind == lpk.KIND_CHUNK
-    ]
-    if len(wanted) < 2:
-        yield from map(get, digests)
-        return
-    try:
-        records: list[Buffer] = tier.read_many(wanted)
-    except OSError:  # a pack is gone: `get` knows where else to look
-        yield from map(get, digests)
-        return
-    found = iter(records)
-    for digest, place in zip(digests, places, strict=True):
-        if place is None or place.row.kind != lpk.KIND_CHUNK:
-            yield get(digest)
-            continue
-        try:
-            _, data = reader.decode_record(next(found), place.row, store.opened(place.pack))
-        except ChunkCorrupt:
-            data = get(digest)  # a short answer is not damage; it tells what is
-        yield data
+    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
+        if place is not None and data is not None:
+            try:
+                yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
+                continue
+            except ChunkCorrupt:
+                pass  # a short answer is not damage; what follows tells what is
+        yield get(digest)

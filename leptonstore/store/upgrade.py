@@ -28,7 +28,7 @@ class Step:
 
 
 def _make_reserve(store: Store) -> None:
-    if not store.tier.restore_reserve():
+    if not store.home.restore_reserve():
         raise StoreFull(
             f"the reserve of {limits.RESERVE_BYTES >> 20} MiB could not be made in {store.url}: free some space, or let a user "
             "do this who may write there"
@@ -39,7 +39,7 @@ STEPS = (
     Step(
         "reserve",
         f"make the reserve file ({limits.RESERVE_BYTES >> 20} MiB), so that `lepton gc` can run on a full disk",
-        lambda store: not store.tier.has_reserve(),
+        lambda store: not store.home.has_reserve(),
         _make_reserve,
     ),
 )

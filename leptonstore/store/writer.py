@@ -34,7 +34,7 @@ from leptonstore.store.config import StoreConfig
 from leptonstore.store.dictionaries import DictionaryPolicy, Record, Shelf, Unit, units_of
 from leptonstore.store.leases import Claims
 from leptonstore.store.log import PackRecord
-from leptonstore.tiers.roles import StoreHome
+from leptonstore.tiers.roles import LockHome, PackPruner
 
 
 class Writer:
@@ -42,14 +42,15 @@ class Writer:
 
     def __init__(
         self,
-        tier: StoreHome,
+        tier: PackPruner,
+        home: LockHome,
         config: StoreConfig,
         publish_packs: Callable[[], None],
         keys: StoreKeys | None = None,
     ) -> None:
         """`publish_packs` is called, without the lock and from any thread, when sealed packs wait to be published."""
         self._tier, self._config, self._publish_packs, self._keys = tier, config, publish_packs, keys
-        self._claims = Claims(tier)
+        self._claims = Claims(home)
         self._reset()
         self.new_bytes = 0  # stored bytes of the records that were added
 

@@ -163,6 +163,7 @@ class LocalTier:
 
     def replace_document(self, name: str, data: bytes) -> None:
         """Create or replace a hint."""
+        durable.make_directory(self._tmp)
         durable.replace_file(self.root / name, data, self._tmp)
 
     def confirm_documents(self, folder: str) -> None:

@@ -79,7 +79,9 @@ class ObjectTier:
                 return False
             except FileNotFoundError:
                 continue
-        raise TierUnavailable(f"{self.url}/{name}: the server says that it exists and that it does not: run it again")
+        raise TierUnavailable(
+            f"{self.url}/{name}: the server says that it exists and that it does not: run it again", self.url
+        )
 
     def replace_document(self, name: str, data: bytes) -> None:
         """Create or replace a hint."""
@@ -123,9 +125,9 @@ class ObjectTier:
 
     def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
         """`read` of several (offset, length) of one pack, in their order."""
-        return self.read_many([(pack, offset, length) for offset, length in ranges])
+        return list(self.read_many([(pack, offset, length) for offset, length in ranges]))
 
-    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[Buffer]:
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
 
         Memory: all of what is asked for, and gaps of at most RANGE_GAP_BYTES.
@@ -142,7 +144,7 @@ class ObjectTier:
             for number in job.members:
                 _, offset, length = wanted[number]
                 out[number] = view[offset - job.offset : offset - job.offset + length]
-        return out
+        return iter(out)
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""

@@ -96,7 +96,9 @@ class Client:
         from leptonstore.tiers.object_fork import obstore_of_this_process
 
         if self._lives_here and self._home != os.getpid():
-            raise TierUnavailable(f"{self.url} lives in the process that made it: a child made by fork cannot reach it")
+            raise TierUnavailable(
+                f"{self.url} lives in the process that made it: a child made by fork cannot reach it", self.url
+            )
         self._obstore = obstore_of_this_process()
         with self._typed(""):
             self._store = self._make(self._obstore)
@@ -143,7 +145,8 @@ class Client:
             return BadInput(f"{where} cannot be used: {_short(text)}")
         return TierUnavailable(
             f"{where}: the server does not answer as it should ({_short(text)}); check the endpoint and the network, then run "
-            "it again: nothing half-written is visible"
+            "it again: nothing half-written is visible",
+            self.url,
         )
 
     def _forbidden(self, where: str, text: str) -> NotPermitted:

@@ -65,7 +65,7 @@ class ObjectLock:
     def forget(self) -> None:
         """Renew it no more and leave it: in a child process, whose parent holds it."""
         self._held = False
-        self._keeper.drop(self)
+        self._keeper.forget(self)
 
 
 class Keeper:
@@ -99,6 +99,10 @@ class Keeper:
         """Renew it no more."""
         with self._guard:
             self._locks.discard(lock)
+
+    def forget(self, lock: ObjectLock) -> None:
+        """As `drop`, in a child process, where another thread of the parent may have held `_guard`."""
+        self._locks.discard(lock)
 
     def wake(self) -> None:
         """Something was added to a lock."""

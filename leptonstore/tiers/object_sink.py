@@ -125,7 +125,8 @@ class ObjectPackSink:
         typed = self._client.error(error, self._path)
         if isinstance(typed, FileNotFoundError):
             return TierUnavailable(
-                f"{self._client.url}/{self._path}: its upload was ended by somebody else: run it again"
+                f"{self._client.url}/{self._path}: its upload was ended by somebody else: run it again",
+                self._client.url,
             )
         return typed
 

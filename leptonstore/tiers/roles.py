@@ -166,5 +166,5 @@ class StoreHome(PackPruner, PackStreamer, HomePruner, LockHome, Protocol):
 class ManyReader(PackReader, Protocol):
     """Reads several ranges better than one by one: where a request costs more than its bytes."""
 
-    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[Buffer]:
-        """What `read` returns for each (pack, offset, length), in their order. Raises FileNotFoundError or OSError."""
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
+        """What `read` returns for each (pack, offset, length), in their order. Raises as `read`, on the way too."""

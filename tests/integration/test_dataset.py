@@ -180,7 +180,7 @@ def test_a_read_of_damaged_bytes_names_dataset_row_and_column(store: Store, data
     references = fresh._page(0, fresh.schema.field("blob")).values[97].as_py()
     place = store.locate(references[:32])
     assert place is not None
-    path = store.tier.path_of(place.pack)
+    path = store.home.path_of(place.pack)
     data = bytearray(path.read_bytes())
     data[place.row.offset + 100] ^= 1
     path.write_bytes(data)

@@ -412,7 +412,7 @@ def test_keys_are_added_removed_and_rotated_and_the_last_one_stays(tmp_path: Pat
     with make(root) as store:
         digest = store.put(b"kept through all of it")
         store.flush()
-        ring = KeyRing(store.tier, store.config.store_id, store.url)
+        ring = KeyRing(store.home, store.config.store_id, store.url)
         master, first = store.unlocked.keys.master, store.unlocked.key_id
         with pytest.raises(BadInput, match="is the last key"):
             ring.remove(first)
@@ -441,13 +441,13 @@ def test_rotation_makes_the_new_key_durable_before_the_old_one_goes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash at the worst moment leaves both."""
-    ring = KeyRing(store.tier, store.config.store_id, store.url)
+    ring = KeyRing(store.home, store.config.store_id, store.url)
 
     def crash(name: str) -> None:
         assert len(ring.all()) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.tier, "delete_document", crash)
+    monkeypatch.setattr(store.home, "delete_document", crash)
     with pytest.raises(KeyboardInterrupt):
         ring.rotate(store.unlocked.keys.master, store.unlocked.key_id, FILE)
     for secret in (WORD, FILE):
@@ -461,7 +461,7 @@ def test_a_key_of_another_store_is_passed_over(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a" / "keys", root / "keys")
     with make(root, Passphrase(b"of b")) as store:
         assert len(list((root / "keys").iterdir())) == 2
-        assert len(KeyRing(store.tier, store.config.store_id, store.url).all()) == 1
+        assert len(KeyRing(store.home, store.config.store_id, store.url).all()) == 1
     with pytest.raises(WrongKey):
         Store.open(root, unlock=WORD)
 

@@ -167,7 +167,7 @@ def test_only_what_changed_is_read_and_written(store: Store, tree: Path, monkeyp
     assert sorted(seen) == [b"a/3145728", b"a/new"]
     assert store.new_bytes - before < 700_000, "an insertion in the middle rewrote the file"
     # What was taken over from the last version is what a fresh import finds.
-    fresh = Store.create(store.tier.root.parent / "fresh", store.config)
+    fresh = Store.create(store.home.root.parent / "fresh", store.config)
     assert imported(fresh, tree).commit_object.root == dataset.commit_object.root
 
 

@@ -141,7 +141,7 @@ def test_files_of_interrupted_writers_are_removed_and_those_of_live_ones_spared(
     os.close(go)
     os.waitpid(child, 0)
     assert gc(store.url).packs_removed == 1 and sound(store.url)
-    assert store.tier.documents(WRITERS) == []
+    assert store.home.documents(WRITERS) == []
 
 
 def test_a_pack_that_others_copy_is_removed_for_one_of_them(store: Store) -> None:
@@ -438,11 +438,11 @@ def test_a_lease_keeps_a_version_whose_ref_is_gone_until_it_is_released(store: S
         report = gc(store.url)
         assert report.leases == 1 and version.to_arrow().equals(rows_of(1))
         assert Dataset(Store.open(store.url), "a", "main", version.commit).to_arrow().equals(rows_of(1))
-    assert store.tier.documents(LEASES) == []
+    assert store.home.documents(LEASES) == []
     assert gc(store.url).packs_removed > 0
     with pytest.raises(RefMissing, match="cannot be held"):
         store.lease(version.commit)
-    assert store.tier.documents(LEASES) == [] and sound(store.url)
+    assert store.home.documents(LEASES) == [] and sound(store.url)
 
 
 def test_the_lease_of_a_dead_process_holds_nothing(store: Store) -> None:
@@ -453,10 +453,10 @@ def test_the_lease_of_a_dead_process_holds_nothing(store: Store) -> None:
         assert held
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert len(store.tier.documents(LEASES)) == 1
+    assert len(store.home.documents(LEASES)) == 1
     remove(store, "a")
     report = gc(store.url)
-    assert report.leases == 0 and report.packs_removed > 0 and store.tier.documents(LEASES) == []
+    assert report.leases == 0 and report.packs_removed > 0 and store.home.documents(LEASES) == []
 
 
 def test_taking_a_lease_is_cheap(store: Store) -> None:
@@ -525,22 +525,22 @@ def test_a_full_disk_stops_repacking_and_the_reserve_lets_the_rest_go_on(
     write(store, "b", 2)
     remove(store, "a")
     with Store.open(store.url) as other:
-        assert other.tier.restore_reserve()
-        real = type(other.tier).create_document
+        assert other.home.restore_reserve()
+        real = type(other.home).create_document
 
         def full(tier: object, name: str, data: bytes) -> bool:
-            if other.tier.has_reserve():
+            if other.home.has_reserve():
                 raise StoreFull("no space left")
-            return real(other.tier, name, data)
+            return real(other.home, name, data)
 
         def no_pack(tier: object, pack: str) -> object:
             raise StoreFull("no space left")
 
-        monkeypatch.setattr(type(other.tier), "create_document", full)
-        monkeypatch.setattr(type(other.tier), "create_pack", no_pack)
+        monkeypatch.setattr(type(other.home), "create_document", full)
+        monkeypatch.setattr(type(other.home), "create_pack", no_pack)
         report = Collector(other).run()
         monkeypatch.undo()
-        assert report.packs_removed > 0 and other.tier.has_reserve(), "given back when there is space again"
+        assert report.packs_removed > 0 and other.home.has_reserve(), "given back when there is space again"
         assert report.repacked == 0 or report.repack_stopped
     assert holds(store, "b", 2) and sound(store.url)
 
@@ -560,7 +560,7 @@ def test_nothing_is_removed_while_it_is_unclear_what_is_needed(store: Store) -> 
     remove(store, "b")
     place = store.locate(parse_hex(version.commit))
     assert place is not None
-    _flip(store.tier.path_of(place.pack), place.row.offset + 70)
+    _flip(store.home.path_of(place.pack), place.row.offset + 70)
     before, sequence = files_of(store), store.state.sequence
     with pytest.raises(Damaged, match="removed nothing"):
         gc(store.url)
@@ -572,7 +572,7 @@ def test_a_damaged_pack_is_never_garbage(store: Store) -> None:
     write(store, "a", 1)
     remove(store, "a")
     pack = max(files_of(store))
-    _flip(store.tier.path_of(pack), store.tier.path_of(pack).stat().st_size - 1)
+    _flip(store.home.path_of(pack), store.home.path_of(pack).stat().st_size - 1)
     gc(store.url)
     assert files_of(store) == {pack}
 

@@ -126,7 +126,7 @@ def test_a_quota_survives_snapshots_and_the_command_sets_it(store: Store, monkey
     assert "no quota" in quota()
     for text, count in (("100GiB", 100 << 30), ("1.5t", 3 << 39), ("500", 500), ("2 MB", 2 << 20)):
         assert f'"quota_bytes": {count}' in quota("--set", text, "--json")
-    assert store.tier.documents("snapshots")
+    assert store.home.documents("snapshots")
     with Store.open(store.url) as again:
         assert quota_bytes(again.state) == 2 << 20
     for wrong in ("-5", "many", "", "5X"):
@@ -192,12 +192,12 @@ def test_no_space_at_any_write_sync_or_link_is_one_clear_error(tmp_path: Path, m
 def test_the_reserve_is_made_released_and_restored(store: Store, tmp_path: Path) -> None:
     path = Path(store.url) / "reserve"
     assert path.stat().st_blocks * 512 >= limits.RESERVE_BYTES, "it occupies its bytes"
-    store.tier.release_reserve()
-    store.tier.release_reserve()
-    assert not path.exists() and not store.tier.has_reserve()
-    assert store.tier.restore_reserve() and store.tier.restore_reserve() and store.tier.has_reserve()
+    store.home.release_reserve()
+    store.home.release_reserve()
+    assert not path.exists() and not store.home.has_reserve()
+    assert store.home.restore_reserve() and store.home.restore_reserve() and store.home.has_reserve()
     os.truncate(path, 5)
-    assert not store.tier.has_reserve() and store.tier.restore_reserve() and store.tier.has_reserve()
+    assert not store.home.has_reserve() and store.home.restore_reserve() and store.home.has_reserve()
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_gc_runs_on_a_disk_that_is_really_full(small_disk: Path) -> None:
             write_dataset(store, "more", _source(50_000, seed=4))
     with Store.open(small_disk / "store") as store:
         report = collect(store)
-        assert report.bytes_freed > 5 << 20 and store.tier.has_reserve()
+        assert report.bytes_freed > 5 << 20 and store.home.has_reserve()
         assert check_store(store, True).clean and store.state.refs["dataset/kept/main"].commit == commit
         write_dataset(store, "more", _source(20_000, seed=4))
     assert kept
@@ -239,13 +239,13 @@ def test_without_space_for_a_reserve_a_store_is_made_all_the_same(small_disk: Pa
     with open(small_disk / "filler", "wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, 22 << 20)
     with Store.create(small_disk / "store") as store:
-        assert not store.tier.has_reserve() and not store.tier.restore_reserve()
+        assert not store.home.has_reserve() and not store.home.restore_reserve()
         with pytest.raises(StoreFull, match="reserve of 4 MiB"):
             upgrade_store(store)
         name = store.put(b"small")
         store.flush()
         os.unlink(small_disk / "filler")
-        assert upgrade_store(store).steps and store.tier.has_reserve() and store.get(name) == b"small"
+        assert upgrade_store(store).steps and store.home.has_reserve() and store.get(name) == b"small"
 
 
 # -- several users ----------------------------------------------------------------------------------------------------
@@ -376,8 +376,8 @@ class TestUsers:
         dead.chmod(0o600)
         os.utime(dead, (0, 0))
         assert _as(0o002, lambda: _write(place, "t", 0), 4002, 4242) == "500"
-        assert _as(0o002, lambda: Store.open(place).tier.remove_dead_temporaries(), 4002, 4242) == "0"
-        assert _as(0o002, lambda: Store.open(place).tier.remove_dead_temporaries(), 4001, 4242) == "1"
+        assert _as(0o002, lambda: Store.open(place).home.remove_dead_temporaries(), 4002, 4242) == "0"
+        assert _as(0o002, lambda: Store.open(place).home.remove_dead_temporaries(), 4001, 4242) == "1"
 
 
 def _spoken(group: click.Group, arguments: list[str]) -> tuple[int, str]:
@@ -425,7 +425,7 @@ def test_a_feature_that_the_log_turned_on_is_refused_also_through_a_snapshot(
     store.configure({}, requires=("telepathy",))
     store.put(b"x")
     store.flush()
-    assert store.tier.documents("snapshots")
+    assert store.home.documents("snapshots")
     with Store.open(store.url) as again:
         assert again.state == store.state and again.state.requires == ("telepathy",)
     monkeypatch.delitem(framed.NAMED_FEATURES, "telepathy")
@@ -445,8 +445,8 @@ def test_upgrade_makes_what_an_older_version_did_not(store: Store) -> None:
         assert done.exit_code == 0, done.output
         return done.output
 
-    assert "would do: reserve" in upgrade("--dry-run") and not store.tier.has_reserve()
-    assert "done: reserve" in upgrade() and store.tier.has_reserve()
+    assert "would do: reserve" in upgrade("--dry-run") and not store.home.has_reserve()
+    assert "done: reserve" in upgrade() and store.home.has_reserve()
     assert "nothing to do: format 1.0" in upgrade()
     assert '"steps": []' in upgrade("--json")
 

@@ -262,7 +262,7 @@ def test_what_is_lost_is_told_for_every_version_that_needs_it(place: Path) -> No
         digest = digest_of(TABLE["large"][1_000].as_py())
         row = store.locate(digest)
         assert row is not None
-        pack, offset = store.tier.path_of(row.pack), row.row.offset
+        pack, offset = store.home.path_of(row.pack), row.row.offset
     _flip(pack, offset + 100)
     with Store.open(place) as store:
         lost = repair_store(store).lost
@@ -282,7 +282,7 @@ def test_records_whose_dictionary_or_footer_is_gone(tmp_path: Path) -> None:
         with Store.create(tmp_path / damaged) as store:
             names = [store.put(value) for value in values]
             store.flush()
-            (pack,) = (store.tier.path_of(pack) for pack in store.state.packs)
+            (pack,) = (store.home.path_of(pack) for pack in store.state.packs)
         rows = list(lpk.salvage(pack.read_bytes()))
         dictionary = next(row for row in rows if row.kind == lpk.KIND_DICTIONARY)
         if damaged == "footer":
@@ -476,7 +476,7 @@ def test_check_reads_a_share_of_the_packs_the_same_for_the_same_seed(tmp_path: P
         assert first.clean and first.packs == 20 and first.read_share == pytest.approx(0.25, abs=0.01)
         assert told[-1] == (first.bytes_all, first.bytes_all) and first.bytes_read < first.bytes_all / 3
         assert [done for done, _ in told] == sorted(done for done, _ in told)
-        pack = store.tier.path_of(sorted(store.state.packs)[7])
+        pack = store.home.path_of(sorted(store.state.packs)[7])
         _flip(pack, 5_000)
         found = {seed: check_store(store, 0.25, seed=seed).clean for seed in range(20)}
         assert found == {seed: check_store(store, 0.25, seed=seed).clean for seed in range(20)}
@@ -493,7 +493,7 @@ def test_findings_are_counted_beyond_a_bound_and_windows_do_not_hide_any(
     with Store.create(tmp_path / "store") as store:
         names = [store.put(random.Random(at).randbytes(2_000)) for at in range(200)]
         store.flush()
-        pack = store.tier.path_of(next(iter(store.state.packs)))
+        pack = store.home.path_of(next(iter(store.state.packs)))
         located = [store.locate(name) for name in names]
         offsets = sorted((place.row.offset, name.hex()) for place, name in zip(located, names, strict=True) if place)
         damaged = offsets[::4]

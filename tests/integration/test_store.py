@@ -151,7 +151,7 @@ def test_any_flipped_byte_of_a_pack_is_found_by_check(store: Store) -> None:
     write_files(store, "model", "m", files.items(), {})
     rng = random.Random(4)
     for pack in list(store.tier.packs()):
-        path = store.tier.path_of(pack)
+        path = store.home.path_of(pack)
         whole = path.read_bytes()
         for at in {0, 40, 127, len(whole) - 1, *rng.sample(range(len(whole)), 25)}:
             _flip(path, at)
@@ -166,7 +166,7 @@ def test_a_read_that_touches_a_flipped_byte_names_the_chunk(store: Store) -> Non
     name = _fill(store)[1]
     place = store.locate(name)
     assert place is not None
-    _flip(store.tier.path_of(place.pack), place.row.offset + 70)
+    _flip(store.home.path_of(place.pack), place.row.offset + 70)
     with pytest.raises(ChunkCorrupt) as caught:
         store.get(name)
     assert caught.value.digest == name.hex() and caught.value.pack == place.pack
@@ -180,7 +180,7 @@ def test_a_truncated_pack_is_named_and_the_rest_is_read(store: Store, length: in
     store.flush()
     place = store.locate(second)
     assert place is not None
-    path = store.tier.path_of(place.pack)
+    path = store.home.path_of(place.pack)
     path.write_bytes(path.read_bytes()[:length])
     store.close()
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
@@ -232,7 +232,7 @@ def test_snapshots_keep_opening_short_and_say_the_same(store: Store, monkeypatch
     monkeypatch.setattr("leptonstore.limits.LOG_SNAPSHOT_EVERY", 5)
     for at in range(12):
         store.publish("commit", lambda state, at=at: (RefUpdate(f"dataset/d{at}/main", None, f"{at:064x}"),))
-    assert store.tier.documents("snapshots") == [f"{5:020d}", f"{10:020d}"]
+    assert store.home.documents("snapshots") == [f"{5:020d}", f"{10:020d}"]
     with Store.open(store.url) as again:
         assert again.state == store.state
     _flip(Path(store.url) / "snapshots" / f"{10:020d}", 200)

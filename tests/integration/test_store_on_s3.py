@@ -33,8 +33,8 @@ def fresh_host(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
 
 
 def tier_of(store: Store) -> ObjectTier:
-    assert isinstance(store.tier, ObjectTier)
-    return store.tier
+    assert isinstance(store.home, ObjectTier)
+    return store.home
 
 
 def test_another_host_reads_what_was_put(bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_the_command_line_on_a_bucket(bucket_url: str, tmp_path: Path, monkeypat
     assert json.loads(lepton("check", "--read-data", "--json"))["clean"]
     assert json.loads(lepton("gc", "--json"))["missing"] == 0
     assert "is a store already" in lepton("init", bucket_url, code=2)
-    assert "no such bucket" in lepton("ls", "--store", "s3://no-such-bucket/x", code=3)
+    assert "no such bucket" in lepton("ls", "--store", "s3://no-such-bucket/x", code=11)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert "refused these credentials" in lepton("ls", code=9)
 

@@ -151,8 +151,8 @@ class Schedule:
         """Move a ref; others may act while this is on its way."""
         store = self.writers[who]
         meddles = 0 if self.meddling else self.random.choice((0, 0, 1, 3))
-        assert isinstance(store.tier, ForgetfulTier)
-        store.tier.loses_next = not self.meddling and self.random.random() < 0.2
+        assert isinstance(store.home, ForgetfulTier)
+        store.home.loses_next = not self.meddling and self.random.random() < 0.2
 
         def decide(state: LogState) -> tuple[RefUpdate, ...]:
             nonlocal meddles
@@ -168,7 +168,7 @@ class Schedule:
             self.tell(f"{type(error).__name__}: {who} {what} {ref} {commit}")
             return
         finally:
-            store.tier.loses_next = False
+            store.home.loses_next = False
         self.tell(f"{what}: {who} {ref} {commit}")
         if commit is None:
             self.refs.pop(ref, None)
@@ -274,7 +274,7 @@ def test_random_schedules_lose_nothing(tmp_path: Path) -> None:
             schedule.finish()
         except (LeptonError, AssertionError) as error:
             raise AssertionError(f"seed {seed}: {error}\n    " + "\n    ".join(schedule.trace)) from error
-        schedule.happened["lost answers"] += sum(getattr(w.tier, "lost", 0) for w in schedule.writers)
+        schedule.happened["lost answers"] += sum(getattr(w.home, "lost", 0) for w in schedule.writers)
         happened += schedule.happened
     wanted = {
         "commits",

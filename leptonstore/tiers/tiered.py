@@ -1,0 +1,220 @@
+"""Packs in several tiers, the nearest first: reads fall through to the next tier that has a copy; new packs go to one of them.
+
+    read -> where it was found last -> nearest ... farthest -> the error that says most
+    create_pack -> the tier that is written to          delete_pack -> every tier that can
+
+A tier that does not answer is passed over: what another tier has stays readable. Which pack should be where is not decided
+here (leptonstore/store/placement.py); this only finds it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from leptonstore import limits
+from leptonstore.digest import Buffer
+from leptonstore.errors import NotPermitted, TierUnavailable
+from leptonstore.tiers.roles import ManyReader, PackPruner, PackReader, PackSink, PackStreamer
+
+_T = TypeVar("_T")
+
+
+class TieredPacks:
+    """PackPruner over the packs of several tiers. Any thread."""
+
+    def __init__(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
+        """As `use`."""
+        self.use(tiers, write_to)
+        self._lock = threading.Lock()
+        self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
+        self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+
+    def use(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
+        """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
+        self.tiers, self.write_to = tuple(tiers), write_to
+
+    @property
+    def url(self) -> str:
+        """The tiers, the nearest first."""
+        return ", ".join(tier.url for tier in self.tiers)
+
+    def _order(self, pack: str) -> list[int]:
+        with self._lock:
+            first = self._found.get(pack, 0)
+        return sorted(range(len(self.tiers)), key=lambda at: (at != first, at))
+
+    def _remember(self, pack: str, at: int) -> None:
+        with self._lock:
+            self._found[pack] = at
+            self._found.move_to_end(pack)
+            if len(self._found) > limits.TIERED_PACKS_REMEMBERED:
+                self._found.popitem(last=False)
+
+    def _first(self, pack: str, ask: Callable[[PackReader], _T | None]) -> tuple[int, _T] | None:
+        """The first tier that answers with something, and what; None when each says that it has none.
+
+        Raises the error of the nearest tier that could not say, unless another has it.
+        """
+        failed: Exception | None = None
+        for at in self._order(pack):
+            try:
+                answer = ask(self.tiers[at])
+            except FileNotFoundError:
+                continue
+            except (OSError, TierUnavailable, NotPermitted) as error:
+                failed = failed or error
+                continue
+            if answer is not None:
+                self._remember(pack, at)
+                return at, answer
+        if failed is not None:
+            raise failed
+        return None
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Size of a pack in bytes, None when no tier has it. Raises what a tier said that could not tell."""
+        found = self._first(pack, lambda tier: tier.pack_bytes(pack))
+        return None if found is None else found[1]
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """As PackReader.read, from the first tier that can. Raises FileNotFoundError only when each tier says so."""
+        if len(self.tiers) == 1:
+            return self.tiers[0].read(pack, offset, length)
+        found = self._first(pack, lambda tier: tier.read(pack, offset, length))
+        if found is None:
+            raise FileNotFoundError(f"pack {pack} is in none of {self.url}")
+        data = found[1]
+        with self._lock:
+            self._reads[pack] += len(data)
+        return data
+
+    def take_reads(self) -> Counter[str]:
+        """Pack -> bytes that were read of it since the last call, while there were several tiers."""
+        with self._lock:
+            reads, self._reads = self._reads, Counter()
+        return reads
+
+    def read_once(self, pack: str, offset: int, length: int) -> Buffer:
+        """As PackStreamer.read_once, of the nearest tier; what is farther away is read as usual."""
+        nearest = self.tiers[0]
+        if isinstance(nearest, PackStreamer) and self._order(pack)[0] == 0:
+            try:
+                return nearest.read_once(pack, offset, length)
+            except (OSError, TierUnavailable, NotPermitted):
+                if len(self.tiers) == 1:
+                    raise
+        return self.read(pack, offset, length)
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
+        """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
+        together: dict[int, list[int]] = {}  # the tier -> which of `wanted`
+        for number, (pack, _, _) in enumerate(wanted):
+            at = self._order(pack)[0]
+            if isinstance(self.tiers[at], ManyReader):
+                together.setdefault(at, []).append(number)
+        found: dict[int, Buffer] = {}
+        for at, numbers in together.items():
+            tier = self.tiers[at]
+            assert isinstance(tier, ManyReader)
+            try:
+                found.update(zip(numbers, tier.read_many([wanted[number] for number in numbers]), strict=True))
+            except (OSError, TierUnavailable, NotPermitted):
+                if len(self.tiers) == 1:
+                    raise
+        for number, (pack, offset, length) in enumerate(wanted):
+            data = found.pop(number, None)
+            yield self.read(pack, offset, length) if data is None else data
+
+    def pass_over(self, pack: str) -> bool:
+        """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
+        with self._lock:
+            worse = self._found.get(pack)
+        for at, tier in enumerate(self.tiers):
+            try:
+                if at != worse and tier.pack_bytes(pack) is not None:
+                    self._remember(pack, at)
+                    return True
+            except (OSError, TierUnavailable, NotPermitted):
+                continue
+        return False
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+        for tier in self.tiers:
+            if hasattr(tier, "after_fork"):
+                tier.after_fork()
+
+    def close(self) -> None:
+        """Close what is open; reading again reopens."""
+        for tier in self.tiers:
+            if hasattr(tier, "close"):
+                tier.close()
+
+    def where(self, pack: str) -> list[int]:
+        """Positions of all tiers that have it. Raises TierUnavailable or OSError when one cannot say."""
+        return [at for at, tier in enumerate(self.tiers) if tier.pack_bytes(pack) is not None]
+
+    def packs(self) -> Iterator[str]:
+        """Ids of the packs of all tiers, each once. Raises TierUnavailable or OSError when one cannot say."""
+        seen: set[str] = set()
+        for tier in self.tiers:
+            for pack in tier.packs():
+                if pack not in seen:
+                    seen.add(pack)
+                    yield pack
+
+    def create_pack(self, pack: str) -> PackSink:
+        """Begin a pack in the tier that is written to. Raises NotPermitted when that is read-only."""
+        tier = self.tiers[self.write_to]
+        if not hasattr(tier, "create_pack"):
+            raise NotPermitted(f"{tier.url} can only be read: choose another tier for new packs (`lepton tier ls`)")
+        sink: PackSink = tier.create_pack(pack)
+        return sink
+
+    def delete_pack(self, pack: str) -> None:
+        """Remove every copy. Raises TierUnavailable or OSError when a tier cannot; the others are asked all the same."""
+        with self._lock:
+            self._found.pop(pack, None)
+        failed: Exception | None = None
+        for tier in self.tiers:
+            if isinstance(tier, PackPruner):
+                try:
+                    tier.delete_pack(pack)
+                except (OSError, TierUnavailable, NotPermitted) as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+
+
+class AbsentTier:
+    """Stands for a tier that this machine cannot open, and says why to whoever needs it."""
+
+    def __init__(self, url: str, why: str) -> None:
+        self.url, self._why = url, why
+
+    def _absent(self) -> TierUnavailable:
+        return TierUnavailable(f"tier {self.url} cannot be opened here: {self._why}", self.url)
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def packs(self) -> Iterator[str]:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def create_pack(self, pack: str) -> PackSink:
+        """Raises TierUnavailable."""
+        raise self._absent()
+
+    def delete_pack(self, pack: str) -> None:
+        """Raises TierUnavailable."""
+        raise self._absent()
