@@ -18,6 +18,7 @@
     │   └── CommitExpired       garbage collection took what this work relied on: run it again
     ├── StoreFull           the device or the quota is full: free space and run again
     ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
+    │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
@@ -154,6 +155,10 @@ class TierUnavailable(LeptonError):
     def __init__(self, message: str, tier: str = "") -> None:
         super().__init__(message)
         self.tier = tier
+
+
+class TierMissing(TierUnavailable):
+    """The bucket that a tier needs does not exist."""
 
 
 class NotPermitted(LeptonError):

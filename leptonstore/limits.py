@@ -137,6 +137,30 @@ INDEX_FOOTER_THREADS = 8
 INDEX_BATCH_ROWS = 250_000
 INDEX_COMMIT_ROWS = 16_384  # rows changed in one write transaction; each may touch a page of 4 KiB, so 64 MiB of memory
 
+# -- object stores -------------------------------------------------------------------------------------------------
+OBJECT_PART_BYTES = 8 * MIB  # of a multipart upload (S3 wants 5 MiB at least); a pack of one part is one PUT
+OBJECT_PARTS_IN_FLIGHT = 4  # of one pack
+OBJECT_THREADS = 8  # of a tier, for uploads and for ranges that are read at a time
+OBJECT_CREATE_TRIES = 5  # of a conditional create that the server calls a conflict although nothing is there
+# Time. A request that fails is repeated with exponential backoff and jitter, up to RETRIES_MAX times and no longer than RETRY_S; so
+# an error is told after RETRY_S + STALL_S at most, and after about 20 s when nobody listens.
+OBJECT_CONNECT_S = 5.0
+OBJECT_STALL_S = 30.0  # without a byte; a part has to be sent in it: 280 KB/s
+OBJECT_REQUEST_S = 120.0  # all of a request: 64 MiB at 560 KB/s
+OBJECT_RETRY_S = 60.0
+OBJECT_RETRIES_MAX = 8
+OBJECT_BACKOFF_S_MAX = 5.0
+# Who is alive is told by renewed objects (tiers/object_locks.py), with the server's clock, which has whole seconds. Ten renewals must fail
+# before somebody is taken for dead.
+LOCK_RENEW_S = 60.0
+LOCK_DEAD_S = 600.0
+# Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
+RANGE_GAP_BYTES = 1 * MIB
+RANGE_BYTES_MAX = 8 * MIB
+READ_TOGETHER_BYTES = (
+    64 * MIB
+)  # of records that one caller reads at a time: enough requests to fill a link of 100 ms and 5 Gbit/s
+
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)
 IMAGE_FILE_BYTES_MAX = 256 * MIB

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore import limits
+from leptonstore.dataset.large_values import read_into_array
 from leptonstore.format.page import REFERENCE, as_binary, is_variable
 from leptonstore.store import Store
 
@@ -95,8 +96,12 @@ def resolve(store: Store, column: Column, data_type: pa.DataType) -> pa.Array:
     """The plain values: each reference is read and checked. Raises ChunkMissing or ChunkCorrupt."""
     if column.references is None:
         return column.values
-    out = [
-        store.get(REFERENCE.unpack(value)[0]) if is_reference else value
-        for value, is_reference in zip(column.values.to_pylist(), column.references.tolist(), strict=True)
-    ]
+    whole = read_into_array(store, column.values, column.references, data_type)
+    if whole is not None:
+        return whole
+    values, references = column.values.to_pylist(), column.references.tolist()
+    large = store.get_many(
+        [REFERENCE.unpack(value)[0] for value, is_one in zip(values, references, strict=True) if is_one]
+    )
+    out = [next(large) if is_one else value for value, is_one in zip(values, references, strict=True)]
     return pa.array(out, as_binary(data_type)).cast(data_type)

@@ -22,8 +22,9 @@ from leptonstore.store import reader
 from leptonstore.store.config import DOCUMENT
 from leptonstore.store.opened import OpenedPacks
 from leptonstore.store.store import Store
+from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
-from leptonstore.tiers.roles import PackReader
+from leptonstore.tiers.roles import PackReader, StoreHome
 
 _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 Keys = np.ndarray[Any, Any]
@@ -58,13 +59,22 @@ class Copy(Protocol):
 def open_copy(store: Store, url: str | Path) -> Copy:
     """The store at `url`, or the packs below that directory. Raises BadInput when there are none."""
     tier = open_tier(url)
+    if _is_same(tier, store.home):
+        raise BadInput(f"{tier.url} is the store that is to be repaired: give another copy")
+    if not isinstance(tier, LocalTier):
+        return StoreCopy(Store.open(tier.url, unlock=store.secret_source))
     if not tier.root.is_dir():
         raise BadInput(f"{tier.url}: no such directory: give another store, or a directory with copies of packs")
-    if os.path.realpath(tier.url) == os.path.realpath(store.url):
-        raise BadInput(f"{tier.url} is the store that is to be repaired: give another copy")
     if (tier.root / DOCUMENT).exists():
         return StoreCopy(Store.open(tier.url, unlock=store.secret_source))
     return FolderCopy(store, tier.root)
+
+
+def _is_same(tier: StoreHome, other: StoreHome) -> bool:
+    """Whether both are one place, also when a link leads there."""
+    if isinstance(tier, LocalTier) and isinstance(other, LocalTier):
+        return tier.root.resolve() == other.root.resolve()
+    return tier.url == other.url
 
 
 class StoreCopy:

@@ -107,7 +107,7 @@ def _member_rows(data: bytes, record: lpk.FooterRow, opened: Opened) -> list[lpk
     return rows
 
 
-def decode_record(data: bytes, row: lpk.FooterRow, opened: Opened) -> tuple[int, bytes]:
+def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened) -> tuple[int, bytes]:
     """(kind, plain bytes) of the record at `row`, whose bytes are `data`. Raises ChunkCorrupt.
 
     The digest of a chunk and of a dictionary is checked here; a chunk list has a check of its own.

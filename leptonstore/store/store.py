@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from leptonstore.errors import (
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import fences, reader
+from leptonstore.store import fences, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -51,7 +51,7 @@ from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
 from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_tier
-from leptonstore.tiers.roles import PackReader
+from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
 _stores: weakref.WeakSet[Store]
@@ -62,7 +62,7 @@ class Store:
 
     def __init__(
         self,
-        tier: LocalTier,
+        tier: StoreHome,
         config: StoreConfig,
         cache_dir: Path | None = None,
         unlocked: store_keys.Unlocked | None = None,
@@ -106,20 +106,21 @@ class Store:
     ) -> Store:
         """Make a new store, encrypted when `unlock` says under which passphrase or key file (`cost`: of a passphrase).
 
-        Raises BadInput when there is one already, or when the directory holds something else.
+        Raises BadInput when there is one already, or when the place holds something else; TierMissing, TierUnavailable.
         """
         tier = open_tier(url)
-        if tier.root.exists() and not tier.root.is_dir():
-            raise BadInput(f"{tier.url} is a file: a store needs a directory")
-        if (tier.root / DOCUMENT).exists():
+        there = tier.contents() or ()
+        if DOCUMENT in there:
             raise BadInput(f"{tier.url} is a store already; use it as it is, or choose another place")
         # A crash between the first directory and the config leaves only these names behind: `create` goes on there.
-        if tier.root.is_dir() and set(os.listdir(tier.root)) - {"tmp", store_keys.FOLDER}:
-            raise BadInput(f"{tier.url} is not empty and not a store: choose an empty or new directory")
+        if set(there) - {"tmp", store_keys.FOLDER}:
+            raise BadInput(f"{tier.url} is not empty and not a store: choose an empty or new place")
         config, unlocked = config or StoreConfig(), None
         if unlock is not None:
             config, unlocked = store_keys.create(tier, config, unlock, cost)
-        if not tier.create_document(DOCUMENT, config.encode()):
+        # "Exists" may be the answer to our own: the id of the store is random.
+        data = config.encode()
+        if not tier.create_document(DOCUMENT, data) and tier.read_document(DOCUMENT, len(data)) != data:
             raise BadInput(f"{tier.url} became a store while this ran; use it as it is")
         tier.restore_reserve()  # when there is no room for it, gc makes it later
         return cls(tier, config, cache_dir, unlocked)
@@ -135,12 +136,12 @@ class Store:
         return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
 
     @staticmethod
-    def read_config(url: str | Path) -> tuple[LocalTier, StoreConfig]:
+    def read_config(url: str | Path) -> tuple[StoreHome, StoreConfig]:
         """The place and the settings of an existing store. Raises StoreMissing, FormatDamaged or FormatTooNew."""
         tier = open_tier(url)
         data = tier.read_document(DOCUMENT, limits.CONFIG_BYTES_MAX)
         if data is None:
-            why = "is not a store (it has no config)" if tier.root.exists() else "does not exist"
+            why = "is not a store (it has no config)" if tier.contents() is not None else "does not exist"
             raise StoreMissing(f"{tier.url} {why}; create a store with `lepton init {tier.url}`", tier.url)
         return tier, parse_config(data, f"config of {tier.url}")
 
@@ -231,6 +232,10 @@ class Store:
         """Where a published chunk is; None when it is not known (or only pending)."""
         return self._index.get(self.stored_name(digest))
 
+    def locate_many(self, digests: Sequence[Digest]) -> list[Place | None]:
+        """`locate` of each."""
+        return self._index.get_many([self.stored_name(digest) for digest in digests])
+
     def opened(self, pack: str, anew: bool = False) -> OpenedPack:
         """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
         packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
@@ -270,15 +275,32 @@ class Store:
             return data
         pieces = lpk.parse_chunk_list(data)
         out = bytearray()
-        for piece, length in pieces.pieces:
-            kind, part = self.record(piece)
-            if kind != lpk.KIND_CHUNK or len(part) != length:
+        parts = together.get_many(self, [piece for piece, _ in pieces.pieces], self._piece)
+        for (piece, length), part in zip(pieces.pieces, parts, strict=True):
+            if len(part) != length:
                 raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
             out += part
         value = bytes(out)
         if digest_of(value) != digest:
             raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it")
         return value
+
+    def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
+        """`get` of each, in order. On an object store, what lies close together is read together."""
+        return together.get_many(self, digests, self.get)
+
+    def read_many_into(
+        self, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
+    ) -> None:
+        """`read_into` for each, with the `places` that `locate_many` told."""
+        together.read_many_into(self, digests, places, parts)
+
+    def _piece(self, digest: Digest) -> bytes:
+        """A chunk; never a chunk list, which could lead back to the list that names it."""
+        kind, data = self.record(digest)
+        if kind != lpk.KIND_CHUNK:
+            raise ChunkCorrupt(digest.hex(), "-", "it is named as a piece of a large value, and is none")
+        return data
 
     def record(self, digest: Digest) -> tuple[int, bytes]:
         """(kind, plain bytes) of one record: a chunk, or the encoded list of a large value's pieces."""

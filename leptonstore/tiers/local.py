@@ -30,7 +30,7 @@ from pathlib import Path
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
-from leptonstore.errors import FormatDamaged, NotPermitted, StoreFull
+from leptonstore.errors import BadInput, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
 from leptonstore.tiers.direct import ALIGN, Appender, Buffers, aligned_memory
 
@@ -123,6 +123,16 @@ class LocalTier:
     def url(self) -> str:
         """The directory."""
         return str(self.root)
+
+    def contents(self) -> list[str] | None:
+        """Names right below it, None when it does not exist. Raises BadInput when it is a file."""
+        try:
+            with _readable(self.root):
+                return os.listdir(self.root)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise BadInput(f"{self.url} is a file: a store needs a directory") from None
 
     # -- documents -----------------------------------------------------------------------------------------------
 

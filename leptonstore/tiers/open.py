@@ -1,4 +1,10 @@
-"""URL or path -> tier. Object and block tiers will be added here."""
+"""URL or path -> tier.
+
+a path, file://                 LocalTier
+s3://, gs://, az://             ObjectTier over obstore (extra `object`)
+memory://NAME                   ObjectTier in this process, for tests and notebooks
+what else fsspec knows          FsspecTier: reading, and writing for a single writer
+"""
 
 from __future__ import annotations
 
@@ -7,22 +13,35 @@ from urllib.parse import unquote, urlparse
 
 from leptonstore.errors import BadInput
 from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.roles import StoreHome
 
 
-def open_tier(url: str | Path) -> LocalTier:
-    """The tier at `url`: a directory's path or a file:// URL. The directory need not exist yet.
+def open_tier(url: str | Path, single_writer: bool = False) -> StoreHome:
+    """The tier at `url`, which need not exist yet. No request is made.
 
-    Raises BadInput for any other scheme.
+    single_writer: the caller answers for it that nobody else writes there meanwhile; only what lacks the primitive that writers
+    agree by asks for it (fsspec URLs). Raises BadInput for a scheme that nobody knows, MissingExtra.
     """
     text = str(url)
     parsed = urlparse(text)
     if parsed.scheme == "file":
         text = unquote(parsed.path)
     elif "://" in text:
-        raise BadInput(
-            f"{text}: this version keeps stores in local directories only; give a path or a file:// URL "
-            "(to use a bucket today, mount it or copy the store)"
-        )
+        return _open_url(text, parsed.scheme, single_writer)
     if not text:
         raise BadInput("the store's path is empty; give a directory")
     return LocalTier(Path(text).expanduser().absolute())
+
+
+def _open_url(url: str, scheme: str, single_writer: bool) -> StoreHome:
+    if scheme in ("s3", "gs", "az"):
+        from leptonstore.tiers.object_open import open_bucket
+
+        return open_bucket(url)
+    if scheme == "memory":
+        from leptonstore.tiers.memory import memory_tier
+
+        return memory_tier(url)
+    from leptonstore.tiers.fsspec import open_fsspec
+
+    return open_fsspec(url, single_writer)

@@ -6,7 +6,8 @@ bytes and names only; it never interprets what it keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from leptonstore.digest import Buffer
@@ -123,10 +124,47 @@ class HeldLock(Protocol):
 
 @runtime_checkable
 class LockHome(HomeReader, Protocol):
-    """Tells documents of live processes from those of dead ones, without a clock."""
+    """Tells documents of live processes from those of dead ones, without a clock of any of them."""
 
     def hold_lock(self, folder: str, data: bytes) -> HeldLock:
         """A new document in `folder`, under a random name, that is live as soon as others can see it."""
 
     def live_locks(self, folder: str, bytes_max: int) -> dict[str, bytes]:
         """Name -> content of the documents in `folder` whose makers live. Those of dead ones are removed."""
+
+
+@runtime_checkable
+class StoreHome(PackPruner, PackStreamer, HomePruner, LockHome, Protocol):
+    """What a store needs of the tier that it lives on."""
+
+    def contents(self) -> list[str] | None:
+        """Names right below it (of many: some), None when there is nothing there. Raises BadInput where no store can be."""
+
+    def set_aside(self, pack: str) -> Path | str | None:
+        """Take a damaged pack out of use and keep its bytes; where they are now, None when it is not there."""
+
+    def has_reserve(self) -> bool:
+        """Whether gc could append to the log on a full tier."""
+
+    def release_reserve(self) -> None:
+        """Give the reserved space to what comes next."""
+
+    def restore_reserve(self) -> bool:
+        """Make the reserve unless it is there: whether it is there now."""
+
+    def remove_dead_temporaries(self) -> int:
+        """Remove what crashed processes left half-written. Returns how many files or objects."""
+
+    def after_fork(self) -> None:
+        """In a child process: forget what only the parent may use."""
+
+    def close(self) -> None:
+        """Let go of files and threads; using it again brings them back."""
+
+
+@runtime_checkable
+class ManyReader(PackReader, Protocol):
+    """Reads several ranges better than one by one: where a request costs more than its bytes."""
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
+        """What `read` returns for each (pack, offset, length), in their order. Raises as `read`, on the way too."""

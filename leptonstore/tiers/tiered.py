@@ -17,7 +17,7 @@ from typing import TypeVar
 from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import NotPermitted, TierUnavailable
-from leptonstore.tiers.roles import PackPruner, PackReader, PackSink, PackStreamer
+from leptonstore.tiers.roles import ManyReader, PackPruner, PackReader, PackSink, PackStreamer
 
 _T = TypeVar("_T")
 
@@ -107,6 +107,26 @@ class TieredPacks:
                 if len(self.tiers) == 1:
                     raise
         return self.read(pack, offset, length)
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
+        """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
+        together: dict[int, list[int]] = {}  # the tier -> which of `wanted`
+        for number, (pack, _, _) in enumerate(wanted):
+            at = self._order(pack)[0]
+            if isinstance(self.tiers[at], ManyReader):
+                together.setdefault(at, []).append(number)
+        found: dict[int, Buffer] = {}
+        for at, numbers in together.items():
+            tier = self.tiers[at]
+            assert isinstance(tier, ManyReader)
+            try:
+                found.update(zip(numbers, tier.read_many([wanted[number] for number in numbers]), strict=True))
+            except (OSError, TierUnavailable, NotPermitted):
+                if len(self.tiers) == 1:
+                    raise
+        for number, (pack, offset, length) in enumerate(wanted):
+            data = found.pop(number, None)
+            yield self.read(pack, offset, length) if data is None else data
 
     def pass_over(self, pack: str) -> bool:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""

@@ -67,7 +67,7 @@ def test_mistakes_are_one_clear_line_with_an_exit_code(tmp_path: Path, table: Pa
     for arguments, code, text in [
         (("init",), 2, "is a store already"),
         (("log", "t"), 3, "there is: none yet"),
-        (("ls", "--store", "s3://bucket/x"), 2, "local directories only"),
+        (("ls", "--store", "nowhere://bucket/x"), 2, "no tier for nowhere://; give a path, s3://"),
     ]:
         done = run(*arguments, cwd=tmp_path, code=code)
         assert text in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -1,0 +1,229 @@
+"""A prefix of a bucket (S3, GCS, Azure, or memory for tests) as a tier and as a store's home.
+
+    config, log/<sequence>, snapshots/, keys/, HEAD, packs/<2 hex>/<32 hex>.pack, damaged/    as in a directory (tiers/local.py)
+    writers/<32 hex>, leases/<32 hex>    documents of live processes, renewed by them (tiers/object_locks.py)
+    clock/<32 hex>                       probes of the server's clock; gone a moment later
+
+Invariants:
+- An object appears whole or not at all, and is durable when the server says so: so `confirm_documents` has nothing to do, and there is
+  no reserve (a bucket does not fill up) and no tmp/.
+- `create_document` is one conditional PUT (If-None-Match: *): of any number of racers one is told that it won. When the answer of the
+  winner is lost, it is told "exists": only who made the content unique can know better, as the log does by its write ids.
+- Nothing is cached here, and nothing that is read is trusted: whoever reads checks digests.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+from leptonstore import limits
+from leptonstore.digest import Buffer
+from leptonstore.errors import FormatDamaged, TierUnavailable
+from leptonstore.tiers.object_client import Client, Counters
+from leptonstore.tiers.object_locks import CLOCK, Keeper, ObjectLock, is_dead
+from leptonstore.tiers.object_sink import ObjectPackSink
+from leptonstore.tiers.ranges import Job, coalesced
+
+_PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
+
+
+class ObjectTier:
+    """StoreHome over a bucket that exists. Any thread; any number of processes; a forked child may go on using it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._keeper = Keeper(client)
+        self._lock = threading.Lock()
+        self._uploads: ThreadPoolExecutor | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL, without a slash at its end."""
+        return self._client.url
+
+    @property
+    def counters(self) -> Counters:
+        """Requests and bytes since this object was made."""
+        return self._client.counters
+
+    # -- documents -----------------------------------------------------------------------------------------------
+
+    def read_document(self, name: str, bytes_max: int) -> bytes | None:
+        """The document, None when there is none. Raises FormatDamaged when it is longer than `bytes_max`."""
+        try:
+            data = bytes(self._client.get_range(name, 0, bytes_max + 1))
+        except FileNotFoundError:
+            return None
+        if len(data) > bytes_max:
+            raise FormatDamaged(f"{self.url}/{name} has more than {bytes_max} bytes")
+        return data
+
+    def documents(self, folder: str) -> list[str]:
+        """Names of the documents in `folder`, sorted."""
+        entries, _ = self._client.list_folder(folder)
+        return sorted(entry.path.rpartition("/")[2] for entry in entries)
+
+    def create_document(self, name: str, data: bytes) -> bool:
+        """Create if absent, atomically and durably.
+
+        S3 may answer "conflict" to a create that met a delete, although nothing is there: such a one is tried again.
+        """
+        for _ in range(limits.OBJECT_CREATE_TRIES):
+            if self._client.create(name, data):
+                return True
+            try:
+                self._client.size(name)
+                return False
+            except FileNotFoundError:
+                continue
+        raise TierUnavailable(
+            f"{self.url}/{name}: the server says that it exists and that it does not: run it again", self.url
+        )
+
+    def replace_document(self, name: str, data: bytes) -> None:
+        """Create or replace a hint."""
+        self._client.put(name, data)
+
+    def confirm_documents(self, folder: str) -> None:
+        """Nothing to do: what is visible is durable."""
+
+    def delete_document(self, name: str) -> None:
+        """Remove a document, durably; no error when it is not there."""
+        self._client.delete(name)
+
+    def contents(self) -> list[str] | None:
+        """Names right below the prefix (of its first 1,000 objects), None when there are none. Raises TierMissing."""
+        names = set()
+        for number, entry in enumerate(self._client.walk("")):
+            names.add(entry.path.partition("/")[0])
+            if number >= 999:
+                break
+        return sorted(names) or None
+
+    # -- packs ---------------------------------------------------------------------------------------------------
+
+    def _path(self, pack: str) -> str:
+        return f"packs/{pack[:2]}/{pack}.pack"
+
+    def pack_bytes(self, pack: str) -> int | None:
+        """Size of a pack in bytes, None when it is not here."""
+        try:
+            return self._client.size(self._path(pack))
+        except FileNotFoundError:
+            return None
+
+    def read(self, pack: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer only where the pack ends. One request."""
+        return bytes(self.read_once(pack, offset, length))
+
+    def read_once(self, pack: str, offset: int, length: int) -> Buffer:
+        """`read` without a copy."""
+        return self._client.get_range(self._path(pack), offset, length) if length else b""
+
+    def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
+        """`read` of several (offset, length) of one pack, in their order."""
+        return list(self.read_many([(pack, offset, length) for offset, length in ranges]))
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
+        """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
+
+        Memory: all of what is asked for, and gaps of at most RANGE_GAP_BYTES.
+        """
+        jobs = coalesced(wanted)
+
+        def get(job: Job) -> Buffer:
+            return self.read_once(job.pack, job.offset, job.length)
+
+        got = list(self._threads().map(get, jobs)) if len(jobs) > 1 else [get(job) for job in jobs]
+        out: list[Buffer] = [b""] * len(wanted)
+        for job, data in zip(jobs, got, strict=True):
+            view = memoryview(data)
+            for number in job.members:
+                _, offset, length = wanted[number]
+                out[number] = view[offset - job.offset : offset - job.offset + length]
+        return iter(out)
+
+    def packs(self) -> Iterator[str]:
+        """Ids of all sealed packs, in no order."""
+        for entry in self._client.walk("packs"):
+            match = _PACK.fullmatch(entry.path)
+            if match:
+                yield match[1]
+
+    def create_pack(self, pack: str) -> ObjectPackSink:
+        """Begin a pack under a new random id. Nothing is sent before the first part is full."""
+        return ObjectPackSink(self._client, self._path(pack), self._threads, self._before_seal)
+
+    def _before_seal(self) -> None:
+        """What live writers ask for is with the server before the packs that it is about."""
+        self._keeper.renew_all(only_dirty=True)
+
+    def _threads(self) -> Executor:
+        with self._lock:
+            if self._uploads is None:
+                self._uploads = ThreadPoolExecutor(limits.OBJECT_THREADS, "lepton-object")
+            return self._uploads
+
+    def delete_pack(self, pack: str) -> None:
+        """Remove a pack; no error when it is not there. Raises NotPermitted."""
+        self._client.delete(self._path(pack))
+
+    def set_aside(self, pack: str) -> str | None:
+        """Copy a pack to damaged/ and remove it; where it is now, None when it is not there."""
+        to = f"damaged/{pack}.pack"
+        try:
+            self._client.copy(self._path(pack), to)
+        except FileNotFoundError:
+            return None
+        self._client.delete(self._path(pack))
+        return f"{self.url}/{to}"
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    def hold_lock(self, folder: str, data: bytes) -> ObjectLock:
+        """A new document in `folder`, renewed by a thread for as long as this process lives."""
+        return self._keeper.hold(folder, data)
+
+    def live_locks(self, folder: str, bytes_max: int) -> dict[str, bytes]:
+        """Name -> content of the documents in `folder` that were renewed lately; the others are removed."""
+        return self._keeper.live(folder, bytes_max)
+
+    # -- housekeeping --------------------------------------------------------------------------------------------
+
+    def has_reserve(self) -> bool:
+        """A bucket does not fill up: none is needed."""
+        return True
+
+    def release_reserve(self) -> None:
+        """Nothing to release."""
+
+    def restore_reserve(self) -> bool:
+        """None is needed."""
+        return True
+
+    def remove_dead_temporaries(self) -> int:
+        """Remove what crashed processes left behind. Returns how many objects."""
+        probes, _ = self._client.list_folder(CLOCK)
+        if not probes:
+            return 0
+        now = self._keeper.server_time()
+        dead = [probe for probe in probes if is_dead(probe, now)]
+        for probe in dead:
+            self._client.delete(probe.path)
+        return len(dead)
+
+    def after_fork(self) -> None:
+        """In a child process: no threads, no locks of the parent's; requests go through an obstore of its own."""
+        self._lock, self._uploads = threading.Lock(), None
+        self._client.after_fork()
+        self._keeper.after_fork()
+
+    def close(self) -> None:
+        """End the threads that read and write; the next request starts them again. Locks that are held stay held."""
+        with self._lock:
+            uploads, self._uploads = self._uploads, None
+        if uploads is not None:
+            uploads.shutdown()

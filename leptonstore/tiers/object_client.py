@@ -1,0 +1,275 @@
+"""obstore with typed errors, bounded time and counters: the requests of an object tier.
+
+    ObjectTier -> Client.get/put/create/walk/... -> obstore -> HTTP
+
+Retries: obstore's own (exponential, with jitter), of what the server or the network failed at; a request that was answered with "no"
+is not repeated. All of it ends within about OBJECT_RETRY_S + OBJECT_STALL_S. Nothing is retried on top of that.
+
+Fork: obstore's runtime has threads, which a forked child lacks; a request there would wait for ever. A client knows the process that it
+was made in; in a child, requests go through a copy of obstore that is loaded again (object_fork.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from leptonstore.digest import Buffer
+from leptonstore.errors import BadInput, LeptonError, NotPermitted, StoreFull, TierMissing, TierUnavailable
+
+# What servers say in the body of an error; obstore passes it on in the message.
+_NO_BUCKET = re.compile(r"NoSuchBucket|specified bucket does not exist|ContainerNotFound", re.IGNORECASE)
+# A number counts only where a status stands: the same text has ports and milliseconds.
+_FULL = re.compile(r"QuotaExceeded|InsufficientStorage|status(?: code)?:? 507\b", re.IGNORECASE)
+_FORBIDDEN = re.compile(
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|ExpiredToken|status(?: code)?:? 40[13]\b|MissingCredential",
+    re.IGNORECASE,
+)
+_PAST_END = re.compile(
+    r"InvalidRange|status(?: code)?:? 416\b|StartTooLarge|[Rr]ange.*(too large|starts? past|not satisfiable)|wanted range"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing tells it: path below the tier's root, size in bytes, and when the server stored it."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+class Counters:
+    """Requests by kind, and bytes each way. Any thread. What obstore repeats by itself counts once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[str, int] = {}
+
+    def add(self, kind: str = "", bytes_read: int = 0, bytes_written: int = 0) -> None:
+        """One request of that kind; none, when its bytes are told later."""
+        with self._lock:
+            for name, count in ((kind, 1), ("bytes_read", bytes_read), ("bytes_written", bytes_written)):
+                if name and count:
+                    self._values[name] = self._values.get(name, 0) + count
+
+    def to_json(self) -> dict[str, int]:
+        """get, put, part, head, list, delete, failed: requests; bytes_read, bytes_written."""
+        with self._lock:
+            return dict(self._values)
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+
+class Client:
+    """Requests below one prefix of one bucket. Any thread, also of a child process made by fork."""
+
+    def __init__(self, url: str, make: Callable[[Any], Any], lives_here: bool = False) -> None:
+        """`make(obstore)` makes the obstore store; it is called again in a child, with that child's obstore.
+
+        lives_here: what it makes is memory of this process, which a child cannot reach.
+        """
+        self.url, self.counters = url, Counters()
+        self._make, self._lives_here = make, lives_here
+        self._home = os.getpid()
+        self._lock = threading.Lock()
+        self._store: Any = None
+        self._obstore: Any = None
+        self._process = 0
+
+    def _ready(self) -> tuple[Any, Any]:
+        """(obstore, the store) of this process."""
+        if self._process != os.getpid():
+            with self._lock:
+                if self._process != os.getpid():
+                    self._connect()
+        return self._obstore, self._store
+
+    def _connect(self) -> None:
+        from leptonstore.tiers.object_fork import obstore_of_this_process
+
+        if self._lives_here and self._home != os.getpid():
+            raise TierUnavailable(
+                f"{self.url} lives in the process that made it: a child made by fork cannot reach it", self.url
+            )
+        self._obstore = obstore_of_this_process()
+        with self._typed(""):
+            self._store = self._make(self._obstore)
+        self._process = os.getpid()
+
+    def after_fork(self) -> None:
+        """In a child process: another thread of the parent may have held a lock."""
+        self._lock = threading.Lock()
+        self.counters.after_fork()
+
+    # -- errors --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _typed(self, path: str) -> Iterator[None]:
+        """FileNotFoundError when the object is not there; typed errors for all else that obstore raises."""
+        try:
+            yield
+        except Exception as error:
+            raise self._failed(error, path) from None
+
+    def _failed(self, error: BaseException, path: str) -> Exception:
+        typed = self.error(error, path)
+        if not isinstance(typed, FileNotFoundError):  # that is an answer
+            self.counters.add("failed")
+        return typed
+
+    def error(self, error: BaseException, path: str) -> Exception:
+        """What to raise instead of an error of obstore."""
+        if isinstance(error, LeptonError):
+            return error
+        text, name = str(error), type(error).__name__
+        where = f"{self.url}/{path}" if path else self.url
+        if _NO_BUCKET.search(text):
+            return TierMissing(f"{self.url}: no such bucket: create it, or correct the name", self.url)
+        if isinstance(error, FileNotFoundError) or name == "NotFoundError":
+            return FileNotFoundError(2, "no such object", where)
+        if name in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
+            return self._forbidden(where, text)
+        if _FULL.search(text):
+            return StoreFull(f"{where}: the server has no space left (or its quota is used up): {_short(text)}")
+        if _FORBIDDEN.search(text):
+            return self._forbidden(where, text)
+        if name in ("UnknownConfigurationKeyError", "InvalidPathError", "ValueError", "TypeError"):
+            return BadInput(f"{where} cannot be used: {_short(text)}")
+        return TierUnavailable(
+            f"{where}: the server does not answer as it should ({_short(text)}); check the endpoint and the network, then run "
+            "it again: nothing half-written is visible",
+            self.url,
+        )
+
+    def _forbidden(self, where: str, text: str) -> NotPermitted:
+        return NotPermitted(
+            f"{where}: the server refused these credentials ({_short(text)}); check AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY (or the variables of your provider), and what they are allowed to do"
+        )
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> bytes:
+        """A whole object. Raises FileNotFoundError."""
+        obstore, store = self._ready()
+        self.counters.add("get")
+        with self._typed(path):
+            data = bytes(obstore.get(store, path).bytes())
+        self.counters.add(bytes_read=len(data))
+        return data
+
+    def get_range(self, path: str, offset: int, length: int) -> Buffer:
+        """At most `length` (> 0) bytes from `offset` on; fewer where the object ends. Raises FileNotFoundError."""
+        obstore, store = self._ready()
+        self.counters.add("get")
+        try:
+            data = obstore.get_range(store, path, start=offset, end=offset + length)
+        except Exception as error:
+            if not isinstance(error, FileNotFoundError) and _PAST_END.search(str(error)) and self.size(path) <= offset:
+                return b""
+            raise self._failed(error, path) from None
+        self.counters.add(bytes_read=len(data))
+        return memoryview(data)
+
+    def size(self, path: str) -> int:
+        """Bytes of an object. Raises FileNotFoundError."""
+        return self.entry(path).size
+
+    def entry(self, path: str) -> Entry:
+        """What the server says of an object. Raises FileNotFoundError."""
+        obstore, store = self._ready()
+        self.counters.add("head")
+        with self._typed(path):
+            return _entry(obstore.head(store, path))
+
+    def put(self, path: str, data: Buffer) -> None:
+        """Create or replace an object with one request."""
+        obstore, store = self._ready()
+        self.counters.add("put", bytes_written=len(data))
+        with self._typed(path):
+            obstore.put(store, path, data, use_multipart=False)
+
+    def create(self, path: str, data: Buffer) -> bool:
+        """Create an object if it is absent: whether the server says that we did. After a lost answer it may say no."""
+        obstore, store = self._ready()
+        self.counters.add("put", bytes_written=len(data))
+        try:
+            obstore.put(store, path, data, mode="create")
+        except Exception as error:
+            if type(error).__name__ in ("AlreadyExistsError", "PreconditionError") or isinstance(
+                error, FileExistsError
+            ):
+                return False
+            raise self._failed(error, path) from None
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove an object; no error when it is not there."""
+        obstore, store = self._ready()
+        self.counters.add("delete")
+        try:
+            with self._typed(path):
+                obstore.delete(store, path)
+        except FileNotFoundError:
+            return
+
+    def copy(self, path: str, to: str) -> None:
+        """Copy an object on the server. Raises FileNotFoundError."""
+        obstore, store = self._ready()
+        self.counters.add("put")
+        with self._typed(path):
+            obstore.copy(store, path, to)
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """All objects below `folder`, page by page."""
+        obstore, store = self._ready()
+        pages = None
+        while True:
+            with self._typed(folder):
+                if pages is None:
+                    pages = iter(obstore.list(store, folder or None, chunk_size=1000))
+                page = next(pages, None)
+            if page is None:
+                return
+            self.counters.add("list")
+            yield from _entries(page, folder)
+
+    def list_folder(self, folder: str) -> tuple[list[Entry], list[str]]:
+        """The objects right in `folder`, and the names of folders in it."""
+        obstore, store = self._ready()
+        self.counters.add("list")
+        with self._typed(folder):
+            found = obstore.list_with_delimiter(store, folder or None)
+        return _entries(found["objects"], folder), [prefix.rstrip("/") for prefix in found["common_prefixes"]]
+
+    def open_writer(self, path: str, part_bytes: int, concurrency: int) -> Any:
+        """obstore's writer of a multipart upload. Whoever uses it translates its errors by `error`."""
+        obstore, store = self._ready()
+        return obstore.open_writer(store, path, buffer_size=part_bytes, max_concurrency=concurrency)
+
+
+def _entry(meta: Any) -> Entry:
+    return Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"])
+
+
+def _entries(metas: Any, folder: str) -> list[Entry]:
+    """What is listed, without the empty object "folder/" by which consoles and some servers mark a folder."""
+    return [entry for entry in map(_entry, metas) if entry.path != folder]
+
+
+def _short(text: str) -> str:
+    """One line of an error's text, which is long and comes from a server in part."""
+    text = text.partition("\n\nDebug source")[0]
+    told = re.search(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", text, re.DOTALL)
+    line = ": ".join(filter(None, told.groups())) if told else " ".join(text.split())
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return line if len(line) <= 300 else f"{line[:200]} … {line[-90:]}"

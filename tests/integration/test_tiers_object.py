@@ -1,0 +1,332 @@
+"""The object tier on a real S3 server and in memory: the conformance suite, forks, and everything that servers do wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leptonstore import limits
+from leptonstore.errors import NotPermitted, TierMissing, TierUnavailable
+from leptonstore.store.log import Log, LogState, Proposal
+from leptonstore.testing import tiers as suite
+from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite
+from leptonstore.tiers.object import ObjectTier
+from leptonstore.tiers.object_locks import ObjectLock
+from leptonstore.tiers.open import open_tier
+from tests.integration.proxy import Proxy
+from tests.integration.seaweed import Server
+
+
+def object_tier(url: str) -> ObjectTier:
+    tier = open_tier(url)
+    assert isinstance(tier, ObjectTier)
+    return tier
+
+
+class _ObjectSuite(PackTierSuite, HomeSuite, LockSuite):
+    def reopened(self, tier: ObjectTier) -> ObjectTier:
+        return object_tier(tier.url)
+
+    def die(self, tier: ObjectTier, lock: ObjectLock) -> None:
+        """Nobody renews it any more; wait until the server's clock says that this is so."""
+        lock.forget()
+        deadline = time.monotonic() + 30
+        path = f"leases/{lock.name}"
+        while (tier._keeper.server_time() - tier._client.entry(path).modified).total_seconds() <= limits.LOCK_DEAD_S:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.05)
+
+
+class TestMemory(_ObjectSuite):
+    @pytest.fixture
+    def tier(self, monkeypatch: pytest.MonkeyPatch) -> ObjectTier:
+        monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.02)
+        monkeypatch.setattr(limits, "LOCK_DEAD_S", 0.3)
+        return object_tier(f"memory://{secrets.token_hex(8)}")
+
+
+class TestS3(_ObjectSuite):
+    @pytest.fixture
+    def tier(self, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> ObjectTier:
+        monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.2)
+        monkeypatch.setattr(limits, "LOCK_DEAD_S", 2.5)  # the server's clock has whole seconds
+        monkeypatch.setattr(suite, "RACES", 3)  # a race of eight takes SeaweedFS a second
+        return object_tier(bucket_url)
+
+
+# -- what servers and networks do wrong ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bounds, in seconds that a test can wait for."""
+    for name, value in (
+        ("STALL_S", 0.4),
+        ("CONNECT_S", 0.4),
+        ("RETRY_S", 0.6),
+        ("RETRIES_MAX", 3),
+        ("BACKOFF_S_MAX", 0.2),
+    ):
+        monkeypatch.setattr(limits, f"OBJECT_{name}", value)
+
+
+def every_request(tier: ObjectTier) -> list[Callable[[], object]]:
+    pack = "0" * 32
+
+    def write(size: int) -> None:
+        sink = tier.create_pack(pack)
+        try:
+            sink.write(bytes(size))
+            sink.seal()
+        finally:
+            sink.abort()
+
+    return [
+        lambda: tier.read_document("config", 100),
+        lambda: tier.create_document("config", b"x"),
+        lambda: tier.replace_document("HEAD", b"x"),
+        lambda: tier.documents("log"),
+        lambda: tier.contents(),
+        lambda: list(tier.packs()),
+        lambda: write(10),
+        lambda: write(9 << 20),
+        lambda: tier.hold_lock("leases", b"x"),
+    ]
+
+
+def test_a_missing_bucket_is_named(bucket_url: str) -> None:
+    for request in every_request(object_tier("s3://no-such-bucket/x")):
+        with pytest.raises(TierMissing, match="s3://no-such-bucket/x: no such bucket: create it"):
+            request()
+
+
+def test_wrong_credentials_are_told(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_SECRET_ACCESS_KEY", "wrong")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            for request in every_request(object_tier(bucket_url)):
+                with pytest.raises(NotPermitted, match=r"refused these credentials .*; check AWS_ACCESS_KEY_ID"):
+                    request()
+
+
+def test_an_endpoint_that_is_down_is_told_soon(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for request in every_request(object_tier(bucket_url)):
+            with pytest.raises(
+                TierUnavailable, match=r"s3://.*the server does not answer as it should .*check the endpoint"
+            ):
+                request()
+
+
+def test_an_endpoint_that_hangs_is_given_up(bucket_url: str, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(64)  # the kernel accepts; nobody answers
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        tier, started = object_tier(bucket_url), time.monotonic()
+        for request in every_request(tier)[:3]:
+            with pytest.raises(TierUnavailable):
+                request()
+        assert time.monotonic() - started < 3 * (0.6 + 0.4 + 0.4 + 1)
+
+
+@pytest.fixture
+def proxy(s3_server: Server, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy(s3_server.endpoint) as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+        yield made
+
+
+def test_a_flapping_server_is_asked_again(bucket_url: str, proxy: Proxy, impatient: None) -> None:
+    proxy.fault = lambda method, path, number: ("503", "drop", "")[number % 3]
+    tier = object_tier(bucket_url)
+    data = suite.content(9_000_000)
+    pack = suite.add_pack(tier, data)
+    assert tier.create_document("log/1", b"x") and tier.documents("log") == ["1"]
+    assert tier.read(pack, 0, len(data)) == data
+    assert proxy.done["503"] and proxy.done["drop"]
+    proxy.fault = lambda method, path, number: "503"
+    with pytest.raises(TierUnavailable, match=r"SlowDown|503"):
+        tier.read(pack, 0, 10)
+
+
+def test_a_body_that_ends_early_is_no_short_pack(bucket_url: str, proxy: Proxy, impatient: None) -> None:
+    tier = object_tier(bucket_url)
+    data = suite.content(300_000)
+    pack = suite.add_pack(tier, data)
+    proxy.fault = lambda method, path, number: "cut" if method == "GET" and proxy.done["cut"] < 1 else ""
+    assert tier.read(pack, 0, len(data)) == data and proxy.done["cut"] == 1
+    proxy.fault = lambda method, path, number: "cut" if method == "GET" else ""
+    with pytest.raises(TierUnavailable):
+        tier.read(pack, 0, len(data))
+
+
+def test_a_pack_whose_last_answer_was_lost_is_sealed(bucket_url: str, proxy: Proxy, impatient: None) -> None:
+    tier = object_tier(bucket_url)
+    for size in (1000, 9_000_000):
+        lost = proxy.done["lost"]
+        last = "PUT" if size == 1000 else "POST"  # a conditional PUT, and what completes a multipart upload
+
+        def fault(method: str, path: str, number: int, last: str = last, lost: int = lost) -> str:
+            ends = method == last and "uploads" not in path and proxy.done["lost"] == lost
+            return "lost" if ends else ""
+
+        proxy.fault = fault
+        data = suite.content(size)
+        pack = suite.add_pack(tier, data)
+        assert proxy.done["lost"] == lost + 1
+        assert tier.read(pack, 0, size) == data
+
+
+def test_a_create_whose_answer_was_lost_does_not_win_twice(bucket_url: str, proxy: Proxy, impatient: None) -> None:
+    """The tier may say "exists" to the one who created it; the log knows its own entry by the write id."""
+    tier = object_tier(bucket_url)
+    log, state = Log(tier, tier.url), LogState()
+    for number in range(1, 6):
+        lost = proxy.done["lost"]
+        proxy.fault = lambda method, path, at, lost=lost: (
+            "lost" if method == "PUT" and "/log/" in path and proxy.done["lost"] == lost else ""
+        )
+        log.append(state, lambda state, number=number: Proposal(f"entry {number}"))
+        assert proxy.done["lost"] == lost + 1
+    entries: list[dict[str, Any]] = []
+    log.replay(LogState(), entries.append)
+    assert [entry["action"] for entry in entries] == [f"entry {number}" for number in range(1, 6)]
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def race(url: str, processes: int, rounds: int) -> list[set[int]]:
+    """Each process tries to create each entry of the log; the entries that each was told to have created."""
+    command = [sys.executable, "-c", RACER, url, str(rounds)]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        return [set(json.loads(racer.communicate(timeout=3600)[0])) for racer in racers]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+
+
+RACER = """
+import json, os, sys
+from leptonstore.tiers.open import open_tier
+tier = open_tier(sys.argv[1])
+tier.read_document("config", 10)
+print("ready", flush=True)
+sys.stdin.readline()
+me = str(os.getpid()).encode()
+won = [n for n in range(int(sys.argv[2])) if tier.create_document(f"log/{n:020d}", me)]
+for n in won:
+    assert tier.read_document(f"log/{n:020d}", 100) == me
+print(json.dumps(won))
+"""
+
+
+def assert_one_winner_each(won: list[set[int]], rounds: int) -> None:
+    assert sum(map(len, won)) == rounds and set().union(*won) == set(range(rounds))
+
+
+def test_of_two_processes_on_s3_one_wins_each_entry(bucket_url: str) -> None:
+    rounds = int(os.environ.get("LEPTON_RACE_ROUNDS", "40"))
+    assert_one_winner_each(race(bucket_url, 2, rounds), rounds)
+
+
+def test_of_eight_processes_on_a_directory_one_wins_each_entry(tmp_path: Path) -> None:
+    rounds = int(os.environ.get("LEPTON_RACE_ROUNDS", "100"))
+    assert_one_winner_each(race(str(tmp_path / "store"), 8, rounds), rounds)
+
+
+def test_a_forked_child_reads_writes_and_leaves_its_parents_locks(bucket_url: str) -> None:
+    tier = object_tier(bucket_url)
+    data = suite.content(9_000_000)
+    pack, lock = suite.add_pack(tier, data), tier.hold_lock("leases", b"parent's")
+    open_sink = tier.create_pack(suite.pack_id())
+    open_sink.write(data)
+
+    def child() -> None:
+        tier.after_fork()
+        lock.forget()
+        open_sink.abort()
+        assert tier.read(pack, 0, len(data)) == data
+        assert tier.create_document("log/1", b"child's") and not tier.create_document("log/1", b"again")
+        mine = tier.hold_lock("leases", b"child's")
+        assert set(tier.live_locks("leases", 100).values()) == {b"parent's", b"child's"}
+        mine.release()
+
+    run_in_fork(child)
+    assert tier.live_locks("leases", 100) == {lock.name: b"parent's"}
+    open_sink.seal()
+    assert len(list(tier.packs())) == 2
+    lock.release()
+
+
+def test_a_forked_child_cannot_reach_the_memory_of_its_parent() -> None:
+    tier = object_tier("memory://fork")
+    tier.create_document("config", b"x")
+
+    def child() -> None:
+        with pytest.raises(TierUnavailable, match="lives in the process that made it"):
+            tier.read_document("config", 10)
+
+    run_in_fork(child)
+
+
+def run_in_fork(work: Callable[[], None]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.alarm(60)  # a child that waits for ever ends, and fails
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (
+            "Error performing PUT http://127.0.0.1:49403/t/config in 401.8103ms - HTTP error: error sending request",
+            TierUnavailable,
+        ),
+        ("Server returned non-2xx status code: 403 Forbidden: ", NotPermitted),
+        ("Client error with status 401 Unauthorized: No Body", NotPermitted),
+        ("request took 507 ms, then status code: 500", TierUnavailable),
+    ],
+)
+def test_a_duration_or_port_is_no_status(text: str, kind: type[Exception]) -> None:
+    """A server that was down after 401.8 ms was reported as one that refused the credentials."""
+    tier = open_tier("memory://texts")
+    assert isinstance(tier, ObjectTier)
+    assert type(tier._client.error(OSError(text), "config")) is kind
