@@ -185,3 +185,28 @@ REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, pred
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
+
+# -- hot cache -----------------------------------------------------------------------------------------------------
+# One segment is what is preallocated and evicted at a time: budget / 64, so that eviction can choose, within these bounds.
+CACHE_SEGMENT_SHARE = 64
+CACHE_SEGMENT_BYTES_MIN = 64 * KIB
+CACHE_SEGMENT_BYTES_MAX = 64 * MIB
+CACHE_SEGMENTS_MAX = 1_024  # slots of the shared table; a value above a quarter of a segment is a segment of its own
+CACHE_BUDGET_BYTES_MIN = 1 * MIB
+CACHE_BUDGET_BYTES_MAX = 1 << 46
+# The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.4 % of the budget.
+# Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
+CACHE_VALUE_BYTES_AVG = 16 * KIB
+CACHE_BUCKET_SLOTS = 16  # slots in which one key may stand; at half load 0.03 % of the values find no free one
+# Share of the budget that eviction calls wanted. The rest is what moving segments together has to work with: at 0.85 about
+# two bytes are moved in memory for each byte that is fetched, at 0.95 six.
+CACHE_WANTED_SHARE = 0.85
+CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
+CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
+CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
+CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
+CACHE_FLIGHT_POLL_S_MAX = 0.004
+CACHE_MAPPINGS_MAX = 160  # segments that a process keeps mapped beyond their views: a descriptor each
+CACHE_PINNED_RETRY_PUTS = 32  # values that go uncached after everything evictable was pinned, before that is tried again
+CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
+CACHE_HITS_FLUSH = 4_096  # hits that a killed process may fail to report
