@@ -198,9 +198,10 @@ CACHE_BUDGET_BYTES_MAX = 1 << 46
 # Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
 CACHE_VALUE_BYTES_AVG = 16 * KIB
 CACHE_BUCKET_SLOTS = 16  # slots in which one key may stand; at half load 0.03 % of the values find no free one
-# Share of the budget that eviction calls wanted. The rest is what moving segments together has to work with: at 0.85 about
-# two bytes are moved in memory for each byte that is fetched, at 0.95 six.
-CACHE_WANTED_SHARE = 0.85
+# Share of the budget that eviction calls wanted. The rest is what moving values together has to work with: a byte fetched moves one
+# byte at 0.75, four at 0.9 and eleven at 0.95, at equal hits (full shuffle, cache of half the data).
+CACHE_WANTED_SHARE = 0.75
+CACHE_RANK_REQUESTS_MIN = 32  # after at least so many requests (1/32 of the values) the horizon is looked at again
 CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
 CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
 CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at

@@ -29,6 +29,7 @@ from leptonstore.cache.table import (
     HORIZON_NONE,
     LIVE,
     OPEN,
+    RANK_DUE,
     UNIT_BYTES,
     Entries,
     Table,
@@ -84,6 +85,8 @@ class Space:
         self._plans.refresh()
         if not len(self._plans):
             return True
+        if self._table.words[CLOCK] >= self._table.words[RANK_DUE]:  # what was used since is farther away now
+            self._rank(0)
         distance = self._plans.distances(np.array([key_print], np.uint64), np.zeros(1, np.int64))
         return bool(distance[0] < self._table.words[HORIZON])
 
@@ -138,14 +141,20 @@ class Space:
         if self._total() + need <= limit:
             return True
         self._plans.refresh()
-        extra = need - self._table.segment_bytes  # an arena displaces as much as it takes
-        ranking = rank(self._table, self._plans, limits.CACHE_WANTED_SHARE * (limit - max(0, extra)))
-        self._table.words[HORIZON] = min(ranking.horizon, HORIZON_NONE)
+        ranking = self._rank(max(0, need - self._table.segment_bytes))  # an arena displaces as much as it takes
         for ordinal in ranking.victims(self._table.segments(), self._table.words[OPEN]):
             self._evict(ordinal, ranking)
             if enough() or self._total() + need <= limit:
                 break
         return self._total() + need <= limit
+
+    def _rank(self, reserved: int) -> Ranking:
+        limit = self._limit() - self._table.segment_bytes
+        ranking = rank(self._table, self._plans, limits.CACHE_WANTED_SHARE * (limit - reserved))
+        words = self._table.words
+        words[HORIZON] = min(ranking.horizon, HORIZON_NONE)
+        words[RANK_DUE] = words[CLOCK] + max(limits.CACHE_RANK_REQUESTS_MIN, len(ranking.sizes) // 32)
+        return ranking
 
     def shrink(self) -> None:
         """Evict until the budget holds: it was made smaller."""

@@ -124,8 +124,7 @@ class HotCache:
                     raise FileNotFoundError(2, "there is no hot cache", str(self.path)) from error
                 Table.create(path, budget_bytes)
         segments = Segments(self.path, table)
-        if not any(table.segments()):
-            segments.sweep()
+        segments.sweep()
         self._segments, self._plans = segments, Plans(self.path)
         self._space = Space(table, segments, self._plans)
         if budget_bytes is not None and table.words[BUDGET] != budget_bytes:
@@ -211,17 +210,20 @@ class HotCache:
             if landed is not None:
                 return landed
             value = fetch()
-            return self._put(key, key_print, value) or _private(value)
+            kept = self._put(key, key_print, value)
+            # A large value (an arena) is worth another look, so that this process holds it once.
+            large = kept and memoryview(value).nbytes > table.segment_bytes // 4
+            return (self._look(key, key_print) if large else None) or _private(value)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, key: bytes, value: Buffer) -> bool:
         """Keep `value`, whose bytes the caller has verified. False when it is not wanted or there is no room."""
-        return self._put(key, fingerprint(key), value) is not None
+        return self._put(key, fingerprint(key), value)
 
-    def _put(self, key: bytes, key_print: int, value: Buffer) -> Lease | None:
+    def _put(self, key: bytes, key_print: int, value: Buffer) -> bool:
         if self._table is None:
-            return None
+            return False
         try:
             return self._store(key, key_print, value)
         except FileNotFoundError as error:
@@ -231,14 +233,14 @@ class HotCache:
             self._tell(
                 f"hot cache {self.path} takes no new values ({error.strerror}): free some space there, or lower its budget"
             )
-        return None
+        return False
 
-    def _store(self, key: bytes, key_print: int, value: Buffer) -> Lease | None:
+    def _store(self, key: bytes, key_print: int, value: Buffer) -> bool:
         table = self._table
         assert table is not None
         if self._retry:
             self._retry -= 1
-            return None
+            return False
         header, size = record_header(key, value), stored_bytes(memoryview(value).nbytes)
         with self._lock:
             wanted = self._space.admits(key_print)
@@ -248,18 +250,18 @@ class HotCache:
                 self._retry = 0 if place or not wanted else limits.CACHE_PINNED_RETRY_PUTS
                 table.refuse(key_print)
                 table.words[COUNTERS["refused"]] += 1
-                return None
+                return False
         try:
             write_record(file, place[1], header, value)
             with self._lock:
                 if not table.is_live(place[0]):  # cleared meanwhile
-                    return None
+                    return False
                 table.insert(key_print, *place, memoryview(value).nbytes)
                 table.words[COUNTERS["puts"]] += 1
                 table.words[COUNTERS["put_bytes"]] += size
         finally:
             os.close(file)
-        return self._look(key, key_print)
+        return True
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class HotCache:
         if self._plan is None:
             self._plan = Plan(self.path)
         try:
-            return self._plan.extend(prints, restart)
+            return self._plan.extend(prints, restart, self._lock)
         except OSError as error:
             self._tell(f"hot cache {self.path} takes no plan ({error.strerror}): it goes by last use")
             return 0

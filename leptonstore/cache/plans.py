@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,27 @@ class Plan:
         self._path: Path | None = None
         self._words: Any = None
 
-    def extend(self, keys: Words, restart: bool) -> int:
-        """Add keys to the end (or begin anew) and publish. Returns how many keys are ahead. Raises OSError (full, read-only)."""
+    def extend(self, keys: Words, restart: bool, lock: AbstractContextManager[object]) -> int:
+        """Add keys to the end (or begin anew) and publish, under the host's lock. Returns how many are ahead. Raises OSError (full)."""
         with self._guard:
             ahead = keys if restart else np.concatenate([self._keys[self._cursor :], keys])
             ahead = ahead[: limits.CACHE_PLAN_KEYS_MAX]
-            self._publish(ahead)
+            self._publish(ahead, lock)
             self._keys, self._cursor = ahead, 0
             if restart:
                 self._late.clear()
             return len(ahead)
 
-    def _publish(self, keys: Words) -> None:
+    def _publish(self, keys: Words, lock: AbstractContextManager[object]) -> None:
         distinct, ranks = np.unique(keys, return_inverse=True)
         ordered = np.sort(ranks.astype(np.uint64) << np.uint64(32) | np.arange(len(keys), dtype=np.uint64))
         header = np.zeros(_HEADER_BYTES // 8, np.uint64)
         header[:4] = _MAGIC, 0, len(keys), len(distinct)
         data = header.tobytes() + distinct.tobytes() + ordered.tobytes()
+        with lock:
+            self._replace(data)
+
+    def _replace(self, data: bytes) -> None:
         path = self._folder / f"{secrets.token_hex(8)}.plan"
         temporary = path.with_suffix(".tmp")
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

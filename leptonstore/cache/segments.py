@@ -120,13 +120,13 @@ class Segments:
 
     def _pinned(self, ordinal: int) -> _View | None:
         """A view of a live segment, or None."""
+        if not self._table.is_live(ordinal):  # also when we have it pinned: what was cleared is gone for everybody
+            return None
         mapping = self._maps.get(ordinal)
         if mapping is not None:
             view = mapping.view()
             if view is not None:
                 return view
-        if not self._table.is_live(ordinal):
-            return None
         file = self.open_pinned(ordinal)
         if file is None:
             return None
@@ -240,9 +240,10 @@ class Segments:
         return linked, pinned
 
     def sweep(self) -> None:
-        """Locked. Remove files that no table knows: of a table that was replaced."""
+        """Locked. Remove the files of a table that was replaced, and temporaries, whose makers died as they had no lock any more."""
+        known = {f"{ordinal}.seg" for ordinal, _, _ in self._table.segments()}
         for entry in list(os.scandir(self._folder)):
-            if entry.name.endswith((".seg", ".tmp")):
+            if entry.name.endswith(".tmp") or (entry.name.endswith(".seg") and entry.name not in known):
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
 

@@ -40,7 +40,7 @@ UNIT_BYTES = 64  # records begin at multiples of it
 
 # Words of the header.
 _MAGIC, _SEGMENT_BYTES, _BUCKETS = 0, 1, 2
-BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS = 3, 4, 5, 6, 7, 8
+BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS, RANK_DUE = 3, 4, 5, 6, 7, 8, 9
 COUNTERS = {
     "hits": 16,
     "misses": 17,
