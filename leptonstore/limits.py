@@ -194,9 +194,9 @@ CACHE_SEGMENT_BYTES_MAX = 64 * MIB
 CACHE_SEGMENTS_MAX = 1_024  # slots of the shared table; a value above a quarter of a segment is a segment of its own
 CACHE_BUDGET_BYTES_MIN = 1 * MIB
 CACHE_BUDGET_BYTES_MAX = 1 << 46
-# The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.4 % of the budget.
+# The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.8 % of the budget.
 # Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
-CACHE_VALUE_BYTES_AVG = 16 * KIB
+CACHE_VALUE_BYTES_AVG = 8 * KIB
 CACHE_BUCKET_SLOTS = 16  # slots in which one key may stand; at half load 0.03 % of the values find no free one
 # Share of the budget that eviction calls wanted. The rest is what moving values together has to work with: a byte fetched moves one
 # byte at 0.75, four at 0.9 and eleven at 0.95, at equal hits (full shuffle, cache of half the data).

@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -80,8 +80,7 @@ def fingerprints(keys: npt.NDArray[np.uint8]) -> Words:
     return mixed
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a value is said to be: `at` is the number of its index slot."""
 
     at: int
