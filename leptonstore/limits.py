@@ -194,6 +194,7 @@ CACHE_SEGMENT_BYTES_MAX = 64 * MIB
 CACHE_SEGMENTS_MAX = 1_024  # slots of the shared table; a value above a quarter of a segment is a segment of its own
 CACHE_BUDGET_BYTES_MIN = 1 * MIB
 CACHE_BUDGET_BYTES_MAX = 1 << 46
+CACHE_BUDGET_FREE_SHARE = 0.25  # of what is free at its place, for a cache whose budget nobody said (`lepton cache warm`)
 # The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.8 % of the budget.
 # Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
 CACHE_VALUE_BYTES_AVG = 8 * KIB

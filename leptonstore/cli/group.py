@@ -25,6 +25,7 @@ SUMMARIES = {
     "repair": "Mend damaged and missing packs, and say what is lost.",
     "du": "Show what each dataset and version takes, and what they share.",
     "quota": "Show or set the store's quota.",
+    "cache": "Show, empty or fill this host's hot cache.",
     "upgrade": "Upgrade a store that an older version made.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",

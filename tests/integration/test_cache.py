@@ -484,3 +484,56 @@ def test_a_full_tmpfs(tmp_path: Path) -> None:
 def test_budgets_out_of_bounds_are_refused(tmp_path: Path, budget: int) -> None:
     with pytest.raises(BadInput, match="hot cache of"):
         HotCache(tmp_path / "cache", budget)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------------
+
+
+def lepton(*arguments: object) -> tuple[int, Any]:
+    """Exit code and the JSON, or the message; run as the command's own module, wherever it is installed."""
+    code = "import sys; from leptonstore.cli import cache, runtime; sys.exit(runtime.run(cache.command, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def test_commands_fill_show_and_empty_a_cache(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from leptonstore import Store
+    from leptonstore.dataset.source import Source
+    from leptonstore.dataset.write import write_dataset
+
+    place = tmp_path / "cache"
+    with Store.create(tmp_path / "store") as store:
+        rng = np.random.default_rng(0)
+        table = pa.table({"label": list(range(100)), "image": [rng.bytes(20_000) for _ in range(100)]})
+        write_dataset(store, "photos", Source(table.schema, ("label",), lambda: iter(table.to_batches())))
+    code, message = lepton("stats", "--cache", place, "--json")
+    assert code == 3 and "no hot cache" in message and not place.exists()
+    common = ("--store", tmp_path / "store", "--cache", place, "--json")
+    code, told = lepton("warm", "photos", "--size", "8MiB", *common)
+    assert code == 0 and told["complete"] and told["put"] >= 100 and told["put_bytes"] > 2_000_000
+    code, again = lepton("warm", "photos", *common)
+    assert code == 0 and again["put"] == 0 and again["there"] == told["put"]
+    code, stats = lepton("stats", "--cache", place, "--json")
+    assert (
+        code == 0
+        and stats["values"] == told["put"]
+        and stats["hits"] == told["put"]
+        and stats["budget_bytes"] == 8 << 20
+    )
+    code, cleared = lepton("clear", "--cache", place, "--json")
+    assert code == 0 and cleared["freed_bytes"] == stats["linked_bytes"] and cleared["pinned_bytes"] == 0
+    code, part = lepton("warm", "photos", "--column", "label", *common)
+    assert code == 0 and 1 <= part["put"] < 100
+    code, small = lepton("warm", "photos", "--size", "1MiB", *common)
+    assert code == 0 and not small["complete"] and small["put"] > 10
+    code, message = lepton("warm", "photos", "--column", "nothing", *common)
+    assert code == 3 and "no column" in message
