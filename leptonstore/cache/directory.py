@@ -80,6 +80,17 @@ class HostLock:
             raise
         return self
 
+    def try_enter(self) -> bool:
+        """Enter if that needs no waiting; then `__exit__` is due."""
+        if not self.mutex.acquire(blocking=False):
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            self.mutex.release()
+            return False
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_UN)

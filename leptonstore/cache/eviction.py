@@ -11,6 +11,7 @@ distance at which the wanted ones end. One segment of the budget is kept free to
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from leptonstore.cache.table import (
     HORIZON_NONE,
     LIVE,
     OPEN,
+    PLANS,
     RANK_DUE,
     UNIT_BYTES,
     Entries,
@@ -45,15 +47,14 @@ class Ranking:
     sizes: npt.NDArray[np.int64]
     horizon: int
 
-    def victims(self, segments: Iterator[tuple[int, int, int]], opened: int) -> list[int]:
-        """Live segments with something unwanted in them, the least wanted share first."""
+    def victims(self, segments: Iterator[tuple[int, int, int]], opened: int) -> list[tuple[float, int]]:
+        """(share of its bytes that is wanted, ordinal) of the live segments, ascending."""
         live = [(ordinal, size) for ordinal, state, size in segments if state == LIVE and ordinal != opened]
         slots = limits.CACHE_SEGMENTS_MAX
         wanted = np.bincount(
             self.entries.ordinals[self.wanted] % slots, weights=self.sizes[self.wanted], minlength=slots
         )
-        shares = sorted((wanted[ordinal % slots] / size, ordinal) for ordinal, size in live)
-        return [ordinal for share, ordinal in shares if share < 1.0 - UNIT_BYTES / 4096]
+        return sorted((wanted[ordinal % slots] / size, ordinal) for ordinal, size in live)
 
     def of(self, ordinal: int) -> npt.NDArray[np.intp]:
         """The wanted values of a segment, nearest in the segment first."""
@@ -79,10 +80,18 @@ class Space:
 
     def __init__(self, table: Table, segments: Segments, plans: Plans) -> None:
         self._table, self._segments, self._plans = table, segments, plans
+        self._plans_seen = -1
+        self._ranking: Ranking | None = None
+        self._victims: deque[tuple[float, int]] = deque()  # of the ranking, in turn
+
+    def _refresh(self) -> None:
+        self._plans_seen = self._table.words[PLANS]
+        self._plans.refresh()
 
     def admits(self, key_print: int) -> bool:
         """Whether a value is wanted more than the least wanted that is kept. Without plans everything is."""
-        self._plans.refresh()
+        if self._table.words[PLANS] != self._plans_seen:
+            self._refresh()
         if not len(self._plans):
             return True
         if self._table.words[CLOCK] >= self._table.words[RANK_DUE]:  # what was used since is farther away now
@@ -140,34 +149,53 @@ class Space:
         limit = self._limit() - self._table.segment_bytes
         if self._total() + need <= limit:
             return True
-        self._plans.refresh()
-        ranking = self._rank(max(0, need - self._table.segment_bytes))  # an arena displaces as much as it takes
-        for ordinal in ranking.victims(self._table.segments(), self._table.words[OPEN]):
-            self._evict(ordinal, ranking)
-            if enough() or self._total() + need <= limit:
-                break
+        arena = max(0, need - self._table.segment_bytes)  # it displaces as much as it takes
+        if (
+            arena
+            or self._table.words[CLOCK] >= self._table.words[RANK_DUE]
+            or not self._evict_some(need, limit, enough)
+        ):
+            self._rank(arena)
+            # Where few values fit a segment, moving them together may gain nothing: then what is wanted goes, too.
+            if not self._evict_some(need, limit, enough):
+                self._rank(arena)
+                self._evict_some(need, limit, enough, move=False)
         return self._total() + need <= limit
 
-    def _rank(self, reserved: int) -> Ranking:
-        limit = self._limit() - self._table.segment_bytes
-        ranking = rank(self._table, self._plans, limits.CACHE_WANTED_SHARE * (limit - reserved))
-        words = self._table.words
-        words[HORIZON] = min(ranking.horizon, HORIZON_NONE)
-        words[RANK_DUE] = words[CLOCK] + max(limits.CACHE_RANK_REQUESTS_MIN, len(ranking.sizes) // 32)
-        return ranking
+    def _evict_some(self, need: int, limit: int, enough: Callable[[], bool], move: bool = True) -> bool:
+        """Evict in the order of the ranking until there is room; False when that gave none."""
+        while self._victims and self._ranking is not None:
+            share, ordinal = self._victims[0]
+            if move and share > limits.CACHE_MOVE_SHARE_MAX:
+                break
+            self._victims.popleft()
+            self._evict(ordinal, self._ranking, move)
+            if enough() or self._total() + need <= limit:
+                return True
+        return False
+
+    def _rank(self, reserved: int) -> None:
+        self._refresh()
+        table, words = self._table, self._table.words
+        limit = self._limit() - table.segment_bytes
+        self._ranking = rank(table, self._plans, limits.CACHE_WANTED_SHARE * (limit - reserved))
+        self._victims = deque(self._ranking.victims(table.segments(), words[OPEN]))
+        values = len(self._ranking.sizes)
+        words[HORIZON] = min(self._ranking.horizon, HORIZON_NONE)
+        words[RANK_DUE] = words[CLOCK] + max(limits.CACHE_RANK_REQUESTS_MIN, values // limits.CACHE_RANK_SHARE)
 
     def shrink(self) -> None:
         """Evict until the budget holds: it was made smaller."""
         self._make_room(0, lambda: False)
 
-    def _evict(self, ordinal: int, ranking: Ranking) -> None:
+    def _evict(self, ordinal: int, ranking: Ranking, move: bool) -> None:
         """Copy what is wanted, then let the segment die; one that somebody has pinned is left, as that would free nothing."""
         with self._segments.unpinned(ordinal) as file:
-            if file is None:
+            if file is None or ordinal == self._table.words[OPEN]:
                 return
             freed = os.fstat(file).st_size
-            for index in ranking.of(ordinal):
-                self._move(file, ranking.entries, int(index), int(ranking.sizes[index]))
+            for index in ranking.of(ordinal).tolist() if move else ():
+                self._move(file, ranking.entries, index, int(ranking.sizes[index]))
             self._table.set_state(ordinal, DEAD)
         self._segments.remove(ordinal)
         self._table.words[COUNTERS["evicted_bytes"]] += freed

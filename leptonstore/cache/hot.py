@@ -11,6 +11,7 @@ Invariants: a value is published after its bytes are in place; what is read was 
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from leptonstore import limits
 from leptonstore.cache import directory, flight
 from leptonstore.cache.eviction import Space
 from leptonstore.cache.plans import Plan, Plans
-from leptonstore.cache.segments import Segments, record_header, stored_bytes, write_record
+from leptonstore.cache.segments import TABLE, Segments, record_header, stored_bytes, write_record
 from leptonstore.cache.table import (
     BUDGET,
     COUNTERS,
@@ -32,6 +33,7 @@ from leptonstore.cache.table import (
     HORIZON_NONE,
     LIVE,
     OPEN,
+    PLANS,
     Table,
     Words,
     fingerprint,
@@ -42,6 +44,7 @@ from leptonstore.errors import BadInput, NotPermitted
 
 KEY_BYTES = 32
 _instances: weakref.WeakSet[HotCache] = weakref.WeakSet()
+_registry = threading.Lock()  # of `_instances`; taken before any other lock
 
 
 class Lease:
@@ -98,6 +101,7 @@ class HotCache:
         self._table: Table | None = None
         self._plan: Plan | None = None
         self._counts = dict.fromkeys(("hits", "misses"), 0)
+        self._flush_at = limits.CACHE_COUNTS_FLUSH
         self._retry = 0  # values that go by before a full device, or one full of pinned segments, is tried again
         try:
             directory.prepare(self.path, ram_only)
@@ -106,17 +110,20 @@ class HotCache:
                 self._open(budget_bytes)
         except (OSError, NotPermitted) as error:
             self._disable(error)
-        _instances.add(self)
+        with _registry:
+            _instances.add(self)
 
     def _open(self, budget_bytes: int | None) -> None:
         """Locked. Map the table, after making it where there is none that can be used."""
-        path = self.path / "table"
+        path = self.path / TABLE
         for attempt in range(2):  # the second time, the one that we made
             try:
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     table = Table(file)
-                    break
+                    if budget_bytes is None or table.suits(budget_bytes):
+                        break
+                    raise ValueError("made for another budget")
                 finally:
                     os.close(file)
             except (FileNotFoundError, ValueError) as error:
@@ -175,12 +182,17 @@ class HotCache:
 
     def _count(self, what: str) -> None:
         self._counts[what] += 1
-        if self._counts[what] >= limits.CACHE_HITS_FLUSH and self._table is not None:
-            with self._lock:
-                self._flush()
+        if self._counts[what] >= self._flush_at and self._table is not None:
+            self._flush_at += limits.CACHE_COUNTS_FLUSH
+            if self._lock.try_enter():  # a hit does not wait
+                try:
+                    self._flush()
+                finally:
+                    self._lock.__exit__(None, None, None)
 
     def _flush(self) -> None:
         """Locked. Add this process's counts to those of all."""
+        self._flush_at = limits.CACHE_COUNTS_FLUSH
         if self._table is not None:
             for name, count in self._counts.items():
                 self._counts[name] -= count
@@ -219,7 +231,8 @@ class HotCache:
 
     def put(self, key: bytes, value: Buffer) -> bool:
         """Keep `value`, whose bytes the caller has verified. False when it is not wanted or there is no room."""
-        return self._put(key, fingerprint(key), value)
+        key_print = fingerprint(key)
+        return self._look(key, key_print) is not None or self._put(key, key_print, value)
 
     def _put(self, key: bytes, key_print: int, value: Buffer) -> bool:
         if self._table is None:
@@ -250,6 +263,7 @@ class HotCache:
                 self._retry = 0 if place or not wanted else limits.CACHE_PINNED_RETRY_PUTS
                 table.refuse(key_print)
                 table.words[COUNTERS["refused"]] += 1
+                self._flush()
                 return False
         try:
             write_record(file, place[1], header, value)
@@ -258,6 +272,7 @@ class HotCache:
                     return False
                 table.insert(key_print, *place, memoryview(value).nbytes)
                 table.words[COUNTERS["puts"]] += 1
+                self._flush()
                 table.words[COUNTERS["put_bytes"]] += size
         finally:
             os.close(file)
@@ -281,7 +296,9 @@ class HotCache:
         if self._plan is None:
             self._plan = Plan(self.path)
         try:
-            return self._plan.extend(prints, restart, self._lock)
+            ahead = self._plan.extend(prints, restart, self._lock)
+            self._table.words[PLANS] += 1  # a lost one is made up for at the next ranking
+            return ahead
         except OSError as error:
             self._tell(f"hot cache {self.path} takes no plan ({error.strerror}): it goes by last use")
             return 0
@@ -337,6 +354,12 @@ class HotCache:
             self._segments.close()
             self._lock.close()
 
+    def __del__(self) -> None:
+        if self.__dict__.get("_table") is not None:  # nobody closed it: no counts, as those need the lock
+            if self._plan is not None:
+                self._plan.close()
+            self._lock.close()
+
     def __enter__(self) -> HotCache:
         return self
 
@@ -369,6 +392,7 @@ _forking: list[HotCache] = []
 
 
 def _before_fork() -> None:
+    _registry.acquire()
     _forking[:] = [cache for cache in _instances if cache.usable]
     for cache in _forking:
         cache._lock.mutex.acquire()
@@ -378,12 +402,14 @@ def _after_fork_in_parent() -> None:
     for cache in _forking:
         cache._lock.mutex.release()
     _forking.clear()
+    _registry.release()
 
 
 def _after_fork_in_child() -> None:
     for cache in _forking:
         cache._after_fork_in_child()
     _forking.clear()
+    _registry.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -24,7 +24,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from leptonstore.digest import Buffer, digest_of
 _RECORD = Struct("<32sQ16s8s")
 _MAGIC = b"LHCREC\x00\x01"
 _CHECK_BYTES = 16
+TABLE = "table"  # name of the table's file
 RECORD_BYTES = _RECORD.size
 
 
@@ -70,7 +70,7 @@ class _View(np.ndarray):
 class _Mapping:
     """A segment mapped by this process."""
 
-    __slots__ = ("checked", "map", "view")
+    __slots__ = ("map", "view")
 
     def __init__(self, path: str) -> None:
         # mmap keeps a duplicate of its descriptor: of one without a lock, or the lock would last as long as the mapping.
@@ -80,7 +80,6 @@ class _Mapping:
         finally:
             os.close(file)
         self.view: Callable[[], _View | None] = lambda: None
-        self.checked: set[int] = set()  # offsets of the values that matched their check
 
 
 class Segments:
@@ -89,6 +88,7 @@ class Segments:
     def __init__(self, folder: Path, table: Table) -> None:
         self._folder, self._table = str(folder), table
         self._maps: dict[int, _Mapping] = {}
+        self._checked: dict[int, set[int]] = {}  # of each segment, the offsets of values that matched their check
         self._evictions = -1
 
     def path(self, ordinal: int) -> str:
@@ -110,12 +110,10 @@ class Segments:
         if found != key or magic != _MAGIC or length > len(whole) - start:
             return None
         value = whole[start : start + length]
-        mapping = self._maps.get(place.ordinal)
-        if mapping is None or place.offset not in mapping.checked:
+        if place.offset not in self._checked.get(place.ordinal, ()):
             if digest_of(value)[:_CHECK_BYTES] != check:
                 return None
-            if mapping is not None:
-                mapping.checked.add(place.offset)
+            self._checked.setdefault(place.ordinal, set()).add(place.offset)
         return value
 
     def _pinned(self, ordinal: int) -> _View | None:
@@ -170,6 +168,8 @@ class Segments:
         self._evictions = evictions
         for ordinal in [ordinal for ordinal in list(self._maps) if not self._table.is_live(ordinal)]:
             self._maps.pop(ordinal, None)
+        for ordinal in [ordinal for ordinal in list(self._checked) if not self._table.is_live(ordinal)]:
+            self._checked.pop(ordinal, None)
 
     def close(self) -> None:
         """Forget all mappings; views that are alive stay valid."""
@@ -178,7 +178,12 @@ class Segments:
     # -- changing, locked ------------------------------------------------------------------------------------------
 
     def make(self, size: int) -> int | None:
-        """Locked. A new live segment of `size` bytes that are there already; None without a free slot. Raises OSError (ENOSPC)."""
+        """Locked. A new live segment of `size` bytes that are there already; None without a free slot.
+
+        Raises OSError: ENOSPC, or FileNotFoundError when the directory belongs to another table meanwhile.
+        """
+        if os.stat(f"{self._folder}/{TABLE}").st_ino != self._table.inode:
+            raise FileNotFoundError(2, "its files were replaced", self._folder)
         ordinal = self._table.begin_segment(size)
         if ordinal is None:
             return None
@@ -258,11 +263,9 @@ def _try_lock(file: int) -> bool:
 
 def write_record(file: int, offset: int, header: bytes, value: Buffer) -> None:
     """Write a record at its place in a segment. Raises OSError."""
-    data: list[Any] = [header, memoryview(value).cast("B")] if len(memoryview(value)) else [header]
-    want, done = sum(len(part) for part in data), 0
-    while True:
-        done += os.pwritev(file, data, offset + done)
-        if done == want:
-            return
-        skip = done  # a short write: at most 2 GiB go at a time
-        data = [header[skip:], value] if skip < len(header) else [memoryview(value).cast("B")[skip - len(header) :]]
+    os.pwrite(file, header, offset)
+    whole, done = memoryview(value), 0
+    if whole.nbytes:
+        whole = whole.cast("B")
+    while done < whole.nbytes:  # the system takes at most 2 GiB at a time
+        done += os.pwrite(file, whole[done:], offset + len(header) + done)

@@ -5,7 +5,8 @@
     ...    index       buckets x 64 words: 16 fingerprints, 16 places, 16 lengths, 16 clocks of last use
 
 A key's bucket follows from its fingerprint (64 bits of the key's 256). A place is `ordinal << 24 | offset / 64`. Segment `n` has slot
-`n mod CACHE_SEGMENTS_MAX`; ordinals are never used again, so that an old place can never mean a new segment.
+`n mod CACHE_SEGMENTS_MAX`; ordinals are never used again, so that an old place can never mean a new segment; a new table begins at
+a random one, so that clients of a table that it replaced cannot mean its files.
 
 Invariants:
 - A word is written with one aligned store: it is never seen half-written. Words of a slot may disagree for a moment (or for good, when
@@ -40,7 +41,7 @@ UNIT_BYTES = 64  # records begin at multiples of it
 
 # Words of the header.
 _MAGIC, _SEGMENT_BYTES, _BUCKETS = 0, 1, 2
-BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS, RANK_DUE = 3, 4, 5, 6, 7, 8, 9
+BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS, RANK_DUE, PLANS = 3, 4, 5, 6, 7, 8, 9, 10
 COUNTERS = {
     "hits": 16,
     "misses": 17,
@@ -80,6 +81,16 @@ def fingerprints(keys: npt.NDArray[np.uint8]) -> Words:
     return mixed
 
 
+def _segment_bytes(budget_bytes: int) -> int:
+    usual = min(budget_bytes // limits.CACHE_SEGMENT_SHARE, limits.CACHE_SEGMENT_BYTES_USUAL_MAX)
+    size = max(usual, 2 * budget_bytes // limits.CACHE_SEGMENTS_MAX, limits.CACHE_SEGMENT_BYTES_MIN)
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _buckets(budget_bytes: int) -> int:
+    return max(1, 2 * budget_bytes // limits.CACHE_VALUE_BYTES_AVG // _WAYS)
+
+
 class Place(NamedTuple):
     """Where a value is said to be: `at` is the number of its index slot."""
 
@@ -113,6 +124,7 @@ class Table:
         self.segment_bytes: int = self.words[_SEGMENT_BYTES]
         self.buckets: int = self.words[_BUCKETS]
         self.bytes = size
+        self.inode = os.fstat(file).st_ino
         sound = limits.CACHE_SEGMENT_BYTES_MIN <= self.segment_bytes <= limits.CACHE_SEGMENT_BYTES_MAX
         if self.words[_MAGIC] != MAGIC or not sound or (_INDEX + self.buckets * _BUCKET_WORDS) * 8 != size:
             raise ValueError("not a table of this version")
@@ -121,12 +133,7 @@ class Table:
     @classmethod
     def create(cls, path: Path, budget_bytes: int) -> None:
         """Locked. Put a new, empty table at `path`, whole or not at all. Raises OSError."""
-        segment = min(
-            max(budget_bytes // limits.CACHE_SEGMENT_SHARE, limits.CACHE_SEGMENT_BYTES_MIN),
-            limits.CACHE_SEGMENT_BYTES_MAX,
-        )
-        segment = -(-segment // mmap.PAGESIZE) * mmap.PAGESIZE
-        buckets = max(1, 2 * budget_bytes // limits.CACHE_VALUE_BYTES_AVG // _WAYS)
+        segment, buckets = _segment_bytes(budget_bytes), _buckets(budget_bytes)
         size = (_INDEX + buckets * _BUCKET_WORDS) * 8
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -134,7 +141,7 @@ class Table:
             os.posix_fallocate(file, 0, size)
             header = np.zeros(_HEADER_WORDS, np.uint64)
             header[[_MAGIC, _SEGMENT_BYTES, _BUCKETS, BUDGET, ORDINAL, CLOCK, HORIZON]] = (
-                MAGIC, segment, buckets, budget_bytes, 1, 1, HORIZON_NONE,
+                MAGIC, segment, buckets, budget_bytes, 1 + secrets.randbits(38), 1, HORIZON_NONE,
             )  # fmt: skip
             os.pwrite(file, header.tobytes(), 0)
             os.rename(temporary, path)
@@ -150,6 +157,12 @@ class Table:
         """Changes whenever a segment died."""
         count: int = self.words[EVICTIONS]
         return count
+
+    def suits(self, budget_bytes: int) -> bool:
+        """Whether the sizes of segments and index are of the order that this budget asks for."""
+        factor = limits.CACHE_GEOMETRY_FACTOR
+        pairs = ((_segment_bytes(budget_bytes), self.segment_bytes), (_buckets(budget_bytes), self.buckets))
+        return all(one <= factor * other and other <= factor * one for one, other in pairs)
 
     # -- index -----------------------------------------------------------------------------------------------------
 
@@ -249,9 +262,9 @@ class Table:
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
         """(ordinal, state, bytes) of all slots in use."""
-        for word, size in self._array[_HEADER_WORDS:_INDEX].reshape(-1, _SEGMENT_WORDS)[:, :2].tolist():
-            if word & 3 != FREE:
-                yield word >> 2, word & 3, size
+        slots = self._array[_HEADER_WORDS:_INDEX].reshape(-1, _SEGMENT_WORDS)[:, :2]
+        for word, size in slots[slots[:, 0] & np.uint64(3) != FREE].tolist():
+            yield word >> 2, word & 3, size
 
     def begin_segment(self, size: int) -> int | None:
         """Locked. The ordinal of a new segment that is DEAD until `set_state`; None when all slots are taken."""
@@ -281,10 +294,3 @@ class Table:
         offset: int = words[slot + 2]
         words[slot + 2] = offset + size
         return offset
-
-    def close(self) -> None:
-        """Unmap. Nothing of it may be in use."""
-        self.words.release()
-        del self._array
-        with suppress(BufferError):
-            self._map.close()
