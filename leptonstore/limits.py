@@ -238,10 +238,14 @@ CACHE_SEGMENT_BYTES_MIN = 64 * KIB
 CACHE_SEGMENT_BYTES_USUAL_MAX = 64 * MIB
 CACHE_SEGMENT_BYTES_MAX = 1 * GIB
 CACHE_SEGMENTS_MAX = 4_096  # slots of the shared table; a value above a quarter of a segment is a segment of its own
-CACHE_GEOMETRY_FACTOR = 8  # a budget so many times larger or smaller than the one that a table was made for needs a new table
+CACHE_GEOMETRY_FACTOR = (
+    8  # a budget so many times larger or smaller than the one that a table was made for needs a new table
+)
 CACHE_BUDGET_BYTES_MIN = 1 * MIB
 CACHE_BUDGET_BYTES_MAX = 2_048 * CACHE_SEGMENT_BYTES_MAX
-CACHE_BUDGET_FREE_SHARE = 0.25  # of what is free at its place, for a cache whose budget nobody said (`lepton cache warm`)
+CACHE_BUDGET_FREE_SHARE = (
+    0.25  # of what is free at its place, for a cache whose budget nobody said (`lepton cache warm`)
+)
 # The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.8 % of the budget.
 # Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
 CACHE_VALUE_BYTES_AVG = 8 * KIB
@@ -259,6 +263,8 @@ CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
 CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
 CACHE_FLIGHT_POLL_S_MAX = 0.004
 CACHE_MAPPINGS_MAX = 160  # segments that a process keeps mapped beyond their views: a descriptor each
-CACHE_PINNED_RETRY_PUTS = 32  # values that go uncached after everything evictable was pinned, before that is tried again
+CACHE_PINNED_RETRY_PUTS = (
+    32  # values that go uncached after everything evictable was pinned, before that is tried again
+)
 CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report

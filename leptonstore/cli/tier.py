@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -24,6 +25,8 @@ from leptonstore.store.tier_mark import claim_tier
 from leptonstore.tiers.block import open_block
 from leptonstore.tiers.block_format import format_block
 from leptonstore.tiers.block_scan import volume_path
+
+_SCHEME = re.compile(r"[a-z0-9+.-]+:/")
 
 
 @click.group("tier")
@@ -98,14 +101,15 @@ def add(
 
     \b
     Example:
-      lepton tier add cold /mnt/archive/birds
+      lepton tier add cold s3://bucket/birds
+      lepton tier add disk block:///dev/sdb
       lepton tier add fast /nvme/birds --nearest --watermark 500GiB
     """
     with open_store(store) as opened:
         before = opened.placement
         if name in before.names:
             raise BadInput(f"there is a tier {name!r} already; `lepton tier set {name}` changes it")
-        new = TierSetting(name, str(Path(url).expanduser().absolute()) if "://" not in url else url, watermark)
+        new = TierSetting(name, str(Path(url).expanduser().absolute()) if not _SCHEME.match(url) else url, watermark)
         tiers = (new, *before.tiers) if nearest else (*before.tiers, new)
         placement = replace(before, tiers=tiers, write_to=name if write_here else before.write_to)
         placement.setting()  # says what is wrong before anything is made

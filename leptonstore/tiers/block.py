@@ -130,6 +130,10 @@ class BlockTier:
         """The store that the volume was made for; zero for any."""
         return self._volume.superblock.store_id
 
+    def claim(self, store_id: bytes) -> bool:
+        """Make the volume that store's, durably: whether it is, False when it is another one's already. Raises Conflict, NotPermitted."""
+        return self._volume.claim(store_id)
+
     @property
     def capacity_bytes(self) -> int:
         """Bytes that packs can take."""

@@ -81,6 +81,17 @@ class Volume(VolumeReader):
                     f"such headers, the first is {number}); copy its packs to another tier and format it again"
                 )
 
+    def claim(self, store_id: bytes) -> bool:
+        """As BlockTier.claim."""
+        if self.superblock.store_id == store_id:
+            return True
+        self.be_writer()
+        with self._changing:
+            if self.superblock.store_id != store_id and not any(self.superblock.store_id):
+                with durable.failures_named(self.path):
+                    self._write_superblocks(self._writer_fd(), replace(self.superblock, store_id=store_id))
+            return self.superblock.store_id == store_id
+
     def _lock_volume(self, fd: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
