@@ -65,9 +65,11 @@ class _UnitAppender(Appender):
 class BlockPackSink:
     """A pack being written to a volume. Its units are free again unless it is sealed."""
 
+    _owner = False  # of the units
+
     def __init__(self, volume: Volume, pack: str) -> None:
         parse_pack(pack)
-        self._process, self._owner = os.getpid(), False
+        self._process = os.getpid()
         volume.be_writer()
         self._volume, self._pack = volume, pack
         self._appender = _UnitAppender(volume, pack)
@@ -93,15 +95,17 @@ class BlockPackSink:
 
     def abort(self) -> None:
         """Wait until nothing is written any more, and give the units back."""
+        if (
+            self._process != os.getpid()
+        ):  # a forked child holds a copy: the parent's disk thread and units are not its business
+            return
         self._appender.settle()
-        if self._owner and self._process == os.getpid():
+        if self._owner:
             self._owner = False
             self._volume.release(self._appender.units)
 
     def __del__(self) -> None:
-        if (
-            self._owner and self._process == os.getpid()
-        ):  # a forked child holds a copy, and must leave the parent's units alone
+        if self._owner:
             self.abort()
 
 
