@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from leptonstore.errors import FormatDamaged, StoreFull
 from leptonstore.format import volume as lvb
-from leptonstore.testing.tiers import content, pack_id
+from leptonstore.testing.tiers import content
 from leptonstore.tiers.block import BlockPackSink, BlockTier
 from leptonstore.tiers.block_format import format_block
 from leptonstore.tiers.block_volume import Volume
@@ -34,6 +34,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="lepton-volume-")
         self.path = Path(self.folder.name) / "volume"
         self.sealed: dict[str, bytes] = {}
+        self.ids = 0
         self.open: list[tuple[str, BlockPackSink, bytes]] = []
 
     @initialize(size=st.integers(SIZE - UNIT, SIZE + UNIT))
@@ -48,6 +49,10 @@ class VolumeMachine(RuleBasedStateMachine):
         volume.buffers = Buffers(2 * UNIT, 4)
         return BlockTier(volume)
 
+    def _new_id(self) -> str:
+        self.ids += 1
+        return f"{self.ids:032x}"
+
     def teardown(self) -> None:
         for _, sink, _ in self.open:
             sink.abort()
@@ -60,7 +65,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule(size=SIZES, seed=st.integers(0, 99))
     def begin(self, size: int, seed: int) -> None:
-        pack, data = pack_id(), content(size, seed)
+        pack, data = self._new_id(), content(size, seed)
         sink = self.tier.create_pack(pack)
         try:
             sink.write(data[: size // 2], data[size // 2 :])
@@ -111,7 +116,7 @@ class VolumeMachine(RuleBasedStateMachine):
         """All of the free space can be used, however scattered it is."""
         free = self._free()
         if 0 < free <= lvb.UNITS_PER_PACK_MAX and len(self.sealed) < self.units:
-            pack, data = pack_id(), content(free * UNIT, free)
+            pack, data = self._new_id(), content(free * UNIT, free)
             sink = self.tier.create_pack(pack)
             sink.write(data)
             sink.seal()
