@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,43 @@ def _in_pieces(volume: Volume) -> Any:
         return bytes(data)
 
     return read
+
+
+def test_readers_elsewhere_never_see_other_bytes(tmp_path: Path) -> None:
+    """Packs come and go, in a space that is used again and again, while others read: right bytes, or no pack."""
+    tier = small(tmp_path / "volume", 24)
+    live: dict[str, int] = {}
+    done, seen, missed, read_once = threading.Event(), [0], [0], threading.Semaphore(0)
+
+    def write(seed: int) -> None:
+        for number in range(seed, seed + 30):
+            pack = add_pack(tier, content(9000, number))
+            live[pack] = number
+            read_once.acquire(timeout=0.1)  # until somebody looked at it, or is too busy
+            del live[pack]
+            tier.delete_pack(pack)
+
+    def read(reader: BlockTier) -> None:
+        while not done.is_set():
+            for pack, number in list(live.items()):
+                try:
+                    assert bytes(reader.read(pack, 0, 9000)) == content(9000, number)
+                    seen[0] += 1
+                    read_once.release()
+                except FileNotFoundError:
+                    missed[0] += 1
+
+    with ThreadPoolExecutor(5) as pool:
+        readers = [pool.submit(read, reader) for reader in (another(tier), another(tier), tier)]
+        writers = [pool.submit(write, seed) for seed in (1000, 2000)]
+        try:
+            for writer in writers:
+                writer.result(60)
+        finally:
+            done.set()
+        for job in readers:
+            job.result(60)
+    assert seen[0] >= 10 and tier.used_bytes == 0
 
 
 def test_a_forked_child_reads_and_does_not_write(tmp_path: Path) -> None:
