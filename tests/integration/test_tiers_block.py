@@ -308,8 +308,22 @@ def test_closing_lets_another_process_write(tmp_path: Path) -> None:
     with pytest.raises(Conflict):
         another(tier).delete_pack(pack)
     second.close()
-    another(second).delete_pack(pack)
+    other = another(second)
+    other.delete_pack(pack)
     assert tier.pack_bytes(pack) is None, "it opens again when it is used"
+    with pytest.raises(Conflict) as held:
+        tier.create_pack(pack_id())
+    other.close()
+    sink = tier.create_pack("d" * 32)
+    tier.close()
+    other = another(tier)
+    with pytest.raises(Conflict):
+        other.create_pack(pack_id())
+    sink.write(b"late")
+    sink.seal()
+    assert bytes(other.read(add_pack(other, b"y"), 0, 1)) == b"y", "with the last pack, the lock goes"
+    assert bytes(other.read("d" * 32, 0, 4)) == b"late"
+    assert held.value, "its traceback holds objects, but no lock"
 
 
 # -- failing devices -------------------------------------------------------------------------------------------------
