@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
@@ -130,21 +130,40 @@ class ObjectTier:
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
 
-        Memory: all of what is asked for, and gaps of at most RANGE_GAP_BYTES.
+        All requests are begun now; what is asked for first can be used while the rest is on its way. Memory: all of what is
+        asked for, and gaps of at most RANGE_GAP_BYTES.
         """
         jobs = coalesced(wanted)
+        if len(jobs) == 1:
+            answer: Future[Buffer] = Future()
+            answer.set_result(self.read_once(*jobs[0].range))
+            return self._as_they_come(wanted, jobs, [answer])
+        threads = self._threads()
+        return self._as_they_come(wanted, jobs, [threads.submit(self.read_once, *job.range) for job in jobs])
 
-        def get(job: Job) -> Buffer:
-            return self.read_once(job.pack, job.offset, job.length)
-
-        got = list(self._threads().map(get, jobs)) if len(jobs) > 1 else [get(job) for job in jobs]
-        out: list[Buffer] = [b""] * len(wanted)
-        for job, data in zip(jobs, got, strict=True):
-            view = memoryview(data)
-            for number in job.members:
-                _, offset, length = wanted[number]
-                out[number] = view[offset - job.offset : offset - job.offset + length]
-        return iter(out)
+    def _as_they_come(
+        self, wanted: Sequence[tuple[str, int, int]], jobs: Sequence[Job], answers: list[Future[Buffer]]
+    ) -> Iterator[Buffer]:
+        job_of = {number: at for at, job in enumerate(jobs) for number in job.members}
+        left = [len(job.members) for job in jobs]
+        data: dict[int, memoryview] = {}  # of the jobs that are not used up
+        try:
+            for number, (_, offset, length) in enumerate(wanted):
+                if not length:
+                    yield b""
+                    continue
+                at = job_of[number]
+                if at not in data:
+                    data[at], answers[at] = memoryview(answers[at].result()), Future()
+                start = offset - jobs[at].offset
+                part = data[at][start : start + length]
+                left[at] -= 1
+                if not left[at]:
+                    del data[at]
+                yield part
+        finally:
+            for answer in answers:
+                answer.cancel()
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
