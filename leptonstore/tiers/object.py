@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from leptonstore import limits
@@ -33,8 +33,9 @@ _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
 class ObjectTier:
     """StoreHome over a bucket that exists. Any thread; any number of processes; a forked child may go on using it."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, abort_stale_uploads: Callable[[], int] = lambda: 0) -> None:
+        """abort_stale_uploads: ends what crashed writers left half-uploaded, and tells how many."""
+        self._client, self._abort_stale_uploads = client, abort_stale_uploads
         self._keeper = Keeper(client)
         self._lock = threading.Lock()
         self._uploads: ThreadPoolExecutor | None = None
@@ -224,15 +225,16 @@ class ObjectTier:
         return True
 
     def remove_dead_temporaries(self) -> int:
-        """Remove what crashed processes left behind. Returns how many objects."""
+        """Remove what crashed processes left behind. Returns how many objects and uploads."""
+        uploads = self._abort_stale_uploads()
         probes, _ = self._client.list_folder(CLOCK)
         if not probes:
-            return 0
+            return uploads
         now = self._keeper.server_time()
         dead = [probe for probe in probes if is_dead(probe, now)]
         for probe in dead:
             self._client.delete(probe.path)
-        return len(dead)
+        return len(dead) + uploads
 
     def after_fork(self) -> None:
         """In a child process: no threads, no locks of the parent's; requests go through an obstore of its own."""

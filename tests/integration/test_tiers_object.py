@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite
 from leptonstore.tiers import object_fork
 from leptonstore.tiers.object import ObjectTier
 from leptonstore.tiers.object_locks import ObjectLock
+from leptonstore.tiers.object_uploads import Access, abort_stale
 from leptonstore.tiers.open import open_tier
 from tests.integration.proxy import Proxy
 from tests.integration.seaweed import KEY, SECRET, Server
@@ -209,6 +211,60 @@ def test_a_create_whose_answer_was_lost_does_not_win_twice(bucket_url: str, prox
     entries: list[dict[str, Any]] = []
     log.replay(LogState(), entries.append)
     assert [entry["action"] for entry in entries] == [f"entry {number}" for number in range(1, 6)]
+
+
+def test_uploads_of_crashed_writers_are_aborted(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed in the middle of an upload leaves parts that the server keeps, and charges for."""
+    begin = f"""
+import os, sys
+from leptonstore.tiers.open import open_tier
+tier = open_tier({bucket_url!r})
+sink = tier.create_pack("ab" * 16)
+sink.write(bytes(20 << 20))
+while tier.counters.to_json().get("part", 0) < 2 or sink._running:
+    pass
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", begin], check=False, timeout=60).returncode == 9
+    tier = object_tier(bucket_url)
+    other = object_tier(bucket_url.rpartition("/")[0])
+    assert tier.remove_dead_temporaries() == 0, "it may be another writer's that is at work"
+    monkeypatch.setattr(limits, "UPLOAD_STALE_S", -10.0)
+    assert other.remove_dead_temporaries() == 0, "it is not below that prefix's packs/"
+    assert tier.remove_dead_temporaries() == 1
+    assert tier.remove_dead_temporaries() == 0
+    assert list(tier.packs()) == []
+
+
+NO_TIME = f"<r><Upload><Key>p/packs/ab/{'ab' * 16}.pack</Key><Initiated>soon</Initiated></Upload></r>".encode()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"not xml", b"<!DOCTYPE x [<!ENTITY a 'b'>]><a/>", b"<Upload><Key>packs/x", NO_TIME, b"<a/>"]
+)
+def test_a_listing_of_uploads_that_is_none_is_harmless(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            access = Access("bucket", "key", "secret", "token", "r", f"http://127.0.0.1:{server.server_address[1]}")
+            if answer == b"<a/>":
+                assert abort_stale(access, "p") == 0
+            else:
+                with pytest.raises(TierUnavailable, match="listed its uploads"):
+                    abort_stale(access, "p")
+        finally:
+            server.shutdown()
+            thread.join(10)
 
 
 # -- where credentials come from ------------------------------------------------------------------------------------
