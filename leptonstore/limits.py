@@ -140,7 +140,7 @@ INDEX_COMMIT_ROWS = 16_384  # rows changed in one write transaction; each may to
 # -- object stores -------------------------------------------------------------------------------------------------
 OBJECT_PART_BYTES = 8 * MIB  # of a multipart upload (S3 wants 5 MiB at least); a pack of one part is one PUT
 OBJECT_PARTS_IN_FLIGHT = 4  # of one pack
-OBJECT_THREADS = 8  # of a tier, for uploads and for ranges that are read at a time
+OBJECT_THREADS = 16  # of a tier, for uploads and for ranges that are read at a time
 OBJECT_CREATE_TRIES = 5  # of a conditional create that the server calls a conflict although nothing is there
 # Time. A request that fails is repeated with exponential backoff and jitter, up to RETRIES_MAX times and no longer than RETRY_S; so
 # an error is told after RETRY_S + STALL_S at most, and after about 20 s when nobody listens.
@@ -154,6 +154,7 @@ OBJECT_BACKOFF_S_MAX = 5.0
 # before somebody is taken for dead.
 LOCK_RENEW_S = 60.0
 LOCK_DEAD_S = 600.0
+UPLOAD_STALE_S = 3 * 86_400.0  # a multipart upload that began before that has no writer any more
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
 RANGE_BYTES_MAX = 8 * MIB

@@ -7,6 +7,7 @@ Anything out of the ordinary (not published yet, a chunk list, damage, a pack th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -22,43 +23,60 @@ if TYPE_CHECKING:
 
 
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
-    """`get` (which is the store's, for one chunk) of each, in order. Memory: about READ_TOGETHER_BYTES. Raises what `get` raises."""
+    """`get` (which is the store's, for one chunk) of each, in order. Memory: twice READ_TOGETHER_BYTES. Raises what `get` raises."""
     places = store.locate_many(digests)
-    for first, end in _batches(places):
-        yield from _get_batch(store, digests[first:end], places[first:end], get)
+    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
+        if place is not None and data is not None:
+            try:
+                yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
+                continue
+            except ChunkCorrupt:
+                pass  # a short answer is not damage; what follows tells what is
+        yield get(digest)
 
 
 def read_many_into(
     store: Store, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
 ) -> None:
-    """Each of the chunks into memory that is exactly as long. Memory besides: about READ_TOGETHER_BYTES."""
-    for first, end in _batches(places):
-        records = _records(store, places[first:end])
-        for digest, place, out, data in zip(
-            digests[first:end], places[first:end], parts[first:end], records, strict=True
-        ):
-            if place is not None and data is not None:
-                try:
-                    reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
-                    continue
-                except ChunkCorrupt:
-                    pass  # a short answer is not damage; what follows tells what is
-            store.read_into(digest, out)
+    """Each of the chunks into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
+    for digest, place, out, data in zip(digests, places, parts, _records(store, places), strict=True):
+        if place is not None and data is not None:
+            try:
+                reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
+                continue
+            except ChunkCorrupt:
+                pass  # a short answer is not damage; what follows tells what is
+        store.read_into(digest, out)
 
 
 def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
-    """The bytes of each record, None of one that cannot be had this way."""
-    wanted = [(place.pack, place.row.offset, place.row.end - place.row.offset) for place in places if _is_plain(place)]
-    records = store.tier.read_many(wanted)
+    """The bytes of each record, None of one that cannot be had this way. While one batch is used, the next is on its way."""
+    waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
+    for first, end in _batches(places):
+        waiting.append((places[first:end], _begin(store, places[first:end])))
+        if len(waiting) > 1:
+            yield from _finish(*waiting.popleft())
+    while waiting:
+        yield from _finish(*waiting.popleft())
+
+
+def _begin(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer]:
+    """Where a tier can, all requests are under way when this returns."""
+    rows = [(place.pack, place.row) for place in places if _is_plain(place)]
+    return store.tier.read_many([(pack, row.offset, row.end - row.offset) for pack, row in rows])
+
+
+def _finish(places: Sequence[Place | None], records: Iterator[Buffer]) -> Iterator[Buffer | None]:
     for number, place in enumerate(places):
         if not _is_plain(place):
             yield None
             continue
         try:
-            yield next(records)
+            data = next(records)
         except OSError:  # a pack is gone: other ways know where else to look
             yield from [None] * (len(places) - number)
             return
+        yield data
 
 
 def _is_plain(place: Place | None) -> TypeGuard[Place]:
@@ -77,16 +95,3 @@ def _batches(places: Sequence[Place | None]) -> Iterator[tuple[int, int]]:
             end += 1
         yield first, end
         first = end
-
-
-def _get_batch(
-    store: Store, digests: Sequence[Digest], places: Sequence[Place | None], get: Callable[[Digest], bytes]
-) -> Iterator[bytes]:
-    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
-        if place is not None and data is not None:
-            try:
-                yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
-                continue
-            except ChunkCorrupt:
-                pass  # a short answer is not damage; what follows tells what is
-        yield get(digest)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
@@ -33,8 +33,9 @@ _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
 class ObjectTier:
     """StoreHome over a bucket that exists. Any thread; any number of processes; a forked child may go on using it."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, abort_stale_uploads: Callable[[], int] = lambda: 0) -> None:
+        """abort_stale_uploads: ends what crashed writers left half-uploaded, and tells how many."""
+        self._client, self._abort_stale_uploads = client, abort_stale_uploads
         self._keeper = Keeper(client)
         self._lock = threading.Lock()
         self._uploads: ThreadPoolExecutor | None = None
@@ -130,21 +131,40 @@ class ObjectTier:
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
 
-        Memory: all of what is asked for, and gaps of at most RANGE_GAP_BYTES.
+        All requests are begun now; what is asked for first can be used while the rest is on its way. Memory: all of what is
+        asked for, and gaps of at most RANGE_GAP_BYTES.
         """
         jobs = coalesced(wanted)
+        if len(jobs) == 1:
+            answer: Future[Buffer] = Future()
+            answer.set_result(self.read_once(*jobs[0].range))
+            return self._as_they_come(wanted, jobs, [answer])
+        threads = self._threads()
+        return self._as_they_come(wanted, jobs, [threads.submit(self.read_once, *job.range) for job in jobs])
 
-        def get(job: Job) -> Buffer:
-            return self.read_once(job.pack, job.offset, job.length)
-
-        got = list(self._threads().map(get, jobs)) if len(jobs) > 1 else [get(job) for job in jobs]
-        out: list[Buffer] = [b""] * len(wanted)
-        for job, data in zip(jobs, got, strict=True):
-            view = memoryview(data)
-            for number in job.members:
-                _, offset, length = wanted[number]
-                out[number] = view[offset - job.offset : offset - job.offset + length]
-        return iter(out)
+    def _as_they_come(
+        self, wanted: Sequence[tuple[str, int, int]], jobs: Sequence[Job], answers: list[Future[Buffer]]
+    ) -> Iterator[Buffer]:
+        job_of = {number: at for at, job in enumerate(jobs) for number in job.members}
+        left = [len(job.members) for job in jobs]
+        data: dict[int, memoryview] = {}  # of the jobs that are not used up
+        try:
+            for number, (_, offset, length) in enumerate(wanted):
+                if not length:
+                    yield b""
+                    continue
+                at = job_of[number]
+                if at not in data:
+                    data[at], answers[at] = memoryview(answers[at].result()), Future()
+                start = offset - jobs[at].offset
+                part = data[at][start : start + length]
+                left[at] -= 1
+                if not left[at]:
+                    del data[at]
+                yield part
+        finally:
+            for answer in answers:
+                answer.cancel()
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
@@ -205,15 +225,16 @@ class ObjectTier:
         return True
 
     def remove_dead_temporaries(self) -> int:
-        """Remove what crashed processes left behind. Returns how many objects."""
+        """Remove what crashed processes left behind. Returns how many objects and uploads."""
+        uploads = self._abort_stale_uploads()
         probes, _ = self._client.list_folder(CLOCK)
         if not probes:
-            return 0
+            return uploads
         now = self._keeper.server_time()
         dead = [probe for probe in probes if is_dead(probe, now)]
         for probe in dead:
             self._client.delete(probe.path)
-        return len(dead)
+        return len(dead) + uploads
 
     def after_fork(self) -> None:
         """In a child process: no threads, no locks of the parent's; requests go through an obstore of its own."""

@@ -23,17 +23,14 @@ from typing import Any
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, LeptonError, NotPermitted, StoreFull, TierMissing, TierUnavailable
 
-# What servers say in the body of an error; obstore passes it on in the message.
-_NO_BUCKET = re.compile(r"NoSuchBucket|specified bucket does not exist|ContainerNotFound", re.IGNORECASE)
-# A number counts only where a status stands: the same text has ports and milliseconds.
-_FULL = re.compile(r"QuotaExceeded|InsufficientStorage|status(?: code)?:? 507\b", re.IGNORECASE)
-_FORBIDDEN = re.compile(
-    r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|ExpiredToken|status(?: code)?:? 40[13]\b|MissingCredential",
-    re.IGNORECASE,
-)
-_PAST_END = re.compile(
-    r"InvalidRange|status(?: code)?:? 416\b|StartTooLarge|[Rr]ange.*(too large|starts? past|not satisfiable)|wanted range"
-)
+# What servers say: a status, and in the body of an error a code, both of which obstore passes on in its message.
+_STATUS = re.compile(r"status code: (\d{3})\b")
+_CODE = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
+_FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"}
+_FORBIDDEN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "401", "403"}
+_PAST_END = {"InvalidRange", "416"}
+_NO_CREDENTIALS = re.compile(r"Missing ?Credential|MissingAccessKeyId|no credentials", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -131,16 +128,17 @@ class Client:
         if isinstance(error, LeptonError):
             return error
         text, name = str(error), type(error).__name__
+        said = _said(text)
         where = f"{self.url}/{path}" if path else self.url
-        if _NO_BUCKET.search(text):
+        if said & _NO_BUCKET or "specified bucket does not exist" in text:
             return TierMissing(f"{self.url}: no such bucket: create it, or correct the name", self.url)
         if isinstance(error, FileNotFoundError) or name == "NotFoundError":
             return FileNotFoundError(2, "no such object", where)
         if name in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
             return self._forbidden(where, text)
-        if _FULL.search(text):
+        if said & _FULL:
             return StoreFull(f"{where}: the server has no space left (or its quota is used up): {_short(text)}")
-        if _FORBIDDEN.search(text):
+        if said & _FORBIDDEN or _NO_CREDENTIALS.search(text):
             return self._forbidden(where, text)
         if name in ("UnknownConfigurationKeyError", "InvalidPathError", "ValueError", "TypeError"):
             return BadInput(f"{where} cannot be used: {_short(text)}")
@@ -174,7 +172,7 @@ class Client:
         try:
             data = obstore.get_range(store, path, start=offset, end=offset + length)
         except Exception as error:
-            if not isinstance(error, FileNotFoundError) and _PAST_END.search(str(error)) and self.size(path) <= offset:
+            if _is_past_end(error) and self.size(path) <= offset:
                 return b""
             raise self._failed(error, path) from None
         self.counters.add(bytes_read=len(data))
@@ -266,10 +264,22 @@ def _entries(metas: Any, folder: str) -> list[Entry]:
     return [entry for entry in map(_entry, metas) if entry.path != folder]
 
 
+def _said(text: str) -> set[str]:
+    """The status and the code of an answer."""
+    found = (_STATUS.search(text), _CODE.search(text))
+    return {match[1] for match in found if match is not None}
+
+
+def _is_past_end(error: BaseException) -> bool:
+    """Whether a range began where the object had ended. A store in memory says it in words of its own."""
+    text = str(error)
+    return bool(_said(text) & _PAST_END) or "StartTooLarge" in text or "range start" in text.lower()
+
+
 def _short(text: str) -> str:
     """One line of an error's text, which is long and comes from a server in part."""
     text = text.partition("\n\nDebug source")[0]
-    told = re.search(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", text, re.DOTALL)
+    told = _CODE.search(text)
     line = ": ".join(filter(None, told.groups())) if told else " ".join(text.split())
     line = "".join(char if char.isprintable() else "?" for char in line)
     return line if len(line) <= 300 else f"{line[:200]} … {line[-90:]}"

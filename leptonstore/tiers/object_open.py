@@ -9,16 +9,18 @@ s3fs bring it), botocore is asked, which knows profiles, SSO and roles. Nothing 
 from __future__ import annotations
 
 import importlib
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlparse
 
 from leptonstore import limits
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, TierUnavailable
 from leptonstore.tiers.object import ObjectTier
 from leptonstore.tiers.object_client import Client
 
 SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # as obstore looks for them
 
 
 def open_bucket(url: str) -> ObjectTier:
@@ -32,7 +34,10 @@ def open_bucket(url: str) -> ObjectTier:
         )
     if any(part in ("", ".", "..") for part in parsed.path.split("/")[1:]):
         raise BadInput(f"{url}: a prefix has no empty parts, and neither . nor ..")
-    return ObjectTier(Client(url, lambda obstore: _make(obstore, parsed.scheme, url)))
+    client = Client(url, lambda obstore: _make(obstore, parsed.scheme, url))
+    if parsed.scheme != "s3":
+        return ObjectTier(client)
+    return ObjectTier(client, lambda: _abort_stale(parsed.netloc, parsed.path.strip("/")))
 
 
 def _make(obstore: Any, scheme: str, url: str) -> Any:
@@ -55,41 +60,61 @@ def _make(obstore: Any, scheme: str, url: str) -> Any:
         },
     }
     store = kind.from_url(url, **options)
-    if scheme == "s3" and not {"access_key_id", "skip_signature"} & _given(store):
-        more = _from_botocore()
-        if more:
-            store = kind.from_url(url, **options, **more)
+    if scheme == "s3" and not any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
+        session, found = _profile()
+        if found is not None:
+            region = session.get_config_variable("region")
+            more = {"region": region} if region and "AWS_REGION" not in os.environ else {}
+            store = kind.from_url(url, **options, credential_provider=_Credentials(found), **more)
     return store
 
 
-def _given(store: Any) -> set[str]:
-    """The settings that obstore found."""
-    return {str(name).removeprefix("aws_") for name in store.config}
+class _Credentials:
+    """What obstore asks for credentials: botocore's, which renews them by itself."""
 
+    def __init__(self, found: Any) -> None:
+        self._found = found
 
-def _from_botocore() -> dict[str, Any]:
-    """What the user's AWS profile says, nothing when there is none (or no botocore)."""
-    try:
-        botocore = importlib.import_module("botocore.session")
-        errors = importlib.import_module("botocore.exceptions")
-    except ImportError:
-        return {}
-    try:
-        session = botocore.Session()
-        found = session.get_credentials()
-        region = session.get_config_variable("region")
-    except errors.BotoCoreError as error:
-        raise BadInput(f"the AWS profile cannot be used: {error}") from None
-    if found is None:
-        return {}
-
-    def credentials() -> dict[str, Any]:
-        frozen = found.get_frozen_credentials()
+    def __call__(self) -> dict[str, Any]:
+        frozen = self._found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + timedelta(minutes=10),  # botocore renews them by itself
+            "expires_at": datetime.now(UTC) + timedelta(minutes=10),
         }
 
-    return {"credential_provider": credentials, **({"region": region} if region else {})}
+
+def _profile() -> tuple[Any, Any]:
+    """botocore's session and the credentials that it finds, None where there are none (or no botocore). Raises BadInput."""
+    try:
+        botocore = importlib.import_module("botocore.session")
+        errors = importlib.import_module("botocore.exceptions")
+    except ImportError:
+        return None, None
+    try:
+        session = botocore.Session()
+        return session, session.get_credentials()
+    except errors.BotoCoreError as error:
+        raise BadInput(f"the AWS profile cannot be used: {error}") from None
+
+
+def _abort_stale(bucket: str, prefix: str) -> int:
+    """See object_uploads. 0 also where this user may not list uploads: they cost money, not data."""
+    from leptonstore.tiers.object_uploads import Access, abort_stale
+
+    key, secret, token = (
+        os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+    )
+    if not key:
+        _, found = _profile()
+        if found is None:
+            return 0
+        frozen = found.get_frozen_credentials()
+        key, secret, token = frozen.access_key, frozen.secret_key, frozen.token or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    try:
+        return abort_stale(Access(bucket, key, secret, token, region, endpoint), prefix)
+    except TierUnavailable:
+        return 0

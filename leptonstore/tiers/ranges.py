@@ -18,6 +18,11 @@ class Job:
     members: list[int] = field(default_factory=list)
 
     @property
+    def range(self) -> tuple[str, int, int]:
+        """(pack, offset, length)."""
+        return self.pack, self.offset, self.length
+
+    @property
     def end(self) -> int:
         """The first byte after it."""
         return self.offset + self.length

@@ -110,23 +110,33 @@ class TieredPacks:
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
-        together: dict[int, list[int]] = {}  # the tier -> which of `wanted`
-        for number, (pack, _, _) in enumerate(wanted):
-            at = self._order(pack)[0]
-            if isinstance(self.tiers[at], ManyReader):
-                together.setdefault(at, []).append(number)
-        found: dict[int, Buffer] = {}
-        for at, numbers in together.items():
-            tier = self.tiers[at]
-            assert isinstance(tier, ManyReader)
-            try:
-                found.update(zip(numbers, tier.read_many([wanted[number] for number in numbers]), strict=True))
-            except (OSError, TierUnavailable, NotPermitted):
-                if len(self.tiers) == 1:
-                    raise
-        for number, (pack, offset, length) in enumerate(wanted):
-            data = found.pop(number, None)
-            yield self.read(pack, offset, length) if data is None else data
+        places = [self._order(pack)[0] for pack, _, _ in wanted]
+        running = {
+            at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
+            for at, tier in enumerate(self.tiers)
+            if isinstance(tier, ManyReader)
+        }
+        return self._merged(wanted, places, running)  # a generator of its own: the requests have begun
+
+    def _merged(
+        self, wanted: Sequence[tuple[str, int, int]], places: list[int], running: dict[int, Iterator[Buffer]]
+    ) -> Iterator[Buffer]:
+        for (pack, offset, length), at in zip(wanted, places, strict=True):
+            data: Buffer | None = None
+            if at in running:
+                try:
+                    data = next(running[at])
+                except (OSError, TierUnavailable, NotPermitted):
+                    if len(self.tiers) == 1:
+                        raise
+                    del running[at]  # it has ended: what else it has is asked for one by one, and elsewhere
+            if data is None:
+                yield self.read(pack, offset, length)
+                continue
+            if len(self.tiers) > 1:
+                with self._lock:
+                    self._reads[pack] += len(data)
+            yield data
 
     def pass_over(self, pack: str) -> bool:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -13,21 +12,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leptonstore import limits
-from leptonstore.errors import NotPermitted, TierMissing, TierUnavailable
+from leptonstore.errors import BadInput, MissingExtra, NotPermitted, TierMissing, TierUnavailable
 from leptonstore.store.log import Log, LogState, Proposal
 from leptonstore.testing import tiers as suite
 from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite
+from leptonstore.tiers import object_fork
 from leptonstore.tiers.object import ObjectTier
 from leptonstore.tiers.object_locks import ObjectLock
+from leptonstore.tiers.object_uploads import Access, abort_stale
 from leptonstore.tiers.open import open_tier
 from tests.integration.proxy import Proxy
-from tests.integration.seaweed import Server
+from tests.integration.seaweed import KEY, SECRET, Server
 
 
 def object_tier(url: str) -> ObjectTier:
@@ -63,7 +65,7 @@ class TestS3(_ObjectSuite):
     def tier(self, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> ObjectTier:
         monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.2)
         monkeypatch.setattr(limits, "LOCK_DEAD_S", 2.5)  # the server's clock has whole seconds
-        monkeypatch.setattr(suite, "RACES", 3)  # a race of eight takes SeaweedFS a second
+        monkeypatch.setattr(suite, "RACERS", 3)  # a race of eight takes SeaweedFS seconds
         return object_tier(bucket_url)
 
 
@@ -78,7 +80,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONNECT_S", 0.4),
         ("RETRY_S", 0.6),
         ("RETRIES_MAX", 3),
-        ("BACKOFF_S_MAX", 0.2),
+        ("BACKOFF_S_MAX", 0.1),
     ):
         monkeypatch.setattr(limits, f"OBJECT_{name}", value)
 
@@ -211,41 +213,137 @@ def test_a_create_whose_answer_was_lost_does_not_win_twice(bucket_url: str, prox
     assert [entry["action"] for entry in entries] == [f"entry {number}" for number in range(1, 6)]
 
 
+def test_uploads_of_crashed_writers_are_aborted(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed in the middle of an upload leaves parts that the server keeps, and charges for."""
+    begin = f"""
+import os, sys
+from leptonstore.tiers.open import open_tier
+tier = open_tier({bucket_url!r})
+sink = tier.create_pack("ab" * 16)
+sink.write(bytes(20 << 20))
+while tier.counters.to_json().get("part", 0) < 2 or sink._running:
+    pass
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", begin], check=False, timeout=60).returncode == 9
+    tier = object_tier(bucket_url)
+    other = object_tier(bucket_url.rpartition("/")[0])
+    assert tier.remove_dead_temporaries() == 0, "it may be another writer's that is at work"
+    monkeypatch.setattr(limits, "UPLOAD_STALE_S", -10.0)
+    assert other.remove_dead_temporaries() == 0, "it is not below that prefix's packs/"
+    assert tier.remove_dead_temporaries() == 1
+    assert tier.remove_dead_temporaries() == 0
+    assert list(tier.packs()) == []
+
+
+NO_TIME = f"<r><Upload><Key>p/packs/ab/{'ab' * 16}.pack</Key><Initiated>soon</Initiated></Upload></r>".encode()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"not xml", b"<!DOCTYPE x [<!ENTITY a 'b'>]><a/>", b"<Upload><Key>packs/x", NO_TIME, b"<a/>"]
+)
+def test_a_listing_of_uploads_that_is_none_is_harmless(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            access = Access("bucket", "key", "secret", "token", "r", f"http://127.0.0.1:{server.server_address[1]}")
+            if answer == b"<a/>":
+                assert abort_stale(access, "p") == 0
+            else:
+                with pytest.raises(TierUnavailable, match="listed its uploads"):
+                    abort_stale(access, "p")
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+# -- where credentials come from ------------------------------------------------------------------------------------
+
+
+def test_credentials_come_from_a_profile_when_no_variable_has_them(
+    bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ((KEY, SECRET), ("other", "wrong")):
+        with open(tmp_path / "credentials", "a") as file:
+            profile = "team" if name == KEY else "default"
+            file.write(f"[{profile}]\naws_access_key_id = {name}\naws_secret_access_key = {value}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(NotPermitted):
+        object_tier(bucket_url).read_document("config", 10)
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    tier = object_tier(bucket_url)
+    assert tier.create_document("config", b"x") and tier.read_document("config", 10) == b"x"
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(BadInput, match=r"the AWS profile cannot be used: .*nobody"):
+        object_tier(bucket_url).read_document("config", 10)
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_fork, "_loaded", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    for url in ("s3://bucket/x", "memory://x"):
+        with pytest.raises(MissingExtra, match=r"leptonstore\[object\]"):
+            object_tier(url).read_document("config", 10)
+
+
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def race(url: str, processes: int, rounds: int) -> list[set[int]]:
-    """Each process tries to create each entry of the log; the entries that each was told to have created."""
-    command = [sys.executable, "-c", RACER, url, str(rounds)]
+    """In each round all processes are told at once to create the same entry; the entries that each was told to have created."""
+    command = [sys.executable, "-u", "-c", RACER, url]
     racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        for _ in range(processes)
     ]
-    try:
-        for racer in racers:
-            assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    won: list[set[int]] = [set() for _ in racers]
+
+    def say(line: str) -> list[str]:
         for racer in racers:
             assert racer.stdin is not None
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        return [set(json.loads(racer.communicate(timeout=3600)[0])) for racer in racers]
+            racer.stdin.write(f"{line}\n")
+        return [racer.stdout.readline().strip() for racer in racers if racer.stdout is not None]
+
+    try:
+        assert say("ready?") == ["ready"] * processes
+        for number in range(rounds):
+            for racer, answer in enumerate(say(f"log/{number:020d}")):
+                assert answer in ("won", "lost")
+                if answer == "won":
+                    won[racer].add(number)
+        return won
     finally:
-        for racer in racers:
-            racer.kill()
-            racer.wait()
+        for one in racers:
+            one.kill()
+            one.communicate()
 
 
 RACER = """
-import json, os, sys
+import os, sys
 from leptonstore.tiers.open import open_tier
 tier = open_tier(sys.argv[1])
 tier.read_document("config", 10)
-print("ready", flush=True)
-sys.stdin.readline()
 me = str(os.getpid()).encode()
-won = [n for n in range(int(sys.argv[2])) if tier.create_document(f"log/{n:020d}", me)]
-for n in won:
-    assert tier.read_document(f"log/{n:020d}", 100) == me
-print(json.dumps(won))
+for line in sys.stdin:
+    name = line.strip()
+    if name == "ready?":
+        print("ready")
+        continue
+    won = tier.create_document(name, me)
+    assert (tier.read_document(name, 100) == me) == won
+    print("won" if won else "lost")
 """
 
 
@@ -255,12 +353,16 @@ def assert_one_winner_each(won: list[set[int]], rounds: int) -> None:
 
 def test_of_two_processes_on_s3_one_wins_each_entry(bucket_url: str) -> None:
     rounds = int(os.environ.get("LEPTON_RACE_ROUNDS", "40"))
-    assert_one_winner_each(race(bucket_url, 2, rounds), rounds)
+    won = race(bucket_url, 2, rounds)
+    assert_one_winner_each(won, rounds)
+    assert all(won), "it was a race"
 
 
 def test_of_eight_processes_on_a_directory_one_wins_each_entry(tmp_path: Path) -> None:
     rounds = int(os.environ.get("LEPTON_RACE_ROUNDS", "100"))
-    assert_one_winner_each(race(str(tmp_path / "store"), 8, rounds), rounds)
+    won = race(str(tmp_path / "store"), 8, rounds)
+    assert_one_winner_each(won, rounds)
+    assert sum(map(bool, won)) > 1, "it was a race"
 
 
 def test_a_forked_child_reads_writes_and_leaves_its_parents_locks(bucket_url: str) -> None:
@@ -321,7 +423,7 @@ def run_in_fork(work: Callable[[], None]) -> None:
             TierUnavailable,
         ),
         ("Server returned non-2xx status code: 403 Forbidden: ", NotPermitted),
-        ("Client error with status 401 Unauthorized: No Body", NotPermitted),
+        ("Server returned non-2xx status code: 401 Unauthorized: ", NotPermitted),
         ("request took 507 ms, then status code: 500", TierUnavailable),
     ],
 )

@@ -1,0 +1,61 @@
+"""Large values land in their column's buffer exactly as one by one."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from leptonstore.dataset.large_values import read_into_array
+from leptonstore.dataset.values import Column, intern, resolve
+from leptonstore.errors import ChunkCorrupt, ChunkMissing
+from leptonstore.format.page import REFERENCE
+from leptonstore.store import Store
+from leptonstore.tiers.local import LocalTier
+
+
+def values_of(rng: random.Random, rows: int, text: bool) -> list[bytes | str | None]:
+    sizes = [rng.choice([0, 1, 17, 20_000, 70_000]) for _ in range(rows)]
+    if text:
+        return [None if rng.random() < 0.2 else rng.choice("aé") * size for size in sizes]
+    return [None if rng.random() < 0.2 else rng.randbytes(size) for size in sizes]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.large_string()])
+def test_mixed_columns_and_slices_of_them_come_back(store: Store, kind: pa.DataType) -> None:
+    rng = random.Random(1)
+    values = values_of(rng, 60, pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    column = intern(store, pa.array(values, kind))
+    assert resolve(store, column, kind).to_pylist() == values, "not published yet"
+    store.flush()
+    for start, stop in ((0, 60), (7, 23), (30, 30), (59, 60)):
+        part = column.slice(start, stop)
+        found = resolve(store, part, kind)
+        assert found.type == kind and found.to_pylist() == values[start:stop]
+        found.validate(full=True)
+
+
+def test_a_length_that_lies_allocates_nothing(store: Store) -> None:
+    digest = store.put(bytes(20_000))
+    store.flush()
+    values = pa.array([REFERENCE.pack(digest, 1 << 60)], pa.binary())
+    assert read_into_array(store, values, np.array([True]), pa.binary()) is None
+    assert resolve(store, Column(values, np.array([True])), pa.binary()).to_pylist() == [bytes(20_000)]
+
+
+def test_what_is_missing_or_altered_is_told(store: Store) -> None:
+    missing = pa.array([REFERENCE.pack(bytes(32), 20_000)], pa.binary())
+    with pytest.raises(ChunkMissing):
+        resolve(store, Column(missing, np.array([True])), pa.binary())
+    column = intern(store, pa.array([random.Random(seed).randbytes(30_000) for seed in range(3)], pa.binary()))
+    store.flush()
+    assert isinstance(store.home, LocalTier)
+    packs = list((store.home.root / "packs").rglob("*.pack"))
+    path = max(packs, key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[40_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ChunkCorrupt):
+        resolve(store, column, pa.binary())
