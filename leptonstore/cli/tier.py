@@ -15,7 +15,7 @@ from leptonstore.tiers.block_scan import volume_path
 
 @click.group("tier")
 def command() -> None:
-    """Prepare places where packs can live beside the store's own directory.
+    """Prepare places where packs can live beside the store's own directory. All take --json.
 
     \b
     Example:
