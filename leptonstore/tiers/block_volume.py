@@ -131,6 +131,9 @@ class Volume(VolumeReader):
         """With the lock: nobody else changes anything from here on."""
         os.fdatasync(file.fd)  # what is read from here on is on the device
         with self._lock:
+            self._copies = [(-1, -1)] * len(
+                self._copies
+            )  # read all of them: a write that failed may have left anything
             self._scan()
             self._mend(file.fd)
             self._used = bytearray(self.superblock.units)

@@ -28,6 +28,7 @@ from leptonstore.tiers.block_format import format_block
 from leptonstore.tiers.block_scan import VolumeReader
 from leptonstore.tiers.block_volume import Volume
 from leptonstore.tiers.direct import Buffers
+from leptonstore.tiers.roles import HomeReader, PackPruner, PackStreamer
 
 MIB = 1 << 20
 
@@ -133,6 +134,13 @@ def test_dropped_and_aborted_packs_give_their_space_back(tmp_path: Path) -> None
         del sink
         add_pack(tier, b"", pack=pack_id())
     tier.delete_pack(add_pack(tier, content(tier.capacity_bytes)))
+
+
+def test_it_plays_the_roles_of_packs_and_none_of_a_home(tmp_path: Path) -> None:
+    tier = small(tmp_path / "volume", 10)
+    assert isinstance(tier, PackPruner) and isinstance(tier, PackStreamer)
+    assert not isinstance(tier, HomeReader)
+    assert tier.url == f"block://{tmp_path}/volume" and tier.store_id == bytes(16)
 
 
 def test_a_pack_that_is_too_long_is_refused(tmp_path: Path) -> None:
