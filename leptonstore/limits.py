@@ -221,3 +221,51 @@ MOVES_PER_ENTRY_MAX = 64  # packs whose moves one log entry publishes; so much w
 WATERMARK_LOW = 0.9  # a tier over its watermark is emptied down to this share of it
 HOT_READS = 1.0  # a pack is hot when so many times its bytes were read from a farther tier since the last apply
 READS_FILE_BYTES_MAX = 16 * MIB
+
+# -- block volumes -------------------------------------------------------------------------------------------------
+# Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX
+# fits. A header block (4 KiB) for each unit is 0.4 % of the volume.
+VOLUME_UNIT_BYTES = 1 * MIB
+VOLUME_UNITS_MIN = 8
+# Header blocks come into use in steps: opening reads those in use, 4 KiB for each pack that there was at a time, in whole steps.
+VOLUME_HEADERS_STEP = 256
+VOLUME_PROBE_BYTES = 1 * MIB  # at both ends of a file or device, that must be zero before it becomes a volume
+
+# -- hot cache -----------------------------------------------------------------------------------------------------
+# One segment is what is preallocated and evicted at a time: budget / 64, so that eviction can choose, but at most 64 MiB (preallocating
+# that takes 20 ms), until there would be too many: then budget / 2,048.
+CACHE_SEGMENT_SHARE = 64
+CACHE_SEGMENT_BYTES_MIN = 64 * KIB
+CACHE_SEGMENT_BYTES_USUAL_MAX = 64 * MIB
+CACHE_SEGMENT_BYTES_MAX = 1 * GIB
+CACHE_SEGMENTS_MAX = 4_096  # slots of the shared table; a value above a quarter of a segment is a segment of its own
+CACHE_GEOMETRY_FACTOR = (
+    8  # a budget so many times larger or smaller than the one that a table was made for needs a new table
+)
+CACHE_BUDGET_BYTES_MIN = 1 * MIB
+CACHE_BUDGET_BYTES_MAX = 2_048 * CACHE_SEGMENT_BYTES_MAX
+CACHE_BUDGET_FREE_SHARE = (
+    0.25  # of what is free at its place, for a cache whose budget nobody said (`lepton cache warm`)
+)
+# The index has room for twice as many values as the budget holds at this average size: 32 bytes a slot, 0.8 % of the budget.
+# Smaller values (a row alone) fill it early: then the cache holds fewer of them, it never fails.
+CACHE_VALUE_BYTES_AVG = 8 * KIB
+CACHE_BUCKET_SLOTS = 16  # slots in which one key may stand; at half load 0.03 % of the values find no free one
+# Share of the budget that eviction calls wanted. The rest is what moving values together has to work with: a byte fetched moves one
+# byte at 0.75, four at 0.9 and eleven at 0.95, at equal hits (full shuffle, cache of half the data).
+CACHE_WANTED_SHARE = 0.75
+CACHE_MOVE_SHARE_MAX = 0.95  # segments that are wanted more than this are not worth moving
+# All values are ranked anew after 1/32 as many requests as there are values: 0.3 us a value, so 10 us a request.
+CACHE_RANK_SHARE = 32
+CACHE_RANK_REQUESTS_MIN = 32
+CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
+CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
+CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
+CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
+CACHE_FLIGHT_POLL_S_MAX = 0.004
+CACHE_MAPPINGS_MAX = 160  # segments that a process keeps mapped beyond their views: a descriptor each
+CACHE_PINNED_RETRY_PUTS = (
+    32  # values that go uncached after everything evictable was pinned, before that is tried again
+)
+CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
+CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report

@@ -26,6 +26,7 @@ SUMMARIES = {
     "du": "Show what each dataset and version takes, and what they share.",
     "quota": "Show or set the store's quota.",
     "tier": "Keep packs in several places, and move them between these.",
+    "cache": "Show, empty or fill this host's hot cache.",
     "upgrade": "Upgrade a store that an older version made.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",

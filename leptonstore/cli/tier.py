@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +22,11 @@ from leptonstore.store.prices import DEFAULT_TABLE, Price, month, parse_prices, 
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import halve_reads, load_reads
 from leptonstore.store.tier_mark import claim_tier
+from leptonstore.tiers.block import open_block
+from leptonstore.tiers.block_format import format_block
+from leptonstore.tiers.block_scan import volume_path
+
+_SCHEME = re.compile(r"[a-z0-9+.-]+:/")
 
 
 @click.group("tier")
@@ -94,14 +101,15 @@ def add(
 
     \b
     Example:
-      lepton tier add cold /mnt/archive/birds
+      lepton tier add cold s3://bucket/birds
+      lepton tier add disk block:///dev/sdb
       lepton tier add fast /nvme/birds --nearest --watermark 500GiB
     """
     with open_store(store) as opened:
         before = opened.placement
         if name in before.names:
             raise BadInput(f"there is a tier {name!r} already; `lepton tier set {name}` changes it")
-        new = TierSetting(name, str(Path(url).expanduser().absolute()) if "://" not in url else url, watermark)
+        new = TierSetting(name, str(Path(url).expanduser().absolute()) if not _SCHEME.match(url) else url, watermark)
         tiers = (new, *before.tiers) if nearest else (*before.tiers, new)
         placement = replace(before, tiers=tiers, write_to=name if write_here else before.write_to)
         placement.setting()  # says what is wrong before anything is made
@@ -348,3 +356,32 @@ def rm(name: str, store: str | None, as_json: bool) -> None:
         placement = replace(opened.placement, tiers=tiers, write_to=write_to, copies=min(before.copies, len(tiers)))
         _change(opened, placement)
         emit({"removed": name, "tiers": list(placement.names)}, as_json, f"tiers: {', '.join(placement.names)}")
+
+
+@command.command("format-block")
+@click.argument("path")
+@click.option("--size", type=Size(), metavar="SIZE", help="How large (100G). Of a block device: all of it by default.")
+@click.option("--force", is_flag=True, help="Also where there is something: it is lost.")
+@json_option
+def format_block_(path: str, size: int | None, force: bool, as_json: bool) -> None:
+    """Make PATH a block volume for packs: a file of fixed size, or a raw block device.
+
+    The space of a file is taken at once. A file or device that holds something, or is a volume already, is refused (exit code 2) without
+    --force, and one that is in use always (5). Exit code 6: the filesystem has less space than SIZE.
+
+    \b
+    Example:
+      lepton tier format-block /data/volume --size 100G
+      lepton tier format-block /dev/nvme1n1
+    """
+    place = volume_path(path)
+    made = format_block(place, size, force=force)
+    told = {
+        "url": open_block(place).url,
+        "volume_id": str(uuid.UUID(bytes=made.volume_id)),
+        "size_bytes": made.size,
+        "capacity_bytes": made.capacity,
+        "unit_bytes": made.unit,
+    }
+    text = f"{told['url']}: a volume of {human_bytes(made.size)} that holds {human_bytes(made.capacity)} of packs"
+    emit(told, as_json, text)

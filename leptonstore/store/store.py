@@ -50,7 +50,7 @@ from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
 from leptonstore.tiers.local import LocalTier
-from leptonstore.tiers.open import open_tier
+from leptonstore.tiers.open import open_packs, open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
@@ -583,7 +583,7 @@ class Store:
 def _opened_tier(url: str) -> PackReader:
     """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
     try:
-        tier = open_tier(url)
+        tier = open_packs(url)
     except LeptonError as error:
         return AbsentTier(url, str(error))
     if isinstance(tier, LocalTier) and tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX) is None:

@@ -8,14 +8,19 @@ from leptonstore.format import framed
 from leptonstore.store.config import DOCUMENT
 from leptonstore.store.placement import TIER_MARK
 from leptonstore.store.store import Store
-from leptonstore.tiers.open import open_tier
+from leptonstore.tiers.block import BlockTier
+from leptonstore.tiers.open import open_packs
 from leptonstore.tiers.roles import HomeWriter
 
 
 def claim_tier(url: str, store: Store) -> None:
     """Make the place at `url` a tier of `store`. Raises BadInput when it is a store itself or another one's tier."""
-    tier: object = open_tier(url)
-    if not isinstance(tier, HomeWriter):  # a volume says in its superblock whose it is
+    tier = open_packs(url)
+    if isinstance(tier, BlockTier):
+        if not tier.claim(store.config.store_id):
+            raise BadInput(f"{url} is a tier of another store: give another volume")
+        return
+    if not isinstance(tier, HomeWriter):
         return
     if tier.read_document(DOCUMENT, limits.CONFIG_BYTES_MAX) is not None:
         raise BadInput(f"{url} is a store itself: give another place for the packs")

@@ -64,6 +64,7 @@ class Writer:
         self._builders: dict[int, PackBuilder] = {}
         self._sealing: dict[PackBuilder, Future[PackRecord]] = {}
         self._sealed: dict[PackBuilder, PackRecord] = {}  # durable, but no log entry lists them yet
+        self._sealed_in: dict[str, int] = {}  # pack -> the round in which it was sealed, until it is published
         self._dropped: set[str] = set()  # were sealed, and are forgotten: their files are nobody's
         self._stale: list[PackBuilder] = []  # condemned before they were listed: being copied into new packs
         # Published packs that work counts on -> the round (from one `finish` to the next) that counted on them last. Kept for
@@ -228,6 +229,7 @@ class Writer:
             done = self._sealing.pop(builder, None)
             if record is not None and done is not None:
                 self._sealed[builder] = record
+                self._sealed_in[builder.id] = self._round  # `finish` waits for us before it begins another
             else:
                 with suppress(OSError):  # `error` says what is wrong; whoever waits below must be woken
                     builder.abort()
@@ -280,7 +282,9 @@ class Writer:
             gone = [builder for builder in self._sealed if builder.id in packs]
             for builder in gone:
                 del self._sealed[builder]
-            self._relied.update(dict.fromkeys(packs, self._round if round is None else round))
+            for pack in packs:
+                sealed_in = self._sealed_in.pop(pack, self._round)
+                self._relied[pack] = sealed_in if round is None else round
             if by_ref and round is not None:
                 self._claims.drop(pack for pack, last in self._relied.items() if last <= round)
         for builder in gone:
@@ -292,6 +296,7 @@ class Writer:
             stale = [builder for builder in self._sealed if builder.id in lost]
             for builder in stale:
                 del self._sealed[builder]
+                self._sealed_in.pop(builder.id, None)
             self._stale += stale
         for builder in stale:
             shelf = Shelf()
@@ -333,6 +338,7 @@ class Writer:
             gone = [builder for builder in self._sealed if builder.id in packs]
             for builder in gone:
                 del self._sealed[builder]
+                self._sealed_in.pop(builder.id, None)
         for builder in gone:
             builder.abort()
             self._tier.delete_pack(builder.id)
@@ -364,6 +370,7 @@ class Writer:
         self._dropped.update(builder.id for builder in self._sealed)
         self._builders, self._sealing, self._sealed, self._stale = {}, {}, {}, []
         self._relied.clear()
+        self._sealed_in.clear()
         self._claims.close()
 
     def close(self) -> None:

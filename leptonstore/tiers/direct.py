@@ -119,14 +119,32 @@ class Appender:
 
     def _hand_over(self, memory: memoryview) -> None:
         self._wait()
-        if self._start == 0:
-            self._direct = set_direct(self._fd, True)
+        self._prepare(self._start, self._start + len(memory))
         self._writing = self._executor().submit(self._write, memory, self._start), memory
         self._memory, self._start, self._filled = None, self._start + len(memory), 0
+
+    # Where the bytes go: these four are what somebody overrides whose pack is no file.
+
+    def _prepare(self, start: int, end: int) -> None:
+        """The caller's thread, before a full buffer is written from `start` to `end`."""
+        if start == 0:
+            self._direct = set_direct(self._fd, True)
 
     def _write(self, memory: memoryview, offset: int) -> None:
         """In the other thread. Nobody else uses the descriptor meanwhile."""
         self._direct = write_blocks(self._fd, memory, offset, self._direct)
+
+    def _write_last(self, memory: memoryview, filled: int, offset: int) -> None:
+        """The caller's thread: `filled` bytes of `memory`, the last ones."""
+        blocks = filled - filled % ALIGN if self._direct else 0
+        write_blocks(self._fd, memory[:blocks], offset, self._direct)
+        if self._direct:
+            set_direct(self._fd, False)
+        write_all(self._fd, memory[blocks:filled], offset + blocks)
+
+    def _read_back(self, offset: int, length: int) -> bytes:
+        """What was written there."""
+        return os.pread(self._reading_fd, length, offset)
 
     def _wait(self) -> None:
         """Under the lock: until nothing is being written. Raises what went wrong."""
@@ -143,7 +161,7 @@ class Appender:
             end, data = offset + length, b""
             if offset < self._start:
                 self._wait()
-                data = os.pread(self._reading_fd, min(end, self._start) - offset, offset)
+                data = self._read_back(offset, min(end, self._start) - offset)
             if end > self._start and self._memory is not None:
                 data += self._memory[max(offset, self._start) - self._start : end - self._start]
             return data
@@ -153,11 +171,7 @@ class Appender:
         with self._lock:
             self._wait()
             if self._memory is not None:
-                blocks = self._filled - self._filled % ALIGN if self._direct else 0
-                write_blocks(self._fd, self._memory[:blocks], self._start, self._direct)
-                if self._direct:
-                    set_direct(self._fd, False)
-                write_all(self._fd, self._memory[blocks : self._filled], self._start + blocks)
+                self._write_last(self._memory, self._filled, self._start)
                 self._start, self._filled = self.length, 0
                 self._buffers.give(self._memory)
                 self._memory = None

@@ -23,8 +23,9 @@ from typing import Any
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, LeptonError, NotPermitted, StoreFull, TierMissing, TierUnavailable
 
-# What servers say: a status, and in the body of an error a code, both of which obstore passes on in its message.
-_STATUS = re.compile(r"status code: (\d{3})\b")
+# What servers say: a status, and in the body of an error a code, both of which obstore passes on in its message
+# (where ports and milliseconds stand, too).
+_STATUS = re.compile(r"status(?: code)?:? (\d{3})\b", re.IGNORECASE)
 _CODE = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"}

@@ -35,6 +35,8 @@ class Server:
     endpoint: str
     filer: str
     process: subprocess.Popen[bytes]
+    command: list[str]
+    folder: Path
 
     def environment(self) -> dict[str, str]:
         """The variables that S3 clients read."""
@@ -120,22 +122,37 @@ def start(folder: Path) -> Server:
         ),
         *(
             "-s3.port.iceberg=0",
+            "-s3.port.lance=0",  # a fixed port otherwise: two servers at a time would not start
             "-s3.autoCreateBucket=false",
             "-s3.iam=false",
         ),
     ]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
+    server = Server(f"http://127.0.0.1:{s3}", f"http://127.0.0.1:{filer}", _launch(command, folder), command, folder)
+    _wait(server)
+    return server
+
+
+def _launch(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=folder
         )
-    server = Server(f"http://127.0.0.1:{s3}", f"http://127.0.0.1:{filer}", process)
+
+
+def restart(server: Server) -> None:
+    """Start a stopped server again: the same place, the same data."""
+    server.process = _launch(server.command, server.folder)
+    _wait(server)
+
+
+def _wait(server: Server) -> None:
+    """Until it takes an object."""
     deadline = time.monotonic() + START_S_MAX
     while not _answers(server):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if server.process.poll() is not None or time.monotonic() > deadline:
             stop(server)
-            raise RuntimeError(f"weed did not start:\n{(folder / 'log').read_text(errors='replace')[-3000:]}")
+            raise RuntimeError(f"weed did not start:\n{(server.folder / 'log').read_text(errors='replace')[-3000:]}")
         threading.Event().wait(0.05)
-    return server
 
 
 def stop(server: Server) -> None:

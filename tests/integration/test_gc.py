@@ -36,7 +36,7 @@ from leptonstore.format.commit import Commit
 from leptonstore.store import RefUpdate, Store, check_store
 from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import Collector, GcReport, collect
-from leptonstore.store.leases import LEASES, WRITERS
+from leptonstore.store.leases import LEASES, WRITERS, claimed_packs
 from leptonstore.store.log import LogState
 
 # Small pieces, so that a value of 100 KB is a chunk list.
@@ -708,3 +708,14 @@ def test_garbage_collection_needs_a_program_that_knows_fences(store: Store) -> N
     remove(store, "a")
     gc(store.url)
     assert "fences" in Store.open(store.url).state.requires
+
+
+def test_a_pack_published_late_in_the_background_is_claimed_no_longer_than_its_commit(tmp_path: Path) -> None:
+    """It counted as work of the next round, so that its claim stayed until another commit, and nothing could retire the pack."""
+    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as store:
+        commit = store.put(b"any value")
+        round = store._writer.finish()
+        store._publish_packs()  # as the thread that sealed it does, here after `finish`
+        update = RefUpdate("dataset/a/main", None, commit.hex())
+        store._publish("commit", lambda state: (update,), round)
+        assert store.state.packs and claimed_packs(store.home) == set()

@@ -379,6 +379,27 @@ def test_the_command_line_from_one_directory_to_two_and_back(store: Store, tmp_p
     readable(reopened(store, tmp_path, "cache5"))
 
 
+def test_a_block_volume_is_a_tier_of_one_store(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.close()
+    volume = tmp_path / "volume"
+    done = CliRunner().invoke(tier_command, ["format-block", str(volume), "--size", "16M"])
+    assert done.exit_code == 0, done.output
+    run_tier(tmp_path, "rm", "colder")
+    run_tier(tmp_path, "rm", "cold")
+    run_tier(tmp_path, "add", "volume", f"block://{volume}")
+    run_tier(tmp_path, "set", "home", "--watermark", "0")
+    run_tier(tmp_path, "apply")
+    assert not held(tmp_path / "store")
+    with reopened(store, tmp_path) as other:
+        readable(other)
+        assert check_store(other, read_data=True).clean
+    Store.create(tmp_path / "other", cache_dir=tmp_path / "cache9").close()
+    words = ["add", "mine", f"block://{volume}", "--store", str(tmp_path / "other")]
+    refused = CliRunner().invoke(tier_command, words, env={"XDG_CACHE_HOME": str(tmp_path / "xdg")})
+    assert isinstance(refused.exception, BadInput) and "another store" in str(refused.exception)
+
+
 def test_a_malformed_price_table_is_named(store: Store, tmp_path: Path) -> None:
     table = tmp_path / "prices.toml"
     for text, why in [

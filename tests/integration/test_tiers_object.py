@@ -413,3 +413,22 @@ def run_in_fork(work: Callable[[], None]) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (
+            "Error performing PUT http://127.0.0.1:49403/t/config in 401.8103ms - HTTP error: error sending request",
+            TierUnavailable,
+        ),
+        ("Server returned non-2xx status code: 403 Forbidden: ", NotPermitted),
+        ("Client error with status 401 Unauthorized: No Body", NotPermitted),
+        ("request took 507 ms, then status code: 500", TierUnavailable),
+    ],
+)
+def test_a_duration_or_port_is_no_status(text: str, kind: type[Exception]) -> None:
+    """A server that was down after 401.8 ms was reported as one that refused the credentials."""
+    tier = open_tier("memory://texts")
+    assert isinstance(tier, ObjectTier)
+    assert type(tier._client.error(OSError(text), "config")) is kind

@@ -1,0 +1,111 @@
+"""The directory of a hot cache: one that only this user can write to; and the lock of those who change what is in it.
+
+/dev/shm is writable for everybody and our name in it can be guessed: a directory that another user made there, or a symbolic link, is
+refused, as whoever owns it could hand us bytes and see ours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from leptonstore.errors import BadInput, NotPermitted
+
+_RAM = {"tmpfs", "ramfs"}
+
+
+def prepare(path: Path, ram_only: bool) -> None:
+    """Make the directory, or check the one that is there.
+
+    Raises BadInput (not in RAM where that is asked for), NotPermitted (not ours alone), OSError (read-only, full, no directory).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotPermitted(f"hot cache {path} is not a directory: remove it, or name another place") from None
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise NotPermitted(
+                f"hot cache {path} can be written by others (owner {status.st_uid}, mode {status.st_mode & 0o777:o}): "
+                "name a directory of your own, with mode 700"
+            ) from None
+    if ram_only and filesystem_of(path) not in _RAM:
+        raise BadInput(
+            f"hot cache {path} is on a {filesystem_of(path) or 'unknown'} filesystem, and decrypted values may only be kept "
+            "in RAM: name a directory on a tmpfs, such as /dev/shm"
+        )
+
+
+def filesystem_of(path: Path) -> str:
+    """Type of the filesystem that `path` is on ("tmpfs", "ext4"); empty when the system does not tell."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1]
+    return ""
+
+
+class HostLock:
+    """A lock between all threads and processes of a host, given back by the system when its holder dies.
+
+    Use as a context manager; not reentrant. flock belongs to an open file, which threads share: hence the mutex.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.mutex = threading.Lock()
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def __enter__(self) -> HostLock:
+        self.mutex.acquire()
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except BaseException:
+            self.mutex.release()
+            raise
+        return self
+
+    def try_enter(self) -> bool:
+        """Enter if that needs no waiting; then `__exit__` is due."""
+        if not self.mutex.acquire(blocking=False):
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            self.mutex.release()
+            return False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        finally:
+            self.mutex.release()
+
+    def after_fork_in_child(self) -> None:
+        """The inherited file is the parent's lock, too: open one of our own. Raises OSError."""
+        self.mutex = threading.Lock()
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        self._fd = self._open()
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,82 @@
+"""Single flight: of all threads and processes of a host that miss the same key, one fetches.
+
+A flight is an exclusive lock on one byte of a file, at the key's fingerprint, held by a descriptor of its own (an "open file description"
+lock: it knows threads and processes alike, and the system gives it back when its holder dies). Nobody waits in the system: whoever
+waits looks for the value meanwhile, and after a bounded time fetches it too, as the fetcher may be a stopped process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from leptonstore import limits
+
+_T = TypeVar("_T")
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux, 64 bit: type, whence, start, length, pid
+_RANGE_MASK = (1 << 62) - 1
+_held: set[int] = set()  # descriptors of flights under way: a forked child must not keep them
+
+
+def open_flight(path: Path) -> int:
+    """What `flight` needs; it closes it. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    _held.add(file)
+    return file
+
+
+@contextlib.contextmanager
+def flight(file: int, key_print: int, landed: Callable[[], _T | None], kept: Callable[[], bool]) -> Iterator[_T | None]:
+    """Enter as the one that fetches (None), or with what another has fetched meanwhile.
+
+    Not `kept`: the cache does not keep this value, so whoever waited for it in vain fetches beside the others, as a queue would fetch one
+    after another.
+    """
+    try:
+        found, waited = _wait(file, key_print, landed)
+        if found is None:
+            found = landed()  # it may have landed between the last look and the lock
+        if found is None and waited and not kept():
+            _close(file)
+        yield found
+    finally:
+        _close(file)
+
+
+def _wait(file: int, key_print: int, landed: Callable[[], _T | None]) -> tuple[_T | None, bool]:
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, key_print & _RANGE_MASK, 1, 0)
+    pause, until = 0.0001, time.monotonic() + limits.CACHE_FLIGHT_WAIT_S_MAX
+    waited = False
+    while True:
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, wanted)
+            return None, waited
+        except BlockingIOError:
+            waited = True
+        time.sleep(pause)
+        found = landed()
+        if found is not None or time.monotonic() > until:
+            return found, True
+        pause = min(2 * pause, limits.CACHE_FLIGHT_POLL_S_MAX)
+
+
+def _close(file: int) -> None:
+    if file in _held:
+        _held.discard(file)
+        os.close(file)
+
+
+def _after_fork_in_child() -> None:
+    for file in _held:
+        with contextlib.suppress(OSError):
+            os.close(file)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,539 @@
+"""The hot cache with processes, threads, forks, plans, damage, and directories that are full, read-only or not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leptonstore.cache import HotCache
+from leptonstore.digest import digest_of
+from leptonstore.errors import BadInput
+
+PROJECT = Path(__file__).resolve().parents[2]
+BUDGET = 4 << 20
+
+
+def key_of(number: int) -> bytes:
+    return digest_of(b"%d" % number)
+
+
+def value_of(number: int, size: int = 20_000) -> bytes:
+    return number.to_bytes(4, "little") * (size // 4)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[HotCache]:
+    with HotCache(tmp_path / "cache", BUDGET, on_problem=pytest.fail) as made:
+        yield made
+
+
+def run_python(code: str, *arguments: object) -> Any:
+    """The JSON that a process of its own prints last: it may fork, which pytest's threads forbid."""
+    done = start_python(code, *arguments)
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0, err
+    return json.loads(out.strip().split("\n")[-1])
+
+
+def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+# -- processes and threads ---------------------------------------------------------------------------------------------
+
+HAMMER = """
+import json, random, sys
+from leptonstore.cache import HotCache
+from leptonstore.digest import digest_of
+folder, seed = sys.argv[1], int(sys.argv[2])
+rng = random.Random(seed)
+wrong = fetched = 0
+with HotCache(folder, 4 << 20) as cache:
+    sys.stdin.readline()
+    for turn in range(1500):
+        number = int(500 * rng.random() ** 2)
+        value = number.to_bytes(4, "little") * (1 + number * 37 % 8000)
+        def fetch():
+            global fetched
+            fetched += 1
+            return value
+        wrong += cache.get_or_put(digest_of(b"%d" % number), fetch).data != value
+    stats = cache.stats()
+print(json.dumps({"wrong": wrong, "fetched": fetched, "stats": stats}))
+"""
+
+
+def test_four_processes_share_one_cache(tmp_path: Path) -> None:
+    """Right bytes, one budget for all, counts summed over all; what one put, others hit."""
+    folder = tmp_path / "cache"
+    running = [start_python(HAMMER, folder, seed) for seed in range(4)]
+    results = []
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        results.append(json.loads(out))
+    assert [result["wrong"] for result in results] == [0] * 4
+    with HotCache(folder) as cache:
+        stats = cache.stats()
+    assert stats["hits"] + stats["misses"] == 4 * 1500
+    fetched = sum(result["fetched"] for result in results)
+    assert 500 < fetched <= stats["misses"] and stats["evicted_bytes"] > 0, "nothing was evicted: nothing was tested"
+    assert stats["pinned_bytes"] == 0 and stats["linked_bytes"] + stats["index_bytes"] <= BUDGET
+    files = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(".seg"))
+    assert files == stats["linked_bytes"]
+
+
+FLIGHT = """
+import json, sys, time
+from leptonstore.cache import HotCache
+from leptonstore.digest import digest_of
+fetched = 0
+def fetch():
+    global fetched
+    fetched += 1
+    time.sleep(0.02)  # a tier's answer: long enough that the others come meanwhile
+    return bytes(10_000)
+with HotCache(sys.argv[1], 4 << 20) as cache:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(20):
+        assert cache.get_or_put(digest_of(b"%d" % number), fetch).data == bytes(10_000)
+print(fetched)
+"""
+
+
+def test_of_all_processes_that_miss_one_fetches(tmp_path: Path) -> None:
+    running = [start_python(FLIGHT, tmp_path / "cache") for _ in range(3)]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    fetched = []
+    for process in running:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        fetched.append(int(out.strip().split("\n")[-1]))
+    assert sum(fetched) == 20, fetched
+
+
+def test_of_all_threads_that_miss_one_fetches(cache: HotCache) -> None:
+    """And an error of the fetcher goes to its caller only: another one fetches."""
+    together, fetched, errors = threading.Barrier(6), [], []
+
+    def fetch() -> bytes:
+        fetched.append(1)
+        if len(fetched) == 1:
+            raise OSError("the tier is down")
+        return value_of(1)
+
+    def ask() -> None:
+        together.wait(10)
+        try:
+            assert cache.get_or_put(key_of(1), fetch).data == value_of(1)
+        except OSError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(fetched) == 2 and errors == ["the tier is down"]
+
+
+KILLED = """
+import sys, time
+from leptonstore.cache import HotCache
+from leptonstore.digest import digest_of
+def fetch():
+    print("fetching", flush=True)
+    time.sleep(100)
+HotCache(sys.argv[1], 4 << 20).get_or_put(digest_of(b"1"), fetch)
+"""
+
+
+def test_a_killed_fetcher_frees_the_others(cache: HotCache) -> None:
+    process = start_python(KILLED, cache.path)
+    assert process.stdout is not None and process.stdout.readline() == "fetching\n"
+    got: list[bytes] = []
+    waiting = threading.Thread(target=lambda: got.append(bytes(cache.get_or_put(key_of(1), lambda: value_of(1)).data)))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive(), "nobody waited for the fetcher"
+    process.kill()
+    process.communicate()
+    waiting.join(10)
+    assert got == [value_of(1)]
+
+
+FORK = """
+import json, os, sys
+from leptonstore.cache import HotCache
+from leptonstore.digest import digest_of
+key = lambda number: digest_of(b"%d" % number)
+cache = HotCache(sys.argv[1], 4 << 20)
+cache.put(key(1), b"one" * 1000)
+lease = cache.get(key(1))
+cache.plan([key(1), key(2)])
+ready, go = os.pipe(), os.pipe()
+if os.fork() == 0:
+    ok = cache.get(key(1)).data == b"one" * 1000 and cache.put(key(2), b"two" * 1000) and cache.plan([key(3)]) == 1
+    os.write(ready[1], b"y" if ok and lease.data == b"one" * 1000 else b"n")
+    os.read(go[0], 1)  # the lease that it inherited is still there
+    os._exit(0)
+child_ok = os.read(ready[0], 1) == b"y"
+hit = cache.get(key(2)).data == b"two" * 1000
+plans = cache.stats()["plans"]
+lease.release()
+cache.clear()
+pinned_by_child = cache.stats()["pinned_bytes"]
+os.write(go[1], b"x")
+os.wait()
+print(json.dumps([child_ok, hit, plans, pinned_by_child > 0, cache.stats()["pinned_bytes"]]))
+"""
+
+
+def test_a_forked_child_uses_the_cache_on(tmp_path: Path) -> None:
+    """With locks and a plan of its own; a lease that it inherited pins until it ends; the parent's plan stays the parent's."""
+    assert run_python(FORK, tmp_path / "cache") == [True, True, 2, True, 0]
+
+
+def test_threads_read_and_write_while_others_evict(cache: HotCache) -> None:
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for number in rng.integers(0, 400, 400).tolist():
+            if cache.get_or_put(key_of(number), lambda number=number: value_of(number)).data != value_of(number):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    stats = cache.stats()
+    assert wrong == [] and stats["evicted_bytes"] > 0 and stats["pinned_bytes"] == 0
+
+
+# -- leases and the budget -----------------------------------------------------------------------------------------------
+
+
+def test_a_lease_outlives_eviction_and_is_charged(cache: HotCache) -> None:
+    """Pinned bytes count against the budget until the last view has gone; then they are free again."""
+    cache.put(key_of(0), value_of(0))
+    lease = cache.get(key_of(0))
+    assert lease is not None
+    part = np.frombuffer(lease.data, np.uint8)[100:200]
+    lease.release()
+    assert len(lease.data) == 0
+    cache.clear()
+    assert cache.get(key_of(0)) is None
+    pinned = cache.stats()["pinned_bytes"]
+    assert pinned > 0 and bytes(part) == value_of(0)[100:200]
+    for number in range(1, 400):
+        cache.put(key_of(number), value_of(number))
+    stats = cache.stats()
+    assert stats["pinned_bytes"] == pinned and stats["linked_bytes"] + pinned + stats["index_bytes"] <= BUDGET
+    assert bytes(part) == value_of(0)[100:200]
+    del part
+    assert cache.stats()["pinned_bytes"] == 0
+
+
+def test_when_all_is_pinned_values_go_uncached_and_right(cache: HotCache) -> None:
+    for number in range(400):
+        cache.put(key_of(number), value_of(number))
+    leases = [lease for number in range(400) if (lease := cache.get(key_of(number))) is not None]
+    assert cache.get_or_put(key_of(1000), lambda: value_of(1000)).data == value_of(1000)
+    stats = cache.stats()
+    assert stats["refused"] >= 1 and stats["linked_bytes"] + stats["pinned_bytes"] + stats["index_bytes"] <= BUDGET
+    del leases
+    assert any(cache.put(key_of(number), value_of(number)) for number in range(1001, 1101))
+
+
+def test_an_arena_is_a_segment_of_its_own(cache: HotCache) -> None:
+    arena = np.random.default_rng(0).bytes(2 << 20)
+    lease = cache.get_or_put(key_of(0), lambda: arena)
+    assert lease.data == arena and cache.stats()["linked_bytes"] >= 2 << 20
+    assert not cache.put(key_of(1), bytes(BUDGET)), "more than the budget"
+    assert cache.get(key_of(0)) is not None
+
+
+def test_a_smaller_budget_evicts(cache: HotCache) -> None:
+    for number in range(400):
+        cache.put(key_of(number), value_of(number))
+    with HotCache(cache.path, 2 << 20) as smaller:
+        stats = smaller.stats()
+    assert stats["linked_bytes"] + stats["index_bytes"] <= 2 << 20 and stats["values"] > 0
+
+
+# -- plans ---------------------------------------------------------------------------------------------------------------
+
+
+def epochs(cache: HotCache, planned: bool, rows: int, count: int) -> float:
+    """The share of the bytes that was fetched from the second epoch on; the order of the next epoch is planned before one ends."""
+    keys = np.frombuffer(b"".join(map(key_of, range(rows))), np.uint8).reshape(rows, 32)
+    orders = [np.random.default_rng(epoch).permutation(rows) for epoch in range(count + 1)]
+    fetched = 0
+    if planned:
+        cache.plan(keys[orders[0]])
+    for epoch in range(count):
+        if planned:
+            cache.plan(keys[orders[epoch + 1]])
+        for row in orders[epoch].tolist():
+            if cache.get(key_of(row)) is None:
+                fetched += epoch > 0
+                cache.put(key_of(row), value_of(row, 15_000))
+    return fetched / rows / (count - 1)
+
+
+def test_a_plan_evicts_by_furthest_next_use(tmp_path: Path) -> None:
+    """A cache of half the data: no policy fetches less than half of it per epoch, LRU fetches 85 %. Small segments cost some."""
+    share = {}
+    for planned in (True, False):
+        with HotCache(tmp_path / f"{planned}", 500 * 15_000) as cache:
+            share[planned] = epochs(cache, planned, rows=1_000, count=3)
+    assert share[True] <= 0.6 and share[False] >= 0.8, share
+
+
+def test_the_plan_of_a_dead_client_is_forgotten(cache: HotCache) -> None:
+    code = """
+import os, sys
+from leptonstore.cache import HotCache
+cache = HotCache(sys.argv[1])
+cache.plan([bytes(32)])
+print(cache.stats()["plans"], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    process = start_python(code, cache.path)
+    out, _ = process.communicate(timeout=60)
+    assert out == "1\n" and process.returncode == -9
+    assert cache.stats()["plans"] == 0 and not list(cache.path.glob("*.plan"))
+
+
+def test_keys_that_are_asked_for_out_of_turn_move_the_plan_on(cache: HotCache) -> None:
+    cache.plan([key_of(number) for number in (0, 1, 2, 3, 0, 1, 2, 3)])
+    for number in (1, 0, 3, 2):  # two threads of a loader
+        cache.get(key_of(number))
+    assert cache.plan([]) == 4
+
+
+# -- damage and bad places -------------------------------------------------------------------------------------------------
+
+
+def test_no_damaged_value_is_served(cache: HotCache) -> None:
+    """Whatever byte of a segment is altered behind the cache's back before a process looks: right bytes or a miss."""
+    for number in range(20):
+        cache.put(key_of(number), value_of(number, 400))
+    cache.close()
+    (segment,) = cache.path.glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    rng = np.random.default_rng(1)
+    for at in rng.integers(0, 20 * 512, 60).tolist():
+        data[at] ^= 1 + int(rng.integers(255))
+    segment.write_bytes(data)
+    with HotCache(cache.path) as damaged:
+        found = [damaged.get(key_of(number)) for number in range(20)]
+        assert any(lease is None for lease in found)
+        for number, lease in enumerate(found):
+            assert lease is None or lease.data == value_of(number, 400)
+            assert damaged.get_or_put(key_of(number), lambda n=number: value_of(n, 400)).data == value_of(number, 400)
+            again = damaged.get(key_of(number))
+            assert again is not None and again.data == value_of(number, 400), (
+                "a fetched value takes the damaged one's place"
+            )
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "random", "other version"])
+def test_a_damaged_table_is_made_anew(cache: HotCache, damage: str) -> None:
+    cache.put(key_of(1), value_of(1))
+    cache.close()
+    table = cache.path / "table"
+    data = table.read_bytes()
+    bad = {"empty": b"", "short": data[:-8], "random": os.urandom(len(data)), "other version": b"LHCACHE9" + data[8:]}
+    table.write_bytes(bad[damage])
+    with HotCache(cache.path, BUDGET, on_problem=pytest.fail) as again:
+        assert again.get(key_of(1)) is None and again.put(key_of(1), value_of(1))
+        assert len(list(cache.path.glob("*.seg"))) == 1, "segments of the lost table are gone"
+
+
+def test_segments_that_somebody_deleted_are_misses(cache: HotCache) -> None:
+    for number in range(20):
+        cache.put(key_of(number), value_of(number))
+    for segment in cache.path.glob("*.seg"):
+        segment.unlink()
+    for number in range(20):
+        assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_directory_is_a_cache_that_misses(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    problems: list[str] = []
+    with HotCache(tmp_path / "cache", BUDGET, on_problem=problems.append) as cache:
+        check_unusable(cache, problems)
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_way_is_a_cache_that_misses(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    problems: list[str] = []
+    with HotCache(tmp_path / "cache", BUDGET, on_problem=problems.append) as cache:
+        check_unusable(cache, problems)
+
+
+def check_unusable(cache: HotCache, problems: list[str]) -> None:
+    assert not cache.usable
+    for number in range(3):
+        assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+        assert cache.get(key_of(number)) is None and not cache.put(key_of(number), b"")
+    assert cache.plan([key_of(1)]) == 0 and cache.stats() == {} and cache.clear() == 0
+    assert len(problems) == 1 and str(cache.path) in problems[0], problems
+
+
+def test_without_a_listener_there_is_one_warning(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with HotCache(tmp_path / "cache", BUDGET) as cache:
+            cache.get_or_put(key_of(1), lambda: b"")
+    assert len(caught) == 1 and "is not used" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("unsafe", ["link", "writable by others"])
+def test_a_directory_that_others_control_is_not_used(tmp_path: Path, unsafe: str) -> None:
+    place = tmp_path / "cache"
+    if unsafe == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    problems: list[str] = []
+    with HotCache(place, BUDGET, on_problem=problems.append) as cache:
+        check_unusable(cache, problems)
+
+
+def test_values_of_encrypted_stores_stay_in_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import leptonstore.cache.directory as directory
+
+    assert directory.filesystem_of(Path("/proc")) == "proc" or directory.filesystem_of(Path("/dev/shm")) == "tmpfs"
+    monkeypatch.setattr(directory, "_RAM", {directory.filesystem_of(tmp_path)})
+    HotCache(tmp_path / "one", BUDGET, ram_only=True).close()
+    monkeypatch.setattr(directory, "_RAM", {"no such filesystem"})
+    with pytest.raises(BadInput, match="RAM"):
+        HotCache(tmp_path / "two", BUDGET, ram_only=True)
+
+
+def test_a_full_device_is_told_once_and_reading_goes_on(cache: HotCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's answer is imitated here; `test_a_full_tmpfs` asks a real one where the test may mount."""
+    problems: list[str] = []
+    cache._on_problem = problems.append
+
+    def full(file: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache.put(key_of(0), value_of(0))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        for number in range(50):
+            assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+    assert len(problems) == 1 and "No space left" in problems[0], problems
+    assert cache.get(key_of(0)) is not None
+    assert any(cache.put(key_of(number), value_of(number)) for number in range(400)), "space came back"
+
+
+@pytest.mark.requires_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_a_full_tmpfs(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", place], check=False).returncode:
+        pytest.skip("may not mount")
+    problems: list[str] = []
+    try:
+        with HotCache(place / "cache", 8 << 20, ram_only=True, on_problem=problems.append) as cache:
+            for number in range(100):
+                assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+            assert sum(cache.get(key_of(number)) is not None for number in range(100)) > 10
+        assert len(problems) == 1 and "takes no new values" in problems[0]
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 1 << 60])
+def test_budgets_out_of_bounds_are_refused(tmp_path: Path, budget: int) -> None:
+    with pytest.raises(BadInput, match="hot cache of"):
+        HotCache(tmp_path / "cache", budget)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------------
+
+
+def lepton(*arguments: object) -> tuple[int, Any]:
+    """Exit code and the JSON, or the message; run as the command's own module, wherever it is installed."""
+    code = "import sys; from leptonstore.cli import cache, runtime; sys.exit(runtime.run(cache.command, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def test_commands_fill_show_and_empty_a_cache(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from leptonstore import Store
+    from leptonstore.dataset.source import Source
+    from leptonstore.dataset.write import write_dataset
+
+    place = tmp_path / "cache"
+    with Store.create(tmp_path / "store") as store:
+        rng = np.random.default_rng(0)
+        table = pa.table({"label": list(range(100)), "image": [rng.bytes(20_000) for _ in range(100)]})
+        write_dataset(store, "photos", Source(table.schema, ("label",), lambda: iter(table.to_batches())))
+    code, message = lepton("stats", "--cache", place, "--json")
+    assert code == 3 and "no hot cache" in message and not place.exists()
+    common = ("--store", tmp_path / "store", "--cache", place, "--json")
+    code, told = lepton("warm", "photos", "--size", "8MiB", *common)
+    assert code == 0 and told["complete"] and told["put"] >= 100 and told["put_bytes"] > 2_000_000
+    code, again = lepton("warm", "photos", *common)
+    assert code == 0 and again["put"] == 0 and again["there"] == told["put"]
+    code, stats = lepton("stats", "--cache", place, "--json")
+    assert (
+        code == 0
+        and stats["values"] == told["put"]
+        and stats["hits"] == told["put"]
+        and stats["budget_bytes"] == 8 << 20
+    )
+    code, cleared = lepton("clear", "--cache", place, "--json")
+    assert code == 0 and cleared["freed_bytes"] == stats["linked_bytes"] and cleared["pinned_bytes"] == 0
+    code, part = lepton("warm", "photos", "--column", "label", *common)
+    assert code == 0 and 1 <= part["put"] < 100
+    code, small = lepton("warm", "photos", "--size", "1MiB", *common)
+    assert code == 0 and not small["complete"] and small["put"] > 10
+    code, message = lepton("warm", "photos", "--column", "nothing", *common)
+    assert code == 3 and "no column" in message
