@@ -154,6 +154,9 @@ OBJECT_BACKOFF_S_MAX = 5.0
 # before somebody is taken for dead.
 LOCK_RENEW_S = 60.0
 LOCK_DEAD_S = 600.0
+FOOTER_TAIL_BYTES = (
+    64 * KIB
+)  # read of a pack's end in one request: the footer of 1,000 records, which most packs of large values have
 UPLOAD_STALE_S = 3 * 86_400.0  # a multipart upload that began before that has no writer any more
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
