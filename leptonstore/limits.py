@@ -154,10 +154,19 @@ OBJECT_BACKOFF_S_MAX = 5.0
 # before somebody is taken for dead.
 LOCK_RENEW_S = 60.0
 LOCK_DEAD_S = 600.0
+FOOTER_TAIL_BYTES = (
+    64 * KIB
+)  # read of a pack's end in one request: the footer of 1,000 records, which most packs of large values have
 UPLOAD_STALE_S = 3 * 86_400.0  # a multipart upload that began before that has no writer any more
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
 RANGE_BYTES_MAX = 8 * MIB
+# Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
+# order of a pack of 64 MiB do that once in 10,000 times.
+READ_AHEAD_BYTES = 4 * MIB
+READ_AHEAD_WINDOWS_MAX = 16  # 64 MiB
+READ_AHEAD_GAP_BYTES = 64 * KIB
+READ_AHEAD_PACKS_MAX = 256  # whose readers are remembered, a few hundred bytes each
 READ_TOGETHER_BYTES = (
     64 * MIB
 )  # of records that one caller reads at a time: enough requests to fill a link of 100 ms and 5 Gbit/s

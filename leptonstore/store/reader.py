@@ -12,7 +12,7 @@ from leptonstore.digest import Buffer, digest_of
 from leptonstore.errors import ChunkCorrupt, FormatDamaged, FormatTooNew, PackDamaged
 from leptonstore.format import pack as lpk
 from leptonstore.store.index_rows import Rows, footer_array
-from leptonstore.tiers.roles import PackReader, PackStreamer
+from leptonstore.tiers.roles import ManyReader, PackReader, PackStreamer
 
 _T = TypeVar("_T")
 _Bytes = TypeVar("_Bytes", bound=Buffer)
@@ -60,18 +60,31 @@ def _read_footer(
             raise PackDamaged(pack, f"it has {size} bytes where the log says {expected_bytes}")
         if size < lpk.OVERHEAD_BYTES:
             raise PackDamaged(pack, f"it is truncated to {size} bytes")
-        head = tier.read(pack, 0, lpk.HEADER_BYTES)
+        head, tail = _both_ends(tier, pack, size)
         header = lpk.parse_header(head)
         if header.store_id != store_id or header.pack_id.hex() != pack:
             raise PackDamaged(pack, "it belongs to another store or carries another id")
-        trailer = tier.read(pack, size - lpk.TRAILER_BYTES, lpk.TRAILER_BYTES)
+        trailer = tail[-lpk.TRAILER_BYTES :]
         where = lpk.parse_trailer(trailer, size)
-        footer = tier.read(pack, where.footer_offset, where.footer_bytes)
+        start = where.footer_offset - (size - len(tail))
+        footer = tail[start : start + where.footer_bytes]
+        if start < 0:  # it is longer than what was read of the end
+            footer = tier.read(pack, where.footer_offset, where.footer_bytes)
         return parse(head, footer, trailer, size)
     except FormatDamaged as error:
         raise PackDamaged(pack, str(error)) from None
     except OSError as error:
         raise PackDamaged(pack, f"it cannot be read ({error.strerror})") from None
+
+
+def _both_ends(tier: PackReader, pack: str, size: int) -> tuple[bytes, bytes]:
+    """Header, and trailer with what stands before it: the footer, if it is short. At once where a request takes long."""
+    if not isinstance(tier, ManyReader):
+        tail_bytes = lpk.TRAILER_BYTES
+        return tier.read(pack, 0, lpk.HEADER_BYTES), tier.read(pack, size - tail_bytes, tail_bytes)
+    tail_bytes = min(size, limits.FOOTER_TAIL_BYTES)
+    head, tail = tier.read_many([(pack, 0, lpk.HEADER_BYTES), (pack, size - tail_bytes, tail_bytes)])
+    return bytes(head), bytes(tail)
 
 
 def walk_records(tier: PackReader, pack: str) -> tuple[bytes, list[lpk.FooterRow]]:

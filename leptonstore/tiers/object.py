@@ -26,6 +26,7 @@ from leptonstore.tiers.object_client import Client, Counters
 from leptonstore.tiers.object_locks import CLOCK, Keeper, ObjectLock, is_dead
 from leptonstore.tiers.object_sink import ObjectPackSink
 from leptonstore.tiers.ranges import Job, coalesced
+from leptonstore.tiers.read_ahead import ReadAhead
 
 _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
 
@@ -39,6 +40,7 @@ class ObjectTier:
         self._keeper = Keeper(client)
         self._lock = threading.Lock()
         self._uploads: ThreadPoolExecutor | None = None
+        self._ahead = ReadAhead(self._fetch, self._threads)
 
     @property
     def url(self) -> str:
@@ -117,12 +119,15 @@ class ObjectTier:
             return None
 
     def read(self, pack: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; fewer only where the pack ends. One request."""
+        """`length` bytes from `offset` on; fewer only where the pack ends. One request, or part of one (read_ahead.py)."""
         return bytes(self.read_once(pack, offset, length))
 
     def read_once(self, pack: str, offset: int, length: int) -> Buffer:
         """`read` without a copy."""
-        return self._client.get_range(self._path(pack), offset, length) if length else b""
+        return self._ahead.read(pack, offset, length) if length else b""
+
+    def _fetch(self, pack: str, offset: int, length: int) -> Buffer:
+        return self._client.get_range(self._path(pack), offset, length)
 
     def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
         """`read` of several (offset, length) of one pack, in their order."""
@@ -137,10 +142,10 @@ class ObjectTier:
         jobs = coalesced(wanted)
         if len(jobs) == 1:
             answer: Future[Buffer] = Future()
-            answer.set_result(self.read_once(*jobs[0].range))
+            answer.set_result(self._fetch(*jobs[0].range))
             return self._as_they_come(wanted, jobs, [answer])
         threads = self._threads()
-        return self._as_they_come(wanted, jobs, [threads.submit(self.read_once, *job.range) for job in jobs])
+        return self._as_they_come(wanted, jobs, [threads.submit(self._fetch, *job.range) for job in jobs])
 
     def _as_they_come(
         self, wanted: Sequence[tuple[str, int, int]], jobs: Sequence[Job], answers: list[Future[Buffer]]
@@ -189,10 +194,12 @@ class ObjectTier:
 
     def delete_pack(self, pack: str) -> None:
         """Remove a pack; no error when it is not there. Raises NotPermitted."""
+        self._ahead.forget(pack)
         self._client.delete(self._path(pack))
 
     def set_aside(self, pack: str) -> str | None:
         """Copy a pack to damaged/ and remove it; where it is now, None when it is not there."""
+        self._ahead.forget(pack)
         to = f"damaged/{pack}.pack"
         try:
             self._client.copy(self._path(pack), to)
@@ -241,6 +248,7 @@ class ObjectTier:
         self._lock, self._uploads = threading.Lock(), None
         self._client.after_fork()
         self._keeper.after_fork()
+        self._ahead.clear()
 
     def close(self) -> None:
         """End the threads that read and write; the next request starts them again. Locks that are held stay held."""
@@ -248,3 +256,4 @@ class ObjectTier:
             uploads, self._uploads = self._uploads, None
         if uploads is not None:
             uploads.shutdown()
+        self._ahead.clear()

@@ -23,13 +23,24 @@ from typing import Any
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, LeptonError, NotPermitted, StoreFull, TierMissing, TierUnavailable
 
-# What servers say: a status, and in the body of an error a code, both of which obstore passes on in its message.
-_STATUS = re.compile(r"status code: (\d{3})\b")
+# What servers say: a status, and in the body of an error a code, both of which obstore passes on in its message
+# (where ports and milliseconds stand, too).
+_STATUS = re.compile(r"status(?: code)?:? (\d{3})\b", re.IGNORECASE)
 _CODE = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"}
 _FORBIDDEN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "401", "403"}
 _PAST_END = {"InvalidRange", "416"}
+_METADATA_HOSTS = (
+    "169.254.169.254",
+    "169.254.170.2",
+    "metadata.google.internal",
+)  # asked when nothing else names a key
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 _NO_CREDENTIALS = re.compile(r"Missing ?Credential|MissingAccessKeyId|no credentials", re.IGNORECASE)
 
 
@@ -98,8 +109,12 @@ class Client:
                 f"{self.url} lives in the process that made it: a child made by fork cannot reach it", self.url
             )
         self._obstore = obstore_of_this_process()
-        with self._typed(""):
+        try:
             self._store = self._make(self._obstore)
+        except LeptonError:
+            raise
+        except Exception as error:
+            raise BadInput(f"{self.url} cannot be opened: {_short(str(error))}; check {self._variables()}") from None
         self._process = os.getpid()
 
     def after_fork(self) -> None:
@@ -129,6 +144,10 @@ class Client:
             return error
         text, name = str(error), type(error).__name__
         said = _said(text)
+        if any(host in text for host in _METADATA_HOSTS):
+            return NotPermitted(
+                f"{where}: no credentials were found: set {self._variables()}, or use a profile or a role"
+            )
         where = f"{self.url}/{path}" if path else self.url
         if said & _NO_BUCKET or "specified bucket does not exist" in text:
             return TierMissing(f"{self.url}: no such bucket: create it, or correct the name", self.url)
@@ -150,9 +169,12 @@ class Client:
 
     def _forbidden(self, where: str, text: str) -> NotPermitted:
         return NotPermitted(
-            f"{where}: the server refused these credentials ({_short(text)}); check AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY (or the variables of your provider), and what they are allowed to do"
+            f"{where}: the server refused these credentials ({_short(text)}); check {self._variables()}, and what they are "
+            "allowed to do"
         )
+
+    def _variables(self) -> str:
+        return _VARIABLES.get(self.url.partition("://")[0], "the credentials")
 
     # -- requests ------------------------------------------------------------------------------------------------
 

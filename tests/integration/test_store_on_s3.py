@@ -66,6 +66,7 @@ def test_opening_reads_the_footers_of_many_packs_at_a_time(
         proxy.delay_s = 0.01
         with Store.open(bucket_url) as again:
             assert all(map(again.has, digests))
+            assert tier_of(again).counters.to_json()["get"] <= 24 + 24 + 6, "a small pack is one GET, and a log entry"
         assert proxy.most_at_once >= 4
 
 

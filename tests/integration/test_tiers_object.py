@@ -290,6 +290,30 @@ def test_credentials_come_from_a_profile_when_no_variable_has_them(
         object_tier(bucket_url).read_document("config", 10)
 
 
+def test_other_clouds_name_their_own_variables(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    """No server of theirs runs here: what is made, and what is said when it is not there."""
+    with pytest.raises(BadInput, match=r"az://c/p cannot be opened: .*check AZURE_STORAGE_ACCOUNT_NAME"):
+        object_tier("az://c/p").read_document("config", 10)
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", "/nonexistent")
+    with pytest.raises(BadInput, match=r"gs://b/p cannot be opened: .*check GOOGLE_APPLICATION_CREDENTIALS"):
+        object_tier("gs://b/p").read_document("config", 10)
+    monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for name, value in (
+            ("GOOGLE_SKIP_SIGNATURE", "true"),
+            ("GOOGLE_BASE_URL", endpoint),
+            ("AZURE_STORAGE_ACCOUNT_NAME", "a"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "aGVsbG8="),
+            ("AZURE_STORAGE_ENDPOINT", endpoint),
+        ):
+            monkeypatch.setenv(name, value)
+        for url in ("gs://b/p", "az://c/p"):
+            with pytest.raises(TierUnavailable, match="check the endpoint"):
+                object_tier(url).read_document("config", 10)
+
+
 def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_fork, "_loaded", None)
     monkeypatch.setitem(sys.modules, "obstore", None)
