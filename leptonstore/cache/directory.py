@@ -6,13 +6,16 @@ refused, as whoever owns it could hand us bytes and see ours.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
+from leptonstore import limits
 from leptonstore.errors import BadInput, NotPermitted
 
 _RAM = {"tmpfs", "ramfs"}
@@ -60,7 +63,8 @@ def filesystem_of(path: Path) -> str:
 class HostLock:
     """A lock between all threads and processes of a host, given back by the system when its holder dies.
 
-    Use as a context manager; not reentrant. flock belongs to an open file, which threads share: hence the mutex.
+    Use as a context manager; not reentrant. flock belongs to an open file, which threads share: hence the mutex. It is asked for again and
+    again, up to a bound, as its holder may be a process that somebody stopped. Raises TimeoutError (an OSError).
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,12 +76,15 @@ class HostLock:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def __enter__(self) -> HostLock:
-        self.mutex.acquire()
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        except BaseException:
-            self.mutex.release()
-            raise
+        until = time.monotonic() + limits.CACHE_LOCK_WAIT_S_MAX
+        pause = 0.00005
+        while not self.try_enter():
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process holds its lock, and may be stopped", str(self._path)
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, limits.CACHE_LOCK_POLL_S_MAX)
         return self
 
     def try_enter(self) -> bool:
@@ -87,9 +94,12 @@ class HostLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except OSError:
+        except BlockingIOError:
             self.mutex.release()
             return False
+        except BaseException:
+            self.mutex.release()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:

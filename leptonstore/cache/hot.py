@@ -15,6 +15,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +45,7 @@ from leptonstore.errors import BadInput, NotPermitted
 
 KEY_BYTES = 32
 _instances: weakref.WeakSet[HotCache] = weakref.WeakSet()
+_writing: set[int] = set()  # descriptors of values being written: each pins a segment, and a forked child must not
 _registry = threading.Lock()  # of `_instances`; taken before any other lock
 
 
@@ -95,7 +97,7 @@ class HotCache:
                 f"a hot cache of {budget_bytes} bytes: give between {limits.CACHE_BUDGET_BYTES_MIN} and "
                 f"{limits.CACHE_BUDGET_BYTES_MAX}"
             )
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._on_problem = on_problem or _warn
         self._told = False
         self._table: Table | None = None
@@ -265,6 +267,7 @@ class HotCache:
                 table.words[COUNTERS["refused"]] += 1
                 self._flush()
                 return False
+        _writing.add(file)
         try:
             write_record(file, place[1], header, value)
             with self._lock:
@@ -275,6 +278,7 @@ class HotCache:
                 self._flush()
                 table.words[COUNTERS["put_bytes"]] += size
         finally:
+            _writing.discard(file)
             os.close(file)
         return True
 
@@ -306,7 +310,10 @@ class HotCache:
     # -- looking after it ------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Counts over all processes since the cache was made, and bytes now: linked, pinned (evicted and still looked at), of the index."""
+        """Counts over all processes since the cache was made, and bytes now: linked, pinned (evicted and still looked at), of the index.
+
+        Raises TimeoutError, as `clear` does, when a stopped process holds the cache's lock.
+        """
         table = self._table
         if table is None:
             return {}
@@ -347,10 +354,10 @@ class HotCache:
             self._plan.close()
             self._plan = None
         if table is not None:
-            with self._lock:
+            with suppress(TimeoutError), self._lock:
                 self._table = table
                 self._flush()
-                self._table = None
+            self._table = None
             self._segments.close()
             self._lock.close()
 
@@ -409,6 +416,10 @@ def _after_fork_in_child() -> None:
     for cache in _forking:
         cache._after_fork_in_child()
     _forking.clear()
+    for file in _writing:
+        with suppress(OSError):
+            os.close(file)
+    _writing.clear()
     _registry.release()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput
@@ -233,6 +235,37 @@ def test_threads_read_and_write_while_others_evict(cache: HotCache) -> None:
         thread.join(60)
     stats = cache.stats()
     assert wrong == [] and stats["evicted_bytes"] > 0 and stats["pinned_bytes"] == 0
+
+
+STOPPED = """
+import sys
+from leptonstore.cache import HotCache
+cache = HotCache(sys.argv[1])
+with cache._lock:
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_stopped_process_that_holds_the_lock_stops_nobody(cache: HotCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hits go on at once, values go uncached after a bounded wait, and it is told once."""
+    problems: list[str] = []
+    cache._on_problem = problems.append
+    cache.put(key_of(1), value_of(1))
+    process = start_python(STOPPED, cache.path)
+    assert process.stdout is not None and process.stdout.readline() == "locked\n"
+    process.send_signal(signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(limits, "CACHE_LOCK_WAIT_S_MAX", 0.05)
+        for number in range(2, 6):
+            assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+        found = cache.get(key_of(1))
+        assert found is not None and found.data == value_of(1)
+        assert len(problems) == 1 and "stopped" in problems[0], problems
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.communicate("go\n", timeout=30)
+    assert cache.stats()["values"] == 1
 
 
 # -- leases and the budget -----------------------------------------------------------------------------------------------
