@@ -70,10 +70,7 @@ class HostLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.mutex = threading.Lock()
-        self._fd = self._open()
-
-    def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = -1  # opened when it is needed
 
     def __enter__(self) -> HostLock:
         until = time.monotonic() + limits.CACHE_LOCK_WAIT_S_MAX
@@ -92,6 +89,8 @@ class HostLock:
         if not self.mutex.acquire(blocking=False):
             return False
         try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
@@ -108,11 +107,9 @@ class HostLock:
             self.mutex.release()
 
     def after_fork_in_child(self) -> None:
-        """The inherited file is the parent's lock, too: open one of our own. Raises OSError."""
+        """The inherited file is the parent's lock, too: the child opens one of its own."""
         self.mutex = threading.Lock()
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-        self._fd = self._open()
+        self.close()
 
     def close(self) -> None:
         """Let go of the file. May be called twice."""

@@ -11,9 +11,7 @@ Invariants: a value is published after its bytes are in place; what is read was 
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +20,7 @@ from types import TracebackType
 import numpy as np
 
 from leptonstore import limits
-from leptonstore.cache import directory, flight
+from leptonstore.cache import directory, flight, forks
 from leptonstore.cache.eviction import Space
 from leptonstore.cache.plans import Plan, Plans
 from leptonstore.cache.segments import TABLE, Segments, record_header, stored_bytes, write_record
@@ -44,9 +42,6 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, NotPermitted
 
 KEY_BYTES = 32
-_instances: weakref.WeakSet[HotCache] = weakref.WeakSet()
-_writing: set[int] = set()  # descriptors of values being written: each pins a segment, and a forked child must not
-_registry = threading.Lock()  # of `_instances`; taken before any other lock
 
 
 class Lease:
@@ -101,19 +96,18 @@ class HotCache:
         self._on_problem = on_problem or _warn
         self._told = False
         self._table: Table | None = None
+        self._lock = directory.HostLock(self.path / "lock")
         self._plan: Plan | None = None
         self._counts = dict.fromkeys(("hits", "misses"), 0)
         self._flush_at = limits.CACHE_COUNTS_FLUSH
         self._retry = 0  # values that go by before a full device, or one full of pinned segments, is tried again
         try:
             directory.prepare(self.path, ram_only)
-            self._lock = directory.HostLock(self.path / "lock")
             with self._lock:
                 self._open(budget_bytes)
         except (OSError, NotPermitted) as error:
             self._disable(error)
-        with _registry:
-            _instances.add(self)
+        forks.register(self)
 
     def _open(self, budget_bytes: int | None) -> None:
         """Locked. Map the table, after making it where there is none that can be used."""
@@ -267,7 +261,7 @@ class HotCache:
                 table.words[COUNTERS["refused"]] += 1
                 self._flush()
                 return False
-        _writing.add(file)
+        forks.transient.add(file)
         try:
             write_record(file, place[1], header, value)
             with self._lock:
@@ -278,8 +272,7 @@ class HotCache:
                 self._flush()
                 table.words[COUNTERS["put_bytes"]] += size
         finally:
-            _writing.discard(file)
-            os.close(file)
+            forks.close_transient(file)
         return True
 
     # -- plans -----------------------------------------------------------------------------------------------------
@@ -375,16 +368,21 @@ class HotCache:
 
     # -- fork ------------------------------------------------------------------------------------------------------
 
-    def _after_fork_in_child(self) -> None:
+    def before_fork(self) -> None:
+        """No other thread is in the middle of a change."""
+        self._lock.mutex.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let others change things again."""
+        self._lock.mutex.release()
+
+    def after_fork_in_child(self) -> None:
+        """The plan stays the parent's, and so do the counts; the lock is a new one."""
         if self._plan is not None:
             self._plan.after_fork_in_child()
             self._plan = None
         self._counts = dict.fromkeys(self._counts, 0)
-        if self._table is not None:
-            try:
-                self._lock.after_fork_in_child()
-            except OSError:
-                self._table = None
+        self._lock.after_fork_in_child()
 
 
 def _private(value: Buffer) -> Lease:
@@ -393,34 +391,3 @@ def _private(value: Buffer) -> Lease:
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-_forking: list[HotCache] = []
-
-
-def _before_fork() -> None:
-    _registry.acquire()
-    _forking[:] = [cache for cache in _instances if cache.usable]
-    for cache in _forking:
-        cache._lock.mutex.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    for cache in _forking:
-        cache._lock.mutex.release()
-    _forking.clear()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    for cache in _forking:
-        cache._after_fork_in_child()
-    _forking.clear()
-    for file in _writing:
-        with suppress(OSError):
-            os.close(file)
-    _writing.clear()
-    _registry.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

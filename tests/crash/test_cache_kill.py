@@ -298,7 +298,7 @@ PLANTED = {
         segments.digest_of = lambda value: bytes(32)
     """,
     "evicted segments stay": "segments.Segments.remove = lambda self, ordinal: self._table.set_state(ordinal, 0) or True",
-    "flights do not end": "flight._close = lambda file: None",
+    "flights do not end": "flight.close_transient = lambda file: None",
 }
 SCRIPT = """
 import json, os, sys, tempfile, textwrap, time
