@@ -10,6 +10,7 @@ distance at which the wanted ones end. One segment of the budget is kept free to
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from leptonstore.cache.table import (
     Table,
 )
 
+_PAGE_BYTES = mmap.PAGESIZE
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -54,7 +57,8 @@ class Ranking:
         wanted = np.bincount(
             self.entries.ordinals[self.wanted] % slots, weights=self.sizes[self.wanted], minlength=slots
         )
-        return sorted((wanted[ordinal % slots] / size, ordinal) for ordinal, size in live)
+        # Of a value's own segment all is wanted, or nothing: what rounding up to pages adds does not count.
+        return sorted((wanted[ordinal % slots] / max(1, size - _PAGE_BYTES), ordinal) for ordinal, size in live)
 
     def of(self, ordinal: int) -> npt.NDArray[np.intp]:
         """The wanted values of a segment, nearest in the segment first."""
@@ -103,7 +107,7 @@ class Space:
         """(ordinal, offset) of `size` bytes; None when there is no room. Raises OSError when the device is full."""
         table = self._table
         if size > table.segment_bytes // 4:  # a segment of its own: nothing is lost at the end of another
-            whole = -(-size // 4096) * 4096
+            whole = -(-size // _PAGE_BYTES) * _PAGE_BYTES
             if whole > self._limit() - 2 * table.segment_bytes or not self._make_room(whole, lambda: False):
                 return None
             ordinal = self._segments.make(whole)
@@ -192,6 +196,8 @@ class Space:
         """Copy what is wanted, then let the segment die; one that somebody has pinned is left, as that would free nothing."""
         with self._segments.unpinned(ordinal) as file:
             if file is None or ordinal == self._table.words[OPEN]:
+                if not os.path.exists(self._segments.path(ordinal)):  # somebody deleted it
+                    self._table.set_state(ordinal, DEAD)
                 return
             freed = os.fstat(file).st_size
             for index in ranking.of(ordinal).tolist() if move else ():
@@ -203,6 +209,8 @@ class Space:
     def _move(self, file: int, entries: Entries, index: int, size: int) -> None:
         """Copy one value to the open segment. Without room it is lost with its segment."""
         before = int(entries.ordinals[index]), int(entries.offsets[index])
+        if size > self._table.segment_bytes:
+            return
         after = self._take(size)
         if after is None and self._total() + self._table.segment_bytes <= self._limit() and self._open_segment():
             after = self._take(size)

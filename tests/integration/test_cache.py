@@ -319,6 +319,22 @@ def test_a_smaller_budget_evicts(cache: HotCache) -> None:
     assert stats["linked_bytes"] + stats["index_bytes"] <= 2 << 20 and stats["values"] > 0
 
 
+def test_a_much_larger_budget_begins_anew(cache: HotCache) -> None:
+    """Its segments and index would be of the wrong size. Who used the old one is told, and goes on without."""
+    cache.put(key_of(1), value_of(1))
+    problems: list[str] = []
+    cache._on_problem = problems.append
+    with HotCache(cache.path, 64 * BUDGET, on_problem=pytest.fail) as larger:
+        assert larger.get(key_of(1)) is None and larger.put(key_of(1), value_of(1))
+        for number in range(400):
+            assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+        assert not cache.usable and len(problems) == 1 and "replaced" in problems[0], problems
+        found = larger.get(key_of(1))
+        assert found is not None and found.data == value_of(1), (
+            "the old one's eviction leaves the new one's files alone"
+        )
+
+
 # -- plans ---------------------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +432,11 @@ def test_segments_that_somebody_deleted_are_misses(cache: HotCache) -> None:
         segment.unlink()
     for number in range(20):
         assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+    for number in range(1000):
+        cache.put(key_of(number), value_of(number))
+    stats = cache.stats()
+    files = sum(segment.stat().st_size for segment in cache.path.glob("*.seg"))
+    assert files == stats["linked_bytes"] > BUDGET / 2, "what is not there takes no room for ever"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
