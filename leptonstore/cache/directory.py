@@ -60,6 +60,14 @@ def filesystem_of(path: Path) -> str:
     return ""
 
 
+def boot_id() -> int:
+    """A number that changes when the machine restarts; 0 when the system does not tell."""
+    try:
+        return int(Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:15], 16)
+    except (OSError, ValueError):
+        return 0
+
+
 class HostLock:
     """A lock between all threads and processes of a host, given back by the system when its holder dies.
 

@@ -4,8 +4,8 @@
     -> the segments with the least wanted bytes go, after what is wanted in them was copied together ("reinsertion")
 
 Without a plan the distance is the time since the last use, which is LRU. With plans it is the furthest next use (Belady, 1966: "A study of
-replacement algorithms for virtual storage computers"), and a new value is admitted only if its next use is nearer than the horizon: the
-distance at which the wanted ones end. One segment of the budget is kept free to copy into, so the budget holds at every moment.
+replacement algorithms for virtual storage computers"), and a new value is admitted only if its next use is nearer than the horizon: that
+of nearly the farthest which are kept. One segment of the budget is kept free to copy into, so the budget holds at every moment.
 """
 
 from __future__ import annotations
@@ -73,10 +73,14 @@ def rank(table: Table, plans: Plans, wanted_bytes: float) -> Ranking:
     ages = np.maximum(0, np.int64(table.words[CLOCK]) - entries.used)
     distances = plans.distances(entries.fingerprints, ages)
     order = np.argsort(distances, kind="stable")
-    fit = int(np.searchsorted(np.cumsum(sizes[order]), wanted_bytes, side="right"))
+    held = np.cumsum(sizes[order])
+    fit = int(np.searchsorted(held, wanted_bytes, side="right"))
     wanted = np.zeros(len(order), bool)
     wanted[order[:fit]] = True
-    return Ranking(entries, wanted, sizes, int(distances[order[fit]]) if fit < len(order) else HORIZON_NONE)
+    horizon = HORIZON_NONE
+    if fit < len(order):
+        horizon = int(distances[order[np.searchsorted(held, held[-1] * limits.CACHE_HORIZON_SHARE)]])
+    return Ranking(entries, wanted, sizes, horizon)
 
 
 class Space:

@@ -25,6 +25,7 @@ from leptonstore.cache.eviction import Space
 from leptonstore.cache.plans import Plan, Plans
 from leptonstore.cache.segments import TABLE, Segments, record_header, stored_bytes, write_record
 from leptonstore.cache.table import (
+    BOOT,
     BUDGET,
     COUNTERS,
     DEAD,
@@ -117,9 +118,9 @@ class HotCache:
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     table = Table(file)
-                    if budget_bytes is None or table.suits(budget_bytes):
+                    if table.sound() and (budget_bytes is None or table.suits(budget_bytes)):
                         break
-                    raise ValueError("made for another budget")
+                    raise ValueError("damaged, or made for another budget")
                 finally:
                     os.close(file)
             except (FileNotFoundError, ValueError) as error:
@@ -127,6 +128,8 @@ class HotCache:
                     raise FileNotFoundError(2, "there is no hot cache", str(self.path)) from error
                 Table.create(path, budget_bytes)
         segments = Segments(self.path, table)
+        if table.words[BOOT] != directory.boot_id():
+            table.words[OPEN], table.words[BOOT] = 0, directory.boot_id()
         segments.sweep()
         self._segments, self._plans = segments, Plans(self.path)
         self._space = Space(table, segments, self._plans)
@@ -337,6 +340,7 @@ class HotCache:
                 table.set_state(ordinal, DEAD)
             table.words[HORIZON] = HORIZON_NONE
             table.words[OPEN] = 0
+            self._retry = 0
             _, pinned = self._segments.reclaim()
             return before - pinned
 

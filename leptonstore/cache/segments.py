@@ -256,7 +256,16 @@ class Segments:
         return linked, pinned
 
     def sweep(self) -> None:
-        """Locked. Remove the files of a table that was replaced, and temporaries, whose makers died as they had no lock any more."""
+        """Locked. Remove what no live process can have left: the files of a table that was replaced, temporaries (whose makers died, as
+        they hold no lock any more), and segments whose file is not there or not whole (somebody deleted it, or the power failed).
+        """
+        for ordinal, state, size in list(self._table.segments()):
+            try:
+                whole = os.stat(self.path(ordinal)).st_size == size
+            except OSError:
+                whole = False
+            if state == LIVE and not whole:
+                self._table.set_state(ordinal, DEAD)
         known = {f"{ordinal}.seg" for ordinal, _, _ in self._table.segments()}
         for entry in list(os.scandir(self._folder)):
             if entry.name.endswith(".tmp") or (entry.name.endswith(".seg") and entry.name not in known):

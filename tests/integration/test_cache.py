@@ -364,6 +364,23 @@ def test_a_plan_evicts_by_furthest_next_use(tmp_path: Path) -> None:
     assert share[True] <= 0.6 and share[False] >= 0.8, share
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_what_another_client_will_ask_for_is_kept(cache: HotCache, planned: bool) -> None:
+    """One client fills the cache with what it plans; what another one plans for sooner stays. (Without its plan it goes.)"""
+    for number in range(30):
+        cache.put(key_of(number), value_of(number))
+    cache.plan([key_of(number) for number in (range(30) if planned else ())])
+    with HotCache(cache.path) as other:
+        blocks = [range(first, first + 20) for first in range(1000, 1800, 20)]
+        many = [number for block in blocks for number in (*block, *block)]
+        other.plan([key_of(number) for number in many])
+        for number in many:
+            other.get_or_put(key_of(number), lambda n=number: value_of(n))
+        assert other.stats()["evicted_bytes"] > 0
+    found = [cache.get(key_of(number)) is not None for number in range(30)]
+    assert all(found) if planned else not any(found), found
+
+
 def test_the_plan_of_a_dead_client_is_forgotten(cache: HotCache) -> None:
     code = """
 import os, sys
@@ -423,6 +440,46 @@ def test_a_damaged_table_is_made_anew(cache: HotCache, damage: str) -> None:
     with HotCache(cache.path, BUDGET, on_problem=pytest.fail) as again:
         assert again.get(key_of(1)) is None and again.put(key_of(1), value_of(1))
         assert len(list(cache.path.glob("*.seg"))) == 1, "segments of the lost table are gone"
+
+
+def test_a_table_with_damaged_words_serves_no_wrong_byte(cache: HotCache) -> None:
+    """Whatever stands in the slots of segments and of the index: right bytes or misses, and values can be put."""
+    for seed in range(8):
+        for number in range(100):
+            cache.put(key_of(number), value_of(number))
+        cache.close()
+        data = bytearray((cache.path / "table").read_bytes())
+        rng = np.random.default_rng(seed)
+        words = np.frombuffer(data, np.uint64)
+        first = (
+            512 if seed % 4 < 2 else 512 + 4 * limits.CACHE_SEGMENTS_MAX
+        )  # the slots of segments, too, or the index alone
+        used = np.flatnonzero(words[first:]) + first
+        for at in rng.choice(used, len(used) // 3).tolist():
+            words[at] = rng.choice(words[used]) if seed % 2 else rng.integers(1 << 63)
+        (cache.path / "table").write_bytes(data)
+        cache = HotCache(cache.path, BUDGET, on_problem=pytest.fail)
+        for number in range(150):
+            assert cache.get_or_put(key_of(number), lambda n=number: value_of(n)).data == value_of(number)
+        cache.clear()
+        assert cache.put(key_of(1), value_of(1)) and cache.stats()["pinned_bytes"] == 0
+    cache.close()
+
+
+def test_after_a_restart_of_the_machine_values_stay_and_nothing_is_added_to_old_segments(
+    cache: HotCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import leptonstore.cache.directory as directory
+
+    cache.put(key_of(1), value_of(1))
+    cache.close()
+    monkeypatch.setattr(directory, "boot_id", lambda: 12345)
+    with HotCache(cache.path) as again:
+        found = again.get(key_of(1))
+        assert found is not None and found.data == value_of(1)
+        before = {segment: segment.read_bytes() for segment in again.path.glob("*.seg")}
+        assert again.put(key_of(2), value_of(2)) and len(list(again.path.glob("*.seg"))) == 2
+        assert all(segment.read_bytes() == data for segment, data in before.items())
 
 
 def test_segments_that_somebody_deleted_are_misses(cache: HotCache) -> None:
@@ -514,6 +571,26 @@ def test_a_full_device_is_told_once_and_reading_goes_on(cache: HotCache, monkeyp
     assert len(problems) == 1 and "No space left" in problems[0], problems
     assert cache.get(key_of(0)) is not None
     assert any(cache.put(key_of(number), value_of(number)) for number in range(400)), "space came back"
+
+
+@pytest.mark.requires_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_a_read_only_filesystem_is_a_cache_that_misses(tmp_path: Path) -> None:
+    """Also where a cache was before."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", place], check=False).returncode:
+        pytest.skip("may not mount")
+    problems: list[str] = []
+    try:
+        with HotCache(place / "cache", BUDGET, on_problem=pytest.fail) as cache:
+            cache.put(key_of(1), value_of(1))
+        del cache  # with its mapping, which may be written through
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        with HotCache(place / "cache", BUDGET, on_problem=problems.append) as cache:
+            check_unusable(cache, problems)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.requires_root
