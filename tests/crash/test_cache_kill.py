@@ -305,7 +305,7 @@ import json, os, sys, tempfile, textwrap, time
 from pathlib import Path
 from leptonstore.cache import flight, hot, segments
 from tests.crash import test_cache_kill as kill
-kill.STUCK_S = 2.0
+kill.STUCK_S = 1.5
 with tempfile.TemporaryDirectory() as folder:
     exec(textwrap.dedent(sys.argv[1]))
     result = kill.run_kills(8, 1, Path(folder) / "cache")
