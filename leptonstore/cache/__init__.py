@@ -8,6 +8,7 @@ segments   segment files: preallocated, mapped, pinned by whoever looks at them,
 plans      who will ask for what: the order of keys that live clients registered
 eviction   which values are worth their bytes, and which segments go
 flight     of all that miss a key, one fetches
+forks      what a forked child must not keep
 hot        HotCache, Lease: what others use
 
 The cache knows keys (32 bytes) and bytes; whoever puts a value has verified it. Nothing here is durable, and nothing is believed: each

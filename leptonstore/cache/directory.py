@@ -6,13 +6,16 @@ refused, as whoever owns it could hand us bytes and see ours.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
+from leptonstore import limits
 from leptonstore.errors import BadInput, NotPermitted
 
 _RAM = {"tmpfs", "ramfs"}
@@ -57,27 +60,36 @@ def filesystem_of(path: Path) -> str:
     return ""
 
 
+def boot_id() -> int:
+    """A number that changes when the machine restarts; 0 when the system does not tell."""
+    try:
+        return int(Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:15], 16)
+    except (OSError, ValueError):
+        return 0
+
+
 class HostLock:
     """A lock between all threads and processes of a host, given back by the system when its holder dies.
 
-    Use as a context manager; not reentrant. flock belongs to an open file, which threads share: hence the mutex.
+    Use as a context manager; not reentrant. flock belongs to an open file, which threads share: hence the mutex. It is asked for again and
+    again, up to a bound, as its holder may be a process that somebody stopped. Raises TimeoutError (an OSError).
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.mutex = threading.Lock()
-        self._fd = self._open()
-
-    def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = -1  # opened when it is needed
 
     def __enter__(self) -> HostLock:
-        self.mutex.acquire()
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        except BaseException:
-            self.mutex.release()
-            raise
+        until = time.monotonic() + limits.CACHE_LOCK_WAIT_S_MAX
+        pause = 0.00005
+        while not self.try_enter():
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process holds its lock, and may be stopped", str(self._path)
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, limits.CACHE_LOCK_POLL_S_MAX)
         return self
 
     def try_enter(self) -> bool:
@@ -85,11 +97,16 @@ class HostLock:
         if not self.mutex.acquire(blocking=False):
             return False
         try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except OSError:
+        except BlockingIOError:
             self.mutex.release()
             return False
+        except BaseException:
+            self.mutex.release()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
@@ -98,11 +115,9 @@ class HostLock:
             self.mutex.release()
 
     def after_fork_in_child(self) -> None:
-        """The inherited file is the parent's lock, too: open one of our own. Raises OSError."""
+        """The inherited file is the parent's lock, too: the child opens one of its own."""
         self.mutex = threading.Lock()
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-        self._fd = self._open()
+        self.close()
 
     def close(self) -> None:
         """Let go of the file. May be called twice."""

@@ -4,12 +4,13 @@
     -> the segments with the least wanted bytes go, after what is wanted in them was copied together ("reinsertion")
 
 Without a plan the distance is the time since the last use, which is LRU. With plans it is the furthest next use (Belady, 1966: "A study of
-replacement algorithms for virtual storage computers"), and a new value is admitted only if its next use is nearer than the horizon: the
-distance at which the wanted ones end. One segment of the budget is kept free to copy into, so the budget holds at every moment.
+replacement algorithms for virtual storage computers"), and a new value is admitted only if its next use is nearer than the horizon: that
+of nearly the farthest which are kept. One segment of the budget is kept free to copy into, so the budget holds at every moment.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from leptonstore.cache.table import (
     Table,
 )
 
+_PAGE_BYTES = mmap.PAGESIZE
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -54,7 +57,8 @@ class Ranking:
         wanted = np.bincount(
             self.entries.ordinals[self.wanted] % slots, weights=self.sizes[self.wanted], minlength=slots
         )
-        return sorted((wanted[ordinal % slots] / size, ordinal) for ordinal, size in live)
+        # Of a value's own segment all is wanted, or nothing: what rounding up to pages adds does not count.
+        return sorted((wanted[ordinal % slots] / max(1, size - _PAGE_BYTES), ordinal) for ordinal, size in live)
 
     def of(self, ordinal: int) -> npt.NDArray[np.intp]:
         """The wanted values of a segment, nearest in the segment first."""
@@ -69,10 +73,14 @@ def rank(table: Table, plans: Plans, wanted_bytes: float) -> Ranking:
     ages = np.maximum(0, np.int64(table.words[CLOCK]) - entries.used)
     distances = plans.distances(entries.fingerprints, ages)
     order = np.argsort(distances, kind="stable")
-    fit = int(np.searchsorted(np.cumsum(sizes[order]), wanted_bytes, side="right"))
+    held = np.cumsum(sizes[order])
+    fit = int(np.searchsorted(held, wanted_bytes, side="right"))
     wanted = np.zeros(len(order), bool)
     wanted[order[:fit]] = True
-    return Ranking(entries, wanted, sizes, int(distances[order[fit]]) if fit < len(order) else HORIZON_NONE)
+    horizon = HORIZON_NONE
+    if fit < len(order):
+        horizon = int(distances[order[np.searchsorted(held, held[-1] * limits.CACHE_HORIZON_SHARE)]])
+    return Ranking(entries, wanted, sizes, horizon)
 
 
 class Space:
@@ -103,7 +111,7 @@ class Space:
         """(ordinal, offset) of `size` bytes; None when there is no room. Raises OSError when the device is full."""
         table = self._table
         if size > table.segment_bytes // 4:  # a segment of its own: nothing is lost at the end of another
-            whole = -(-size // 4096) * 4096
+            whole = -(-size // _PAGE_BYTES) * _PAGE_BYTES
             if whole > self._limit() - 2 * table.segment_bytes or not self._make_room(whole, lambda: False):
                 return None
             ordinal = self._segments.make(whole)
@@ -192,6 +200,8 @@ class Space:
         """Copy what is wanted, then let the segment die; one that somebody has pinned is left, as that would free nothing."""
         with self._segments.unpinned(ordinal) as file:
             if file is None or ordinal == self._table.words[OPEN]:
+                if not os.path.exists(self._segments.path(ordinal)):  # somebody deleted it
+                    self._table.set_state(ordinal, DEAD)
                 return
             freed = os.fstat(file).st_size
             for index in ranking.of(ordinal).tolist() if move else ():
@@ -203,6 +213,8 @@ class Space:
     def _move(self, file: int, entries: Entries, index: int, size: int) -> None:
         """Copy one value to the open segment. Without room it is lost with its segment."""
         before = int(entries.ordinals[index]), int(entries.offsets[index])
+        if size > self._table.segment_bytes:
+            return
         after = self._take(size)
         if after is None and self._total() + self._table.segment_bytes <= self._limit() and self._open_segment():
             after = self._take(size)

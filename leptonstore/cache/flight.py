@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from leptonstore import limits
+from leptonstore.cache.forks import close_transient, transient
 
 _T = TypeVar("_T")
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux, 64 bit: type, whence, start, length, pid
 _RANGE_MASK = (1 << 62) - 1
-_held: set[int] = set()  # descriptors of flights under way: a forked child must not keep them
 
 
 def open_flight(path: Path) -> int:
     """What `flight` needs; it closes it. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    _held.add(file)
+    transient.add(file)
     return file
 
 
@@ -43,10 +43,10 @@ def flight(file: int, key_print: int, landed: Callable[[], _T | None], kept: Cal
         if found is None:
             found = landed()  # it may have landed between the last look and the lock
         if found is None and waited and not kept():
-            _close(file)
+            close_transient(file)
         yield found
     finally:
-        _close(file)
+        close_transient(file)
 
 
 def _wait(file: int, key_print: int, landed: Callable[[], _T | None]) -> tuple[_T | None, bool]:
@@ -64,19 +64,3 @@ def _wait(file: int, key_print: int, landed: Callable[[], _T | None]) -> tuple[_
         if found is not None or time.monotonic() > until:
             return found, True
         pause = min(2 * pause, limits.CACHE_FLIGHT_POLL_S_MAX)
-
-
-def _close(file: int) -> None:
-    if file in _held:
-        _held.discard(file)
-        os.close(file)
-
-
-def _after_fork_in_child() -> None:
-    for file in _held:
-        with contextlib.suppress(OSError):
-            os.close(file)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

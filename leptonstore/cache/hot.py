@@ -11,21 +11,21 @@ Invariants: a value is published after its bytes are in place; what is read was 
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from leptonstore import limits
-from leptonstore.cache import directory, flight
+from leptonstore.cache import directory, flight, forks
 from leptonstore.cache.eviction import Space
 from leptonstore.cache.plans import Plan, Plans
 from leptonstore.cache.segments import TABLE, Segments, record_header, stored_bytes, write_record
 from leptonstore.cache.table import (
+    BOOT,
     BUDGET,
     COUNTERS,
     DEAD,
@@ -43,8 +43,6 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, NotPermitted
 
 KEY_BYTES = 32
-_instances: weakref.WeakSet[HotCache] = weakref.WeakSet()
-_registry = threading.Lock()  # of `_instances`; taken before any other lock
 
 
 class Lease:
@@ -95,23 +93,22 @@ class HotCache:
                 f"a hot cache of {budget_bytes} bytes: give between {limits.CACHE_BUDGET_BYTES_MIN} and "
                 f"{limits.CACHE_BUDGET_BYTES_MAX}"
             )
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._on_problem = on_problem or _warn
         self._told = False
         self._table: Table | None = None
+        self._lock = directory.HostLock(self.path / "lock")
         self._plan: Plan | None = None
         self._counts = dict.fromkeys(("hits", "misses"), 0)
         self._flush_at = limits.CACHE_COUNTS_FLUSH
         self._retry = 0  # values that go by before a full device, or one full of pinned segments, is tried again
         try:
             directory.prepare(self.path, ram_only)
-            self._lock = directory.HostLock(self.path / "lock")
             with self._lock:
                 self._open(budget_bytes)
         except (OSError, NotPermitted) as error:
             self._disable(error)
-        with _registry:
-            _instances.add(self)
+        forks.register(self)
 
     def _open(self, budget_bytes: int | None) -> None:
         """Locked. Map the table, after making it where there is none that can be used."""
@@ -121,9 +118,9 @@ class HotCache:
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     table = Table(file)
-                    if budget_bytes is None or table.suits(budget_bytes):
+                    if table.sound() and (budget_bytes is None or table.suits(budget_bytes)):
                         break
-                    raise ValueError("made for another budget")
+                    raise ValueError("damaged, or made for another budget")
                 finally:
                     os.close(file)
             except (FileNotFoundError, ValueError) as error:
@@ -131,6 +128,8 @@ class HotCache:
                     raise FileNotFoundError(2, "there is no hot cache", str(self.path)) from error
                 Table.create(path, budget_bytes)
         segments = Segments(self.path, table)
+        if table.words[BOOT] != directory.boot_id():
+            table.words[OPEN], table.words[BOOT] = 0, directory.boot_id()
         segments.sweep()
         self._segments, self._plans = segments, Plans(self.path)
         self._space = Space(table, segments, self._plans)
@@ -265,6 +264,7 @@ class HotCache:
                 table.words[COUNTERS["refused"]] += 1
                 self._flush()
                 return False
+        forks.transient.add(file)
         try:
             write_record(file, place[1], header, value)
             with self._lock:
@@ -275,7 +275,7 @@ class HotCache:
                 self._flush()
                 table.words[COUNTERS["put_bytes"]] += size
         finally:
-            os.close(file)
+            forks.close_transient(file)
         return True
 
     # -- plans -----------------------------------------------------------------------------------------------------
@@ -306,7 +306,10 @@ class HotCache:
     # -- looking after it ------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Counts over all processes since the cache was made, and bytes now: linked, pinned (evicted and still looked at), of the index."""
+        """Counts over all processes since the cache was made, and bytes now: linked, pinned (evicted and still looked at), of the index.
+
+        Raises TimeoutError, as `clear` does, when a stopped process holds the cache's lock.
+        """
         table = self._table
         if table is None:
             return {}
@@ -337,6 +340,7 @@ class HotCache:
                 table.set_state(ordinal, DEAD)
             table.words[HORIZON] = HORIZON_NONE
             table.words[OPEN] = 0
+            self._retry = 0
             _, pinned = self._segments.reclaim()
             return before - pinned
 
@@ -347,10 +351,10 @@ class HotCache:
             self._plan.close()
             self._plan = None
         if table is not None:
-            with self._lock:
+            with suppress(TimeoutError), self._lock:
                 self._table = table
                 self._flush()
-                self._table = None
+            self._table = None
             self._segments.close()
             self._lock.close()
 
@@ -368,16 +372,21 @@ class HotCache:
 
     # -- fork ------------------------------------------------------------------------------------------------------
 
-    def _after_fork_in_child(self) -> None:
+    def before_fork(self) -> None:
+        """No other thread is in the middle of a change."""
+        self._lock.mutex.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Let others change things again."""
+        self._lock.mutex.release()
+
+    def after_fork_in_child(self) -> None:
+        """The plan stays the parent's, and so do the counts; the lock is a new one."""
         if self._plan is not None:
             self._plan.after_fork_in_child()
             self._plan = None
         self._counts = dict.fromkeys(self._counts, 0)
-        if self._table is not None:
-            try:
-                self._lock.after_fork_in_child()
-            except OSError:
-                self._table = None
+        self._lock.after_fork_in_child()
 
 
 def _private(value: Buffer) -> Lease:
@@ -386,30 +395,3 @@ def _private(value: Buffer) -> Lease:
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-_forking: list[HotCache] = []
-
-
-def _before_fork() -> None:
-    _registry.acquire()
-    _forking[:] = [cache for cache in _instances if cache.usable]
-    for cache in _forking:
-        cache._lock.mutex.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    for cache in _forking:
-        cache._lock.mutex.release()
-    _forking.clear()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    for cache in _forking:
-        cache._after_fork_in_child()
-    _forking.clear()
-    _registry.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -4,8 +4,8 @@
 
 Pins. Whoever has a view of a segment holds a shared flock on its file, by a descriptor that dies with the last view. So pinned bytes of all
 processes are known (a segment whose file cannot be locked exclusively), a killed process pins nothing, and a forked child that
-inherits a view inherits its lock. Taking it costs a hit nothing while another view of the same segment is alive, and never waits
-for a writer: an exclusive lock is held only while a segment that is dead already is truncated.
+inherits a view inherits its lock. Taking it costs a hit nothing while another view of the same segment is alive; and exclusive locks
+are held by whoever evicts, for an instant, on what is dead or is about to be.
 
 Invariants:
 - A pin is taken first, then the table is asked again whether the segment is live. Eviction marks it DEAD first, then looks for pins.
@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,8 +148,7 @@ class Segments:
         except OSError:
             return None
         try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            if self._table.is_live(ordinal):
+            if self._share(file) and self._table.is_live(ordinal):
                 return file
         except OSError:
             pass
@@ -157,6 +157,17 @@ class Segments:
             raise
         os.close(file)
         return None
+
+    @staticmethod
+    def _share(file: int) -> bool:
+        """Whoever evicts holds the lock for an instant, unless it was stopped just then: do not wait for that."""
+        for _ in range(limits.CACHE_PIN_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                time.sleep(limits.CACHE_LOCK_POLL_S_MAX / limits.CACHE_PIN_TRIES)
+        return False
 
     def _forget(self) -> None:
         """Unmap what was evicted since the last look, and the oldest when there are too many; views that are alive keep theirs."""
@@ -245,7 +256,16 @@ class Segments:
         return linked, pinned
 
     def sweep(self) -> None:
-        """Locked. Remove the files of a table that was replaced, and temporaries, whose makers died as they had no lock any more."""
+        """Locked. Remove what no live process can have left: the files of a table that was replaced, temporaries (whose makers died, as
+        they hold no lock any more), and segments whose file is not there or not whole (somebody deleted it, or the power failed).
+        """
+        for ordinal, state, size in list(self._table.segments()):
+            try:
+                whole = os.stat(self.path(ordinal)).st_size == size
+            except OSError:
+                whole = False
+            if state == LIVE and not whole:
+                self._table.set_state(ordinal, DEAD)
         known = {f"{ordinal}.seg" for ordinal, _, _ in self._table.segments()}
         for entry in list(os.scandir(self._folder)):
             if entry.name.endswith(".tmp") or (entry.name.endswith(".seg") and entry.name not in known):

@@ -13,6 +13,7 @@ Invariants:
   their writer was killed): so the index is a hint, and the record at its place, which carries the key and a check, decides.
 - A slot of the index whose segment is not live is free. Evicting a segment is therefore one store, whatever it holds.
 - A segment's slot says DEAD before its file is made and until it is gone: whoever is killed meanwhile leaves nothing uncounted.
+- After a restart of the machine nothing is added to the segment that was open: its words may be older than its bytes (on NVMe).
 - Readers store only the clock of last use, and only count: a lost store costs precision of the policy, never a byte.
 """
 
@@ -41,7 +42,7 @@ UNIT_BYTES = 64  # records begin at multiples of it
 
 # Words of the header.
 _MAGIC, _SEGMENT_BYTES, _BUCKETS = 0, 1, 2
-BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS, RANK_DUE, PLANS = 3, 4, 5, 6, 7, 8, 9, 10
+BUDGET, ORDINAL, OPEN, CLOCK, HORIZON, EVICTIONS, RANK_DUE, PLANS, BOOT = 3, 4, 5, 6, 7, 8, 9, 10, 11
 COUNTERS = {
     "hits": 16,
     "misses": 17,
@@ -158,6 +159,16 @@ class Table:
         count: int = self.words[EVICTIONS]
         return count
 
+    def sound(self) -> bool:
+        """Locked. Whether header and segments can be what we wrote: else the device lost something, or somebody wrote there."""
+        words, slots = self.words, self._array[_HEADER_WORDS:_INDEX].reshape(-1, _SEGMENT_WORDS)
+        budget = limits.CACHE_BUDGET_BYTES_MIN <= words[BUDGET] <= limits.CACHE_BUDGET_BYTES_MAX
+        used = np.flatnonzero(slots[:, 0])
+        ordinals, states = slots[used, 0] >> np.uint64(2), slots[used, 0] & np.uint64(3)
+        fits = (ordinals % np.uint64(limits.CACHE_SEGMENTS_MAX) == used.astype(np.uint64)) & (states <= DEAD)
+        small = slots[used, 1] <= limits.CACHE_BUDGET_BYTES_MAX
+        return bool(budget and words[ORDINAL] < 1 << 39 and words[CLOCK] < 1 << 62 and (fits & small).all())
+
     def suits(self, budget_bytes: int) -> bool:
         """Whether the sizes of segments and index are of the order that this budget asks for."""
         factor = limits.CACHE_GEOMETRY_FACTOR
@@ -239,14 +250,18 @@ class Table:
         ordinals = places >> _OFFSET_BITS
         segments = self._array[_HEADER_WORDS:_INDEX].reshape(-1, _SEGMENT_WORDS)
         states = segments[ordinals % limits.CACHE_SEGMENTS_MAX, 0].astype(np.int64)
-        live = np.flatnonzero(states == (ordinals << 2 | LIVE))
+        offsets, lengths = (places & _OFFSET_MASK) * UNIT_BYTES, index[bucket, 2, way].astype(np.int64)
+        within = (lengths >= 0) & (
+            lengths <= segments[ordinals % limits.CACHE_SEGMENTS_MAX, 1].astype(np.int64) - offsets
+        )
+        live = np.flatnonzero((states == (ordinals << 2 | LIVE)) & within)
         bucket, way = bucket[live], way[live]
         return Entries(
             at=_INDEX + bucket * _BUCKET_WORDS + way,
             fingerprints=index[bucket, 0, way],
             ordinals=ordinals[live],
-            offsets=(places[live] & _OFFSET_MASK) * UNIT_BYTES,
-            lengths=index[bucket, 2, way].astype(np.int64),
+            offsets=offsets[live],
+            lengths=lengths[live],
             used=index[bucket, 3, way].astype(np.int64),
         )
 

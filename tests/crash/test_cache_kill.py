@@ -7,6 +7,7 @@ python -m tests.crash.test_cache_kill --steps 1                 every step (syst
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import mmap
@@ -21,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from leptonstore.cache import HotCache
 from leptonstore.digest import digest_of
@@ -103,30 +106,33 @@ def run_kills(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     children = [start(n) for n in range(CLIENTS)]
     wrong: list[str] = []
     died_in: Counter[int] = Counter()
-    for kill in range(kills):
-        before = [state[1] for state in states]
-        until = time.monotonic() + STUCK_S
-        while any(state[1] == count for state, count in zip(states, before, strict=True)):
-            if time.monotonic() > until:
-                wrong.append(f"after {kill} kills a client is stuck")
+    try:
+        for kill in range(kills):
+            before = [state[1] for state in states]
+            until = time.monotonic() + STUCK_S
+            while any(state[1] == count for state, count in zip(states, before, strict=True)):
+                if time.monotonic() > until:
+                    wrong.append(f"after {kill} kills a client is stuck")
+                    break
+                time.sleep(0.0005)
+            time.sleep(rng.random() * 0.01)
+            victim = rng.randrange(CLIENTS)
+            os.kill(children[victim], signal.SIGKILL)
+            _, status = os.waitpid(children[victim], 0)
+            if not os.WIFSIGNALED(status):
+                wrong.append(f"a client ended with {os.waitstatus_to_exitcode(status)} (7: a wrong byte, 8: an error)")
+            died_in[states[victim][0]] += 1
+            taken = segment_bytes(folder)
+            if taken > BUDGET:
+                wrong.append(f"after {kill} kills the segments take {taken} bytes")
+            if wrong:
                 break
-            time.sleep(0.0005)
-        time.sleep(rng.random() * 0.01)
-        victim = rng.randrange(CLIENTS)
-        os.kill(children[victim], signal.SIGKILL)
-        _, status = os.waitpid(children[victim], 0)
-        if not os.WIFSIGNALED(status):
-            wrong.append(f"a client ended with {os.waitstatus_to_exitcode(status)} (7: a wrong byte, 8: an error)")
-        died_in[states[victim][0]] += 1
-        taken = segment_bytes(folder)
-        if taken > BUDGET:
-            wrong.append(f"after {kill} kills the segments take {taken} bytes")
-        if wrong:
-            break
-        children[victim] = start(victim)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+            children[victim] = start(victim)
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # the last victim
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
     wrong += left_over(folder)
     return {"wrong": wrong, "kills": kills, "died_in": died_in, "operations": sum(state[1] for state in states)}
 
@@ -283,6 +289,36 @@ def test_kill_9_at_each_kind_of_step_harms_nobody() -> None:
     """Every 499th system call or store to shared memory: counted files, right bytes, and a cache that works on."""
     result = _run("--steps", "499")
     assert result["wrong"] == [] and result["deaths"] >= 12, result
+
+
+# What the tests themselves must notice: a body for a module that is run instead, and what is said then.
+PLANTED = {
+    "published unwritten, and read unchecked": """
+        hot.write_record = lambda file, offset, header, value: os.pwrite(file, header, offset)
+        segments.digest_of = lambda value: bytes(32)
+    """,
+    "evicted segments stay": "segments.Segments.remove = lambda self, ordinal: self._table.set_state(ordinal, 0) or True",
+    "flights do not end": "flight.close_transient = lambda file: None",
+}
+SCRIPT = """
+import json, os, sys, tempfile, textwrap, time
+from pathlib import Path
+from leptonstore.cache import flight, hot, segments
+from tests.crash import test_cache_kill as kill
+kill.STUCK_S = 1.5
+with tempfile.TemporaryDirectory() as folder:
+    exec(textwrap.dedent(sys.argv[1]))
+    result = kill.run_kills(8, 1, Path(folder) / "cache")
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_the_test_notices(fault: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, PLANTED[fault]]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.strip().split("\n")[-1])["wrong"], fault
 
 
 def main() -> None:
