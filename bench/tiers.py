@@ -26,7 +26,7 @@ from leptonstore.tiers.local import LocalTier
 PACKS, PACKS_QUICK = 16, 4
 PACK_BYTES = 32 * MIB
 WRITE_BYTES, READ_BYTES = 1 * MIB, 4 * MIB
-ROUNDS, READS = 5, 4
+ROUNDS, READS = 7, 2
 
 
 def write_packs(tier: LocalTier | BlockTier, packs: list[str], data: bytes) -> float:

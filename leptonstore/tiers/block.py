@@ -65,13 +65,19 @@ class _UnitAppender(Appender):
 class BlockPackSink:
     """A pack being written to a volume. Its units are free again unless it is sealed."""
 
+    _writing = _owner = False  # what it must let go of: the volume, and its units
+
     def __init__(self, volume: Volume, pack: str) -> None:
         parse_pack(pack)
-        self._process, self._owner = os.getpid(), False
-        volume.be_writer()
-        self._volume, self._pack = volume, pack
+        self._process, self._volume, self._pack = os.getpid(), volume, pack
         self._appender = _UnitAppender(volume, pack)
-        self._owner = True
+        volume.hold(self)
+        self._writing = self._owner = True
+        try:
+            volume.be_writer()
+        except BaseException:
+            self._let_go()
+            raise
 
     def write(self, *parts: Buffer) -> None:
         """Append all of `parts`. Raises StoreFull, also of an earlier write, or BadInput (longer than a pack may be)."""
@@ -90,19 +96,32 @@ class BlockPackSink:
             self._volume.sync()
             self._owner = False
             self._volume.publish(self._pack, length, self._appender.units)
+        self._let_go()
 
     def abort(self) -> None:
         """Wait until nothing is written any more, and give the units back."""
+        if (
+            self._process != os.getpid()
+        ):  # a forked child holds a copy: the parent's disk thread and units are not its business
+            return
+        self._give_back()
+        self._let_go()
+
+    def _give_back(self) -> None:
         self._appender.settle()
-        if self._owner and self._process == os.getpid():
+        if self._owner:
             self._owner = False
             self._volume.release(self._appender.units)
 
+    def _let_go(self, wait: bool = True) -> None:
+        if self._writing:
+            self._writing = False
+            self._volume.let_go(self, wait)
+
     def __del__(self) -> None:
-        if (
-            self._owner and self._process == os.getpid()
-        ):  # a forked child holds a copy, and must leave the parent's units alone
-            self.abort()
+        if self._writing and self._process == os.getpid():
+            self._give_back()
+            self._let_go(wait=False)
 
 
 class BlockTier:
@@ -112,12 +131,15 @@ class BlockTier:
         self.path = volume.path
         self._open: Volume | None = volume
         self._local = threading.local()
+        volume.hold(self)
 
     @property
     def _volume(self) -> Volume:
         volume = self._open
         if volume is None:
-            volume = self._open = shared_volume(self.path)
+            volume = shared_volume(self.path)
+            volume.hold(self)
+            self._open = volume
         return volume
 
     @property
@@ -222,7 +244,17 @@ class BlockTier:
         """In a child process: volumes see to that by themselves."""
 
     def close(self) -> None:
-        """Let the volume go: when the last one in this process does, another process may write. Using it again reopens it."""
-        self._open = None
+        """Let the volume go: when all tiers and unfinished packs of this process have, another process may write.
+
+        Using it again reopens it.
+        """
+        volume, self._open = self._open, None
+        if volume is not None:
+            volume.let_go(self)
         with contextlib.suppress(AttributeError):
             del self._local.memory
+
+    def __del__(self) -> None:
+        volume: Volume | None = getattr(self, "_open", None)
+        if volume is not None:
+            volume.let_go(self, wait=False)

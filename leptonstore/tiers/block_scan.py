@@ -10,6 +10,7 @@ before it gives the units away. All processes must be on one host.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -50,8 +51,17 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
+    def unlock(self) -> None:
+        """Closing is not enough: a forked child may hold a copy."""
+        if self.fd >= 0:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def __del__(self) -> None:
-        os.close(self.fd)
+        fd, self.fd = (
+            self.fd,
+            -1,
+        )  # whoever still knows it, being destroyed in the same cycle, must not take another file for it
+        os.close(fd)
 
 
 class VolumeReader:

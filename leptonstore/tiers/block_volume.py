@@ -49,13 +49,18 @@ def parse_pack(pack: str) -> bytes:
 
 
 class Volume(VolumeReader):
-    """A volume, shared by whoever uses it in this process. Any thread. Closed when nobody uses it any more."""
+    """A volume, shared by whoever uses it in this process. Any thread.
+
+    Those who may write `hold` it and `let_go`; with the last one the lock goes, and another process may write. Files are closed with
+    the object.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises as VolumeReader does."""
         self._writer: Descriptor | None = None  # holds the lock
         self._direct_writer: Descriptor | None = None  # around the page cache
         self._disk: ThreadPoolExecutor | None = None
+        self._holders: set[int] = set()  # ids of objects
         self._changing = threading.RLock()  # header blocks and superblocks are being changed; taken before `_lock`
         self.buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._used = bytearray()  # one byte a unit
@@ -63,6 +68,25 @@ class Volume(VolumeReader):
         self._free_headers: list[int] = []  # a heap
         super().__init__(path)
         _volumes.add(self)
+
+    def hold(self, user: object) -> None:
+        """`user`, who may write, uses it."""
+        self._holders.add(id(user))  # add and discard are atomic
+
+    def let_go(self, user: object, wait: bool = True) -> None:
+        """And uses it no more. Without `wait`, nothing happens while another thread changes something: in a destructor, which may run
+        in any thread at any moment, for that thread's own user will let go, too."""
+        self._holders.discard(id(user))
+        if not self._changing.acquire(blocking=wait):
+            return
+        try:
+            if not self._holders and self._writer is not None:
+                with self._lock:
+                    self._writer.unlock()
+                    self._writer = self._direct_writer = None
+                    self._is_writer, self._noted = False, b""
+        finally:
+            self._changing.release()
 
     # -- the one writer ------------------------------------------------------------------------------------------
 
@@ -107,6 +131,9 @@ class Volume(VolumeReader):
         """With the lock: nobody else changes anything from here on."""
         os.fdatasync(file.fd)  # what is read from here on is on the device
         with self._lock:
+            self._copies = [(-1, -1)] * len(
+                self._copies
+            )  # read all of them: a write that failed may have left anything
             self._scan()
             self._mend(file.fd)
             self._used = bytearray(self.superblock.units)
@@ -301,8 +328,6 @@ class Volume(VolumeReader):
     def __del__(self) -> None:
         if self._disk is not None:
             self._disk.shutdown(wait=False)
-        if self._writer is not None:
-            fcntl.flock(self._writer.fd, fcntl.LOCK_UN)  # a child that was forked may hold a copy of the descriptor
 
 
 # -- one object a volume and process: its threads must not meet the lock of their own process ----------------------------

@@ -88,24 +88,32 @@ def _readable(place: Path) -> Iterator[None]:
 class _OpenFile:
     """A descriptor that closes with its last user: one who reads keeps it from being closed by whoever forgets it."""
 
-    __slots__ = ("_direct", "fd")
+    __slots__ = ("_around", "fd")
 
     def __init__(self, fd: int) -> None:
-        self.fd, self._direct = fd, -2  # -2: not tried yet
+        self.fd = fd
+        self._around: tuple[int, ...] | None = None  # not tried yet
 
-    def direct(self, path: Path) -> int:
-        """A second descriptor, which bypasses the page cache; -1 where the filesystem has none."""
-        if self._direct == -2:
+    def around(self, path: Path) -> tuple[int, ...]:
+        """Two more descriptors: one that tells what is in the page cache, one that bypasses it. None where there is no such thing.
+
+        The first never reads ahead: asking the usual one (RWF_NOWAIT) makes Linux read what it does not have.
+        """
+        if self._around is None:
+            opened: list[int] = []
             try:
-                self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                os.posix_fadvise(opened[0], 0, 0, os.POSIX_FADV_RANDOM)
+                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
             except OSError:
-                self._direct = -1
-        return self._direct
+                while opened:
+                    os.close(opened.pop())
+            self._around = tuple(opened)
+        return self._around
 
     def __del__(self) -> None:
-        os.close(self.fd)
-        if self._direct >= 0:
-            os.close(self._direct)
+        for fd in (self.fd, *(self._around or ())):
+            os.close(fd)
 
 
 class LocalTier:
@@ -203,13 +211,14 @@ class LocalTier:
         call."""
         with self._lock:
             file = self._opened(pack)
-            direct = file.direct(self.path_of(pack)) if length >= limits.DIRECT_READ_BYTES_MIN else -1
-        if direct < 0:
+            around = file.around(self.path_of(pack)) if length >= limits.DIRECT_READ_BYTES_MIN else ()
+        if not around:
             return os.pread(file.fd, length, offset)
+        cached, direct = around
         start = offset - offset % ALIGN
         memory = self._own_memory(offset + length - start)
         with contextlib.suppress(OSError):  # BlockingIOError: it is not in memory; others: nobody can tell
-            if os.preadv(file.fd, [memory[:length]], offset, os.RWF_NOWAIT) == length:
+            if os.preadv(cached, [memory[:length]], offset, os.RWF_NOWAIT) == length:
                 return memory[:length]
         with contextlib.suppress(OSError):
             if os.preadv(direct, [memory], start) >= offset + length - start:

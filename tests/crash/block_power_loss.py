@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
+from leptonstore import limits
 from leptonstore.errors import BadInput, FormatDamaged, LeptonError
 from leptonstore.testing.tiers import add_pack, content
 from leptonstore.tiers.block import BlockTier
@@ -123,7 +125,23 @@ def killed(run: Run) -> None:
         del tier
 
 
-RUNS = {"everyday": everyday, "killed": killed}
+def growing(run: Run) -> None:
+    """A device that held something else is formatted, and more and more header blocks come into use."""
+    fd = os.open(run.path, os.O_RDWR | os.O_CREAT, 0o666)
+    os.pwrite(fd, content(SIZE, 77), 0)
+    os.fsync(fd)
+    os.close(fd)
+    with patch.object(limits, "VOLUME_HEADERS_STEP", 2):
+        format_block(run.path, SIZE, unit=UNIT, force=True)
+        run.recorder.mark("formatted")
+        tier = run.open()
+        packs = [run.seal(tier, 10) for _ in range(5)]
+        run.delete(tier, packs[1])
+        del tier
+        run.seal(run.open(), UNIT)
+
+
+RUNS = {"everyday": everyday, "killed": killed, "growing": growing}
 
 
 def record(work: Callable[[Run], None], place: Path) -> Recorder:

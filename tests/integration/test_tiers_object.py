@@ -447,7 +447,7 @@ def run_in_fork(work: Callable[[], None]) -> None:
             TierUnavailable,
         ),
         ("Server returned non-2xx status code: 403 Forbidden: ", NotPermitted),
-        ("Client error with status 401 Unauthorized: No Body", NotPermitted),
+        ("Server returned non-2xx status code: 401 Unauthorized: ", NotPermitted),
         ("request took 507 ms, then status code: 500", TierUnavailable),
     ],
 )
