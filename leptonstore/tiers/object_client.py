@@ -144,11 +144,11 @@ class Client:
             return error
         text, name = str(error), type(error).__name__
         said = _said(text)
+        where = f"{self.url}/{path}" if path else self.url
         if any(host in text for host in _METADATA_HOSTS):
             return NotPermitted(
                 f"{where}: no credentials were found: set {self._variables()}, or use a profile or a role"
             )
-        where = f"{self.url}/{path}" if path else self.url
         if said & _NO_BUCKET or "specified bucket does not exist" in text:
             return TierMissing(f"{self.url}: no such bucket: create it, or correct the name", self.url)
         if isinstance(error, FileNotFoundError) or name == "NotFoundError":

@@ -228,3 +228,27 @@ def test_near_values_are_read_with_few_requests(bucket_url: str, source_of: Call
         before = counters.to_json()["get"]
         store.get(large)
         assert counters.to_json()["get"] - before <= 6, "its pieces lie one after another"
+
+
+def test_a_store_in_memory_ends_with_the_process_and_not_before() -> None:
+    with Store.create("memory://notebook") as store:
+        digest = store.put(content(300_000))
+        store.flush()
+    with Store.open("memory://notebook") as again:
+        assert again.get(digest) == content(300_000)
+        collect(again)
+        assert not check_store(again, read_data=True).problems
+    with pytest.raises(StoreMissing):
+        Store.open("memory://another")
+
+
+def test_workers_of_a_dataloader_read_from_a_bucket(bucket_url: str, source_of: Callable[..., Source]) -> None:
+    loaders = pytest.importorskip("loaders")
+    rng = np.random.default_rng(0)
+    images = [rng.bytes(30_000) for _ in range(300)]
+    table = pa.table({"id": np.arange(300), "image": pa.array(images, pa.binary())})
+    with Store.create(bucket_url) as store:
+        dataset = write_dataset(store, "t", source_of(table, ("id",)))
+        loader = loaders.DataLoader(dataset, batch_size=32, num_workers=2, collate_fn=list, timeout=60)
+        seen = {int(row["id"]): bytes(row["image"]) for batch in loader for row in batch}
+    assert seen == dict(enumerate(images))
