@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+_LIBC = ctypes.CDLL(None)  # loaded here: a child of a process with threads must not
 START_S_MAX = 60.0
 KEY, SECRET = "lepton-tests", "not-a-secret"  # of a server that listens on loopback only
 
@@ -59,7 +60,7 @@ def _program() -> str:
 
 def _end_with_parent() -> None:
     """In the child, before it becomes weed: a test session that is killed leaves no server behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _free_ports(count: int) -> list[int]:
