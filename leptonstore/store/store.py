@@ -402,7 +402,7 @@ class Store:
     def _found(self, digest: Digest) -> bool:
         if digest in self._writer:
             return True
-        if not self._state.packs:  # of a store that is being filled for the first time: a tenth of the time for small values
+        if not self._state.packs:  # a store that is filled for the first time: a tenth of the time of small values
             return False
         place = self._place_outside(digest, lambda pack: pack in self.damaged_packs or self._state.lost(pack))
         if place is None:
