@@ -263,9 +263,8 @@ CACHE_BUCKET_SLOTS = 16  # slots in which one key may stand; at half load 0.03 %
 # Share of the budget that eviction calls wanted. The rest is what moving values together has to work with: a byte fetched moves one
 # byte at 0.75, four at 0.9 and eleven at 0.95, at equal hits (full shuffle, cache of half the data).
 CACHE_WANTED_SHARE = 0.75
-CACHE_HORIZON_SHARE = (
-    0.9  # a new value must be wanted more than the last 10 % of what is held (when more is held than is wanted)
-)
+# A new value must be wanted more than the last 10 % of what is held (when more is held than is wanted).
+CACHE_HORIZON_SHARE = 0.9
 CACHE_MOVE_SHARE_MAX = 0.95  # segments that are wanted more than this are not worth moving
 # All values are ranked anew after 1/32 as many requests as there are values: 0.4 us a value under the
 # lock, so 13 us a request. Grows with the number of values: at 10^7 it holds the lock for 4 s.
@@ -275,9 +274,8 @@ CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, be
 CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
 CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
 CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
-CACHE_LOCK_WAIT_S_MAX = (
-    10.0  # for the host's lock, which is held for 0.1 ms, or 50 ms where a segment is made or evicted
-)
+# For the host's lock, which is held for 0.1 ms, or 50 ms where a segment is made or evicted.
+CACHE_LOCK_WAIT_S_MAX = 10.0
 CACHE_LOCK_POLL_S_MAX = 0.002
 CACHE_PIN_TRIES = 10
 CACHE_FLIGHT_POLL_S_MAX = 0.004
