@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from leptonstore.dataset.large_file import DirectFile, LargeFiles
 from leptonstore.dataset.processes import can_fork, run_forked
 from leptonstore.errors import BadInput, ChunkCorrupt
 from leptonstore.format.page import REFERENCE
-from leptonstore.tiers.direct import ALIGN, aligned_memory, write_all
+from leptonstore.tiers.direct import ALIGN, ThreadMemory, write_all
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -130,7 +129,7 @@ class _Worker:
 
     def __init__(self, ds: Dataset, folder: ConfinedFolder, large: LargeFiles, stopped: mmap.mmap) -> None:
         self._ds, self._folder, self._large, self._stopped = ds, folder, large, stopped
-        self._local = threading.local()
+        self._memory = ThreadMemory()
 
     def write_unit(self, unit: Unit) -> Written:
         """Its files and links; its directories are made. Ends early when it is told to stop."""
@@ -205,18 +204,10 @@ class _Worker:
             elif size > limits.CHUNK_BYTES_MAX:
                 raise ChunkCorrupt(digest.hex(), "-", f"its reference says {size} bytes")
             else:
-                window = self._own_window(size)
+                window = self._memory.take(size + ALIGN)
                 store.read_into(digest, window[:size])
                 DirectFile(fd, size).write(window, size, 0)
         return int(size)
-
-    def _own_window(self, size: int) -> memoryview:
-        """Memory of this thread for a file of `size` bytes and padding."""
-        window: memoryview | None = getattr(self._local, "window", None)
-        if window is None or len(window) < size + ALIGN:
-            room = max(size, self._ds.store.config.chunks.cut_above)  # what a value that is no chunk list has at most
-            window = self._local.window = aligned_memory(room + ALIGN)
-        return window
 
 
 def _make_link(parent: int, name: str, target: bytes, mtime_ns: int) -> None:

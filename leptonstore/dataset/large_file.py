@@ -36,22 +36,21 @@ class DirectFile:
         self._fd, self._size = fd, size
         self._direct = size >= limits.DIRECT_WRITE_BYTES_MIN and set_direct(fd, True)
 
-    def write(self, memory: memoryview, length: int, offset: int) -> int:
+    def write(self, memory: memoryview, length: int, offset: int) -> None:
         """The first `length` bytes of `memory` (from `aligned_memory`) at `offset`, a whole number of blocks.
 
-        Returns how many were written: all of them at the file's end, where up to a block behind `length` is overwritten in
-        `memory`; else whole blocks only, and the caller brings the rest again.
+        All of them at the file's end, where up to a block behind `length` is overwritten in `memory`; else whole blocks only,
+        and the caller brings the rest again.
         """
         end = offset + length
         if end < self._size:
             length -= length % ALIGN
             self._write_blocks(memory[:length], offset)
-            return length
+            return
         padded = -(-length // ALIGN) * ALIGN if self._direct else length
         memory[length:padded] = bytes(padded - length)
         self._write_blocks(memory[:padded], offset)
         os.ftruncate(self._fd, self._size)  # without the padding, or up to the hole that it ends with
-        return length
 
     def _write_blocks(self, data: memoryview, offset: int) -> None:
         for start, end in _filled_runs(data):

@@ -8,10 +8,8 @@ through the page cache; every promise is the same.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +21,7 @@ from leptonstore.format.volume import UNITS_PER_PACK_MAX, SegmentHeader
 from leptonstore.tiers import durable
 from leptonstore.tiers.block_scan import volume_path
 from leptonstore.tiers.block_volume import Volume, parse_pack, shared_volume
-from leptonstore.tiers.direct import ALIGN, REFUSED, Appender, aligned_memory
+from leptonstore.tiers.direct import ALIGN, REFUSED, Appender, ThreadMemory
 
 
 def open_block(url: str | Path) -> BlockTier:
@@ -130,7 +128,7 @@ class BlockTier:
     def __init__(self, volume: Volume) -> None:
         self.path = volume.path
         self._open: Volume | None = volume
-        self._local = threading.local()
+        self._memory = ThreadMemory()
         volume.hold(self)
 
     @property
@@ -196,7 +194,7 @@ class BlockTier:
             return self.read(pack, offset, length)
         start = offset - offset % ALIGN
         end = -(-(offset + length) // ALIGN) * ALIGN
-        memory = self._own_memory(end - start)
+        memory = self._memory.take(end - start)
         place = slice(offset - start, offset - start + length)
         try:  # Asking the page cache first (RWF_NOWAIT) makes it read ahead: everything would be read twice.
             volume.read_into(direct.fd, memory, segment.units, start)
@@ -221,13 +219,6 @@ class BlockTier:
     def _missing(self, pack: str) -> FileNotFoundError:
         return FileNotFoundError(errno.ENOENT, f"the volume has no pack {pack}", str(self.path))
 
-    def _own_memory(self, size: int) -> memoryview:
-        """The calling thread's, in whole blocks."""
-        memory: memoryview | None = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < size:
-            memory = self._local.memory = aligned_memory(size)
-        return memory[:size]
-
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
         yield from self._volume.packs()
@@ -251,8 +242,7 @@ class BlockTier:
         volume, self._open = self._open, None
         if volume is not None:
             volume.let_go(self)
-        with contextlib.suppress(AttributeError):
-            del self._local.memory
+        self._memory = ThreadMemory()
 
     def __del__(self) -> None:
         volume: Volume | None = getattr(self, "_open", None)

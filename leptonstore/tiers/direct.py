@@ -58,6 +58,21 @@ def write_blocks(fd: int, data: memoryview, offset: int, direct: bool) -> bool:
     return direct
 
 
+class ThreadMemory:
+    """Aligned memory of each thread's own, used again by its next call. Any thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def take(self, size: int) -> memoryview:
+        """The calling thread's, until it asks again: `size` bytes, rounded up to whole blocks; its content is anything."""
+        size = -(-size // ALIGN) * ALIGN
+        memory: memoryview | None = getattr(self._local, "memory", None)
+        if memory is None or len(memory) < size:
+            memory = self._local.memory = aligned_memory(size)
+        return memory[:size]
+
+
 class Buffers:
     """Aligned memory of one size, used again and again: fresh memory is what this module avoids. Any thread."""
 

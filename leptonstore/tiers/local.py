@@ -32,7 +32,7 @@ from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
-from leptonstore.tiers.direct import ALIGN, Appender, Buffers, aligned_memory
+from leptonstore.tiers.direct import ALIGN, Appender, Buffers, ThreadMemory
 
 RESERVE = "reserve"
 OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
@@ -123,7 +123,7 @@ class LocalTier:
         self.root = root
         self._tmp = root / "tmp"
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-        self._lock, self._local = threading.Lock(), threading.local()
+        self._lock, self._memory = threading.Lock(), ThreadMemory()
         self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._disk: ThreadPoolExecutor | None = None  # writes packs
 
@@ -216,7 +216,7 @@ class LocalTier:
             return os.pread(file.fd, length, offset)
         cached, direct = around
         start = offset - offset % ALIGN
-        memory = self._own_memory(offset + length - start)
+        memory = self._memory.take(offset + length - start)
         with contextlib.suppress(OSError):  # BlockingIOError: it is not in memory; others: nobody can tell
             if os.preadv(cached, [memory[:length]], offset, os.RWF_NOWAIT) == length:
                 return memory[:length]
@@ -224,14 +224,6 @@ class LocalTier:
             if os.preadv(direct, [memory], start) >= offset + length - start:
                 return memory[offset - start : offset - start + length]
         return os.pread(file.fd, length, offset)
-
-    def _own_memory(self, size: int) -> memoryview:
-        """The calling thread's, in whole blocks."""
-        size = -(-size // ALIGN) * ALIGN
-        memory: memoryview | None = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < size:
-            memory = self._local.memory = aligned_memory(size)
-        return memory[:size]
 
     def _opened(self, pack: str) -> _OpenFile:
         if pack in self._open:
