@@ -174,8 +174,9 @@ class Store:
         """What a log entry says of new packs that are not at home."""
         if len(self.placement.tiers) == 1:
             return {}
-        found = {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in packs}
-        return {pack: names for pack, names in found.items() if names != (HOME,)}
+        # Only for what is not here are the other tiers asked: one that is away must not keep the home from being written.
+        away = [pack for pack in packs if self.home.pack_bytes(pack) is None]
+        return {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in away}
 
     def _sync_index(self) -> None:
         self._sync_tiers()

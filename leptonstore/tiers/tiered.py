@@ -27,14 +27,16 @@ class TieredPacks:
 
     def __init__(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
         """As `use`."""
-        self.use(tiers, write_to)
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
         self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+        self.use(tiers, write_to)
 
     def use(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
         """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
-        self.tiers, self.write_to = tuple(tiers), write_to
+        with self._lock:
+            self.tiers, self.write_to = tuple(tiers), write_to
+            self._found.clear()  # it names positions
 
     @property
     def url(self) -> str:

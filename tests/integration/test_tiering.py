@@ -278,6 +278,22 @@ def test_a_damaged_copy_is_read_from_another_tier(store: Store, tmp_path: Path) 
     readable(reopened(store, tmp_path))
 
 
+def test_a_far_tier_that_is_away_keeps_nobody_from_writing_at_home(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every commit asked all tiers whether they had its new packs, and failed when one did not answer."""
+
+    def away(tier: LocalTier, pack: str) -> int | None:
+        if tier.root.name == "store":
+            return real(tier, pack)
+        raise TierUnavailable("the far tier does not answer", tier.url)
+
+    real = LocalTier.pack_bytes
+    monkeypatch.setattr(LocalTier, "pack_bytes", away)
+    fill(store)
+    readable(store)
+
+
 def test_a_full_tier_stops_the_move_and_nothing_is_lost(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
