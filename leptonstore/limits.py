@@ -200,6 +200,23 @@ IMPORT_BATCH_BYTES_MAX = 32 * MIB
 CLASSES_MAX = 65_536  # class names stand in every commit's schema: about 1 MiB of 20-character names
 FOLDER_DEPTH_MAX = 64  # directories inside each other, below the root of an image folder
 CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the longest row that a CSV may have
+JSON_BLOCK_BYTES = 4 * MIB  # lines that are parsed at a time; types are inferred from the first block
+JSON_LINE_BYTES_MAX = 256 * MIB  # a line stands in memory as a whole, a few times over
+JSON_DEPTH_MAX = TYPE_DEPTH_MAX
+SOURCE_VALUE_BYTES_MAX = 256 * MIB  # one file in a tar, one value of an MDS sample: it stands in memory as a whole
+SOURCE_INDEX_BYTES_MAX = 64 * MIB  # of an index of foreign shards (MDS): 300 bytes a shard, 200,000 shards
+SOURCE_SHARDS_MAX = 1_000_000  # that a pattern such as {000000..000999} may stand for
+SOURCE_HEADER_BYTES_MAX = 16 * MIB  # of a safetensors file: 100 bytes a tensor
+NPY_HEADER_BYTES_MAX = 10_000  # numpy's own bound; longer literals can crash the parser of Python
+TAR_HEADER_BYTES_MAX = 1 * MIB  # of an extended header of a tar: a path is 4 KiB
+WDS_PROBE_BYTES = 32 * MIB  # of samples that are looked at to tell the columns of a WebDataset
+WDS_PROBE_ROWS = 1_000
+MDS_OFFSETS_WINDOW = 65_536  # samples whose places are held at a time
+HF_PROBE_ROWS = 1_000
+EXPORT_SHARD_BYTES = 64 * MIB  # of WebDataset and MDS: MDS's own default; one shard is written (or repeated) at a time
+EXPORT_ARROW_SHARD_BYTES = 512 * MIB  # of a Hugging Face dataset: its own default
+EXPORT_JOURNAL_BYTES_MAX = 64 * MIB
+PLACE_READ_BYTES = 4 * MIB  # of a file behind a URL that one request asks for
 
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process

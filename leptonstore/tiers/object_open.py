@@ -25,6 +25,15 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # as o
 
 def open_bucket(url: str) -> ObjectTier:
     """The tier at s3://BUCKET[/PREFIX], gs://... or az://CONTAINER[/PREFIX]. No request is made. Raises BadInput, MissingExtra."""
+    client = open_client(url)
+    parsed = urlparse(client.url)
+    if parsed.scheme != "s3":
+        return ObjectTier(client)
+    return ObjectTier(client, lambda: _abort_stale(parsed.netloc, parsed.path.strip("/")))
+
+
+def open_client(url: str) -> Client:
+    """Requests below such a URL. No request is made. Raises BadInput, MissingExtra."""
     url = url.rstrip("/")
     parsed = urlparse(url)
     if not parsed.netloc or "@" in parsed.netloc or parsed.query or parsed.fragment:
@@ -34,10 +43,7 @@ def open_bucket(url: str) -> ObjectTier:
         )
     if any(part in ("", ".", "..") for part in parsed.path.split("/")[1:]):
         raise BadInput(f"{url}: a prefix has no empty parts, and neither . nor ..")
-    client = Client(url, lambda obstore: _make(obstore, parsed.scheme, url))
-    if parsed.scheme != "s3":
-        return ObjectTier(client)
-    return ObjectTier(client, lambda: _abort_stale(parsed.netloc, parsed.path.strip("/")))
+    return Client(url, lambda obstore: _make(obstore, parsed.scheme, url))
 
 
 def _make(obstore: Any, scheme: str, url: str) -> Any:

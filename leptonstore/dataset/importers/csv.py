@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import name_of, require_regular_file
+from leptonstore.dataset.importers.reading import lineage_of, require_regular_file
 from leptonstore.dataset.importers.tables import conform, identity_columns, storable_schema
+from leptonstore.dataset.places import Place
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SchemaError, SourceError
 
@@ -24,7 +25,7 @@ SUFFIXES = (".csv", ".csv.gz")
 
 
 def open_source(
-    path: Path,
+    path: Place,
     key: str | Sequence[str] | None = None,
     delimiter: str = ",",
     types: Mapping[str, pa.DataType] | None = None,
@@ -58,21 +59,29 @@ def open_source(
             for batch in reader:
                 yield conform(batch, schema)
 
-    lineage = {"format": "csv", "files": [{"name": name_of(path), "bytes": path.stat().st_size}]}
+    lineage = {"format": "csv", "files": [lineage_of(path)]}
     return Source(schema, identity_columns(schema, key), batches, None, lineage)
 
 
-def _open(path: Path, delimiter: str, types: Mapping[str, pa.DataType]) -> pacsv.CSVStreamingReader:
-    return pacsv.open_csv(
-        str(path),  # Arrow unpacks by the name's ending
-        read_options=pacsv.ReadOptions(use_threads=False, block_size=limits.CSV_BLOCK_BYTES),  # threads: no row numbers
-        parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pacsv.ConvertOptions(column_types=dict(types)),
-    )
+@contextmanager
+def _open(path: Place, delimiter: str, types: Mapping[str, pa.DataType]) -> Iterator[pacsv.CSVStreamingReader]:
+    options = {
+        "read_options": pacsv.ReadOptions(use_threads=False, block_size=limits.CSV_BLOCK_BYTES),  # threads: no row numbers
+        "parse_options": pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        "convert_options": pacsv.ConvertOptions(column_types=dict(types)),
+    }
+    if isinstance(path, Path):
+        with pacsv.open_csv(str(path), **options) as reader:  # Arrow unpacks by the name's ending
+            yield reader
+        return
+    packed = path.name.lower().endswith(".gz")
+    with path.open() as file, pa.input_stream(file, compression="gzip" if packed else None) as stream:
+        with pacsv.open_csv(stream, **options) as reader:
+            yield reader
 
 
 @contextmanager
-def _parsing(path: Path) -> Iterator[None]:
+def _parsing(path: Place) -> Iterator[None]:
     """Inside, whatever Arrow says about a file that it cannot read is a SourceError with Arrow's row number."""
     try:
         yield

@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from leptonstore import limits
 from leptonstore.dataset.importers.arrays import label_column, tensor_column
 from leptonstore.dataset.importers.idx_format import IdxFile, read_header
 from leptonstore.dataset.importers.reading import reading, rows_per_batch
+from leptonstore.dataset.places import Place, place_of
 from leptonstore.dataset.schema import class_label_field, tensor_field
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SourceError
@@ -51,7 +51,7 @@ def is_idx_name(name: str) -> bool:
     return _SUFFIX.search(name) is not None
 
 
-def open_source(path: Path, labels: str | Path | None = None) -> Source:
+def open_source(path: Place, labels: str | Place | None = None) -> Source:
     """A directory of IDX files, or one file of images (`labels`: its labels, when they do not stand next to it).
 
     image: fixed-shape tensor of the file's value type, semantic "image" when it is uint8 and H x W or H x W x C;
@@ -60,7 +60,7 @@ def open_source(path: Path, labels: str | Path | None = None) -> Source:
     with reading(path):
         is_directory = path.is_dir()
     if not is_directory:
-        pairs = [_open_pair(path, Path(labels) if labels is not None else _labels_beside(path), None)]
+        pairs = [_open_pair(path, place_of(labels) if labels is not None else _labels_beside(path), None)]
     elif labels is not None:
         raise SourceError(f"labels go with one file of images, but {path} is a directory; give the images file")
     else:
@@ -92,7 +92,7 @@ def _parse_prefix(prefix: str) -> tuple[str, str | None]:
     return (match["base"] or "", _SPLITS[match["split"].lower()]) if match else (prefix, None)
 
 
-def _labels_beside(images: Path) -> Path | None:
+def _labels_beside(images: Place) -> Place | None:
     """The labels file in the same directory whose name differs from that of `images` in its role alone."""
     prefix, role = _parse_name(images.name)
     if role == "labels":
@@ -101,18 +101,18 @@ def _labels_beside(images: Path) -> Path | None:
     return found.get("labels") if images.name in (path.name for path in found.values()) else None
 
 
-def _groups_of(directory: Path) -> dict[str, dict[str, Path]]:
+def _groups_of(directory: Place) -> dict[str, dict[str, Place]]:
     """The IDX files of a directory: prefix -> role -> file, unpacked before packed, in the order of their names."""
     with reading(directory):
         names = sorted(entry.name for entry in directory.iterdir() if is_idx_name(entry.name) and entry.is_file())
-    groups: dict[str, dict[str, Path]] = {}
+    groups: dict[str, dict[str, Place]] = {}
     for name in names:  # "…-ubyte" sorts before "…-ubyte.gz"
         prefix, role = _parse_name(name)
         groups.setdefault(prefix, {}).setdefault(role, directory / name)
     return groups
 
 
-def _pairs_of_directory(path: Path) -> list[_Pair]:
+def _pairs_of_directory(path: Place) -> list[_Pair]:
     groups = _groups_of(path)
     if not groups:
         raise SourceError(f"{path} holds no IDX files (such as train-images-idx3-ubyte.gz); check the path", str(path))
@@ -131,7 +131,7 @@ def _pairs_of_directory(path: Path) -> list[_Pair]:
     return [_open_pair(files["images"], files.get("labels"), split) for split, files in halves]
 
 
-def _open_pair(images: Path, labels: Path | None, split: str | None) -> _Pair:
+def _open_pair(images: Place, labels: Place | None, split: str | None) -> _Pair:
     image_file = read_header(images)
     if not image_file.row_shape:
         raise SourceError(f"{images} holds one number a row (labels?); give the file of images", str(images))

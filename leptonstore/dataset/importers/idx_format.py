@@ -15,24 +15,19 @@ compressed one no more than the announced length and one byte is ever unpacked.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import reading, require_regular_file
+from leptonstore.dataset.importers.reading import open_unpacked, read_up_to, require_regular_file, unpacking
+from leptonstore.dataset.places import Place, PlaceStatus
 from leptonstore.errors import SourceError
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_READ_BYTES = 4 * limits.MIB  # one read; the blocks of usual images are smaller than that and are not copied
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -44,7 +39,7 @@ class IdxFile:
     itself, so that a change between two readings is noticed.
     """
 
-    path: Path
+    path: Place
     dtype: np.dtype
     shape: tuple[int, ...]
     gzipped: bool
@@ -79,11 +74,11 @@ class IdxFile:
         """
         if read_header(self.path) != self:
             raise SourceError(f"{self.path} changed while it was read; run the import again", str(self.path))
-        with _decompressing(self.path), _open(self.path) as stream:
+        with unpacking(self.path), open_unpacked(self.path) as stream:
             stream.read(self.header_bytes)
             for start in range(0, self.rows, rows):
                 count = min(rows, self.rows - start)
-                data = _read(stream, count * self.row_bytes)
+                data = read_up_to(stream, count * self.row_bytes)
                 if len(data) < count * self.row_bytes:
                     raise self._wrong_length("shorter", f"it ends in row {start + len(data) // self.row_bytes}")
                 if start + count == self.rows and stream.read(1):
@@ -98,16 +93,16 @@ class IdxFile:
         )
 
 
-def read_header(path: Path) -> IdxFile:
+def read_header(path: Place) -> IdxFile:
     """Check the header of an IDX file, and of a plain one the length too.
 
     Raises SourceError: unreadable, not IDX, an unknown value type, no or too many dimensions, no rows, rows without
     values or larger than `limits.IMAGE_FILE_BYTES_MAX`, or a length that is not the one announced.
     """
     require_regular_file(path)
-    with _decompressing(path):
+    with unpacking(path):
         status = path.stat()
-        with _open(path) as stream:
+        with open_unpacked(path) as stream:
             head = stream.read(4)
             dimensions = head[3] if len(head) == 4 else 0
             sizes = stream.read(4 * min(dimensions, limits.IDX_DIMENSIONS_MAX))
@@ -122,7 +117,7 @@ def read_header(path: Path) -> IdxFile:
     return file
 
 
-def _parse_header(path: Path, head: bytes, sizes: bytes, gzipped: bool, status: os.stat_result) -> IdxFile:
+def _parse_header(path: Place, head: bytes, sizes: bytes, gzipped: bool, status: os.stat_result | PlaceStatus) -> IdxFile:
     def refuse(why: str) -> SourceError:
         return SourceError(f"{path} {why}", str(path))
 
@@ -142,41 +137,3 @@ def _parse_header(path: Path, head: bytes, sizes: bytes, gzipped: bool, status: 
     if file.row_bytes > limits.IMAGE_FILE_BYTES_MAX:
         raise refuse(f"announces rows of {file.row_bytes} bytes; at most {limits.IMAGE_FILE_BYTES_MAX} are accepted")
     return file
-
-
-def _read(stream: IO[bytes], size: int) -> bytes | bytearray:
-    """Up to `size` bytes, in pieces: memory follows what is there, not what a header announces."""
-    data = bytearray()
-    while len(data) < size:
-        piece = stream.read(min(_READ_BYTES, size - len(data)))
-        if len(piece) == size:
-            return piece
-        if not piece:
-            break
-        data += piece
-    return data
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The plain bytes of a file, unpacked on the way if it is a gzip file."""
-    with path.open("rb") as raw:
-        magic = raw.read(2)
-        raw.seek(0)
-        if magic != _GZIP_MAGIC:
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-            yield unpacked  # type: ignore[misc]
-
-
-@contextmanager
-def _decompressing(path: Path) -> Iterator[None]:
-    """Inside, a damaged gzip stream and a file that cannot be read are SourceErrors."""
-    with reading(path):
-        try:
-            yield
-        except EOFError as error:
-            raise SourceError(f"{path} is a truncated gzip file; download it again", str(path)) from error
-        except (gzip.BadGzipFile, zlib.error) as error:  # BadGzipFile is an OSError: told apart before `reading`
-            raise SourceError(f"{path} is a damaged gzip file ({error}); download it again", str(path)) from error

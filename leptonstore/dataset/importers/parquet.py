@@ -11,8 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from leptonstore.dataset.importers.reading import name_of, reading, require_regular_file, rows_per_batch
+from leptonstore.dataset.importers.reading import (
+    files_in,
+    name_of,
+    reading,
+    require_regular_file,
+    rows_per_batch,
+    size_of,
+)
 from leptonstore.dataset.importers.tables import conform, identity_columns, storable_schema
+from leptonstore.dataset.places import Place
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SchemaError, SourceError
 
@@ -24,14 +32,14 @@ _READ_BUFFER_BYTES = 1 << 20  # a column chunk is read in pieces of this size, n
 class _File:
     """A Parquet file whose footer was read. row_bytes: average size of an unpacked row, largest row group."""
 
-    path: Path
+    path: Place
     schema: pa.Schema
     rows: int
     bytes: int
     row_bytes: int
 
 
-def open_source(path: Path, key: str | Sequence[str] | None = None) -> Source:
+def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
     """The columns as they are (semantic types in field metadata too); dictionary columns become their values.
 
     key: the columns that identify a row (default: all). Reads footers only. Raises SourceError for a damaged file or
@@ -55,31 +63,43 @@ def open_source(path: Path, key: str | Sequence[str] | None = None) -> Source:
     )
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Place) -> list[Place]:
     with reading(path):
         if not path.is_dir():
             return [path]
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] not in "._"]
+    found = files_in(path, SUFFIXES)
     if not found:
         raise SourceError(f"{path} holds no *.parquet file; check the path", str(path))
-    return sorted(found, key=lambda file: file.name.encode("utf-8", "surrogateescape"))
+    return found
 
 
-def _open_file(path: Path) -> _File:
+def _open_file(path: Place) -> _File:
     require_regular_file(path)
     try:
-        with _parsing(path), pq.ParquetFile(path) as file:
+        with _parsing(path), opened_parquet(path) as file:
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
             row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
             schema = storable_schema(file.schema_arrow)
-            return _File(path, schema, file.metadata.num_rows, path.stat().st_size, row_bytes)
+            return _File(path, schema, file.metadata.num_rows, size_of(path), row_bytes)
     except SchemaError as error:
         raise SchemaError(f"{path}: {error}") from None
 
 
+@contextmanager
+def opened_parquet(path: Place) -> Iterator[pq.ParquetFile]:
+    """The file, of which column chunks are read in pieces."""
+    options = {"buffer_size": _READ_BUFFER_BYTES, "pre_buffer": False}
+    if isinstance(path, Path):
+        with pq.ParquetFile(path, **options) as opened:
+            yield opened
+    else:
+        with path.open() as file, pq.ParquetFile(file, **options) as opened:
+            yield opened
+
+
 def _batches(file: _File) -> Iterator[pa.RecordBatch]:
     rows = 0
-    with _parsing(file.path), pq.ParquetFile(file.path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as opened:
+    with _parsing(file.path), opened_parquet(file.path) as opened:
         for batch in opened.iter_batches(rows_per_batch(file.row_bytes), use_threads=False):
             batch.validate(full=True)  # Arrow does not look into what a file calls UTF-8 or an index
             rows += batch.num_rows
@@ -89,7 +109,7 @@ def _batches(file: _File) -> Iterator[pa.RecordBatch]:
 
 
 @contextmanager
-def _parsing(path: Path) -> Iterator[None]:
+def _parsing(path: Place) -> Iterator[None]:
     """Inside, whatever Arrow says about a file that it cannot read is a SourceError. (Arrow raises OSError for
     damaged pages, ArrowInvalid for footers and values, UnicodeDecodeError for names; anything else is a bug of ours.)
     """

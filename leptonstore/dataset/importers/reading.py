@@ -1,14 +1,21 @@
-"""What every importer of files needs: the machine's refusals as `SourceError`, and the path as the user wrote it."""
+"""What every importer of files needs: the machine's refusals as `SourceError`, unpacking, and the path as the user wrote it."""
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
 
 from leptonstore import limits
+from leptonstore.dataset.places import Place
 from leptonstore.errors import SourceError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_READ_BYTES = 4 * limits.MIB  # one read; larger ones grow piece by piece
 
 
 def rows_per_batch(row_bytes: int) -> int:
@@ -17,7 +24,7 @@ def rows_per_batch(row_bytes: int) -> int:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Place) -> Iterator[None]:
     """Inside, an OSError about `path` (no permission, a dead mount, a bad sector) is a SourceError that names it."""
     try:
         yield
@@ -26,14 +33,81 @@ def reading(path: Path) -> Iterator[None]:
         raise SourceError(f"cannot read {path}: {why}; check the path and its permissions", str(path)) from error
 
 
-def require_regular_file(path: Path) -> None:
+@contextmanager
+def unpacking(path: Place) -> Iterator[None]:
+    """Inside, a damaged gzip stream and a file that cannot be read are SourceErrors."""
+    with reading(path):
+        try:
+            yield
+        except EOFError as error:
+            raise SourceError(f"{path} is a truncated gzip file; download it again", str(path)) from error
+        except (gzip.BadGzipFile, zlib.error) as error:  # BadGzipFile is an OSError: told apart before `reading`
+            raise SourceError(f"{path} is a damaged gzip file ({error}); download it again", str(path)) from error
+
+
+@contextmanager
+def open_unpacked(path: Place) -> Iterator[IO[bytes]]:
+    """The plain bytes of a file, unpacked on the way if it is a gzip file (its first bytes say so). Read it in `unpacking`."""
+    with path.open("rb") as raw:
+        magic = raw.read(2)
+        raw.seek(0)
+        if magic != _GZIP_MAGIC:
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+            yield cast(IO[bytes], unpacked)
+
+
+def read_up_to(stream: Any, size: int) -> bytes | bytearray:
+    """Up to `size` bytes, in pieces: memory follows what is there, not what a header announces."""
+    data = bytearray()
+    while len(data) < size:
+        piece: bytes = stream.read(min(_READ_BYTES, size - len(data)))
+        if len(piece) == size:
+            return piece
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def size_of(path: Place) -> int:
+    """Bytes of a file. Raises SourceError, also where a server does not say."""
+    with reading(path):
+        size = path.stat().st_size
+    if size < 0:
+        raise SourceError(f"the server does not say how long {path} is; download it first", str(path))
+    return size
+
+
+def require_regular_file(path: Place) -> None:
     """Refuse directories, pipes and devices: opening a pipe waits for ever. Raises SourceError."""
     with reading(path):
         path.stat()
-    if not path.is_file():
+        is_file = path.is_file()
+    if not is_file:
         raise SourceError(f"{path} is not a regular file; give a file, or name its format", str(path))
 
 
-def name_of(path: Path) -> str:
+def files_in(path: Place, suffixes: tuple[str, ...]) -> list[Place]:
+    """The files right in a folder whose names end so, in the order of their names' bytes; hidden ones are left out.
+
+    Links that lead out of the folder are not refused: whoever gives a folder of links means what they lead to.
+    """
+    with reading(path):
+        found: list[Place] = [
+            entry for entry in path.iterdir() if entry.name.lower().endswith(suffixes) and entry.name[0] not in "._"
+        ]
+    return sorted(found, key=lambda file: os.fsencode(file.name))
+
+
+def name_of(path: Place) -> str:
     """The last component of `path`, also for "." and "..": lineage holds names, never a machine's directories."""
-    return path.name if path.name not in ("", ".", "..") else os.path.basename(os.path.abspath(path))
+    if isinstance(path, Path) and path.name in ("", ".", ".."):
+        return os.path.basename(os.path.abspath(path))
+    return path.name
+
+
+def lineage_of(path: Place, **more: Any) -> dict[str, Any]:
+    """What a lineage says of a file: name and size, and `more`."""
+    return {"name": name_of(path), "bytes": max(0, path.stat().st_size), **more}

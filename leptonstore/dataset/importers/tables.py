@@ -10,7 +10,8 @@ from leptonstore import limits
 from leptonstore.errors import SchemaError
 from leptonstore.format.schema import schema_to_json
 
-_FOREIGN_METADATA = b"PARQUET:"  # such as PARQUET:field_id: where a column stood in a file is nothing about its values
+# Such as PARQUET:field_id, where a column stood in a file, or the name of a type that another library registered.
+_FOREIGN_METADATA = (b"PARQUET:", b"ARROW:extension:")
 _ITEM = "item"  # Parquet calls the child of a list "element": one name, so that equal tables have equal schemas
 
 
@@ -34,6 +35,8 @@ def _storable_type(data_type: pa.DataType, depth: int = 0) -> pa.DataType:
     kinds = pa.types
     if depth > limits.TYPE_DEPTH_MAX:
         raise SchemaError(f"types are nested more than {limits.TYPE_DEPTH_MAX} deep; flatten them")
+    if isinstance(data_type, pa.ExtensionType) and not isinstance(data_type, pa.FixedShapeTensorType):
+        return _storable_type(data_type.storage_type, depth + 1)  # what another library registered for itself
     if kinds.is_dictionary(data_type):
         return _storable_type(data_type.value_type, depth + 1)
     if kinds.is_string_view(data_type):
@@ -59,6 +62,8 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """`batch` with exactly `schema`, which `storable_schema` made from the batch's own."""
     columns = []
     for column, field in zip(batch.columns, schema, strict=True):
+        if isinstance(column, pa.ExtensionArray) and column.type != field.type:
+            column = column.storage
         columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
