@@ -17,7 +17,7 @@ SUMMARIES = {
     "log": "Show the versions of a dataset, newest first.",
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
-    "export": "Write a version out as Parquet, CSV, folders or files.",
+    "export": "Write a version out in the formats that other tools read.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",
     "gc": "Remove what no version, reader or writer needs.",

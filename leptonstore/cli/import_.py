@@ -2,23 +2,73 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.dataset import write_dataset
 from leptonstore.dataset.importers import FORMATS, open_source
+from leptonstore.dataset.importers.reading import name_of
+from leptonstore.dataset.places import place_of
 from leptonstore.dataset.refs import split_spec
 
 
-@click.command("import")
+_LISTED = "\n".join(f"      {name:<12} {entry.description}" for name, entry in FORMATS.items())
+
+
+def _types(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, pa.DataType]:
+    """COLUMN=TYPE, several times."""
+    found = {}
+    for value in values:
+        column, _, name = value.rpartition("=")
+        try:
+            found[column] = pa.type_for_alias(name)
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r}: give COLUMN=TYPE, such as id=int32, day=date32 or seen=timestamp[us]"
+            ) from None
+    return found
+
+
+@click.command(
+    "import",
+    help=f"""Put SRC into the store as a new version of dataset NAME (or NAME@branch).
+
+    SRC is a path, or a URL (s3://, gs://, az://, https://, memory://, and what else fsspec knows). Importing the same data
+    again adds nothing. Interrupted, it leaves the dataset as it was; run it again: what was stored is found.
+
+    \b
+    Formats:
+{_LISTED}
+
+    \b
+    Example:
+      lepton import mnist/ mnist
+      lepton import photos/ birds --format image-folder
+      lepton import digits digits
+      lepton import corpus/ corpus --format files
+      lepton import 's3://bucket/train-{{000000..000099}}.tar' web --extensions jpg,cls
+      lepton import events.jsonl events --key id --type day=date32
+    """,
+)
 @click.argument("src")
 @click.argument("name")
 @store_option
 @click.option("--format", "source_format", type=click.Choice(sorted(FORMATS)), help="What SRC is (default: found out).")
 @click.option("--key", multiple=True, metavar="COLUMN", help="Identity column of a table; may be given several times.")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="COLUMN=TYPE",
+    callback=_types,
+    help="Of a column of csv or jsonl, not inferred.",
+)
+@click.option("--delimiter", metavar="CHARACTER", help="Between the values of a csv (default: a comma).")
+@click.option("--extensions", metavar="A,B", help="The files of each sample that are read (webdataset; default: all).")
+@click.option("--column", metavar="NAME", help="Of the array in a .npy file (default: values).")
 @click.option("--paranoid", is_flag=True, help="Read every file, also those that look unchanged (format files).")
 @click.option("-m", "--message", default="", help="What this version is; default: import of SRC.")
 @json_option
@@ -28,30 +78,30 @@ def command(
     store: str | None,
     source_format: str | None,
     key: tuple[str, ...],
+    types: dict[str, pa.DataType],
+    delimiter: str | None,
+    extensions: str | None,
+    column: str | None,
     paranoid: bool,
     message: str,
     as_json: bool,
 ) -> None:
-    """Put SRC into the store as a new version of dataset NAME (or NAME@branch).
-
-    Importing the same data again adds nothing. Interrupted, it leaves the dataset as it was; run it again.
-
-    \b
-    Example:
-      lepton import mnist/ mnist
-      lepton import photos/ birds --format image-folder
-      lepton import digits digits
-      lepton import corpus/ corpus --format files
-    """
+    """Put data into the store."""
     dataset, branch = split_spec(name)
-    options: dict[str, Any] = {"key": key} if key else {}
-    if paranoid:
-        options["paranoid"] = True
+    given = {
+        "key": key,
+        "types": types,
+        "delimiter": delimiter,
+        "extensions": extensions.split(",") if extensions else None,
+        "column": column,
+        "paranoid": paranoid,
+    }
+    options: dict[str, Any] = {option: value for option, value in given.items() if value}
     source = open_source(src, source_format, **options)
     with open_store(store) as opened:
         before = opened.state.refs.get(f"dataset/{dataset}/{branch}")
         with progress(f"import {dataset}", source.rows) as report:
-            label = src if src == "digits" else Path(src).absolute().name
+            label = src if src == "digits" else name_of(place_of(src))
             made = write_dataset(opened, dataset, source, message or f"import of {label}", branch, progress=report)
         for note in source.notes:
             click.echo(f"lepton: warning: {note}", err=True)

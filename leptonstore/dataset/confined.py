@@ -29,7 +29,7 @@ _CREATE_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEX
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
+def writing(path: object) -> Iterator[None]:
     """Inside, an OSError about `path` is a StoreFull (no space, no quota) or a BadInput that names it."""
     try:
         yield

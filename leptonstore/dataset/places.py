@@ -124,9 +124,11 @@ class UrlPlace:
     def _where(self) -> tuple[_Files, str]:
         if self._scheme in _BUCKETS:
             return _Bucket(_client(f"{self._scheme}://{self._host}")), self._path
-        return _fsspec_files(self._scheme, self._url())
+        return _fsspec_files(self._scheme, self.url)
 
-    def _url(self) -> str:
+    @property
+    def url(self) -> str:
+        """As it was given, with what is secret in it: not to be shown."""
         query = f"?{self._query}" if self._query else ""
         return f"{self._scheme}://{self._host}{'/' if self._host and self._path else ''}{self._path}{query}"
 
@@ -348,7 +350,9 @@ def _fsspec_files(scheme: str, url: str) -> tuple[_Files, str]:
 
     shown = url.partition("?")[0].rpartition("@")[2] if "@" in url else url.partition("?")[0]
     if scheme not in fsspec.available_protocols():
-        raise BadInput(f"{shown}: nobody knows {scheme}://; give a path, s3://, gs://, az:// or a URL that fsspec knows")
+        raise BadInput(
+            f"{shown}: nobody knows {scheme}://; give a path, s3://, gs://, az:// or a URL that fsspec knows"
+        )
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -480,7 +484,9 @@ def confined(root: Place, name: str) -> Place:
     """A file that an index names, below `root`. Raises SourceError for a name that climbs out, or a link that leads out."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise SourceError(f"{root} names the file {name!r}, which is not one inside of it; correct its index", str(root))
+        raise SourceError(
+            f"{root} names the file {name!r}, which is not one inside of it; correct its index", str(root)
+        )
     place: Place = root
     for part in parts:
         place = place / part

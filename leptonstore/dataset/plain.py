@@ -102,7 +102,7 @@ def to_plain(array: pa.Array) -> pa.Array:
     """`array` with `plain_type` of its type."""
     data_type = array.type
     if isinstance(data_type, pa.FixedShapeTensorType):
-        return _tensor_to_plain(array)
+        return _tensor_to_plain(array, to_plain(array.storage.flatten()))
     if is_bytes(data_type):
         texts = [None if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
         return pa.array(texts, pa.string())
@@ -129,10 +129,14 @@ def _lists_of(array: pa.Array, lengths: np.ndarray, children: pa.Array) -> pa.Ar
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), children, mask=mask)
 
 
-def _tensor_to_plain(array: pa.Array) -> pa.Array:
+def tensor_to_lists(array: pa.Array) -> pa.Array:
+    """Tensors as lists of lists of their values."""
+    return _tensor_to_plain(array, array.storage.flatten())
+
+
+def _tensor_to_plain(array: pa.Array, values: pa.Array) -> pa.Array:
     storage, shape = array.storage, list(array.type.shape)
     valid = storage.is_valid().to_numpy(zero_copy_only=False)
-    values = to_plain(storage.flatten())
     rows = int(valid.sum())
     for at in range(len(shape) - 1, 0, -1):
         count = rows * int(np.prod(shape[:at], dtype=np.int64))
@@ -148,7 +152,7 @@ def from_plain(array: pa.Array, data_type: pa.DataType) -> pa.Array:
     if array.type == data_type:
         return array
     if isinstance(data_type, pa.FixedShapeTensorType):
-        return _tensor_from_plain(array, data_type)
+        return tensor_from_lists(array, data_type)
     if is_bytes(data_type):
         return pa.array([_bytes_of(value) for value in array.to_pylist()], data_type)
     if _kinds.is_time(data_type):
@@ -167,9 +171,7 @@ def from_plain(array: pa.Array, data_type: pa.DataType) -> pa.Array:
     if _kinds.is_struct(data_type):
         if not len(data_type):
             return array.cast(data_type)
-        children = [
-            from_plain(child, field.type) for child, field in zip(array.flatten(), data_type, strict=True)
-        ]
+        children = [from_plain(child, field.type) for child, field in zip(array.flatten(), data_type, strict=True)]
         return pa.StructArray.from_arrays(children, fields=list(data_type), mask=array.is_null())
     return array.cast(data_type)
 
@@ -222,7 +224,8 @@ def _fixed_lists(array: pa.Array, data_type: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(children, type=data_type, mask=mask)
 
 
-def _tensor_from_plain(array: pa.Array, data_type: pa.FixedShapeTensorType) -> pa.Array:
+def tensor_from_lists(array: pa.Array, data_type: pa.FixedShapeTensorType) -> pa.Array:
+    """Lists of lists (of the values, or of what they are in JSON) as tensors. Raises pa.ArrowInvalid."""
     values = array
     for length in data_type.shape:
         _require_lengths(values, length)

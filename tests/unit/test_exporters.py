@@ -16,8 +16,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from leptonstore.dataset import confined, exporters
-from leptonstore.dataset.exporters import ExportReport, export_dataset
+from leptonstore.dataset import confined
+from leptonstore.dataset.exporters import ExportReport, common, export_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.schema import class_label_field, image_field, path_field, tensor_field
 from leptonstore.dataset.source import Source
@@ -362,7 +362,7 @@ def test_a_device_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     def full(path: Path) -> Iterator[io.BytesIO]:
         yield Device()
 
-    monkeypatch.setattr(exporters, "replacing", full)
+    monkeypatch.setattr(common, "replacing", full)
     text = pa.table({"x": [f"{index:0100}" for index in range(100)]})
     with pytest.raises(StoreFull, match=r"no space to write .*out"):
         export_dataset(Table(text), tmp_path / "out", format)

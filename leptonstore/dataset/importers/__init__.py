@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leptonstore.dataset.importers.reading import reading
+from leptonstore.dataset.places import Place, UrlPlace, place_of
 from leptonstore.dataset.source import Source
 from leptonstore.errors import BadInput, SourceError
 
@@ -35,17 +36,49 @@ FORMATS: dict[str, Format] = {
     "parquet": Format(f"{_HERE}.parquet", "a Parquet file, or a directory of Parquet files"),
     "files": Format(f"{_HERE}.files", "a directory, byte for byte, with modes and times"),
     "csv": Format(f"{_HERE}.csv", "a CSV file with a header line, plain or .gz"),
+    "jsonl": Format(f"{_HERE}.jsonl", "JSON lines, one object a line, plain or .gz"),
+    "arrow": Format(f"{_HERE}.arrow", "an Arrow IPC file or stream, or a directory of them"),
+    "webdataset": Format(
+        f"{_HERE}.webdataset", "tar shards: one, a directory, or a pattern shard-{000000..000004}.tar"
+    ),
+    "mds": Format(f"{_HERE}.mds", "MDS shards of mosaicml-streaming: the folder of index.json"),
+    "numpy": Format(f"{_HERE}.numpy", "an array of numpy (.npy), or several (.npz); the first dimension counts rows"),
+    "safetensors": Format(f"{_HERE}.safetensors", "tensors of one first dimension, which counts rows"),
+    "huggingface": Format(f"{_HERE}.huggingface", "a dataset of Hugging Face that save_to_disk wrote"),
 }
 
+_TARS = (".tar", ".tar.gz", ".tgz")
+# By the end of a name. (The modules say them again for whom it concerns; importing all of them here would take long.)
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".csv.gz"),
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+    "arrow": (".arrow", ".arrows", ".ipc", ".feather"),
+    "webdataset": _TARS,
+    "numpy": (".npy", ".npz"),
+    "safetensors": (".safetensors",),
+}
+_DIRECTORIES = ("parquet", "arrow", "webdataset")  # formats that may be a directory of files
+_PATHS_ONLY = ("files", "digits", "image-folder")
+_MAGICS = (
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "arrow"),
+    (b"\xff\xff\xff\xff", "arrow"),  # a stream: the mark before each message
+    (b"\x93NUMPY", "numpy"),
+    (b"PK\x03\x04", "numpy"),
+)
+_HEAD_BYTES = 512
 
-def open_source(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Source:
-    """Open what lies at `path` for import. Cheap: headers and listings are read and checked, rows are not.
 
-    format: a name of FORMATS; by default found from what the path holds. options: those of the format's module.
-    Raises SourceError (nothing there, not recognised, malformed), SchemaError (types or keys that do not fit), BadInput
-    (no such format or option) and MissingExtra.
+def open_source(path: str | os.PathLike[str] | Place, format: str | None = None, **options: Any) -> Source:
+    """Open what lies at `path` (a path, or a URL that leptonstore.dataset.places knows) for import.
+
+    Cheap: headers and listings are read and checked, rows are not. format: a name of FORMATS; by default found from what
+    the path holds. options: those of the format's module. Raises SourceError (nothing there, not recognised, malformed),
+    SchemaError (types or keys that do not fit), BadInput (no such format or option), MissingExtra, and for URLs what the
+    object tier raises (NotPermitted, TierUnavailable).
     """
-    place = Path(path)
+    place = place_of(path)
     name = format if format is not None else detect_format(path)
     if name not in FORMATS:
         raise BadInput(f"no import format {name!r}; there are {', '.join(FORMATS)}")
@@ -55,19 +88,23 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, **optio
     if unknown:
         listed = ", ".join(accepted) or "none"
         raise BadInput(f"the format {name} has no option {unknown[0]!r}; its options: {listed}")
-    if name != "digits":
+    if isinstance(place, UrlPlace) and name in _PATHS_ONLY:
+        raise BadInput(f"{place}: the format {name} reads directories of this machine; copy it to one first")
+    if name != "digits" and not (name == "webdataset" and _is_pattern(place)):
         _require_existing(place)
     return opener(place, **options)
 
 
-def detect_format(path: str | os.PathLike[str]) -> str:
+def detect_format(path: str | os.PathLike[str] | Place) -> str:
     """The name of the format of what lies at `path`. The word "digits" is the digits; "./digits" is a path.
 
     Raises SourceError: no such file or directory, or nothing that is recognised (all formats are listed).
     """
-    if os.fspath(path) == "digits":
+    if not isinstance(path, UrlPlace) and os.fspath(path) == "digits":
         return "digits"
-    place = Path(path)
+    place = place_of(path)
+    if _is_pattern(place) and place.name.lower().endswith(_TARS):
+        return "webdataset"
     _require_existing(place)
     with reading(place):
         found = _detect_directory(place) if place.is_dir() else _detect_file(place)
@@ -77,7 +114,11 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     return found
 
 
-def _require_existing(path: Path) -> None:
+def _is_pattern(place: Place) -> bool:
+    return "{" in place.name or "{" in str(place)
+
+
+def _require_existing(path: Place) -> None:
     with reading(path):
         try:
             path.stat()
@@ -85,16 +126,25 @@ def _require_existing(path: Path) -> None:
             raise SourceError(f"no such file or directory: {path}; check the path", str(path)) from None
 
 
-def _detect_directory(path: Path) -> str | None:
-    from leptonstore.dataset.importers import idx, parquet
+def _detect_directory(path: Place) -> str | None:
+    from leptonstore.dataset.importers import huggingface, idx
+    from leptonstore.dataset.mds_format import INDEX
 
-    with os.scandir(path) as scan:
-        names = [entry.name for entry in scan if entry.is_file()]
+    if isinstance(path, UrlPlace):
+        names = [name for name, is_folder in path.entries() if not is_folder]
+    else:
+        with os.scandir(path) as scan:
+            names = [entry.name for entry in scan if entry.is_file()]
+    if huggingface.is_saved(names):
+        return "huggingface"
+    if INDEX in names and any(name.startswith("shard.") or ".mds" in name for name in names):
+        return "mds"
     if any(idx.is_idx_name(name) for name in names):
         return "idx"
-    if any(name.lower().endswith(parquet.SUFFIXES) for name in names):
-        return "parquet"
-    return "image-folder" if any(_image_names(path)) else None
+    for format, suffixes in _SUFFIXES.items():
+        if format in _DIRECTORIES and any(name.lower().endswith(suffixes) for name in names):
+            return format
+    return "image-folder" if not isinstance(path, UrlPlace) and any(_image_names(path)) else None
 
 
 def _image_names(path: Path) -> Iterator[str]:
@@ -104,21 +154,26 @@ def _image_names(path: Path) -> Iterator[str]:
     return (name for name in names if image_folder.codec_of(name) is not None)
 
 
-def _detect_file(path: Path) -> str | None:
-    from leptonstore.dataset.importers import csv, idx, parquet
+def _detect_file(path: Place) -> str | None:
+    from leptonstore.dataset.importers import idx
+    from leptonstore.dataset.mds_format import INDEX
 
     name = path.name.lower()
     if idx.is_idx_name(name):
         return "idx"
-    if name.endswith(parquet.SUFFIXES):
-        return "parquet"
-    if name.endswith(csv.SUFFIXES):
-        return "csv"
+    for format, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return format
     if not path.is_file():
         return None
+    if name == INDEX:
+        return "mds"
     with path.open("rb") as file:
-        head = file.read(4)
-    if head == b"PAR1":
-        return "parquet"
-    is_idx = len(head) == 4 and head[:2] == b"\0\0" and head[2] in range(0x08, 0x0F) and head[3] > 0
+        head = file.read(_HEAD_BYTES)
+    for magic, format in _MAGICS:
+        if head.startswith(magic):
+            return format
+    if head[257:262] == b"ustar":
+        return "webdataset"
+    is_idx = len(head) >= 4 and head[:2] == b"\0\0" and head[2] in range(0x08, 0x0F) and head[3] > 0
     return "idx" if is_idx else None

@@ -66,7 +66,9 @@ def open_source(
 @contextmanager
 def _open(path: Place, delimiter: str, types: Mapping[str, pa.DataType]) -> Iterator[pacsv.CSVStreamingReader]:
     options = {
-        "read_options": pacsv.ReadOptions(use_threads=False, block_size=limits.CSV_BLOCK_BYTES),  # threads: no row numbers
+        "read_options": pacsv.ReadOptions(
+            use_threads=False, block_size=limits.CSV_BLOCK_BYTES
+        ),  # threads: no row numbers
         "parse_options": pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         "convert_options": pacsv.ConvertOptions(column_types=dict(types)),
     }
@@ -75,9 +77,12 @@ def _open(path: Place, delimiter: str, types: Mapping[str, pa.DataType]) -> Iter
             yield reader
         return
     packed = path.name.lower().endswith(".gz")
-    with path.open() as file, pa.input_stream(file, compression="gzip" if packed else None) as stream:
-        with pacsv.open_csv(stream, **options) as reader:
-            yield reader
+    with (
+        path.open() as file,
+        pa.input_stream(file, compression="gzip" if packed else None) as stream,
+        pacsv.open_csv(stream, **options) as reader,
+    ):
+        yield reader
 
 
 @contextmanager

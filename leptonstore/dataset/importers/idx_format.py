@@ -117,7 +117,9 @@ def read_header(path: Place) -> IdxFile:
     return file
 
 
-def _parse_header(path: Place, head: bytes, sizes: bytes, gzipped: bool, status: os.stat_result | PlaceStatus) -> IdxFile:
+def _parse_header(
+    path: Place, head: bytes, sizes: bytes, gzipped: bool, status: os.stat_result | PlaceStatus
+) -> IdxFile:
     def refuse(why: str) -> SourceError:
         return SourceError(f"{path} {why}", str(path))
 

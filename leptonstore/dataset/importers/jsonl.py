@@ -206,9 +206,7 @@ def _infer_line(
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: line {number} is not JSON ({error}); correct it", str(path)) from None
     if not isinstance(value, dict):
-        raise SourceError(
-            f"{path}: line {number} is no object but {_kind(value)}; write one object a line", str(path)
-        )
+        raise SourceError(f"{path}: line {number} is no object but {_kind(value)}; write one object a line", str(path))
     for name, content in value.items():
         if name in types:
             found[name] = types[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from leptonstore import limits
-from leptonstore.dataset.places import Place
+from leptonstore.dataset.places import Place, require_inside
 from leptonstore.errors import SourceError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -92,12 +92,15 @@ def require_regular_file(path: Place) -> None:
 def files_in(path: Place, suffixes: tuple[str, ...]) -> list[Place]:
     """The files right in a folder whose names end so, in the order of their names' bytes; hidden ones are left out.
 
-    Links that lead out of the folder are not refused: whoever gives a folder of links means what they lead to.
+    Raises SourceError, also for a link that leads out of the folder.
     """
     with reading(path):
         found: list[Place] = [
             entry for entry in path.iterdir() if entry.name.lower().endswith(suffixes) and entry.name[0] not in "._"
         ]
+    for file in found:
+        if isinstance(file, Path) and isinstance(path, Path):
+            require_inside(file, path)
     return sorted(found, key=lambda file: os.fsencode(file.name))
 
 
