@@ -11,7 +11,6 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.exporters import FORMATS, export_dataset
 from leptonstore.errors import NotPermitted
 
-
 _LISTED = "\n".join(f"      {name:<12} {what}" for name, what in FORMATS.items())
 
 

@@ -14,7 +14,6 @@ from leptonstore.dataset.importers.reading import name_of
 from leptonstore.dataset.places import place_of
 from leptonstore.dataset.refs import split_spec
 
-
 _LISTED = "\n".join(f"      {name:<12} {entry.description}" for name, entry in FORMATS.items())
 
 
