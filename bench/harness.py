@@ -92,20 +92,37 @@ def make_cold(folder: Path) -> None:
                 os.close(fd)
 
 
-def run_peer(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON."""
-    peers = ROOT / "bench" / "peers"
-    wanted = (peers / f"{name}.txt").read_text()
+def peer_place(name: str) -> Path:
+    """Where the environment of a peer is, or will be."""
+    wanted = (ROOT / "bench" / "peers" / f"{name}.txt").read_text()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = cache / "lepton-bench" / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    return cache / "lepton-bench" / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+
+
+def make_peer(name: str, shared: bool = False) -> Path:
+    """The environment of bench/peers/<name>.txt, made if it is not there yet; its interpreter.
+
+    shared: the packages are installed without what they ask for, and see those of this environment.
+    """
+    place = peer_place(name)
     python = place / "bin" / "python"
     if not (place / "ready").exists():
         venv.create(place, with_pip=True, clear=True)
-        packages = [line for line in wanted.split("\n") if line and not line.startswith("#")]
-        constraints = ["-c", str(ROOT / "constraints.txt")]
-        subprocess.run([python, "-m", "pip", "install", "-q", *constraints, *packages], check=True)
+        text = (ROOT / "bench" / "peers" / f"{name}.txt").read_text()
+        packages = [line for line in text.split("\n") if line and not line.startswith("#")]
+        options = ["--no-deps"] if shared else ["-c", str(ROOT / "constraints.txt")]
+        subprocess.run([python, "-m", "pip", "install", "-q", *options, *packages], check=True)
+        if shared:
+            paths = [path for path in sys.path if path.endswith("site-packages")]
+            next((place / "lib").glob("python*/site-packages")).joinpath("shared.pth").write_text("\n".join(paths))
         (place / "ready").touch()
-    done = subprocess.run([python, peers / f"{name}.py", *arguments], check=True, capture_output=True, text=True)
+    return python
+
+
+def run_peer(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON."""
+    command = [make_peer(name), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     return result
 

@@ -111,6 +111,9 @@ def _arrays_of_npz(path: Place) -> tuple[list[_Array], object]:
                     str(path),
                 )
             arrays.append(_Array(member.filename.removesuffix(".npy"), member.filename, header))
+        file.seek(-22 - len(archive.comment), 2)  # the end record, whose last field is the comment's length
+        if int.from_bytes(file.read(22)[20:], "little") != len(archive.comment):
+            raise SourceError(f"{path} ends inside of its comment; copy it again", str(path))
         prefix = f"{SCHEMA_KEY}=".encode()
         carried = archive.comment.removeprefix(prefix) if archive.comment.startswith(prefix) else None
     if not arrays:
