@@ -111,7 +111,9 @@ def write(folder: str, compression: str | None) -> list[dict[str, Any]]:
 
 def read(folder: str) -> list[dict[str, Any]]:
     """By the library's own dataset, in order; it unpacks compressed shards."""
-    dataset = _library("streaming.base.dataset").StreamingDataset(local=folder, batch_size=1, shuffle=False, validate_hash="sha1")
+    dataset = _library("streaming.base.dataset").StreamingDataset(
+        local=folder, batch_size=1, shuffle=False, validate_hash="sha1"
+    )
     return [{name: plain(value) for name, value in dataset[row].items()} for row in range(len(dataset))]
 
 
