@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
@@ -80,10 +80,16 @@ class UrlPlace:
         """Raises BadInput for a URL that is none. No request is made."""
         parts = urlsplit(url)
         self._scheme, self._host, self._query = parts.scheme.lower(), parts.netloc, parts.query
-        path = parts.path if self._scheme in ("http", "https") else url.partition("://")[2].removeprefix(parts.netloc)
-        self._path = path.strip("/") if self._scheme not in ("http", "https") else path.lstrip("/")
+        self._path = parts.path.removeprefix("/")
+        if self._scheme in _BUCKETS:
+            self._path = self._path.strip("/")
+            if "@" in parts.netloc or parts.query or parts.fragment or not parts.netloc:
+                raise BadInput(
+                    f"{self}: give {self._scheme}://BUCKET/PATH and nothing else; credentials and endpoints come from the environment"
+                )
         if any(part in (".", "..") for part in self._path.split("/")):
             raise BadInput(f"{self}: a URL has no parts . and ..; write it out")
+        self._shared: list[_Bucket] = []  # the connection, of this place and of all that are made from it
 
     def __str__(self) -> str:
         host = self._host.rpartition("@")[2]
@@ -92,10 +98,13 @@ class UrlPlace:
     __repr__ = __str__
 
     def __truediv__(self, name: str) -> UrlPlace:
-        inner = object.__new__(UrlPlace)
-        inner._scheme, inner._host, inner._query = self._scheme, self._host, self._query
-        inner._path = f"{self._path.rstrip('/')}/{name}".lstrip("/")
-        return inner
+        return self._at(f"{self._path.rstrip('/')}/{name}".lstrip("/"))
+
+    def _at(self, path: str) -> UrlPlace:
+        made = object.__new__(UrlPlace)
+        made._scheme, made._host, made._query, made._shared = self._scheme, self._host, self._query, self._shared
+        made._path = path
+        return made
 
     @property
     def name(self) -> str:
@@ -115,15 +124,16 @@ class UrlPlace:
     @property
     def parent(self) -> UrlPlace:
         """The folder that it lies in."""
-        outer = object.__new__(UrlPlace)
-        outer._scheme, outer._host, outer._query = self._scheme, self._host, self._query
-        outer._path = self._path.rstrip("/").rpartition("/")[0]
-        return outer
+        return self._at(self._path.rstrip("/").rpartition("/")[0])
 
     @cached_property
     def _where(self) -> tuple[_Files, str]:
         if self._scheme in _BUCKETS:
-            return _Bucket(_client(f"{self._scheme}://{self._host}")), self._path
+            if not self._shared:
+                from leptonstore.tiers.object_open import open_client
+
+                self._shared.append(_Bucket(open_client(f"{self._scheme}://{self._host}")))
+            return self._shared[0], self._path
         return _fsspec_files(self._scheme, self.url)
 
     @property
@@ -233,13 +243,6 @@ class _Writing(io.RawIOBase):
 
 
 # -- buckets -----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16)
-def _client(url: str) -> Client:
-    from leptonstore.tiers.object_open import open_client
-
-    return open_client(url)
 
 
 class _Bucket:
