@@ -40,7 +40,7 @@ IMAGE_STORAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.s
 
 def field_of(field: pa.Field, feature: Any) -> pa.Field:
     """The column that stands in a file as `field` (of a storable type) and that `feature` describes."""
-    kind = feature.get("_type") if isinstance(feature, dict) else None
+    kind = str(feature.get("_type")) if isinstance(feature, dict) else ""
     if kind == "Image" and _has_bytes(field.type):
         return pa.field(field.name, pa.large_binary(), metadata={SEMANTIC: b"image", CODEC: b"mixed"})
     if kind == "ClassLabel" and pa.types.is_integer(field.type):

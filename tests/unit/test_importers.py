@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ from leptonstore.errors import BadInput, MissingExtra, SourceError
         ("T.PARQUET", "parquet"),
         ("t.csv", "csv"),
         ("t.csv.gz", "csv"),
+        ("t.jsonl", "jsonl"),
+        ("t.ndjson.gz", "jsonl"),
+        ("t.arrow", "arrow"),
+        ("t.feather", "arrow"),
+        ("t.tar", "webdataset"),
+        ("t.tgz", "webdataset"),
+        ("t.npy", "numpy"),
+        ("t.npz", "numpy"),
+        ("t.safetensors", "safetensors"),
     ],
 )
 def test_a_file_is_known_by_its_name(tmp_path: Path, name: str, format: str) -> None:
@@ -38,13 +48,28 @@ def test_a_file_is_known_by_its_name(tmp_path: Path, name: str, format: str) -> 
 def test_a_file_of_another_name_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "table")
     (tmp_path / "images").write_bytes(b"\0\0\x08\x03")
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array")
+    with pa.ipc.new_stream(tmp_path / "stream", pa.schema([("x", pa.int8())])):
+        pass
+    with tarfile.open(tmp_path / "archive", "w") as archive:
+        archive.add(tmp_path / "table", "a.bin")
+    assert detect_format(tmp_path / "array") == "numpy"
+    assert detect_format(tmp_path / "stream") == "arrow"
+    assert detect_format(tmp_path / "archive") == "webdataset"
+    assert detect_format("shards/a-{000..003}.tar") == "webdataset"
     assert detect_format(tmp_path / "table") == "parquet"
     assert detect_format(tmp_path / "images") == "idx"
 
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("t10k-images-idx3-ubyte.gz", "idx"), ("part-0.parquet", "parquet"), ("cat/1.JPG", "image-folder")],
+    [
+        ("t10k-images-idx3-ubyte.gz", "idx"),
+        ("part-0.parquet", "parquet"),
+        ("cat/1.JPG", "image-folder"),
+        ("s-0.tar", "webdataset"),
+    ],
 )
 def test_a_directory_is_known_by_what_it_holds(tmp_path: Path, name: str, format: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ with `types` that a column holds them (see leptonstore.dataset.plain for how the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from leptonstore.errors import SchemaError, SourceError
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BOM = b"\xef\xbb\xbf"
+_ROW = re.compile(r"^JSON parse error: |\.? in row \d+$")  # Arrow's row is one of the lines that it was given
 
 
 def open_source(
@@ -124,7 +126,7 @@ def _located(
             high, error = middle, refused
     line = lines[low]
     error = _refusal([line], plain, schema) or error
-    why, where = " ".join(str(error).split()).removeprefix("JSON parse error: "), f"line {first + low}"
+    why, where = _ROW.sub("", " ".join(str(error).split())), f"line {first + low}"
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as broken:
