@@ -121,7 +121,7 @@ def make_peer(name: str, shared: bool = False) -> Path:
 
 def run_peer(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON."""
-    command = [make_peer(name), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
+    command: list[str | Path] = [make_peer(name), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     return result

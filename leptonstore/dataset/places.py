@@ -42,8 +42,8 @@ class _Files(Protocol):
     def names(self, path: str) -> list[tuple[str, bool]]:
         """(name, whether it is a directory) of what lies right below `path`, in no order."""
 
-    def open(self, path: str) -> IO[bytes]:
-        """The file, to be read. Seekable where the server answers ranges."""
+    def open(self, path: str) -> tuple[io.RawIOBase, int]:
+        """The file, to be read, and how large a buffer suits it. Seekable where the server answers ranges."""
 
     def create(self, path: str) -> _NewFile:
         """A file that appears when it is committed."""
@@ -181,11 +181,12 @@ class UrlPlace:
         """What lies right in it, in the order of names."""
         return (self / name for name, _ in self.entries())
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """The file, to be read."""
+    def open(self, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
+        """The file, to be read. buffering=0: for reads here and there, each of which is a request."""
         assert mode == "rb"
         files, path = self._where
-        return files.open(path)
+        raw, buffer_bytes = files.open(path)
+        return cast(IO[bytes], raw if buffering == 0 else io.BufferedReader(raw, buffer_bytes))
 
     def read_bytes(self) -> bytes:
         """All of it: for what is known to be small."""
@@ -265,9 +266,8 @@ class _Bucket:
         found = [(entry.path.rpartition("/")[2], False) for entry in objects]
         return found + [(folder.rstrip("/").rpartition("/")[2], True) for folder in folders]
 
-    def open(self, path: str) -> IO[bytes]:
-        raw = _Ranges(self._client, path, self._client.size(path))
-        return cast(IO[bytes], io.BufferedReader(raw, limits.PLACE_READ_BYTES))
+    def open(self, path: str) -> tuple[io.RawIOBase, int]:
+        return _Ranges(self._client, path, self._client.size(path)), limits.PLACE_READ_BYTES
 
     def create(self, path: str) -> _NewFile:
         return _NewObject(self._client, path)
@@ -305,6 +305,13 @@ class _Ranges(io.RawIOBase):
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        """What is left, not in the small pieces of the base class."""
+        parts = []
+        while part := self.read(limits.PLACE_READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
 
 
 class _NewObject:
@@ -404,10 +411,10 @@ class _Fsspec:
             (str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("type") == "directory") for entry in entries
         ]
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str) -> tuple[io.RawIOBase, int]:
         with _told(self._shown):
             file = self._files.open(path, "rb", block_size=limits.PLACE_READ_BYTES, cache_type="readahead")
-        return cast(IO[bytes], io.BufferedReader(_Told(file, self._shown), limits.MIB))
+        return _Told(file, self._shown), limits.MIB
 
     def create(self, path: str) -> _NewFile:
         return _NewFsspec(self._files, path, self._shown)

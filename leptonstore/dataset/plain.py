@@ -239,9 +239,35 @@ def tensor_from_lists(array: pa.Array, data_type: pa.FixedShapeTensorType) -> pa
     return pa.ExtensionArray.from_storage(data_type, storage)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def json_cells(array: pa.Array) -> list[str]:
     """Each value as one line of JSON."""
-    return [json.dumps(value, ensure_ascii=False) for value in to_plain(array).to_pylist()]
+    return [_ENCODER.encode(value) for value in python_values(to_plain(array))]
+
+
+def json_rows(columns: list[pa.Array], names: list[str]) -> list[str]:
+    """Each row as an object, one line of JSON."""
+    values = [python_values(to_plain(column)) for column in columns]
+    return [_ENCODER.encode(dict(zip(names, row, strict=True))) for row in zip(*values, strict=True)]
+
+
+def python_values(array: pa.Array) -> list[Any]:
+    """`array.to_pylist()` of a plain array, some times faster for lists of numbers."""
+    data_type = array.type
+    if _kinds.is_list(data_type):
+        valid = array.is_valid().to_pylist() if array.null_count else [True] * len(array)
+        ends = np.cumsum(
+            pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False), dtype=np.int64
+        ).tolist()
+        items = python_values(array.flatten())
+        starts = [0, *ends[:-1]] if ends else []
+        return [items[a:b] if is_one else None for a, b, is_one in zip(starts, ends, valid, strict=True)]
+    numbers = _kinds.is_integer(data_type) or _kinds.is_floating(data_type)
+    if numbers and not array.null_count:
+        return list(array.to_numpy(zero_copy_only=False).tolist())
+    return list(array.to_pylist())
 
 
 def parse_cells(texts: list[bytes | None], data_type: pa.DataType) -> pa.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, cast
@@ -13,7 +12,7 @@ import pyarrow as pa
 from leptonstore.dataset.confined import writing
 from leptonstore.dataset.exporters.common import ExportReport, Progress, Rows, batches_from, closing, named, new_file
 from leptonstore.dataset.places import Place
-from leptonstore.dataset.plain import to_plain
+from leptonstore.dataset.plain import json_rows
 from leptonstore.dataset.schema import class_names, tensor_shape
 from leptonstore.errors import SchemaError
 
@@ -81,9 +80,8 @@ def export_jsonl(ds: Rows, dest: Place, progress: Progress) -> ExportReport:
     rows = 0
     with new_file(dest) as file, _packed(file, dest) as out:
         for position, batch in batches_from(ds):
-            columns = [to_plain(named(batch.column(field.name), field, position)) for field in ds.schema]
-            table = pa.RecordBatch.from_arrays(columns, names=ds.schema.names)
-            lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in table.to_pylist()]
+            columns = [named(batch.column(field.name), field, position) for field in ds.schema]
+            lines = json_rows(columns, ds.schema.names)
             with writing(dest):
                 out.write("".join(f"{line}\n" for line in lines).encode())
             rows += batch.num_rows

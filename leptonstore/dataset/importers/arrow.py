@@ -79,7 +79,7 @@ def read_batches(path: Place) -> Iterator[pa.RecordBatch]:
 @contextmanager
 def opened(path: Place) -> Iterator[Any]:
     """A reader of the file or of the stream: its first bytes say which."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         is_file = file.read(len(MAGIC)) == MAGIC
         file.seek(0)
         source = pa.OSFile(str(path), "rb") if isinstance(path, Path) else pa.PythonFile(file, "r")

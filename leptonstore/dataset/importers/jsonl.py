@@ -30,6 +30,7 @@ from leptonstore.dataset.source import Source
 from leptonstore.errors import SchemaError, SourceError
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_INTEGERS, _FLOATS = pa.list_(pa.int64()), pa.list_(pa.float64())
 _BOM = b"\xef\xbb\xbf"
 _ROW = re.compile(r"^JSON parse error: |\.? in row \d+$")  # Arrow's row is one of the lines that it was given
 
@@ -242,6 +243,11 @@ def _type_of(column: str, value: Any, depth: int) -> pa.DataType:
     if isinstance(value, str):
         return pa.string()
     if isinstance(value, list):
+        kinds = set(map(type, value))
+        if kinds == {int} and min(value) >= -(1 << 63) and max(value) < 1 << 63:  # the long ones, quickly
+            return _INTEGERS
+        if kinds == {float}:
+            return _FLOATS
         inner = pa.null()
         for item in value:
             inner = _merged(f"{column}[]", inner, _type_of(f"{column}[]", item, depth + 1))

@@ -93,7 +93,7 @@ def opened_parquet(path: Place) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, **options) as opened:
             yield opened
     else:
-        with path.open() as file, pq.ParquetFile(file, **options) as opened:
+        with path.open(buffering=0) as file, pq.ParquetFile(file, **options) as opened:
             yield opened
 
 

@@ -169,7 +169,7 @@ def _common_rows(path: Place, tensors: list[_Tensor]) -> int:
 
 def _batches(path: Place, tensors: list[_Tensor], restored: Restored, rows: int) -> Iterator[pa.RecordBatch]:
     count = rows_per_batch(sum(tensor.row_bytes for tensor in tensors))
-    with reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb", buffering=0) as file:
         for start in range(0, rows, count):
             some = min(count, rows - start)
             yield restored.batch([_rows(path, file, tensor, start, some) for tensor in tensors], start)

@@ -107,8 +107,9 @@ def read_tar(stream: IO[bytes], where: str) -> Iterator[Member]:
 def _check(reader: _Reader, header: bytes) -> None:
     wanted = _number(reader, header[148:156])
     plain = header[:148] + b" " * 8 + header[156:]
-    signed = sum(byte - 256 if byte > 127 else byte for byte in plain)
-    if wanted not in (sum(plain), signed):
+    unsigned = sum(plain)
+    # Some old tars summed signed bytes.
+    if wanted != unsigned and wanted != unsigned - 256 * sum(byte > 127 for byte in plain):
         raise reader.error("is no tar archive, or a header in it is damaged (its check does not fit); copy it again")
 
 
