@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 from leptonstore import limits
@@ -33,14 +33,22 @@ _BUCKETS = ("s3", "gs", "az")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
+class Named(NamedTuple):
+    """An entry of a folder. size: bytes of a file, -1 when nobody says."""
+
+    name: str
+    is_folder: bool
+    size: int
+
+
 class _Files(Protocol):
     """Files of one filesystem or bucket, by the path below it. Errors are OSErrors and LeptonErrors."""
 
     def kind(self, path: str) -> tuple[str, int]:
         """("file", bytes; -1 when nobody knows) or ("directory", 0). Raises FileNotFoundError."""
 
-    def names(self, path: str) -> list[tuple[str, bool]]:
-        """(name, whether it is a directory) of what lies right below `path`, in no order."""
+    def names(self, path: str) -> list[Named]:
+        """What lies right below `path`, in no order."""
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:
         """The file, to be read, and how large a buffer suits it. Seekable where the server answers ranges."""
@@ -172,14 +180,14 @@ class UrlPlace:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def entries(self) -> list[tuple[str, bool]]:
-        """(name, whether it is a folder) of what lies right in it, sorted."""
+    def entries(self) -> list[Named]:
+        """What lies right in it, in the order of names."""
         files, path = self._where
-        return sorted((name, folder) for name, folder in files.names(path) if name not in ("", ".", ".."))
+        return sorted(entry for entry in files.names(path) if entry.name not in ("", ".", ".."))
 
     def iterdir(self) -> Iterator[UrlPlace]:
         """What lies right in it, in the order of names."""
-        return (self / name for name, _ in self.entries())
+        return (self / entry.name for entry in self.entries())
 
     def open(self, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
         """The file, to be read. buffering=0: for reads here and there, each of which is a request."""
@@ -261,10 +269,10 @@ class _Bucket:
             raise FileNotFoundError(2, "no such object", f"{self._client.url}/{path}")
         return "directory", 0
 
-    def names(self, path: str) -> list[tuple[str, bool]]:
+    def names(self, path: str) -> list[Named]:
         objects, folders = self._client.list_folder(path)
-        found = [(entry.path.rpartition("/")[2], False) for entry in objects]
-        return found + [(folder.rstrip("/").rpartition("/")[2], True) for folder in folders]
+        found = [Named(entry.path.rpartition("/")[2], False, entry.size) for entry in objects]
+        return found + [Named(folder.rstrip("/").rpartition("/")[2], True, 0) for folder in folders]
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:
         return _Ranges(self._client, path, self._client.size(path)), limits.PLACE_READ_BYTES
@@ -404,12 +412,15 @@ class _Fsspec:
         size = info.get("size")
         return ("directory", 0) if info.get("type") == "directory" else ("file", -1 if size is None else int(size))
 
-    def names(self, path: str) -> list[tuple[str, bool]]:
+    def names(self, path: str) -> list[Named]:
         with _told(self._shown):
             entries = self._files.ls(path, detail=True)
-        return [
-            (str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("type") == "directory") for entry in entries
-        ]
+        found = []
+        for entry in entries:
+            size, is_folder = entry.get("size"), entry.get("type") == "directory"
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            found.append(Named(name, is_folder, 0 if is_folder else -1 if size is None else int(size)))
+        return found
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:
         with _told(self._shown):

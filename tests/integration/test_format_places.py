@@ -82,7 +82,7 @@ def test_every_format_goes_to_a_url_and_comes_back(
     dest = f"{url}/{FILES.get(format, format)}"
     report = export_dataset(made, dest, format)
     assert report.rows == ROWS and str(report.path) == dest
-    names = [name for name, _ in UrlPlace(dest).entries()] if format in FOLDERS else []
+    names = [entry.name for entry in UrlPlace(dest).entries()] if format in FOLDERS else []
     assert not any(name.startswith(".") for name in names)
     assert detect_format(dest) == {"npz": "numpy"}.get(format, format)
     back = write_dataset(ds.store, "back", open_source(dest)).to_arrow()
@@ -101,9 +101,17 @@ def test_every_format_goes_to_a_url_and_comes_back(
 def test_images_go_to_a_url_as_a_folder(ds: Dataset, url: str) -> None:
     report = export_dataset(ds, f"{url}/photos", "folder")
     assert report.files == ROWS
-    assert [name for name, folder in UrlPlace(f"{url}/photos").entries() if folder] == ["a", "b", "c"]
+    assert [entry.name for entry in UrlPlace(f"{url}/photos").entries() if entry.is_folder] == ["a", "b", "c"]
     row = ds.to_arrow().slice(7, 1).to_pylist()[0]
     assert UrlPlace(f"{url}/photos/{'abc'[row['label']]}/000007.jpg").read_bytes() == row["image"]
+    assert detect_format(f"{url}/photos") == "image-folder"
+    back = write_dataset(ds.store, "back", open_source(f"{url}/photos")).to_arrow()
+    expected = sorted(zip(ds.to_arrow()["label"].to_pylist(), ds.to_arrow()["image"].to_pylist(), strict=True))
+    assert sorted(zip(back["label"].to_pylist(), back["image"].to_pylist(), strict=True)) == expected
+    with UrlPlace(f"{url}/photos/a/empty.png").creating():
+        pass
+    with pytest.raises(SourceError, match=r"empty\.png is empty"):
+        open_source(f"{url}/photos")
 
 
 def test_an_interrupted_export_to_a_url_goes_on(ds: Dataset, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +130,7 @@ def test_an_interrupted_export_to_a_url_goes_on(ds: Dataset, url: str, monkeypat
 
     with pytest.raises(Interrupted):
         export_dataset(ds, f"{url}/mds", "mds", progress)
-    there = [name for name, _ in UrlPlace(f"{url}/mds").entries()]
+    there = [entry.name for entry in UrlPlace(f"{url}/mds").entries()]
     assert there == [".lepton-export.json", "shard.00000.mds", "shard.00001.mds"]
     written: list[int] = []
     export_dataset(ds, f"{url}/mds", "mds", written.append)
@@ -148,7 +156,7 @@ def test_a_large_object_is_uploaded_in_parts_and_read_in_ranges(
     with pytest.raises(RuntimeError, match="stop"), (place.parent / "half").creating() as file:
         file.write(data)
         raise RuntimeError("stop")
-    assert [name for name, _ in place.parent.entries()] == ["large"], "an upload that failed leaves no object"
+    assert [entry.name for entry in place.parent.entries()] == ["large"], "an upload that failed leaves no object"
 
 
 @pytest.fixture
@@ -214,9 +222,10 @@ def test_a_bucket_that_is_not_there(s3_server: Any, bucket_url: str) -> None:
 
 
 def test_what_needs_a_path_says_so(ds: Dataset, memory_url: str) -> None:
-    for format in ("files", "image-folder"):
-        with pytest.raises(BadInput, match="directories of this machine"):
-            open_source(memory_url, format)
+    with pytest.raises(BadInput, match="directories of this machine"):
+        open_source(memory_url, "files")
+    with pytest.raises(BadInput, match="only a directory of files"):
+        export_dataset(ds, memory_url, "files")
 
 
 def test_a_damaged_object_leaves_the_branch_as_it_was(ds: Dataset, url: str, tmp_path: Path) -> None:

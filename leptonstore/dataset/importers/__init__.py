@@ -59,7 +59,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
 }
 _DIRECTORIES = ("parquet", "arrow", "webdataset")  # formats that may be a directory of files
-_PATHS_ONLY = ("files", "digits", "image-folder")
+_PATHS_ONLY = ("files", "digits")
 _MAGICS = (
     (b"PAR1", "parquet"),
     (b"ARROW1", "arrow"),
@@ -131,7 +131,7 @@ def _detect_directory(path: Place) -> str | None:
     from leptonstore.dataset.mds_format import INDEX
 
     if isinstance(path, UrlPlace):
-        names = [name for name, is_folder in path.entries() if not is_folder]
+        names = [entry.name for entry in path.entries() if not entry.is_folder]
     else:
         with os.scandir(path) as scan:
             names = [entry.name for entry in scan if entry.is_file()]
@@ -144,13 +144,17 @@ def _detect_directory(path: Place) -> str | None:
     for format, suffixes in _SUFFIXES.items():
         if format in _DIRECTORIES and any(name.lower().endswith(suffixes) for name in names):
             return format
-    return "image-folder" if not isinstance(path, UrlPlace) and any(_image_names(path)) else None
+    return "image-folder" if any(_image_names(path)) else None
 
 
-def _image_names(path: Path) -> Iterator[str]:
+def _image_names(path: Place) -> Iterator[str]:
     from leptonstore.dataset.importers import image_folder
 
-    names: Iterable[str] = (name for _, _, files in os.walk(path) for name in files)
+    names: Iterable[str]
+    if isinstance(path, UrlPlace):
+        names = (image.path for image in image_folder.walk_url(path))
+    else:
+        names = (name for _, _, files in os.walk(path) for name in files)
     return (name for name in names if image_folder.codec_of(name) is not None)
 
 

@@ -8,6 +8,8 @@ image holds the file's bytes; nothing is decoded here (cleaning reports what can
 their paths' bytes, on every machine. Files without an image's extension, hidden files (macOS leaves "._1.jpg") and
 hidden folders are left out; the lineage counts such files.
 
+Behind a URL, images are read ahead by several threads: each is a request. There are no links there.
+
 The tree is walked twice, once to check and count it and once to read it, so that memory does not grow with it: only
 the names of one directory per level are held.
 """
@@ -16,14 +18,17 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import name_of, reading
+from leptonstore.dataset.importers.reading import name_of, read_up_to, reading
+from leptonstore.dataset.places import Place, UrlPlace
 from leptonstore.dataset.schema import class_label_field, class_names, image_field, path_field
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SourceError
@@ -47,7 +52,7 @@ class _Image:
     """One image file. path: relative to the root, forward slashes. real: where to read it, links resolved."""
 
     path: str
-    real: str
+    real: str | UrlPlace
     bytes: int
 
 
@@ -67,7 +72,7 @@ def codec_of(name: str) -> str | None:
     return CODECS.get(os.path.splitext(name)[1][1:].lower())
 
 
-def open_source(path: Path, splits: bool | None = None) -> Source:
+def open_source(path: Place, splits: bool | None = None) -> Source:
     """path, image (encoded), label and, where the top folders are splits, split.
 
     splits: True or False says whether the top folders are splits (default: they are when all have a split's name).
@@ -100,7 +105,7 @@ def open_source(path: Path, splits: bool | None = None) -> Source:
 # -- the first walk ----------------------------------------------------------------------------------------------
 
 
-def _survey(root: Path) -> _Survey:
+def _survey(root: Place) -> _Survey:
     survey = _Survey()
     for image in _walk(root, survey):
         parts = image.path.split("/")
@@ -116,7 +121,7 @@ def _survey(root: Path) -> _Survey:
     return survey
 
 
-def _split_names(root: Path, survey: _Survey, wanted: bool | None) -> list[str]:
+def _split_names(root: Place, survey: _Survey, wanted: bool | None) -> list[str]:
     """The splits that the top folders are, in their usual order; empty when they are classes."""
     tops = {top for top, _ in survey.folders}
     named = {top for top in tops if top.lower() in _SPLITS}
@@ -148,8 +153,13 @@ def _bytes(name: str) -> bytes:
     return name.encode()
 
 
-def _walk(root: Path, survey: _Survey | None = None) -> Iterator[_Image]:
+def _walk(root: Place, survey: _Survey | None = None) -> Iterator[_Image]:
     """Every image below `root`, in the order of the bytes of its path; counts other files into `survey`."""
+    if isinstance(root, UrlPlace):
+        for image in walk_url(root, survey):
+            _check_size(str(image.real), image.bytes)
+            yield image
+        return
     real_root = os.path.realpath(root)
     yield from _walk_directory(real_root, "", (real_root,), survey or _Survey())
 
@@ -174,6 +184,22 @@ def _walk_directory(directory: str, prefix: str, above: tuple[str, ...], survey:
             raise SourceError(f"{path} is a link to a folder that it lies in; remove the link", path)
         else:
             yield from _walk_directory(real, path + "/", (*above, real), survey)
+
+
+def walk_url(folder: UrlPlace, survey: _Survey | None = None, prefix: str = "", depth: int = 0) -> Iterator[_Image]:
+    """The images below a URL, in the same order; sizes are those of the listings, and not checked."""
+    survey = survey or _Survey()
+    if depth >= limits.FOLDER_DEPTH_MAX:
+        raise SourceError(f"{prefix} lies more than {limits.FOLDER_DEPTH_MAX} folders deep; import a folder below it")
+    with reading(folder):
+        entries = folder.entries()
+    for entry in sorted(entries, key=lambda entry: (entry.name + "/" * entry.is_folder).encode()):
+        if entry.name.startswith(".") or (not entry.is_folder and codec_of(entry.name) is None):
+            survey.ignored += not entry.is_folder
+        elif entry.is_folder:
+            yield from walk_url(folder / entry.name, survey, f"{prefix}{entry.name}/", depth + 1)
+        else:
+            yield _Image(prefix + entry.name, folder / entry.name, entry.size)
 
 
 def _checked_name(name: str, directory: str) -> str:
@@ -215,12 +241,11 @@ def _check_size(real: str, size: int) -> None:
 # -- the second walk ---------------------------------------------------------------------------------------------
 
 
-def _batches(root: Path, schema: pa.Schema, survey: _Survey) -> Iterator[pa.RecordBatch]:
+def _batches(root: Place, schema: pa.Schema, survey: _Survey) -> Iterator[pa.RecordBatch]:
     """Files in the order of their paths. Raises SourceError when the tree is no longer what the survey saw."""
     batch: list[tuple[str, bytes]] = []
     files, size = 0, 0
-    for image in _walk(root):
-        data = _read(image)
+    for image, data in _contents(root):
         if batch and (len(batch) >= limits.IMPORT_BATCH_ROWS_MAX or size + len(data) > limits.IMPORT_BATCH_BYTES_MAX):
             yield _to_arrow(root, schema, batch)
             batch, size = [], 0
@@ -232,14 +257,37 @@ def _batches(root: Path, schema: pa.Schema, survey: _Survey) -> Iterator[pa.Reco
     yield _to_arrow(root, schema, batch)
 
 
+def _contents(root: Place) -> Iterator[tuple[_Image, bytes]]:
+    if not isinstance(root, UrlPlace):
+        yield from ((image, _read(image)) for image in _walk(root))
+        return
+    with ThreadPoolExecutor(limits.OBJECT_THREADS, "lepton-image") as pool:
+        ahead: deque[tuple[_Image, Future[bytes]]] = deque()
+        size = 0
+        try:
+            for image in _walk(root):
+                while ahead and (len(ahead) >= 4 * limits.OBJECT_THREADS or size > limits.IMPORT_BATCH_BYTES_MAX):
+                    first, future = ahead.popleft()
+                    size -= first.bytes
+                    yield first, future.result()
+                ahead.append((image, pool.submit(_read, image)))
+                size += image.bytes
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _read(image: _Image) -> bytes:
-    with reading(Path(image.real)), open(image.real, "rb") as file:
-        data = file.read(limits.IMAGE_FILE_BYTES_MAX + 1)
-    _check_size(image.real, len(data))
+    place = image.real if isinstance(image.real, UrlPlace) else Path(image.real)
+    with reading(place), place.open("rb") as file:
+        data = bytes(read_up_to(file, limits.IMAGE_FILE_BYTES_MAX + 1))
+    _check_size(str(image.real), len(data))
     return data
 
 
-def _to_arrow(root: Path, schema: pa.Schema, batch: list[tuple[str, bytes]]) -> pa.RecordBatch:
+def _to_arrow(root: Place, schema: pa.Schema, batch: list[tuple[str, bytes]]) -> pa.RecordBatch:
     parts = [path.split("/") for path, _ in batch]
     has_split = "split" in schema.names
     columns = {
@@ -252,7 +300,7 @@ def _to_arrow(root: Path, schema: pa.Schema, batch: list[tuple[str, bytes]]) -> 
     return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
-def _codes(root: Path, column: pa.Field, names: list[str]) -> list[int]:
+def _codes(root: Place, column: pa.Field, names: list[str]) -> list[int]:
     codes = {name: code for code, name in enumerate(class_names(column) or [])}
     try:
         return [codes[name] for name in names]
@@ -260,5 +308,5 @@ def _codes(root: Path, column: pa.Field, names: list[str]) -> list[int]:
         raise _changed(root) from None
 
 
-def _changed(root: Path) -> SourceError:
+def _changed(root: Place) -> SourceError:
     return SourceError(f"{root} changed while it was read; run the import again", str(root))
