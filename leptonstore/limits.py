@@ -204,6 +204,8 @@ JSON_BLOCK_BYTES = 4 * MIB  # lines that are parsed at a time; types are inferre
 JSON_LINE_BYTES_MAX = 256 * MIB  # a line stands in memory as a whole, a few times over
 JSON_DEPTH_MAX = TYPE_DEPTH_MAX
 SOURCE_VALUE_BYTES_MAX = 256 * MIB  # one file in a tar, one value of an MDS sample: it stands in memory as a whole
+# Numbers that nulls of a tensor or list of one length take, in one batch: a null is a few bytes in a file, and a whole row here.
+SOURCE_NULL_VALUES_MAX = 1 << 26
 SOURCE_INDEX_BYTES_MAX = 64 * MIB  # of an index of foreign shards (MDS): 300 bytes a shard, 200,000 shards
 SOURCE_SHARDS_MAX = 1_000_000  # that a pattern such as {000000..000999} may stand for
 SOURCE_HEADER_BYTES_MAX = 16 * MIB  # of a safetensors file: 100 bytes a tensor

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from leptonstore import limits
 from leptonstore.errors import LeptonError, SourceError
+from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import schema_from_json, schema_to_json
 
 _kinds = pa.types
@@ -44,6 +45,8 @@ def decode_schema(text: object, where: str) -> pa.Schema:
             raise ValueError("not text, or too long")
         schema = schema_from_json(json.loads(text))
         schema_to_json(schema)
+        if fixed_row_bytes(schema) > limits.SOURCE_VALUE_BYTES_MAX:
+            raise ValueError(f"rows of more than {limits.SOURCE_VALUE_BYTES_MAX} bytes")
         return schema
     except (ValueError, RecursionError, pa.ArrowException, LeptonError) as error:
         raise _no_schema(where, error) from None
@@ -88,6 +91,11 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     if _kinds.is_struct(data_type):
         return pa.struct([pa.field(field.name, plain_type(field.type)) for field in data_type])
     return data_type
+
+
+def fixed_row_bytes(schema: pa.Schema) -> int:
+    """Bytes that every row takes, whatever it holds: those of tensors and other columns of one width."""
+    return sum(fixed_width(field.type) or 0 for field in schema)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -203,6 +211,8 @@ def _spread(array: pa.Array, children: pa.Array, length: int) -> pa.Array:
     """`children` of the lists that are not null, with `length` nulls for each that is."""
     if not array.null_count:
         return children
+    if len(array) * length > limits.SOURCE_NULL_VALUES_MAX:
+        raise pa.ArrowInvalid(f"null among lists of {length} values, which would take too much memory")
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     places = np.full((len(array), length), -1, np.int64)
     places[valid] = np.arange(int(valid.sum()) * length, dtype=np.int64).reshape(-1, length)

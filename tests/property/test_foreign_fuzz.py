@@ -28,12 +28,13 @@ from table_strategies import Rows
 from leptonstore import limits
 from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
+from leptonstore.dataset.plain import encode_schema
 from leptonstore.dataset.schema import class_label_field, image_field
 from leptonstore.errors import BadInput, SourceError
 
 MEMORY_BYTES_MAX = 24 << 20
 MANY = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=datetime.timedelta(seconds=10),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -183,6 +184,7 @@ def runs(target: Target, data: bytes, memory: int = MEMORY_BYTES_MAX) -> bool:
         except BadInput as error:
             assert str(error)
             assert "\n" not in str(error)
+            assert tracemalloc.get_traced_memory()[1] < memory
             return False
         finally:
             peak = tracemalloc.get_traced_memory()[1]
@@ -448,6 +450,54 @@ def test_safetensors_whose_values_overlap_or_leave_holes() -> None:
         file({"a": one, "b": {"dtype": "U8", "shape": [1], "data_offsets": [2, 3]}}, b"abc"),
         "one first dimension",
     )
+
+
+def _with_schema(name: str, text: str) -> tuple[str, bytes]:
+    """A specimen that carries another schema: (target, content)."""
+    if name == "mds index":
+        index = json.loads(MDS["index.json"])
+        index["lepton.schema"] = text
+        return name, json.dumps(index).encode()
+    if name == "tar ours":
+        carried = {"schema": text, "columns": {field.name: field.name for field in SCHEMA}}
+        head = json.dumps(carried).encode()
+        return name, tar({"__lepton_schema__": head, "0.text.txt": b"a", "1.text.txt": b"b"})
+    table = pa.ipc.open_stream(HF["data-00000-of-00001.arrow"]).read_all()
+    nulls = [
+        pa.nulls(table.num_rows, column.type) if column.type == pa.string() else column for column in table.columns
+    ]
+    out = io.BytesIO()
+    schema = table.schema.with_metadata({"lepton.schema": text})
+    with pa.ipc.new_stream(out, schema) as writer:
+        writer.write_table(pa.Table.from_arrays(nulls, schema=schema))
+    return "hf data", out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["mds index", "tar ours", "hf data"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["tensor", "int64", [1 << 15, 1 << 15]],
+        ["tensor", "int8", [1 << 13, 1 << 13]],
+        ["fixed_size_list", {"name": "item", "nullable": True, "type": "int64"}, 1 << 30],
+        ["list", {"name": "item", "nullable": True, "type": ["tensor", "uint8", [1 << 30]]}],
+        ["struct", [{"name": "a", "nullable": True, "type": ["tensor", "uint8", [1 << 30]]}]],
+        ["fixed_size_binary", 1 << 30],
+        ["decimal128", 99, 1],
+        "map",
+    ],
+)
+def test_a_carried_schema_cannot_ask_for_memory(name: str, kind: Any) -> None:
+    """Anybody may have written it; a null costs nothing in a file. A single row may take what a value may."""
+    fields = json.loads(encode_schema(SCHEMA))
+    for field in fields:
+        if field["name"] == "text":
+            field["type"] = kind
+    target, data = _with_schema(name, json.dumps(fields))
+    runs(TARGETS[target], data, 2 * limits.SOURCE_VALUE_BYTES_MAX)
+    fields[0]["type"] = kind
+    target, data = _with_schema(name, json.dumps(fields))
+    runs(TARGETS[target], data, 2 * limits.SOURCE_VALUE_BYTES_MAX)
 
 
 def test_a_damaged_mds_shard_is_told_by_its_digest() -> None:

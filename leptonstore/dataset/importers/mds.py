@@ -35,7 +35,7 @@ from leptonstore.dataset.mds_format import (
     parse_encoding,
 )
 from leptonstore.dataset.places import Place, confined
-from leptonstore.dataset.plain import SCHEMA_KEY, decode_schema
+from leptonstore.dataset.plain import SCHEMA_KEY, decode_schema, fixed_row_bytes
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SchemaError, SourceError
 
@@ -344,9 +344,9 @@ def _batches(
     root: Place, shards: list[_Shard], encodings: list[Encoding], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     rows: list[tuple[str, list[bytes]]] = []
-    size = 0
+    size, fixed = 0, fixed_row_bytes(schema)
     for row in _all_samples(root, shards, encodings):
-        length = sum(map(len, row[1]))
+        length = max(sum(map(len, row[1])), fixed)
         if rows and (len(rows) >= limits.IMPORT_BATCH_ROWS_MAX or size + length > limits.IMPORT_BATCH_BYTES_MAX):
             yield _to_arrow(rows, shards[0].names, encodings, schema)
             rows, size = [], 0

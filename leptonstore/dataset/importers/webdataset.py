@@ -29,7 +29,7 @@ from leptonstore.dataset.importers.tables import identity_columns
 from leptonstore.dataset.importers.tar import read_tar
 from leptonstore.dataset.npy_format import column_of, field_of, parse_array
 from leptonstore.dataset.places import Place, UrlPlace, place_of
-from leptonstore.dataset.plain import parse_cells
+from leptonstore.dataset.plain import fixed_row_bytes, parse_cells
 from leptonstore.dataset.schema import CODEC, SEMANTIC, path_field, tensor_shape
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.webdataset_format import (
@@ -173,14 +173,15 @@ def _samples(shards: list[Place], wanted: set[str] | None, passed: list[str] | N
 
 def _batches(shards: list[Place], layout: _Layout, wanted: set[str] | None) -> Iterator[pa.RecordBatch]:
     samples: list[_Sample] = []
-    size = 0
+    size, fixed = 0, fixed_row_bytes(layout.schema)
     for sample in _samples(shards, wanted):
-        full = len(samples) >= limits.IMPORT_BATCH_ROWS_MAX or size + sample.bytes > limits.IMPORT_BATCH_BYTES_MAX
+        length = max(sample.bytes, fixed)
+        full = len(samples) >= limits.IMPORT_BATCH_ROWS_MAX or size + length > limits.IMPORT_BATCH_BYTES_MAX
         if samples and full:
             yield _to_arrow(samples, layout)
             samples, size = [], 0
         samples.append(sample)
-        size += sample.bytes
+        size += length
     if samples:
         yield _to_arrow(samples, layout)
 
