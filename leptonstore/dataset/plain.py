@@ -26,7 +26,6 @@ import pyarrow.compute as pc
 
 from leptonstore import limits
 from leptonstore.errors import LeptonError, SourceError
-from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import schema_from_json, schema_to_json
 
 _kinds = pa.types
@@ -94,8 +93,22 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
 
 
 def fixed_row_bytes(schema: pa.Schema) -> int:
-    """Bytes that every row takes, whatever it holds: those of tensors and other columns of one width."""
-    return sum(fixed_width(field.type) or 0 for field in schema)
+    """Bytes that every row may take, whatever it holds: those of tensors and other values of one width, nulls too."""
+    return sum(_width(field.type) for field in schema)
+
+
+def _width(data_type: pa.DataType) -> int:
+    if isinstance(data_type, pa.FixedShapeTensorType):
+        data_type = data_type.storage_type
+    if _kinds.is_fixed_size_list(data_type):
+        return int(data_type.list_size) * _width(data_type.value_type)
+    if _kinds.is_list(data_type) or _kinds.is_large_list(data_type):
+        return _width(data_type.value_type)  # of one item
+    if _kinds.is_struct(data_type):
+        return sum(_width(field.type) for field in data_type)
+    if _kinds.is_fixed_size_binary(data_type):
+        return int(data_type.byte_width)
+    return 8
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:

@@ -64,14 +64,17 @@ def read_schema(path: Place) -> pa.Schema:
         raise SchemaError(f"{path}: {error}") from None
 
 
-def read_batches(path: Place) -> Iterator[pa.RecordBatch]:
-    """The batches of a file or stream, checked, of bounded size. Raises SourceError."""
+def read_batches(path: Place, row_bytes: int = 0) -> Iterator[pa.RecordBatch]:
+    """The batches of a file or stream, checked, of bounded size. row_bytes: of a row where it will be larger than here.
+
+    Raises SourceError.
+    """
     with parsing(path), opened(path) as reader:
         is_file = isinstance(reader, pa.RecordBatchFileReader)
         batches = (reader.get_batch(at) for at in range(reader.num_record_batches)) if is_file else iter(reader)
         for batch in batches:
             batch.validate(full=True)  # Arrow does not look into what a file calls offsets or UTF-8
-            rows = rows_per_batch(batch.nbytes // max(1, batch.num_rows))
+            rows = rows_per_batch(max(row_bytes, batch.nbytes // max(1, batch.num_rows)))
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 

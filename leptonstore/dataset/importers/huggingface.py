@@ -21,7 +21,7 @@ from leptonstore.dataset.importers.arrays import label_column
 from leptonstore.dataset.importers.reading import name_of, read_up_to, reading, require_regular_file
 from leptonstore.dataset.importers.tables import identity_columns, storable_schema
 from leptonstore.dataset.places import Place, confined
-from leptonstore.dataset.plain import SCHEMA_KEY, decode_schema
+from leptonstore.dataset.plain import SCHEMA_KEY, decode_schema, fixed_row_bytes
 from leptonstore.dataset.schema import class_label_field
 from leptonstore.dataset.source import Source
 from leptonstore.errors import SchemaError, SourceError
@@ -155,7 +155,7 @@ def _batches(tables: list[_Table], schema: pa.Schema, split: pa.Field | None) ->
     for code, table in enumerate(tables):
         for file in table.files:
             rows = 0
-            for batch in arrow.read_batches(file):
+            for batch in arrow.read_batches(file, fixed_row_bytes(schema)):
                 columns = []
                 for field in table.schema:
                     columns.append(_restored(batch.column(field.name), field, file, rows))
