@@ -13,64 +13,20 @@ from __future__ import annotations
 
 import io
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 from leptonstore import limits
-from leptonstore.digest import Buffer
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SourceError, TierUnavailable
-
-if TYPE_CHECKING:
-    from leptonstore.tiers.object_client import Client
+from leptonstore.dataset.place_files import BucketFiles, Files, Named, NewFile, fsspec_files
+from leptonstore.errors import BadInput, SourceError
 
 _BUCKETS = ("s3", "gs", "az")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
-
-
-class Named(NamedTuple):
-    """An entry of a folder. size: bytes of a file, -1 when nobody says."""
-
-    name: str
-    is_folder: bool
-    size: int
-
-
-class _Files(Protocol):
-    """Files of one filesystem or bucket, by the path below it. Errors are OSErrors and LeptonErrors."""
-
-    def kind(self, path: str) -> tuple[str, int]:
-        """("file", bytes; -1 when nobody knows) or ("directory", 0). Raises FileNotFoundError."""
-
-    def names(self, path: str) -> list[Named]:
-        """What lies right below `path`, in no order."""
-
-    def open(self, path: str) -> tuple[io.RawIOBase, int]:
-        """The file, to be read, and how large a buffer suits it. Seekable where the server answers ranges."""
-
-    def create(self, path: str) -> _NewFile:
-        """A file that appears when it is committed."""
-
-    def remove(self, path: str) -> None:
-        """No error when it is not there."""
-
-
-class _NewFile(Protocol):
-    """A file that nobody sees until it is committed."""
-
-    def write(self, data: Buffer) -> int:
-        """Append all of it."""
-
-    def commit(self) -> None:
-        """It is there, whole."""
-
-    def abort(self) -> None:
-        """It never was."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +42,15 @@ class UrlPlace:
 
     def __init__(self, url: str) -> None:
         """Raises BadInput for a URL that is none. No request is made."""
-        parts = urlsplit(url)
+        first, chain, rest = url.partition("::")  # fsspec's way to say "in": zip://table.csv::s3://bucket/archive.zip
+        self._chain = chain + rest
+        try:
+            parts = urlsplit(first)
+        except ValueError as error:
+            raise BadInput(f"{url.partition('?')[0]!r} is no URL ({error})") from None
         self._scheme, self._host, self._query = parts.scheme.lower(), parts.netloc, parts.query
-        self._path = parts.path.removeprefix("/")
-        if self._scheme in _BUCKETS:
+        self._path = parts.path.removeprefix("/") if parts.netloc else parts.path
+        if self._scheme in _BUCKETS and not self._chain:
             self._path = self._path.strip("/")
             if "@" in parts.netloc or parts.query or parts.fragment or not parts.netloc:
                 raise BadInput(
@@ -97,21 +58,22 @@ class UrlPlace:
                 )
         if any(part in (".", "..") for part in self._path.split("/")):
             raise BadInput(f"{self}: a URL has no parts . and ..; write it out")
-        self._shared: list[_Bucket] = []  # the connection, of this place and of all that are made from it
+        self._shared: list[BucketFiles] = []  # the connection, of this place and of all that are made from it
 
     def __str__(self) -> str:
         host = self._host.rpartition("@")[2]
-        return f"{self._scheme}://{host}/{self._path}" if host or self._path else f"{self._scheme}://"
+        chained = f"::{self._chain.rpartition('@')[2].removeprefix('::').partition('?')[0]}" if self._chain else ""
+        return f"{self._scheme}://{host}{'/' if host and self._path else ''}{self._path}{chained}"
 
     __repr__ = __str__
 
     def __truediv__(self, name: str) -> UrlPlace:
-        return self._at(f"{self._path.rstrip('/')}/{name}".lstrip("/"))
+        return self._at(f"{self._path.rstrip('/')}/{name}" if self._path else name)
 
     def _at(self, path: str) -> UrlPlace:
         made = object.__new__(UrlPlace)
         made._scheme, made._host, made._query, made._shared = self._scheme, self._host, self._query, self._shared
-        made._path = path
+        made._path, made._chain = path, self._chain
         return made
 
     @property
@@ -135,20 +97,22 @@ class UrlPlace:
         return self._at(self._path.rstrip("/").rpartition("/")[0])
 
     @cached_property
-    def _where(self) -> tuple[_Files, str]:
-        if self._scheme in _BUCKETS:
+    def _where(self) -> tuple[Files, str]:
+        if self._scheme in _BUCKETS and not self._chain:
             if not self._shared:
                 from leptonstore.tiers.object_open import open_client
 
-                self._shared.append(_Bucket(open_client(f"{self._scheme}://{self._host}")))
+                self._shared.append(BucketFiles(open_client(f"{self._scheme}://{self._host}")))
             return self._shared[0], self._path
-        return _fsspec_files(self._scheme, self.url)
+        return fsspec_files(self._scheme, self.url)
 
     @property
     def url(self) -> str:
         """As it was given, with what is secret in it: not to be shown."""
         query = f"?{self._query}" if self._query else ""
-        return f"{self._scheme}://{self._host}{'/' if self._host and self._path else ''}{self._path}{query}"
+        return (
+            f"{self._scheme}://{self._host}{'/' if self._host and self._path else ''}{self._path}{query}{self._chain}"
+        )
 
     def _kind(self) -> tuple[str, int]:
         files, path = self._where
@@ -239,7 +203,7 @@ def place_of(path: Any) -> Place:
 class _Writing(io.RawIOBase):
     """A new file as a raw stream; closing it commits nothing."""
 
-    def __init__(self, made: _NewFile) -> None:
+    def __init__(self, made: NewFile) -> None:
         self._made = made
 
     def writable(self) -> bool:
@@ -249,256 +213,6 @@ class _Writing(io.RawIOBase):
         view = memoryview(data).cast("B")
         self._made.write(view)
         return len(view)
-
-
-# -- buckets -----------------------------------------------------------------------------------------------------
-
-
-class _Bucket:
-    """Objects of a bucket."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def kind(self, path: str) -> tuple[str, int]:
-        if path:
-            with suppress(FileNotFoundError):
-                return "file", self._client.size(path)
-        objects, folders = self._client.list_folder(path)
-        if not objects and not folders:
-            raise FileNotFoundError(2, "no such object", f"{self._client.url}/{path}")
-        return "directory", 0
-
-    def names(self, path: str) -> list[Named]:
-        objects, folders = self._client.list_folder(path)
-        found = [Named(entry.path.rpartition("/")[2], False, entry.size) for entry in objects]
-        return found + [Named(folder.rstrip("/").rpartition("/")[2], True, 0) for folder in folders]
-
-    def open(self, path: str) -> tuple[io.RawIOBase, int]:
-        return _Ranges(self._client, path, self._client.size(path)), limits.PLACE_READ_BYTES
-
-    def create(self, path: str) -> _NewFile:
-        return _NewObject(self._client, path)
-
-    def remove(self, path: str) -> None:
-        self._client.delete(path)
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a seekable stream of ranges."""
-
-    def __init__(self, client: Client, path: str, size: int) -> None:
-        self._client, self._path, self._size, self._at = client, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, target: Any) -> int:
-        view = memoryview(target).cast("B")
-        count = min(len(view), self._size - self._at)
-        if count <= 0:
-            return 0
-        data = self._client.get_range(self._path, self._at, count)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def readall(self) -> bytes:
-        """What is left, not in the small pieces of the base class."""
-        parts = []
-        while part := self.read(limits.PLACE_READ_BYTES):
-            parts.append(part)
-        return b"".join(parts)
-
-
-class _NewObject:
-    """One PUT for a small object, a multipart upload for a larger one: both appear as a whole."""
-
-    def __init__(self, client: Client, path: str) -> None:
-        self._client, self._path = client, path
-        self._start = bytearray()
-        self._writer: Any = None
-
-    def write(self, data: Buffer) -> int:
-        if self._writer is None and len(self._start) + len(data) <= limits.OBJECT_PART_BYTES:
-            self._start += data
-            return len(data)
-        try:
-            if self._writer is None:
-                self._writer = self._client.open_writer(
-                    self._path, limits.OBJECT_PART_BYTES, limits.OBJECT_PARTS_IN_FLIGHT
-                )
-                self._writer.write(bytes(self._start))
-                self._start.clear()
-            self._writer.write(bytes(data))
-        except Exception as error:
-            raise self._client.error(error, self._path) from None
-        return len(data)
-
-    def commit(self) -> None:
-        if self._writer is None:
-            self._client.put(self._path, bytes(self._start))
-            return
-        try:
-            self._writer.close()
-        except Exception as error:
-            raise self._client.error(error, self._path) from None
-
-    def abort(self) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(RuntimeError, RuntimeError("aborted"), None)
-
-
-# -- fsspec ------------------------------------------------------------------------------------------------------
-
-
-def _fsspec_files(scheme: str, url: str) -> tuple[_Files, str]:
-    import fsspec
-
-    shown = url.partition("?")[0].rpartition("@")[2] if "@" in url else url.partition("?")[0]
-    if scheme not in fsspec.available_protocols():
-        raise BadInput(
-            f"{shown}: nobody knows {scheme}://; give a path, s3://, gs://, az:// or a URL that fsspec knows"
-        )
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise MissingExtra(f"{scheme}://", "object", error.name or str(error)) from None
-    except Exception as error:  # each filesystem has errors of its own
-        raise BadInput(f"{shown} cannot be opened: {_line(error)}; check the URL") from None
-    return _Fsspec(filesystem, shown), path
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-@contextmanager
-def _told(shown: str) -> Iterator[None]:
-    """Inside, what a filesystem of fsspec raises is an OSError or a TierUnavailable."""
-    try:
-        yield
-    except (LeptonError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
-        raise
-    except ImportError as error:
-        raise MissingExtra(f"reading {shown}", "object", error.name or str(error)) from None
-    except NotImplementedError:
-        raise BadInput(f"{shown}: this kind of place cannot do that; copy the files to a path or a bucket") from None
-    except Exception as error:
-        raise TierUnavailable(f"{shown} does not answer as it should ({_line(error)}); try again", shown) from None
-
-
-class _Fsspec:
-    """Files of a filesystem of fsspec."""
-
-    def __init__(self, filesystem: Any, shown: str) -> None:
-        self._files, self._shown = filesystem, shown
-
-    def kind(self, path: str) -> tuple[str, int]:
-        with _told(self._shown):
-            self._files.invalidate_cache()
-            info = self._files.info(path)
-        size = info.get("size")
-        return ("directory", 0) if info.get("type") == "directory" else ("file", -1 if size is None else int(size))
-
-    def names(self, path: str) -> list[Named]:
-        with _told(self._shown):
-            entries = self._files.ls(path, detail=True)
-        found = []
-        for entry in entries:
-            size, is_folder = entry.get("size"), entry.get("type") == "directory"
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            found.append(Named(name, is_folder, 0 if is_folder else -1 if size is None else int(size)))
-        return found
-
-    def open(self, path: str) -> tuple[io.RawIOBase, int]:
-        with _told(self._shown):
-            file = self._files.open(path, "rb", block_size=limits.PLACE_READ_BYTES, cache_type="readahead")
-        return _Told(file, self._shown), limits.MIB
-
-    def create(self, path: str) -> _NewFile:
-        return _NewFsspec(self._files, path, self._shown)
-
-    def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError), _told(self._shown):
-            self._files.rm_file(path)
-
-
-class _Told(io.RawIOBase):
-    """A file of fsspec with typed errors."""
-
-    def __init__(self, file: Any, shown: str) -> None:
-        self._file, self._shown = file, shown
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return bool(self._file.seekable())
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if not self.seekable():
-            raise io.UnsupportedOperation(f"{self._shown} can only be read from beginning to end; download it first")
-        with _told(self._shown):
-            return int(self._file.seek(offset, whence))
-
-    def readinto(self, target: Any) -> int:
-        view = memoryview(target).cast("B")
-        with _told(self._shown):
-            data = self._file.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            with suppress(Exception):
-                self._file.close()
-        super().close()
-
-
-class _NewFsspec:
-    """A file under another name that is moved into place, as far as the filesystem moves files as a whole."""
-
-    def __init__(self, filesystem: Any, path: str, shown: str) -> None:
-        self._files, self._path, self._shown = filesystem, path, shown
-        folder, _, name = path.rpartition("/")
-        self._temporary = f"{folder}/.{name}-{secrets.token_hex(8)}.partial"
-        with _told(shown):
-            if folder:
-                filesystem.makedirs(folder, exist_ok=True)
-            self._file = filesystem.open(self._temporary, "wb")
-
-    def write(self, data: Buffer) -> int:
-        with _told(self._shown):
-            self._file.write(bytes(data))
-        return len(data)
-
-    def commit(self) -> None:
-        with _told(self._shown):
-            self._file.close()
-            if self._files.exists(self._path):
-                self._files.rm_file(self._path)
-            self._files.mv(self._temporary, self._path)
-
-    def abort(self) -> None:
-        with suppress(Exception):
-            self._file.close()
-        with suppress(Exception):
-            self._files.rm_file(self._temporary)
 
 
 def confined(root: Place, name: str) -> Place:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from leptonstore.dataset.exporters import FORMATS, export_dataset
 from leptonstore.dataset.importers import detect_format, open_source
 from leptonstore.dataset.places import UrlPlace, place_of
 from leptonstore.dataset.schema import class_label_field, image_field, tensor_field
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SourceError
+from leptonstore.errors import BadInput, LeptonError, MissingExtra, SourceError, TierUnavailable
 from leptonstore.store import Store
 
 ROWS = 300
@@ -198,6 +199,8 @@ def test_files_are_read_over_http(ds: Dataset, web: tuple[str, Path]) -> None:
         ("memory://nothing/t.parquet", SourceError, "no such file or directory: memory://nothing/t.parquet"),
         ("s3://key:secret@bucket/x", BadInput, "credentials and endpoints come from the environment"),
         ("memory://a/../b.csv", BadInput, "no parts"),
+        ("http://[bad/x.csv", BadInput, "is no URL"),
+        ("http://127.0.0.1:9/x.csv", TierUnavailable, "cannot be reached"),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said(name: str, error: type[LeptonError], match: str) -> None:
@@ -239,6 +242,17 @@ def test_a_damaged_object_leaves_the_branch_as_it_was(ds: Dataset, url: str, tmp
         write_dataset(ds.store, "t", open_source(f"{url}/t.parquet"))
     ds.store.refresh()
     assert ds.store.state.refs == before
+
+
+def test_a_file_inside_of_an_archive_is_a_chained_url(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/t.csv", "x,y\n1,2\n")
+    source = open_source(f"zip://in/t.csv::{tmp_path}/a.zip")
+    assert source.lineage["files"][0]["name"] == "t.csv"
+    assert [batch.to_pydict() for batch in source.batches()] == [{"x": [1], "y": [2]}]
+    assert open_source(f"zip://in/t.csv::file://{tmp_path}/a.zip").schema.names == ["x", "y"]
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(f"zip://in/no.csv::{tmp_path}/a.zip")
 
 
 def test_places() -> None:
