@@ -217,6 +217,7 @@ EXPORT_SHARD_BYTES = 64 * MIB  # of WebDataset and MDS: MDS's own default; one s
 EXPORT_ARROW_SHARD_BYTES = 512 * MIB  # of a Hugging Face dataset: its own default
 EXPORT_JOURNAL_BYTES_MAX = 64 * MIB
 PLACE_READ_BYTES = 4 * MIB  # of a file behind a URL that one request asks for
+PLACE_WINDOWS_AHEAD = 4  # such reads that are under way when a file is read from beginning to end: 16 MiB
 
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process

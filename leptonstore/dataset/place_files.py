@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import secrets
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -84,7 +86,7 @@ class BucketFiles:
         return found + [Named(folder.rstrip("/").rpartition("/")[2], True, 0) for folder in folders]
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:
-        return _Ranges(self._client, path, self._client.size(path)), limits.PLACE_READ_BYTES
+        return Ranges(self._client, path, self._client.size(path)), limits.PLACE_READ_BYTES
 
     def create(self, path: str) -> NewFile:
         return _NewObject(self._client, path)
@@ -93,11 +95,27 @@ class BucketFiles:
         self._client.delete(path)
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a seekable stream of ranges."""
+class _Source(Protocol):
+    """What `Ranges` reads: a Client of the object tier."""
 
-    def __init__(self, client: Client, path: str, size: int) -> None:
-        self._client, self._path, self._size, self._at = client, path, size, 0
+    def get_range(self, path: str, offset: int, length: int) -> Buffer:
+        """At most `length` bytes from `offset` on."""
+
+
+class Ranges(io.RawIOBase):
+    """An object as a seekable stream of ranges.
+
+    When two reads of a whole window (limits.PLACE_READ_BYTES) follow each other, the next limits.PLACE_WINDOWS_AHEAD windows are
+    fetched by threads: else a stream would wait for each answer. Not for several threads.
+    """
+
+    def __init__(self, source: _Source, path: str, size: int) -> None:
+        self._source, self._path, self._size = source, path, size
+        self._at = 0
+        self._end = -1  # of what was fetched last
+        self._left: tuple[int, memoryview] = (0, memoryview(b""))  # fetched, not given out yet: where it begins, and it
+        self._ahead: deque[tuple[int, Future[Buffer]]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
 
     def readable(self) -> bool:
         return True
@@ -118,10 +136,13 @@ class _Ranges(io.RawIOBase):
         count = min(len(view), self._size - self._at)
         if count <= 0:
             return 0
-        data = self._client.get_range(self._path, self._at, count)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        start, left = self._left
+        data = left if left and start == self._at else memoryview(self._fetch(count)).cast("B")
+        count = min(count, len(data))
+        view[:count] = data[:count]
+        self._at += count
+        self._left = (self._at, data[count:])
+        return count
 
     def readall(self) -> bytes:
         """What is left, not in the small pieces of the base class."""
@@ -129,6 +150,40 @@ class _Ranges(io.RawIOBase):
         while part := self.read(limits.PLACE_READ_BYTES):
             parts.append(part)
         return b"".join(parts)
+
+    def _fetch(self, count: int) -> Buffer:
+        start, window = self._at, limits.PLACE_READ_BYTES
+        if self._ahead and self._ahead[0][0] == start:
+            future = self._ahead.popleft()[1]
+            self._fetch_ahead(start + window * (len(self._ahead) + 1))
+            data = future.result()
+        else:
+            self._drop()
+            if start == self._end and count >= window:
+                self._fetch_ahead(start + count)
+            data = self._source.get_range(self._path, start, count)
+        self._end = start + len(data)
+        return data
+
+    def _fetch_ahead(self, start: int) -> None:
+        """Windows from `start` on, behind those that are under way."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(limits.PLACE_WINDOWS_AHEAD, "lepton-range")
+        while len(self._ahead) < limits.PLACE_WINDOWS_AHEAD and start < self._size:
+            length = min(limits.PLACE_READ_BYTES, self._size - start)
+            self._ahead.append((start, self._pool.submit(self._source.get_range, self._path, start, length)))
+            start += limits.PLACE_READ_BYTES
+
+    def _drop(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+
+    def close(self) -> None:
+        if not self.closed and self._pool is not None:
+            self._drop()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        super().close()
 
 
 class _NewObject:
