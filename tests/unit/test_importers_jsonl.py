@@ -126,3 +126,21 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl.gz").write_bytes(data[:-20])
     with pytest.raises(SourceError, match="truncated gzip"):
         table(tmp_path / "t.jsonl.gz")
+
+
+def test_a_directory_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name, text in (
+        ("b.jsonl.gz", '{"x": 2}\n'),
+        ("a.jsonl", '{"x": 1}\n'),
+        ("notes.txt", "no"),
+        (".hidden.jsonl", "no"),
+    ):
+        lines(tmp_path / name, text)
+    assert table(tmp_path)["x"].to_pylist() == [1, 2]
+    assert [file["name"] for file in open_source(tmp_path).lineage["files"]] == ["a.jsonl", "b.jsonl.gz"]
+    lines(tmp_path / "c.jsonl", '{"x": 3}\n{"x": "four"}\n')
+    with pytest.raises(SourceError, match=r"c\.jsonl: line 2, column 'x'"):
+        table(tmp_path)
+    lines(tmp_path / "c.jsonl", '{"y": 3}\n')
+    with pytest.raises(SourceError, match=r"c\.jsonl: line 1 has a column 'y'"):
+        table(tmp_path)

@@ -35,7 +35,7 @@ FORMATS: dict[str, Format] = {
     "parquet": Format(f"{_HERE}.parquet", "a Parquet file, or a directory of Parquet files"),
     "files": Format(f"{_HERE}.files", "a directory, byte for byte, with modes and times"),
     "csv": Format(f"{_HERE}.csv", "a CSV file with a header line, plain or .gz"),
-    "jsonl": Format(f"{_HERE}.jsonl", "JSON lines, one object a line, plain or .gz"),
+    "jsonl": Format(f"{_HERE}.jsonl", "JSON lines, one object a line, plain or .gz; a file, or a directory of them"),
     "arrow": Format(f"{_HERE}.arrow", "an Arrow IPC file or stream, or a directory of them"),
     "webdataset": Format(
         f"{_HERE}.webdataset", "tar shards: one, a directory, or a pattern shard-{000000..000004}.tar"
@@ -57,7 +57,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "numpy": (".npy", ".npz"),
     "safetensors": (".safetensors",),
 }
-_DIRECTORIES = ("parquet", "arrow", "webdataset")  # formats that may be a directory of files
+_DIRECTORIES = ("parquet", "arrow", "webdataset", "jsonl")  # formats that may be a directory of files
 _PATHS_ONLY = ("files", "digits")
 _MAGICS = (
     (b"PAR1", "parquet"),

@@ -1,6 +1,6 @@
-"""Import of JSON lines (one object a line, UTF-8), plain or .gz, streamed.
+"""Import of JSON lines (one object a line, UTF-8), plain or .gz, streamed: one file, or a directory of them in the order of names.
 
-Types come from the first block (limits.JSON_BLOCK_BYTES) and hold for the whole file; `types` overrides them:
+Types come from the first block (limits.JSON_BLOCK_BYTES) of the first file and hold for all; `types` overrides them:
 
     true, false -> bool      integers -> int64 (uint64 where one needs it)      other numbers -> float64      text -> string
     arrays -> list           objects -> struct; a key that is missing somewhere is null there
@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.json as pajson
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import lineage_of, open_unpacked, require_regular_file, unpacking
+from leptonstore.dataset.importers.reading import (
+    files_in,
+    lineage_of,
+    open_unpacked,
+    reading,
+    require_regular_file,
+    unpacking,
+)
 from leptonstore.dataset.importers.tables import identity_columns, storable_schema
 from leptonstore.dataset.places import Place
 from leptonstore.dataset.plain import from_plain, plain_schema
@@ -38,16 +45,32 @@ _ROW = re.compile(r"^JSON parse error: |\.? in row \d+$")  # Arrow's row is one 
 def open_source(
     path: Place, key: str | Sequence[str] | None = None, types: Mapping[str, pa.DataType] | None = None
 ) -> Source:
-    """The table of a file of JSON lines, all columns nullable.
+    """The table of files of JSON lines, all columns nullable.
 
     key: the columns that identify a row (default: all). types: column name -> Arrow type, instead of the inferred one.
     Reads the first block. Raises SourceError (no line, not JSON, types that do not go together; with line and column)
     and SchemaError (a key or a typed column that does not exist, a type that is not kept).
     """
-    require_regular_file(path)
-    schema = _infer(path, dict(types or {}))
-    lineage = {"format": "jsonl", "files": [lineage_of(path)]}
-    return Source(schema, identity_columns(schema, key), lambda: _batches(path, schema), None, lineage)
+    files = _files_of(path)
+    for file in files:
+        require_regular_file(file)
+    schema = _infer(files[0], dict(types or {}))
+    lineage = {"format": "jsonl", "files": [lineage_of(file) for file in files]}
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return (batch for file in files for batch in _batches(file, schema))
+
+    return Source(schema, identity_columns(schema, key), batches, None, lineage)
+
+
+def _files_of(path: Place) -> list[Place]:
+    with reading(path):
+        if not path.is_dir():
+            return [path]
+    found = files_in(path, SUFFIXES)
+    if not found:
+        raise SourceError(f"{path} holds no *.jsonl file; check the path", str(path))
+    return found
 
 
 def _blocks(path: Place) -> Iterator[tuple[int, list[bytes]]]:
