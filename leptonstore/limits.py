@@ -160,11 +160,14 @@ FOOTER_TAIL_BYTES = (
 UPLOAD_STALE_S = 3 * 86_400.0  # a multipart upload that began before that has no writer any more
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
-RANGE_BYTES_MAX = 8 * MIB
+WINDOW_BYTES = OBJECT_PART_BYTES  # requests for long stretches end where the parts of an upload do (tiers/windows.py)
+# Of a window, from which on all of it is fetched: readers that want so much in one place come back for the rest (writers fill several packs
+# at a time, so a scan meets each window in a few stretches). Reads in random order hardly ever want so much of one.
+WINDOW_WANTED_SHARE = 1 / 8
+WINDOWS_MAX = 12  # the latest, that a tier keeps: 96 MiB
 # Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
 # order of a pack of 64 MiB do that once in 10,000 times.
-READ_AHEAD_BYTES = 4 * MIB
-READ_AHEAD_WINDOWS_MAX = 16  # 64 MiB
+READ_AHEAD_WINDOWS_MAX = 4  # 32 MiB: 640 MB/s where a request takes 50 ms
 READ_AHEAD_GAP_BYTES = 64 * KIB
 READ_AHEAD_PACKS_MAX = 256  # whose readers are remembered, a few hundred bytes each
 READ_TOGETHER_BYTES = (

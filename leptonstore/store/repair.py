@@ -190,7 +190,7 @@ def _put_whole(
         if row.kind == lpk.KIND_DICTIONARY or row.digest in saved:
             continue  # new packs have dictionaries of their own
         try:
-            kind, plain = reader.read_record(windowed, row, opened)
+            kind, plain = reader.read_record(windowed, row, opened, crc=True)
         except ChunkCorrupt:
             continue
         saved.add(row.digest)

@@ -88,7 +88,7 @@ def examine(store: Store, pack: str, record: PackRecord, read_data: bool, read: 
     done = 0
     for row in rows:
         try:
-            reader.read_record(windowed, row, opened)
+            reader.read_record(windowed, row, opened, crc=True)
         except ChunkCorrupt as error:
             found.corrupt.append((row, error))
         found.bytes_read += row.share

@@ -112,6 +112,9 @@ class TieredPacks:
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
+        only = self.tiers[0] if len(self.tiers) == 1 else None
+        if isinstance(only, ManyReader):
+            return only.read_many(wanted)
         places = [self._order(pack)[0] for pack, _, _ in wanted]
         running = {
             at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
