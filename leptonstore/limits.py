@@ -272,6 +272,9 @@ CACHE_RANK_SHARE = 32
 CACHE_RANK_REQUESTS_MIN = 32
 CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
 CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
+CACHE_CLAIMS_MAX = (
+    1_024  # keys that one thread fetches at a time: the system looks through all of a host to claim one more
+)
 CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
 CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
 # For the host's lock, which is held for 0.1 ms, or 50 ms where a segment is made or evicted.
