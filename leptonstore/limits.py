@@ -274,6 +274,7 @@ CACHE_RANK_REQUESTS_MIN = 32
 CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
 # Keys that may be asked for ahead of their turn: the batches that the threads of a loader are at, each with thousands of values.
 CACHE_PLAN_WINDOW = 1 << 16
+CACHE_ARENA_SHARE_MAX = 0.75  # of the budget: a larger arena stays with each process, and the cache with the others
 CACHE_CLAIMS_MAX = (
     1_024  # keys that one thread fetches at a time: the system looks through all of a host to claim one more
 )
