@@ -207,6 +207,7 @@ CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the l
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 PAGE_CACHE_BYTES = 512 * MIB  # decoded pages kept for columns that do not fit an arena
+DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes, with its offset and its bit at most 49
 ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
@@ -274,7 +275,12 @@ CACHE_MOVE_SHARE_MAX = 0.95  # segments that are wanted more than this are not w
 CACHE_RANK_SHARE = 32
 CACHE_RANK_REQUESTS_MIN = 32
 CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
-CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
+# Keys that may be asked for ahead of their turn: the batches that the threads of a loader are at, each with thousands of values.
+CACHE_PLAN_WINDOW = 1 << 16
+CACHE_ARENA_SHARE_MAX = 0.75  # of the budget: a larger arena stays with each process, and the cache with the others
+CACHE_CLAIMS_MAX = (
+    1_024  # keys that one thread fetches at a time: the system looks through all of a host to claim one more
+)
 CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
 CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
 # For the host's lock, which is held for 0.1 ms, or 50 ms where a segment is made or evicted.

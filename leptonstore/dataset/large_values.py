@@ -1,6 +1,6 @@
 """Large values of a column, read straight into the column's buffer.
 
-    references -> index -> records (near ones in one request on an object store) -> decode and check into their place
+    references -> index (or hot cache) -> records (near ones in one request on an object store) -> decode and check into their place
 
 Fresh memory costs as much as hashing (tiers/direct.py), so each value is written once: a list of bytes objects, and an array of them,
 would be two more copies.
@@ -14,15 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from leptonstore.format.pack import KIND_CHUNK
 from leptonstore.format.page import REFERENCE, as_binary
-from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkFinder
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 _OFFSETS_32_MAX = (1 << 31) - 1
 
 
-def read_into_array(store: Store, values: pa.Array, references: Bits, data_type: pa.DataType) -> pa.Array | None:
+def read_into_array(reader: ChunkFinder, values: pa.Array, references: Bits, data_type: pa.DataType) -> pa.Array | None:
     """The array of `values` with each reference replaced by what it refers to, None when that has to be done one by one.
 
     Raises ChunkMissing or ChunkCorrupt.
@@ -30,11 +29,10 @@ def read_into_array(store: Store, values: pa.Array, references: Bits, data_type:
     binary = as_binary(data_type)
     values = values.cast(binary)
     wanted = [REFERENCE.unpack(value) for value in values.filter(pa.array(references)).to_pylist()]
-    places = store.locate_many([digest for digest, _ in wanted])
-    # A length in a page is believed only where the index says the same: memory is allocated for it.
-    for place, (_, length) in zip(places, wanted, strict=True):
-        if place is None or place.row.kind != KIND_CHUNK or place.row.raw != length:
-            return None
+    found = reader.find_many([digest for digest, _ in wanted])
+    # A length in a page is believed only where the index (or the cached value) says the same: memory is allocated for it.
+    if any(known != length for known, (_, length) in zip(found.lengths, wanted, strict=True)):
+        return None
     lengths = np.array(pc.fill_null(pc.binary_length(values), 0), np.int64)
     lengths[references] = [length for _, length in wanted]
     offsets = np.zeros(len(values) + 1, np.int64)
@@ -45,7 +43,7 @@ def read_into_array(store: Store, values: pa.Array, references: Bits, data_type:
     out = memoryview(buffer).cast("B")
     starts = offsets[:-1][references].tolist()
     parts = [out[start : start + length] for start, (_, length) in zip(starts, wanted, strict=True)]
-    store.read_many_into([digest for digest, _ in wanted], places, parts)
+    found.read_into(parts)
     for row in np.flatnonzero(~references & (lengths > 0)).tolist():
         out[offsets[row] : offsets[row + 1]] = memoryview(values[row].as_buffer()).cast("B")
     valid = pa.array(values.is_valid()).buffers()[1] if values.null_count else None

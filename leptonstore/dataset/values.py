@@ -13,6 +13,7 @@ from leptonstore import limits
 from leptonstore.dataset.large_values import read_into_array
 from leptonstore.format.page import REFERENCE, as_binary, is_variable
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkFinder
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -92,15 +93,15 @@ def take(column: Column, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Column:
     return Column(values, None if column.references is None else column.references[rows])
 
 
-def resolve(store: Store, column: Column, data_type: pa.DataType) -> pa.Array:
+def resolve(reader: ChunkFinder, column: Column, data_type: pa.DataType) -> pa.Array:
     """The plain values: each reference is read and checked. Raises ChunkMissing or ChunkCorrupt."""
     if column.references is None:
         return column.values
-    whole = read_into_array(store, column.values, column.references, data_type)
+    whole = read_into_array(reader, column.values, column.references, data_type)
     if whole is not None:
         return whole
     values, references = column.values.to_pylist(), column.references.tolist()
-    large = store.get_many(
+    large = reader.get_many(
         [REFERENCE.unpack(value)[0] for value, is_one in zip(values, references, strict=True) if is_one]
     )
     out = [next(large) if is_one else value for value, is_one in zip(values, references, strict=True)]

@@ -290,11 +290,9 @@ class Store:
         """`get` of each, in order. On an object store, what lies close together is read together."""
         return together.get_many(self, digests, self.get)
 
-    def read_many_into(
-        self, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
-    ) -> None:
-        """`read_into` for each, with the `places` that `locate_many` told."""
-        together.read_many_into(self, digests, places, parts)
+    def find_many(self, digests: Sequence[Digest]) -> together.Found:
+        """Look for chunks that are to be read straight into their places. What is not published yet is left to `get`."""
+        return together.Found(self, digests)
 
     def _piece(self, digest: Digest) -> bytes:
         """A chunk; never a chunk list, which could lead back to the list that names it."""

@@ -35,18 +35,31 @@ def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], by
         yield get(digest)
 
 
-def read_many_into(
-    store: Store, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
-) -> None:
-    """Each of the chunks into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
-    for digest, place, out, data in zip(digests, places, parts, _records(store, places), strict=True):
-        if place is not None and data is not None:
-            try:
-                reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
-                continue
-            except ChunkCorrupt:
-                pass  # a short answer is not damage; what follows tells what is
-        store.read_into(digest, out)
+class Found:
+    """Chunks that were looked for in the index: FoundChunks of leptonstore/tiers/chunks.py."""
+
+    def __init__(self, store: Store, digests: Sequence[Digest]) -> None:
+        self._store, self._digests = store, digests
+        self._places = store.locate_many(digests)
+
+    @property
+    def lengths(self) -> list[int | None]:
+        """What the index says; None for what is no published chunk of its own."""
+        return [
+            place.row.raw if place is not None and place.row.kind == lpk.KIND_CHUNK else None for place in self._places
+        ]
+
+    def read_into(self, parts: Sequence[memoryview]) -> None:
+        """Each into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
+        store, records = self._store, _records(self._store, self._places)
+        for digest, place, out, data in zip(self._digests, self._places, parts, records, strict=True):
+            if place is not None and data is not None:
+                try:
+                    reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
+                    continue
+                except ChunkCorrupt:
+                    pass  # a short answer is not damage; what follows tells what is
+            store.read_into(digest, out)
 
 
 def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:

@@ -1,1 +1,1 @@
-"""What people need who write a tier of their own: the conformance suite that ours pass (leptonstore.testing.tiers)."""
+"""What people need who write a tier, or a wrapper of a store, of their own: the conformance suites that ours pass (tiers, chunks)."""
