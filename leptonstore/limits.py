@@ -174,6 +174,10 @@ READ_TOGETHER_BYTES = (
     64 * MIB
 )  # of records that one caller reads at a time: enough requests to fill a link of 100 ms and 5 Gbit/s
 
+# Large values of a slice of a scan, in bytes, and the memory that holds them: a few slices under way fill a long link.
+SCAN_SLICE_BYTES = 15 * MIB + 512 * KIB
+SCAN_SLAB_BYTES = 16 * MIB
+
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)
 IMAGE_FILE_BYTES_MAX = 256 * MIB

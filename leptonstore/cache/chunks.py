@@ -122,6 +122,9 @@ class _Found:
         there = self._looked.there
         return [len(there[digest].data) if digest in there else known[digest] for digest in self._looked.digests]
 
+    def begin(self) -> None:
+        """Nothing yet: what another process fetches meanwhile is not fetched here."""
+
     def read_into(self, parts: Sequence[memoryview]) -> None:
         """What is missing goes from the reader into its place, and from there into the cache."""
         looked = self._looked

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +22,18 @@ from leptonstore.dataset import values as column_values
 from leptonstore.dataset.cached import CacheLink
 from leptonstore.dataset.pages import Pages, Rows, told_at
 from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
 from leptonstore.dataset.tree import Leaves
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
 from leptonstore.tiers.chunks import ChunkFinder
 
 SPLIT_COLUMN = "split"
-READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
 class Dataset:
@@ -216,17 +214,16 @@ class Dataset:
             self._pages = Pages(self.chunks, self.leaves, self.schema, named, on_host=self.cache is not None)
         return self._pages
 
-    def _resolve(self, column: Column, field: pa.Field, base_rows: Rows) -> pa.Array:
-        """Read the values that stand elsewhere; errors name the row."""
-        if column.references is None:
-            return column.values
-        try:
-            return column_values.resolve(self.chunks, column, field.type)
-        except (ChunkCorrupt, ChunkMissing):
+    def ask(self, columns: list[Column], fields: list[pa.Field], base_rows: Rows) -> Asked:
+        """The large values of some rows, which are `base_rows` of the version, are looked for; errors name the row."""
+
+        def told(column: Column, field: pa.Field) -> None:
+            assert column.references is not None
             for at in column.references.nonzero()[0].tolist():
                 with told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
                     column_values.resolve(self.chunks, column.slice(at, at + 1), field.type)
-            raise
+
+        return Asked(self.chunks, columns, fields, told)
 
     def _batches(self, fields: list[pa.Field], base_rows: Rows) -> Iterator[pa.RecordBatch]:
         """Rows of the version in the order given, in batches of as many rows as a row group may have."""
@@ -234,48 +231,16 @@ class Dataset:
         step = limits.ROW_GROUP_ROWS_MAX
         for first in range(0, len(base_rows), step):
             rows = base_rows[first : first + step]
-            arrays = [
-                self._resolve(column.slice(first, first + len(rows)), field, rows)
-                for column, field in zip(columns, fields, strict=True)
-            ]
-            yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+            yield self.ask([column.slice(first, first + len(rows)) for column in columns], fields, rows).batch()
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(position of the first row in this view, batch), one or more a row group, in this view's order."""
+        """(position of the first row in this view, batch), one or more a row group, in this view's order.
+
+        A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
+        """
         fields = self._fields(columns)
         rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
-        if not len(rows):
-            return
-        groups = np.searchsorted(self.leaves.starts, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(groups)) + 1
-        ends = [*cuts.tolist(), len(rows)]
-        step = limits.ROW_GROUP_ROWS_MAX  # a view may have a row several times
-        spans = [
-            (at, min(at + step, end))
-            for start, end in zip([0, *cuts.tolist()], ends, strict=True)
-            for at in range(start, end, step)
-        ]
-
-        def read(span: tuple[int, int]) -> pa.RecordBatch:
-            return next(self._batches(fields, rows[span[0] : span[1]]))
-
-        if len(spans) <= 2:
-            yield from ((span[0], read(span)) for span in spans)
-            return
-        # Reading, decompressing and hashing release the GIL: a few row groups ahead, in order.
-        with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
-            ahead: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
-            try:
-                for span in spans:
-                    ahead.append((span[0], pool.submit(read, span)))
-                    if len(ahead) > READ_THREADS:
-                        start, future = ahead.popleft()
-                        yield start, future.result()
-                while ahead:
-                    start, future = ahead.popleft()
-                    yield start, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        return scan(self, fields, rows)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole view as a table in memory."""

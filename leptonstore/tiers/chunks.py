@@ -36,6 +36,9 @@ class FoundChunks(Protocol):
     def lengths(self) -> Sequence[int | None]:
         """Plain bytes of each, as whoever keeps it knows them; None for one that only `get` can read."""
 
+    def begin(self) -> None:
+        """Have what `read_into` needs on its way while other work is done, where a tier can; may be left out. Called once."""
+
     def read_into(self, parts: Sequence[memoryview]) -> None:
         """Each into memory that is exactly as long. All `lengths` are known; called once. Raises as `get` does."""
 
