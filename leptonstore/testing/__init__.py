@@ -1,1 +1,2 @@
-"""What people need who write a tier of their own: the conformance suite that ours pass (leptonstore.testing.tiers)."""
+"""What people need who write a tier of their own: the conformance suite that ours pass (leptonstore.testing.tiers), and a real
+S3 server on loopback (leptonstore.testing.seaweed)."""

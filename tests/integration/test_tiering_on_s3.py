@@ -18,7 +18,7 @@ from leptonstore.store.moves import apply_moves, plan_for
 from leptonstore.store.placement import HOME, Placement, TierSetting
 from leptonstore.store.reads import FILE, load_reads
 from leptonstore.store.tier_mark import claim_tier
-from tests.integration import seaweed
+from leptonstore.testing import seaweed
 
 VALUES, VALUE_BYTES, WATERMARK = 60, 100_000, 2_000_000
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("data", pa.large_binary())])
