@@ -103,12 +103,13 @@ class FormatDamaged(Damaged):
 
 
 class PackDamaged(Damaged):
-    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex)."""
+    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex); `missing`: there is none."""
 
-    def __init__(self, pack: str, why: str) -> None:
+    def __init__(self, pack: str, why: str, missing: bool = False) -> None:
         super().__init__(f"pack {pack} is damaged: {why}; run `lepton repair`, with --from if there is a copy")
         self.pack = pack
         self.why = why
+        self.missing = missing
 
 
 class ChunkCorrupt(Damaged):

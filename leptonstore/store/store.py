@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
@@ -32,11 +32,12 @@ from leptonstore.errors import (
     LeptonError,
     PackDamaged,
     StoreMissing,
+    TierUnavailable,
     WrongKey,
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import fences, reader, together
+from leptonstore.store import fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -54,6 +55,7 @@ from leptonstore.tiers.open import open_packs, open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
+_T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
 
 
@@ -87,6 +89,7 @@ class Store:
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
+        self._silent = ""  # what a tier said that did not answer when the index was filled
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         _stores.add(self)
@@ -159,11 +162,16 @@ class Store:
         """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
         return self._index.path.parent / name
 
-    def _sync_tiers(self) -> None:
-        """Use the tiers that the log says. Raises FormatTooNew."""
+    def _sync_tiers(self, again: bool = False) -> None:
+        """Use the tiers that the log says; again: try to open those that could not be opened. Raises FormatTooNew."""
         placement = placement_of(self._state)
-        if placement != self.placement:
-            made = dict(zip(self.placement.tiers, self.tier.tiers, strict=True))
+        absent = again and any(isinstance(tier, AbsentTier) for tier in self.tier.tiers)
+        if placement != self.placement or absent:
+            made = {
+                one: tier
+                for one, tier in zip(self.placement.tiers, self.tier.tiers, strict=True)
+                if not (absent and isinstance(tier, AbsentTier))
+            }
             tiers = [
                 self.home if one.name == HOME else made.get(one) or _opened_tier(one.url) for one in placement.tiers
             ]
@@ -178,28 +186,50 @@ class Store:
         away = [pack for pack in packs if self.home.pack_bytes(pack) is None]
         return {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in away}
 
-    def _sync_index(self) -> None:
-        self._sync_tiers()
-        self._index.sync(self._state, self._entry_digest, self._index_rows)
+    def _sync_index(self, again: bool = False) -> None:
+        """again: also index packs whose tier did not answer before."""
+        self._sync_tiers(again)
+        with self.tier.waiting_once():
+            self._index.sync(self._state, self._entry_digest, self._index_rows, again)
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
         return None if data is None else digest_of(data)
 
     def _footer_rows(self, pack: str) -> list[lpk.FooterRow]:
+        return self._footer(pack, reader.read_footer)
+
+    def _footer(self, pack: str, read: Callable[[PackReader, str, bytes], _T]) -> _T | list[lpk.FooterRow]:
+        """What `read` makes of the footer; of a damaged pack, the records that are still found. Raises TierUnavailable (of a tier that
+        may have a whole copy), NotPermitted or OSError."""
+        keep = footers.positions_of(self._state, self.placement, pack)
         try:
-            return reader.read_footer(self.tier, pack, self.config.store_id)
+            return footers.from_whole_copy(self.tier, keep, lambda tier: read(tier, pack, self.config.store_id))
         except PackDamaged as error:
             # One damaged pack must not take the others with it: index what is whole; `lepton check` tells the rest.
             self.damaged_packs[pack] = error.why
             return reader.salvage_rows(self.tier, self.opened(pack))
 
-    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow]:
-        """`_footer_rows`, as an array where the pack is whole. Any thread."""
+    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow] | None:
+        """`_footer_rows`, as an array where the pack is whole; None when its tier does not answer. Any thread."""
         try:
-            return reader.read_footer_array(self.tier, pack, self.config.store_id)
-        except PackDamaged:
-            return self._footer_rows(pack)
+            return self._footer(pack, reader.read_footer_array)
+        except (TierUnavailable, OSError) as error:
+            # Without its home there is no store; without another tier, what the others have can be read.
+            if len(self.tier.tiers) == 1 or (isinstance(error, TierUnavailable) and error.tier == self.home.url):
+                raise
+            self._silent = str(error)
+            return None
+
+    def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
+        """The error for a chunk that is in no pack that is indexed: ChunkMissing, or TierUnavailable when it may be in one that could
+        not be, because its tier is away. `refresh` tries again."""
+        return footers.why_absent(digest, where, self._index.away(), self._state, self.placement, self._silent)
+
+    @property
+    def packs_away(self) -> list[str]:
+        """Packs that are not indexed here, because their tier did not answer: what they hold counts as unknown, not as missing."""
+        return self._index.away()
 
     def reindex(self) -> None:
         """Fill the index anew from every pack: before somebody is told that a chunk is missing."""
@@ -209,10 +239,10 @@ class Store:
             self._sync_index()
 
     def refresh(self) -> None:
-        """See what other writers published since."""
+        """See what other writers published since, and what tiers have that were away."""
         with self._lock:
             self._log.replay(self._state)
-            self._sync_index()
+            self._sync_index(again=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------
 
@@ -237,10 +267,13 @@ class Store:
         """`locate` of each."""
         return self._index.get_many([self.stored_name(digest) for digest in digests])
 
-    def opened(self, pack: str, anew: bool = False) -> OpenedPack:
-        """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
-        packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
-        return packs.get(pack)
+    def opened(self, pack: str) -> OpenedPack:
+        """What decoding the records of a pack needs."""
+        return self._opened.get(pack)
+
+    def opened_in(self, tier: PackReader, pack: str) -> OpenedPack:
+        """`opened`, of the copy in one tier, with nothing kept in memory: for those who look for damage."""
+        return OpenedPacks(tier, self.config.store_id, self._keys).get(pack)
 
     def stored_name(self, digest: Digest) -> Digest:
         """What packs, footers and the index call a chunk: its digest, or in an encrypted store a keyed digest of that."""
@@ -270,7 +303,7 @@ class Store:
         return next((other for other in self._index.places(self.stored_name(digest)) if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
-        """The plain bytes. Raises ChunkMissing or ChunkCorrupt."""
+        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away."""
         kind, data = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return data
@@ -313,7 +346,7 @@ class Store:
             self.refresh()  # another writer may have published it since
             place = self._index.get(self.stored_name(digest))
         if place is None:
-            raise ChunkMissing(digest.hex())
+            raise self.why_absent(digest)
         try:
             return reader.read_record(self.tier, place.row, self.opened(place.pack))
         except ChunkCorrupt:
@@ -324,7 +357,7 @@ class Store:
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
         again = self._index.get(self.stored_name(digest))
         if again is None:
-            raise ChunkMissing(digest.hex())
+            raise self.why_absent(digest)
         return reader.read_record(self.tier, again.row, self.opened(again.pack))
 
     def read_into(self, digest: Digest, out: memoryview, check: bool = True) -> None:
@@ -417,8 +450,8 @@ class Store:
         """A large value counts as present only when each of its pieces does."""
         try:
             _, data = self.record(digest)
-        except (ChunkCorrupt, ChunkMissing):
-            return False
+        except (ChunkCorrupt, ChunkMissing, TierUnavailable):
+            return False  # then it is stored again
         return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from leptonstore import limits
@@ -30,13 +31,16 @@ class TieredPacks:
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
         self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+        self._once = 0  # how many are in `waiting_once`
+        self._silent: dict[int, str] = {}  # position -> what it said then
         self.use(tiers, write_to)
 
     def use(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
         """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
         with self._lock:
             self.tiers, self.write_to = tuple(tiers), write_to
-            self._found.clear()  # it names positions
+            self._found.clear()  # they name positions
+            self._silent.clear()
 
     @property
     def url(self) -> str:
@@ -55,6 +59,35 @@ class TieredPacks:
             if len(self._found) > limits.TIERED_PACKS_REMEMBERED:
                 self._found.popitem(last=False)
 
+    @contextmanager
+    def waiting_once(self) -> Iterator[None]:
+        """Until the end of this block, a tier that did not answer is not asked again: waiting for one takes up to OBJECT_RETRY_S.
+
+        For those who look at everything (check, repair, filling an index). Other threads are told the same meanwhile.
+        """
+        with self._lock:
+            self._once += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._once -= 1
+                if not self._once:
+                    self._silent.clear()
+
+    def ask(self, at: int, question: Callable[[PackReader], _T]) -> _T:
+        """What the tier at position `at` says. Raises as it does; TierUnavailable at once when it is not asked again."""
+        tier, said = self.tiers[at], self._silent.get(at)
+        if said is not None:
+            raise TierUnavailable(said, tier.url)
+        try:
+            return question(tier)
+        except TierUnavailable as error:
+            with self._lock:
+                if self._once:
+                    self._silent[at] = str(error)
+            raise
+
     def _first(self, pack: str, ask: Callable[[PackReader], _T | None]) -> tuple[int, _T] | None:
         """The first tier that answers with something, and what; None when each says that it has none.
 
@@ -63,7 +96,7 @@ class TieredPacks:
         failed: Exception | None = None
         for at in self._order(pack):
             try:
-                answer = ask(self.tiers[at])
+                answer = self.ask(at, ask)
             except FileNotFoundError:
                 continue
             except (OSError, TierUnavailable, NotPermitted) as error:
@@ -116,7 +149,7 @@ class TieredPacks:
         running = {
             at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
             for at, tier in enumerate(self.tiers)
-            if isinstance(tier, ManyReader)
+            if isinstance(tier, ManyReader) and at not in self._silent
         }
         return self._merged(wanted, places, running)  # a generator of its own: the requests have begun
 
@@ -144,9 +177,9 @@ class TieredPacks:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
         with self._lock:
             worse = self._found.get(pack)
-        for at, tier in enumerate(self.tiers):
+        for at in range(len(self.tiers)):
             try:
-                if at != worse and tier.pack_bytes(pack) is not None:
+                if at != worse and self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None:
                     self._remember(pack, at)
                     return True
             except (OSError, TierUnavailable, NotPermitted):
@@ -168,7 +201,8 @@ class TieredPacks:
 
     def where(self, pack: str) -> list[int]:
         """Positions of all tiers that have it. Raises TierUnavailable or OSError when one cannot say."""
-        return [at for at, tier in enumerate(self.tiers) if tier.pack_bytes(pack) is not None]
+        positions = range(len(self.tiers))
+        return [at for at in positions if self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None]
 
     def packs(self) -> Iterator[str]:
         """Ids of the packs of all tiers, each once. Raises TierUnavailable or OSError when one cannot say."""
