@@ -92,6 +92,7 @@ class Store:
         self._silent = ""  # what a tier said that did not answer when the index was filled
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
+        self.tier.save_reads = self._save_reads
         _stores.add(self)
         if unlocked is not None:
             store_keys.lend(unlocked)
@@ -161,6 +162,10 @@ class Store:
     def cache_path(self, name: str) -> Path:
         """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
         return self._index.path.parent / name
+
+    def _save_reads(self) -> None:
+        if len(self.placement.tiers) > 1:
+            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
 
     def _sync_tiers(self, again: bool = False) -> None:
         """Use the tiers that the log says; again: try to open those that could not be opened. Raises FormatTooNew."""
@@ -597,8 +602,7 @@ class Store:
     def close(self) -> None:
         """Drop what was put but not flushed, and close files."""
         self._writer.close()
-        if len(self.placement.tiers) > 1:
-            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
+        self._save_reads()
         with self._lock:
             self._sweep()
             self._index.close()

@@ -10,6 +10,7 @@ here (leptonstore/store/placement.py); this only finds it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ class TieredPacks:
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
         self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+        self._unsaved, self._saved_s = 0, time.monotonic()
+        self.save_reads: Callable[[], None] = lambda: (
+            None
+        )  # called now and then, by a thread that reads: `take_reads` is due
         self._once = 0  # how many are in `waiting_once`
         self._silent: dict[int, str] = {}  # position -> what it said then
         self.use(tiers, write_to)
@@ -122,9 +127,18 @@ class TieredPacks:
         if found is None:
             raise FileNotFoundError(f"pack {pack} is in none of {self.url}")
         data = found[1]
-        with self._lock:
-            self._reads[pack] += len(data)
+        self._count(pack, len(data))
         return data
+
+    def _count(self, pack: str, count: int) -> None:
+        with self._lock:
+            self._reads[pack] += count
+            self._unsaved += count
+            due = self._unsaved >= limits.READS_SAVE_BYTES and time.monotonic() - self._saved_s >= limits.READS_SAVE_S
+            if due:
+                self._unsaved, self._saved_s = 0, time.monotonic()  # nobody else does it now
+        if due:
+            self.save_reads()
 
     def take_reads(self) -> Counter[str]:
         """Pack -> bytes that were read of it since the last call, while there were several tiers."""
@@ -169,8 +183,7 @@ class TieredPacks:
                 yield self.read(pack, offset, length)
                 continue
             if len(self.tiers) > 1:
-                with self._lock:
-                    self._reads[pack] += len(data)
+                self._count(pack, len(data))
             yield data
 
     def pass_over(self, pack: str) -> bool:
@@ -187,8 +200,9 @@ class TieredPacks:
         return False
 
     def after_fork(self) -> None:
-        """In a child process: another thread of the parent may have held the lock."""
+        """In a child process: another thread of the parent may have held the lock; what the parent read is the parent's to tell."""
         self._lock = threading.Lock()
+        self._reads, self._unsaved = Counter(), 0
         for tier in self.tiers:
             if hasattr(tier, "after_fork"):
                 tier.after_fork()
