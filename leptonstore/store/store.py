@@ -29,6 +29,8 @@ from leptonstore.errors import (
     ChunkCorrupt,
     ChunkMissing,
     Conflict,
+    Damaged,
+    FormatTooNew,
     LeptonError,
     PackDamaged,
     StoreMissing,
@@ -50,6 +52,7 @@ from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
+from leptonstore.tiers.block import BlockTier
 from leptonstore.tiers.local import LocalTier
 from leptonstore.tiers.open import open_packs, open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
@@ -178,7 +181,8 @@ class Store:
                 if not (absent and isinstance(tier, AbsentTier))
             }
             tiers = [
-                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url) for one in placement.tiers
+                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url, self.config.store_id)
+                for one in placement.tiers
             ]
             self.tier.use(tiers, placement.position(placement.write_to))
             self.placement = placement
@@ -353,17 +357,24 @@ class Store:
         if place is None:
             raise self.why_absent(digest)
         try:
-            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+            return self._record_at(place)
         except ChunkCorrupt:
             if self.tier.pass_over(place.pack):  # another tier has a copy
-                return reader.read_record(self.tier, place.row, self.opened(place.pack))
+                return self._record_at(place)
             if self.tier.pack_bytes(place.pack) is not None:
                 raise
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
         again = self._index.get(self.stored_name(digest))
         if again is None:
             raise self.why_absent(digest)
-        return reader.read_record(self.tier, again.row, self.opened(again.pack))
+        return self._record_at(again)
+
+    def _record_at(self, place: Place) -> tuple[int, bytes]:
+        """From the tier that it is read from. Raises ChunkCorrupt, which names that tier."""
+        try:
+            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+        except ChunkCorrupt as error:
+            raise error.of(self.tier.last_of(place.pack)) from None
 
     def read_into(self, digest: Digest, out: memoryview, check: bool = True) -> None:
         """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt.
@@ -620,15 +631,28 @@ class Store:
         return f"Store({self.url!r})"
 
 
-def _opened_tier(url: str) -> PackReader:
+def _opened_tier(url: str, store_id: bytes) -> PackReader:
     """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
     try:
         tier = open_packs(url)
     except LeptonError as error:
         return AbsentTier(url, str(error))
-    if isinstance(tier, LocalTier) and tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX) is None:
-        return AbsentTier(url, "it is empty; is its disk mounted?")  # its packs must not look lost
+    # Its packs must not look lost where they cannot be.
+    if isinstance(tier, LocalTier):
+        mark = tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX)
+        if mark is None:
+            return AbsentTier(url, "it is empty; is its disk mounted?")
+        if not _is_marked(mark, store_id, url):
+            return AbsentTier(url, "it is a tier of another store; is another disk mounted there?")
+    if isinstance(tier, BlockTier) and tier.store_id not in (store_id, bytes(16)):
+        return AbsentTier(url, "it is a volume of another store; is it another device?")
     return tier
+
+
+def _is_marked(mark: bytes, store_id: bytes, url: str) -> bool:
+    with suppress(Damaged, FormatTooNew):
+        return framed.parse(mark, TIER_MARK, f"mark of {url}").get("store_id") == store_id.hex()
+    return True  # that it says nothing does not mean that the packs are gone
 
 
 _stores = weakref.WeakSet()

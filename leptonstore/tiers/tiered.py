@@ -68,7 +68,8 @@ class TieredPacks:
     def waiting_once(self) -> Iterator[None]:
         """Until the end of this block, a tier that did not answer is not asked again: waiting for one takes up to OBJECT_RETRY_S.
 
-        For those who look at everything (check, repair, filling an index). Other threads are told the same meanwhile.
+        One of several that this user may not read counts as one that does not answer. For those who look at everything (check,
+        filling an index). Other threads are told the same meanwhile.
         """
         with self._lock:
             self._once += 1
@@ -87,10 +88,13 @@ class TieredPacks:
             raise TierUnavailable(said, tier.url)
         try:
             return question(tier)
-        except TierUnavailable as error:
+        except (TierUnavailable, NotPermitted) as error:
             with self._lock:
-                if self._once:
+                once = self._once > 0 and len(self.tiers) > 1
+                if once:
                     self._silent[at] = str(error)
+            if once and isinstance(error, NotPermitted):
+                raise TierUnavailable(str(error), tier.url) from None
             raise
 
     def _first(self, pack: str, ask: Callable[[PackReader], _T | None]) -> tuple[int, _T] | None:
@@ -185,6 +189,12 @@ class TieredPacks:
             if len(self.tiers) > 1:
                 self._count(pack, len(data))
             yield data
+
+    def last_of(self, pack: str) -> str:
+        """URL of the tier that the pack was read from last; all of them when it is not known."""
+        with self._lock:
+            at = self._found.get(pack, 0 if len(self.tiers) == 1 else None)
+        return self.url if at is None else self.tiers[at].url
 
     def pass_over(self, pack: str) -> bool:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
