@@ -54,6 +54,7 @@ from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
 from leptonstore.tiers.block import BlockTier
 from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.mounted import MountedTier
 from leptonstore.tiers.open import open_packs, open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
@@ -644,6 +645,7 @@ def _opened_tier(url: str, store_id: bytes) -> PackReader:
             return AbsentTier(url, "it is empty; is its disk mounted?")
         if not _is_marked(mark, store_id, url):
             return AbsentTier(url, "it is a tier of another store; is another disk mounted there?")
+        return MountedTier(tier.root, TIER_MARK)
     if isinstance(tier, BlockTier) and tier.store_id not in (store_id, bytes(16)):
         return AbsentTier(url, "it is a volume of another store; is it another device?")
     return tier

@@ -143,6 +143,38 @@ def test_check_exits_with_11_when_only_a_tier_is_away(half: Store, tmp_path: Pat
     assert done.return_value == 11 and "as far as could be seen" in done.output, done.output
 
 
+def test_a_disk_that_goes_while_a_store_is_open_is_away_and_nothing_is_written_below_it(
+    store: Store, tmp_path: Path
+) -> None:
+    """Its packs looked missing, and packs were moved into the empty directory that was left: below the disk that came back."""
+    fill(store)
+    place(store, tmp_path, watermark=0)
+    moves = plan_for(store).moves
+    apply_moves(store, moves[:-1])
+    with reopened(store, tmp_path) as opened:
+        shutil.move(tmp_path / "cold", tmp_path / "away")
+        (tmp_path / "cold").mkdir()
+        opened.tier.close()  # open files would hold a disk
+        with pytest.raises(TierUnavailable, match="is its disk mounted"):
+            readable(opened)
+        for work in (
+            lambda: apply_moves(opened, moves[-1:]),
+            lambda: collect(opened),
+            lambda: repair_store(opened),
+            lambda: opened.tier.delete_pack(moves[0].pack),
+            lambda: list(opened.tier.packs()),
+        ):
+            with pytest.raises(TierUnavailable, match="is its disk mounted"):
+                work()
+        report = check_store(opened)
+        assert [(problem.kind, problem.tier) for problem in report.problems] == [("unavailable", "cold")]
+        assert not any((tmp_path / "cold").iterdir())
+        (tmp_path / "cold").rmdir()
+        back(tmp_path)
+        readable(opened)
+        assert check_store(opened, read_data=True).clean
+
+
 @pytest.mark.parametrize("error", [TierUnavailable("it does not answer", ""), NotPermitted("wrong credentials")])
 def test_a_tier_that_fails_while_footers_are_read_is_waited_for_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: LeptonError
