@@ -236,8 +236,12 @@ RETRY_WAIT_S = 0.2  # the longest first wait; each further one may be twice as l
 TIERS_MAX = 16  # of one store
 MOVES_PER_ENTRY_MAX = 64  # packs whose moves one log entry publishes; so much work is repeated after an interruption
 WATERMARK_LOW = 0.9  # a tier over its watermark is emptied down to this share of it
-HOT_READS = 1.0  # a pack is hot when so many times its bytes were read from a farther tier since the last apply
+# A pack is hot when so many times its bytes were read since the last apply: what one epoch reads of it, which is all but its footer.
+HOT_READS = 0.9
 READS_FILE_BYTES_MAX = 16 * MIB
+# What was read of which pack is saved when so much was read, and so long ago: a process that is killed forgets less than that.
+READS_SAVE_BYTES = 64 * MIB
+READS_SAVE_S = 10.0
 
 # -- block volumes -------------------------------------------------------------------------------------------------
 # Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX

@@ -45,6 +45,9 @@ def command(store: str | None, copies: tuple[str, ...], dry_run: bool, force: bo
 
 def _print(report: RepairReport) -> None:
     would = "would be " if report.dry_run else ""
+    for copy in report.replaced:
+        how = "removed from" if copy.extra else "replaced in"
+        click.echo(f"pack {copy.pack}: {copy.why}; {would}{how} tier {copy.tier}: tier {copy.source} has it whole")
     for one in report.repaired:
         copied = f", {one.copied:,} taken from a copy of it" if one.copied else ""
         lost = f", {one.lost:,} lost with it" if one.lost else ""
@@ -53,7 +56,8 @@ def _print(report: RepairReport) -> None:
         click.echo(f"{report.fetched:,} chunks ({human_bytes(report.fetched_bytes)}) {would}fetched from copies")
     for gone in report.lost:
         click.echo(f"lost: {gone.line()}")
-    click.echo(f"{report.packs:,} packs examined, {len(report.repaired):,} {would}repaired")
+    count = len(report.repaired) + len({copy.pack for copy in report.replaced})
+    click.echo(f"{report.packs:,} packs examined, {count:,} {would}repaired")
     if report.whole:
         click.echo("whole")
     else:

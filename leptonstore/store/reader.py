@@ -55,7 +55,7 @@ def _read_footer(
     try:
         size = tier.pack_bytes(pack)
         if size is None:
-            raise PackDamaged(pack, "its file is missing")
+            raise PackDamaged(pack, "its file is missing", missing=True)
         if expected_bytes is not None and size != expected_bytes:
             raise PackDamaged(pack, f"it has {size} bytes where the log says {expected_bytes}")
         if size < lpk.OVERHEAD_BYTES:

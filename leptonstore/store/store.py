@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
@@ -29,14 +29,17 @@ from leptonstore.errors import (
     ChunkCorrupt,
     ChunkMissing,
     Conflict,
+    Damaged,
+    FormatTooNew,
     LeptonError,
     PackDamaged,
     StoreMissing,
+    TierUnavailable,
     WrongKey,
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import fences, reader, together
+from leptonstore.store import fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -49,11 +52,14 @@ from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
 from leptonstore.store.writer import Writer
+from leptonstore.tiers.block import BlockTier
 from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.mounted import MountedTier
 from leptonstore.tiers.open import open_packs, open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
+_T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
 
 
@@ -87,8 +93,10 @@ class Store:
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
+        self._silent = ""  # what a tier said that did not answer when the index was filled
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
+        self.tier.save_reads = self._save_reads
         _stores.add(self)
         if unlocked is not None:
             store_keys.lend(unlocked)
@@ -159,13 +167,23 @@ class Store:
         """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
         return self._index.path.parent / name
 
-    def _sync_tiers(self) -> None:
-        """Use the tiers that the log says. Raises FormatTooNew."""
+    def _save_reads(self) -> None:
+        if len(self.placement.tiers) > 1:
+            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
+
+    def _sync_tiers(self, again: bool = False) -> None:
+        """Use the tiers that the log says; again: try to open those that could not be opened. Raises FormatTooNew."""
         placement = placement_of(self._state)
-        if placement != self.placement:
-            made = dict(zip(self.placement.tiers, self.tier.tiers, strict=True))
+        absent = again and any(isinstance(tier, AbsentTier) for tier in self.tier.tiers)
+        if placement != self.placement or absent:
+            made = {
+                one: tier
+                for one, tier in zip(self.placement.tiers, self.tier.tiers, strict=True)
+                if not (absent and isinstance(tier, AbsentTier))
+            }
             tiers = [
-                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url) for one in placement.tiers
+                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url, self.config.store_id)
+                for one in placement.tiers
             ]
             self.tier.use(tiers, placement.position(placement.write_to))
             self.placement = placement
@@ -178,28 +196,50 @@ class Store:
         away = [pack for pack in packs if self.home.pack_bytes(pack) is None]
         return {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in away}
 
-    def _sync_index(self) -> None:
-        self._sync_tiers()
-        self._index.sync(self._state, self._entry_digest, self._index_rows)
+    def _sync_index(self, again: bool = False) -> None:
+        """again: also index packs whose tier did not answer before."""
+        self._sync_tiers(again)
+        with self.tier.waiting_once():
+            self._index.sync(self._state, self._entry_digest, self._index_rows, again)
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
         return None if data is None else digest_of(data)
 
     def _footer_rows(self, pack: str) -> list[lpk.FooterRow]:
+        return self._footer(pack, reader.read_footer)
+
+    def _footer(self, pack: str, read: Callable[[PackReader, str, bytes], _T]) -> _T | list[lpk.FooterRow]:
+        """What `read` makes of the footer; of a damaged pack, the records that are still found. Raises TierUnavailable (of a tier that
+        may have a whole copy), NotPermitted or OSError."""
+        keep = footers.positions_of(self._state, self.placement, pack)
         try:
-            return reader.read_footer(self.tier, pack, self.config.store_id)
+            return footers.from_whole_copy(self.tier, keep, lambda tier: read(tier, pack, self.config.store_id))
         except PackDamaged as error:
             # One damaged pack must not take the others with it: index what is whole; `lepton check` tells the rest.
             self.damaged_packs[pack] = error.why
             return reader.salvage_rows(self.tier, self.opened(pack))
 
-    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow]:
-        """`_footer_rows`, as an array where the pack is whole. Any thread."""
+    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow] | None:
+        """`_footer_rows`, as an array where the pack is whole; None when its tier does not answer. Any thread."""
         try:
-            return reader.read_footer_array(self.tier, pack, self.config.store_id)
-        except PackDamaged:
-            return self._footer_rows(pack)
+            return self._footer(pack, reader.read_footer_array)
+        except (TierUnavailable, OSError) as error:
+            # Without its home there is no store; without another tier, what the others have can be read.
+            if len(self.tier.tiers) == 1 or (isinstance(error, TierUnavailable) and error.tier == self.home.url):
+                raise
+            self._silent = str(error)
+            return None
+
+    def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
+        """The error for a chunk that is in no pack that is indexed: ChunkMissing, or TierUnavailable when it may be in one that could
+        not be, because its tier is away. `refresh` tries again."""
+        return footers.why_absent(digest, where, self._index.away(), self._state, self.placement, self._silent)
+
+    @property
+    def packs_away(self) -> list[str]:
+        """Packs that are not indexed here, because their tier did not answer: what they hold counts as unknown, not as missing."""
+        return self._index.away()
 
     def reindex(self) -> None:
         """Fill the index anew from every pack: before somebody is told that a chunk is missing."""
@@ -209,10 +249,10 @@ class Store:
             self._sync_index()
 
     def refresh(self) -> None:
-        """See what other writers published since."""
+        """See what other writers published since, and what tiers have that were away."""
         with self._lock:
             self._log.replay(self._state)
-            self._sync_index()
+            self._sync_index(again=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------
 
@@ -237,10 +277,13 @@ class Store:
         """`locate` of each."""
         return self._index.get_many([self.stored_name(digest) for digest in digests])
 
-    def opened(self, pack: str, anew: bool = False) -> OpenedPack:
-        """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
-        packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
-        return packs.get(pack)
+    def opened(self, pack: str) -> OpenedPack:
+        """What decoding the records of a pack needs."""
+        return self._opened.get(pack)
+
+    def opened_in(self, tier: PackReader, pack: str) -> OpenedPack:
+        """`opened`, of the copy in one tier, with nothing kept in memory: for those who look for damage."""
+        return OpenedPacks(tier, self.config.store_id, self._keys).get(pack)
 
     def stored_name(self, digest: Digest) -> Digest:
         """What packs, footers and the index call a chunk: its digest, or in an encrypted store a keyed digest of that."""
@@ -270,7 +313,7 @@ class Store:
         return next((other for other in self._index.places(self.stored_name(digest)) if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
-        """The plain bytes. Raises ChunkMissing or ChunkCorrupt."""
+        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away."""
         kind, data = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return data
@@ -311,19 +354,26 @@ class Store:
             self.refresh()  # another writer may have published it since
             place = self._index.get(self.stored_name(digest))
         if place is None:
-            raise ChunkMissing(digest.hex())
+            raise self.why_absent(digest)
         try:
-            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+            return self._record_at(place)
         except ChunkCorrupt:
             if self.tier.pass_over(place.pack):  # another tier has a copy
-                return reader.read_record(self.tier, place.row, self.opened(place.pack))
+                return self._record_at(place)
             if self.tier.pack_bytes(place.pack) is not None:
                 raise
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
         again = self._index.get(self.stored_name(digest))
         if again is None:
-            raise ChunkMissing(digest.hex())
-        return reader.read_record(self.tier, again.row, self.opened(again.pack))
+            raise self.why_absent(digest)
+        return self._record_at(again)
+
+    def _record_at(self, place: Place) -> tuple[int, bytes]:
+        """From the tier that it is read from. Raises ChunkCorrupt, which names that tier."""
+        try:
+            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+        except ChunkCorrupt as error:
+            raise error.of(self.tier.last_of(place.pack)) from None
 
     def read_into(self, digest: Digest, out: memoryview, check: bool = True) -> None:
         """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt.
@@ -415,8 +465,8 @@ class Store:
         """A large value counts as present only when each of its pieces does."""
         try:
             _, data = self.record(digest)
-        except (ChunkCorrupt, ChunkMissing):
-            return False
+        except (ChunkCorrupt, ChunkMissing, TierUnavailable):
+            return False  # then it is stored again
         return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
     @property
@@ -562,8 +612,7 @@ class Store:
     def close(self) -> None:
         """Drop what was put but not flushed, and close files."""
         self._writer.close()
-        if len(self.placement.tiers) > 1:
-            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
+        self._save_reads()
         with self._lock:
             self._sweep()
             self._index.close()
@@ -581,15 +630,29 @@ class Store:
         return f"Store({self.url!r})"
 
 
-def _opened_tier(url: str) -> PackReader:
+def _opened_tier(url: str, store_id: bytes) -> PackReader:
     """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
     try:
         tier = open_packs(url)
     except LeptonError as error:
         return AbsentTier(url, str(error))
-    if isinstance(tier, LocalTier) and tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX) is None:
-        return AbsentTier(url, "it is empty; is its disk mounted?")  # its packs must not look lost
+    # Its packs must not look lost where they cannot be.
+    if isinstance(tier, LocalTier):
+        mark = tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX)
+        if mark is None:
+            return AbsentTier(url, "it is empty; is its disk mounted?")
+        if not _is_marked(mark, store_id, url):
+            return AbsentTier(url, "it is a tier of another store; is another disk mounted there?")
+        return MountedTier(tier.root, TIER_MARK)
+    if isinstance(tier, BlockTier) and tier.store_id not in (store_id, bytes(16)):
+        return AbsentTier(url, "it is a volume of another store; is it another device?")
     return tier
+
+
+def _is_marked(mark: bytes, store_id: bytes, url: str) -> bool:
+    with suppress(Damaged, FormatTooNew):
+        return framed.parse(mark, TIER_MARK, f"mark of {url}").get("store_id") == store_id.hex()
+    return True  # that it says nothing does not mean that the packs are gone
 
 
 _stores = weakref.WeakSet()

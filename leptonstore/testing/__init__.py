@@ -1,1 +1,2 @@
-"""What people need who write a tier, or a wrapper of a store, of their own: the conformance suites that ours pass (tiers, chunks)."""
+"""What people need who write a tier, or a wrapper of a store, of their own: the conformance suites that ours pass (tiers, chunks), a tier
+that fails on purpose (faults), and a real S3 server on loopback (seaweed)."""
