@@ -52,12 +52,17 @@ class DataLoader(TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
-    arena_bytes_max    bytes that decoded columns may occupy in this process (default: limits.ARENA_BYTES_MAX).
+    arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
+                       the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+
+    A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
+    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
+    processes read.)
 
     All ranks take equal steps; where the last global batch has fewer rows than ranks, some batches have zero rows (and
     `collate_fn` is called with an empty list): `drop_last=True` avoids that.

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from leptonstore import limits
 from leptonstore.cache import directory
-from leptonstore.cache.hot import HotCache, Lease
+from leptonstore.cache.hot import KEY_BYTES, HotCache, Lease
 from leptonstore.digest import Buffer, Digest
 from leptonstore.tiers.chunks import ChunkFinder, FoundChunks
 
 Name = Callable[[Digest], bytes]
+Digests = npt.NDArray[np.uint8]
 
 
 class CachedChunks:
@@ -40,6 +44,12 @@ class CachedChunks:
     def keys(self, digests: Sequence[Digest]) -> list[bytes]:
         """`key` of each."""
         return list(digests) if self._name is None else [self._name(digest) for digest in digests]
+
+    def key_rows(self, digests: Digests) -> Digests:
+        """`key` of each row of an array of shape (n, 32)."""
+        if self._name is None:
+            return digests
+        return np.frombuffer(b"".join(self._name(row.tobytes()) for row in digests), np.uint8).reshape(-1, KEY_BYTES)
 
     def get(self, digest: Digest) -> memoryview:
         """A view of the cached value, else what the reader gives. Keep a copy, not the view: it pins its segment."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from leptonstore.cache.chunks import CachedChunks
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.pages import Rows
+from leptonstore.dataset.pages import Rows, Stretch
 from leptonstore.dataset.values import Column
 from leptonstore.digest import DIGEST_BYTES
 from leptonstore.format.page import REFERENCE
@@ -34,25 +34,39 @@ def future_keys(ds: Dataset, rows: Rows, sizes: Sequence[int], columns: Sequence
         return np.empty((0, DIGEST_BYTES), np.uint8)
     base = rows if ds.selection is None else ds.selection[rows]
     batches = np.repeat(np.arange(len(sizes)), sizes)
-    found: list[tuple[Rows, int, bytes]] = []  # (batch of each key, place in the order of a batch, keys)
+    found: list[tuple[Rows, int, Keys]] = []  # (batch of each key, place in the order of a batch, keys)
     for number, name in enumerate(columns):
-        field = ds.schema.field(name)
-        used, which = ds.pages.spread(base, field)
-        in_directory = np.array([stretch.is_directory for stretch in used])[which]
-        pairs = np.unique(batches[~in_directory] * len(used) + which[~in_directory])
-        digests = [used[at].parts[0].digest for at in (pairs % len(used)).tolist()]
-        found.append((pairs // len(used), number, b"".join(chunks.keys(digests))))
-        if in_directory.any():
-            column = ds.pages.gather(base[in_directory], [field])[0]
+        used, which = ds.pages.spread(base, ds.schema.field(name))
+        directories = np.array([stretch.is_directory for stretch in used])
+        if not directories.all():
+            read = ~directories[which]
+            pairs = np.unique(batches[read] * len(used) + which[read])
+            digests = b"".join(stretch.parts[0].digest for stretch in used)
+            keys = chunks.key_rows(np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES))
+            found.append((pairs // len(used), number, keys[pairs % len(used)]))
+        if directories.any():
+            column, whose = _directory_rows(ds, base, used, which, directories, batches)
             if column.references is not None:
-                whose = batches[in_directory][column.references]
-                found.append((whose, len(columns) + number, b"".join(chunks.keys(_referenced(column)))))
-    keys = np.frombuffer(b"".join(keys for _, _, keys in found), np.uint8).reshape(-1, DIGEST_BYTES)
-    stages = np.concatenate([np.full(len(whose), stage) for whose, stage, _ in found])
-    return keys[np.lexsort((stages, np.concatenate([whose for whose, _, _ in found])))]
+                keys = chunks.key_rows(_referenced(column))
+                found.append((whose[column.references], len(columns) + number, keys))
+    if not found:
+        return np.empty((0, DIGEST_BYTES), np.uint8)
+    stages = np.concatenate([np.full(len(whose), stage, np.int64) for whose, stage, _ in found])
+    order = np.lexsort((stages, np.concatenate([whose for whose, _, _ in found])))
+    return np.concatenate([keys for _, _, keys in found])[order]
 
 
-def _referenced(column: Column) -> list[bytes]:
+def _directory_rows(
+    ds: Dataset, base: Rows, used: list[Stretch], which: Rows, directories: Rows, batches: Rows
+) -> tuple[Column, Rows]:
+    """What stands in the pages of references, and the batch of each row there."""
+    if directories.all():
+        return ds.pages.gather_spread(base, [(used, which)])[0], batches
+    chosen = directories[which]
+    return ds.pages.gather(base[chosen], [used[0].field])[0], batches[chosen]
+
+
+def _referenced(column: Column) -> Keys:
     """The digests of the values that stand elsewhere, in the order of the rows."""
     joined = b"".join(column.values.filter(column.references).to_pylist())
-    return [joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), REFERENCE.size)]
+    return np.frombuffer(joined, np.uint8).reshape(-1, REFERENCE.size)[:, :DIGEST_BYTES]

@@ -78,7 +78,12 @@ class Pages:
 
         keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
         """
-        spread = [self.spread(rows, field) for field in fields]
+        return self.gather_spread(rows, [self.spread(rows, field) for field in fields], keep)
+
+    def gather_spread(
+        self, rows: Rows, spread: Sequence[tuple[list[Stretch], Rows]], keep: bool = True
+    ) -> list[Column]:
+        """`gather` of columns for which `spread` was asked already."""
         columns = iter(self._columns([stretch for used, _ in spread for stretch in used], keep))
         return [self._assembled(rows, used, which, columns) for used, which in spread]
 

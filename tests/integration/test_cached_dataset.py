@@ -250,6 +250,25 @@ def test_errors_of_the_store_name_dataset_row_and_column_as_before(
         fresh.take([0], ["text"])
 
 
+def test_what_a_batch_misses_on_a_bucket_is_few_requests_and_hits_are_none(
+    bucket_url: str, source_of: Callable[..., Source], cache: HotCache
+) -> None:
+    from leptonstore.tiers.object import ObjectTier
+
+    with Store.create(bucket_url) as store:
+        write_dataset(store, "d", source_of(large_table(), ("id",)))
+        through = Dataset.open(store, "d").cached(cache)
+        assert isinstance(store.home, ObjectTier)
+        through.take([0])  # nodes, and pages of references
+        rows = np.random.default_rng(0).permutation(len(through))
+        for expected in (2, 0):  # requests for a batch: its 150 values lie in 10 MB
+            for first in range(0, len(rows), 150):
+                before = store.home.counters.to_json()["get"]
+                table = through.take(rows[first : first + 150], ["id", "blob"])
+                assert table.column("id").to_pylist() == rows[first : first + 150].tolist()
+                assert store.home.counters.to_json()["get"] - before <= expected
+
+
 def test_export_reads_around_the_cache(dataset: Dataset, cache: HotCache, tmp_path: Path) -> None:
     through = dataset.cached(cache)
     export_dataset(through, tmp_path / "d.parquet")

@@ -272,8 +272,6 @@ def test_a_loader_over_a_cache_that_goes_away_goes_on(dataset: Dataset, tmp_path
         for number, (one, other) in enumerate(zip(loader, plain, strict=True)):
             assert same(one, other)
             if number == 5:
-                for entry in (tmp_path / "cache").iterdir():
-                    entry.unlink()
-                (tmp_path / "cache").rmdir()
+                (tmp_path / "cache").rename(tmp_path / "gone")
         assert all(same(one, other) for one, other in zip(loader, plain, strict=True))
     assert len(told) == 1
