@@ -28,6 +28,7 @@ SUMMARIES = {
     "tier": "Keep packs in several places, and move them between these.",
     "cache": "Show, empty or fill this host's hot cache.",
     "upgrade": "Upgrade a store that an older version made.",
+    "completion": "Print what makes a shell complete commands and names.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
