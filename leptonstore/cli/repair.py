@@ -25,8 +25,9 @@ from leptonstore.store.repair import RepairReport, repair_store
 def command(store: str | None, copies: tuple[str, ...], dry_run: bool, force: bool, as_json: bool) -> int:
     """Mend damaged and missing packs: save what is whole, fetch the rest from copies, and say what is lost.
 
-    Damaged files are kept under damaged/. Importing the same data again heals what stays lost.
-    Exit codes: 0 everything is whole (again), 4 something stays lost.
+    With several tiers, a damaged copy is replaced by the whole one of another tier. Damaged files are kept under damaged/.
+    Importing the same data again heals what stays lost.
+    Exit codes: 0 everything is whole (again), 4 something stays lost, 11 a tier does not answer, so that nothing was judged.
 
     \b
     Example:

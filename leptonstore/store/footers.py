@@ -6,11 +6,12 @@ that does not answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from leptonstore.digest import Digest
-from leptonstore.errors import ChunkMissing, LeptonError, NotPermitted, PackDamaged, TierUnavailable
+from leptonstore.errors import NotPermitted, PackDamaged, TierUnavailable
 from leptonstore.store.log import LogState
 from leptonstore.store.placement import Placement, places_of
 from leptonstore.tiers.roles import PackReader
@@ -51,18 +52,28 @@ def positions_of(state: LogState, placement: Placement, pack: str) -> tuple[int,
     return tuple(placement.names.index(name) for name in places_of(state, pack) if name in placement.names)
 
 
-def why_absent(
-    digest: Digest, where: str, away: Collection[str], state: LogState, placement: Placement, said: str
-) -> LeptonError:
-    """Why a chunk is in no pack that is known: it may be in one of those that are `away` (their tier said `said`), or is missing."""
-    if not away:
-        return ChunkMissing(digest.hex(), where)
-    names = {name for pack in away for name in places_of(state, pack)}
+@dataclass(frozen=True)
+class Away:
+    """Packs that are not indexed, because their tier does not answer."""
+
+    packs: tuple[str, ...]
+    told: str  # names and URLs of the tiers
+    tier: str  # URL of the first
+    said: str = ""  # what it said, if this process asked it
+
+    def error(self, digest: Digest) -> TierUnavailable:
+        """Of a chunk that is in no pack that is indexed."""
+        count = f"{len(self.packs):,} packs" if len(self.packs) > 1 else "a pack"
+        return TierUnavailable(
+            f"chunk {digest.hex()[:16]}… may be in {count} of tier {self.told}, which did not answer when this host filled its index"
+            f"{f' ({self.said})' if self.said else ''}: mount it or wait until it is back, and run it again; nothing is lost",
+            self.tier,
+        )
+
+
+def away_of(packs: Sequence[str], state: LogState, placement: Placement, said: str) -> Away:
+    """The tiers that keep these packs."""
+    names = {name for pack in packs for name in places_of(state, pack)}
     tiers = [tier for tier in placement.tiers if tier.name in names]
     told = ", ".join(f"{tier.name} ({tier.url})" if tier.url else tier.name for tier in tiers)
-    count = f"{len(away):,} packs" if len(away) > 1 else "a pack"
-    return TierUnavailable(
-        f"chunk {digest.hex()[:16]}… may be in {count} of tier {told}, which did not answer when this host filled its index"
-        f"{f' ({said})' if said else ''}: mount it or wait until it is back, and run it again; nothing is lost",
-        tiers[0].url if tiers else "",
-    )
+    return Away(tuple(packs), told, tiers[0].url if tiers else "", said)

@@ -27,7 +27,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.digest import Digest, digest_of_parts
-from leptonstore.errors import ChunkCorrupt, ChunkMissing, Damaged, FormatTooNew, NotPermitted
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, Conflict, Damaged, FormatTooNew, NotPermitted
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.copies import Copy
@@ -36,7 +36,7 @@ from leptonstore.store.log import PackRecord
 from leptonstore.store.lost import Lost, find_lost
 from leptonstore.store.mend import Mending
 from leptonstore.store.opened import OpenedPack
-from leptonstore.store.placement import places_of
+from leptonstore.store.placement import Placement, places_of
 from leptonstore.store.scan import Examined, ExaminedPack, Windowed, examine_all, rows_of
 from leptonstore.store.store import Store
 from leptonstore.tiers.moving import copy_pack
@@ -110,9 +110,10 @@ def repair_store(
     base = store.state.gc_sequence
     report = RepairReport(dry_run)
     damaged: list[Examined] = []
+    placement = store.placement
     for pack in _examine(store, report, progress):
-        if not _replace_copies(store, pack, report):
-            damaged.append(pack.damaged[0])
+        if not _replace_copies(store, pack, placement, report):
+            damaged += pack.damaged[:1]
     _require_mounted(store, damaged, copies, report.packs, force)
     mending = Mending(store, list(copies), dry_run)
     if dry_run:
@@ -162,13 +163,16 @@ def _examine(store: Store, report: RepairReport, progress: Callable[[int, int], 
     return damaged
 
 
-def _replace_copies(store: Store, found: ExaminedPack, report: RepairReport) -> bool:
+def _replace_copies(store: Store, found: ExaminedPack, placement: Placement, report: RepairReport) -> bool:
     """Replace what is damaged or missing of a pack by the whole copy of a tier that the log counts on; False when there is none.
 
     The whole copy has just been read in full. It is counted on, so nobody deletes it while the damaged one is away; an interruption
-    leaves a copy too few, which the next run brings. Copies that the log does not count on are only removed.
+    leaves a copy too few, which the next run brings. Copies that the log does not count on are only removed. Raises Conflict when
+    the tiers are no longer those of `placement`, whose positions were examined.
     """
     store.refresh()
+    if store.placement.tiers != placement.tiers:
+        raise Conflict("the store's tiers were changed while this ran: run the command again")
     if found.pack not in store.state.packs:
         return True  # garbage collection removed it meanwhile
     kept = positions_of(store.state, store.placement, found.pack)

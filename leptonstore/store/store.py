@@ -29,8 +29,6 @@ from leptonstore.errors import (
     ChunkCorrupt,
     ChunkMissing,
     Conflict,
-    Damaged,
-    FormatTooNew,
     LeptonError,
     PackDamaged,
     StoreMissing,
@@ -47,15 +45,13 @@ from leptonstore.store.index_rows import Rows
 from leptonstore.store.leases import Lease
 from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
 from leptonstore.store.opened import OpenedPack, OpenedPacks
-from leptonstore.store.placement import HOME, TIER_MARK, Placement, placement_of
+from leptonstore.store.placement import HOME, Placement, placement_of
 from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
+from leptonstore.store.tier_open import open_beside
 from leptonstore.store.writer import Writer
-from leptonstore.tiers.block import BlockTier
-from leptonstore.tiers.local import LocalTier
-from leptonstore.tiers.mounted import MountedTier
-from leptonstore.tiers.open import open_packs, open_tier
+from leptonstore.tiers.open import open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
@@ -94,6 +90,7 @@ class Store:
         self._base = self._state.gc_sequence
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self._silent = ""  # what a tier said that did not answer when the index was filled
+        self._away: footers.Away | None = None  # None: to be looked up
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         self.tier.save_reads = self._save_reads
@@ -182,7 +179,7 @@ class Store:
                 if not (absent and isinstance(tier, AbsentTier))
             }
             tiers = [
-                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url, self.config.store_id)
+                self.home if one.name == HOME else made.get(one) or open_beside(one.url, self.config.store_id)
                 for one in placement.tiers
             ]
             self.tier.use(tiers, placement.position(placement.write_to))
@@ -199,8 +196,11 @@ class Store:
     def _sync_index(self, again: bool = False) -> None:
         """again: also index packs whose tier did not answer before."""
         self._sync_tiers(again)
-        with self.tier.waiting_once():
-            self._index.sync(self._state, self._entry_digest, self._index_rows, again)
+        try:
+            with self.tier.waiting_once():
+                self._index.sync(self._state, self._entry_digest, self._index_rows, again)
+        finally:
+            self._away = None
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
@@ -234,12 +234,20 @@ class Store:
     def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
         """The error for a chunk that is in no pack that is indexed: ChunkMissing, or TierUnavailable when it may be in one that could
         not be, because its tier is away. `refresh` tries again."""
-        return footers.why_absent(digest, where, self._index.away(), self._state, self.placement, self._silent)
+        away = self._packs_away()
+        return away.error(digest) if away.packs else ChunkMissing(digest.hex(), where)
+
+    def _packs_away(self) -> footers.Away:
+        away = self._away
+        if away is None:  # once for all that is looked up until the next `refresh`
+            away = footers.away_of(self._index.away(), self._state, self.placement, self._silent)
+            self._away = away
+        return away
 
     @property
     def packs_away(self) -> list[str]:
         """Packs that are not indexed here, because their tier did not answer: what they hold counts as unknown, not as missing."""
-        return self._index.away()
+        return list(self._packs_away().packs)
 
     def reindex(self) -> None:
         """Fill the index anew from every pack: before somebody is told that a chunk is missing."""
@@ -628,31 +636,6 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
-
-
-def _opened_tier(url: str, store_id: bytes) -> PackReader:
-    """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
-    try:
-        tier = open_packs(url)
-    except LeptonError as error:
-        return AbsentTier(url, str(error))
-    # Its packs must not look lost where they cannot be.
-    if isinstance(tier, LocalTier):
-        mark = tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX)
-        if mark is None:
-            return AbsentTier(url, "it is empty; is its disk mounted?")
-        if not _is_marked(mark, store_id, url):
-            return AbsentTier(url, "it is a tier of another store; is another disk mounted there?")
-        return MountedTier(tier.root, TIER_MARK)
-    if isinstance(tier, BlockTier) and tier.store_id not in (store_id, bytes(16)):
-        return AbsentTier(url, "it is a volume of another store; is it another device?")
-    return tier
-
-
-def _is_marked(mark: bytes, store_id: bytes, url: str) -> bool:
-    with suppress(Damaged, FormatTooNew):
-        return framed.parse(mark, TIER_MARK, f"mark of {url}").get("store_id") == store_id.hex()
-    return True  # that it says nothing does not mean that the packs are gone
 
 
 _stores = weakref.WeakSet()

@@ -175,6 +175,25 @@ def test_a_disk_that_goes_while_a_store_is_open_is_away_and_nothing_is_written_b
         assert check_store(opened, read_data=True).clean
 
 
+@pytest.mark.parametrize("error", [NotPermitted("this user may not read it"), OSError(116, "Stale file handle")])
+def test_a_tier_whose_mark_cannot_be_read_keeps_no_store_from_being_opened(
+    half: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    back(tmp_path)
+    real = LocalTier.read_document
+
+    def fails(tier: LocalTier, name: str, bytes_max: int) -> bytes | None:
+        if tier.root.name == "cold":
+            raise error
+        return real(tier, name, bytes_max)
+
+    monkeypatch.setattr(LocalTier, "read_document", fails)
+    with reopened(half, tmp_path, "fresh") as fresh:
+        readable(fresh, "b", seed=1)
+        with pytest.raises(TierUnavailable, match=r"may not read it|Stale file handle"):
+            readable(fresh)
+
+
 @pytest.mark.parametrize("error", [TierUnavailable("it does not answer", ""), NotPermitted("wrong credentials")])
 def test_a_tier_that_fails_while_footers_are_read_is_waited_for_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: LeptonError
