@@ -136,9 +136,17 @@ class _Found:
         """Nothing yet: what another process fetches meanwhile is not fetched here."""
 
     def read_into(self, parts: Sequence[memoryview]) -> None:
-        """What is missing goes from the reader into its place, and from there into the cache."""
+        """What is there is copied and let go; what is missing goes from the reader into its place, and from there into the cache."""
         looked = self._looked
-        places = dict(zip(reversed(looked.digests), reversed(parts), strict=True))  # of each chunk, its first
+        hits = looked.there
+        for digest, part in zip(looked.digests, parts, strict=True):
+            if digest in hits:
+                part[:] = hits[digest].data
+        missed = [(digest, part) for digest, part in zip(looked.digests, parts, strict=True) if digest not in hits]
+        hits.clear()
+        if not missed:
+            return
+        places = dict(reversed(missed))  # of a chunk that is asked for several times, the first
         filled: set[int] = set()
 
         def read(digests: Sequence[Digest]) -> Iterator[memoryview]:
@@ -148,8 +156,7 @@ class _Found:
             filled.update(id(part) for part in own)
             return iter(own)
 
-        there = looked.there | looked.fetch(looked.missing, read) if looked.missing else looked.there
-        for digest, part in zip(looked.digests, parts, strict=True):
+        fetched = looked.fetch(looked.missing, read)
+        for digest, part in missed:
             if id(part) not in filled:
-                part[:] = there[digest].data
-        looked.there.clear()
+                part[:] = fetched[digest].data

@@ -51,10 +51,11 @@ def counted(store: Store) -> CountingTier:
     return tier
 
 
-def large_table(rows: int = 600) -> pa.Table:
-    """Values of their own chunks, small ones between them, and text in several parts."""
+def large_table(rows: int = 600, pieces: bool = True) -> pa.Table:
+    """Values of their own chunks (one is stored in pieces), small ones between them, and text in several parts."""
     rng = np.random.default_rng(0)
     blobs = [rng.bytes(20_000 + at) if at % 7 else (None if at % 2 else rng.bytes(30)) for at in range(rows)]
+    blobs[20] = rng.bytes(5_000_000 if pieces else 20_000)
     text = [f"{at} " * 300 for at in range(rows)]
     return pa.table({"id": np.arange(rows), "blob": pa.array(blobs, pa.binary()), "text": text})
 
@@ -256,7 +257,7 @@ def test_what_a_batch_misses_on_a_bucket_is_few_requests_and_hits_are_none(
     from leptonstore.tiers.object import ObjectTier
 
     with Store.create(bucket_url) as store:
-        write_dataset(store, "d", source_of(large_table(), ("id",)))
+        write_dataset(store, "d", source_of(large_table(pieces=False), ("id",)))
         through = Dataset.open(store, "d").cached(cache)
         assert isinstance(store.home, ObjectTier)
         through.take([0])  # nodes, and pages of references

@@ -64,6 +64,18 @@ def test_batches_are_those_without_a_cache(
         assert len(pairs) == 27 and all(same(one, other) for one, other in pairs)
 
 
+def test_worker_processes_read_through_the_cache(dataset: Dataset, tmp_path: Path) -> None:
+    through = dataset.cached(tmp_path / "cache", BUDGET).select(np.arange(400))
+    _ = through[0]  # open in the parent, too
+    options: dict[str, Any] = {"batch_size": 50, "shuffle": True, "num_workers": 2, "collate_fn": list}
+    batches = list(DataLoader(through, **options))
+    assert [[row["id"] for row in batch] for batch in batches] == [
+        [row["id"] for row in batch] for batch in DataLoader(dataset.select(np.arange(400)), **options)
+    ]
+    with HotCache(tmp_path / "cache") as cache:
+        assert cache.stats()["values"] > 260, "large values, two thirds of 400"
+
+
 class Recorded:
     """Keys that were asked for, by any cache."""
 
