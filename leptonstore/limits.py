@@ -86,6 +86,15 @@ TYPE_DEPTH_MAX = 32
 COMMIT_BYTES_MAX = 16 * MIB  # schema and lineage; class names are the only part that grows
 NAME_CHARS_MAX = 200
 
+# -- history -----------------------------------------------------------------------------------------------------
+# Rows of each side that are aligned at a time where two versions differ: 100 bytes a row. Where more rows in a stretch have other
+# identity columns, they are aligned piece by piece: then rows may be told as removed here and added there.
+DIFF_ALIGN_ROWS_MAX = 1 << 21
+DIFF_GROUPS_HELD = 256  # row group nodes of each version that are kept: about 1 KiB a column
+DIFF_PAGES_BYTES = 64 * MIB  # decoded pages of each version that are kept
+DIFF_BATCH_ROWS = 1_024  # changes whose values are read at a time
+MERGE_CONFLICTS_MAX = 1_000  # that are listed one by one; the others are counted
+
 # -- log ---------------------------------------------------------------------------------------------------------
 LOG_ENTRY_BYTES_MAX = 4 * MIB
 LOG_SNAPSHOT_EVERY = 1_000  # entries between snapshots: opening reads one snapshot and fewer entries than this
