@@ -179,16 +179,23 @@ class Diff:
             one, other = gap.before[0], gap.after[0]
             if self._before.signature(one, [a for a, _ in keys]) == self._after.signature(other, [b for _, b in keys]):
                 return rows, others
-        sums: list[U64] = [np.zeros(len(rows), np.uint64), np.zeros(len(others), np.uint64)]
-        for name in self._columns.keys:
-            mine, theirs = self._read(name, rows, others)
-            for side, names in enumerate(names_of(mine, theirs, self._type(name))):
-                sums[side] = mixed(sums[side], names)
-        here, there = align(*sums)
+        here, there, exact = self._aligned(rows, others)
+        if exact:
+            return rows[here], others[there]
         kept = np.ones(len(here), np.bool_)
         for name in self._columns.keys:  # numbers may be equal by chance, values not
             kept &= ~self._differ(name, rows[here], others[there])
         return rows[here[kept]], others[there[kept]]
+
+    def _aligned(self, rows: Positions, others: Positions) -> tuple[Positions, Positions, bool]:
+        """Positions in `rows` and `others` of rows that seem to have equal keys, and whether it is sure that they have."""
+        sums: tuple[U64, U64] | None = None
+        for name in self._columns.keys:
+            names, other_names, exact = names_of(*self._read(name, rows, others), self._type(name))
+            first = sums is None
+            sums = (names, other_names) if sums is None else (mixed(sums[0], names), mixed(sums[1], other_names))
+        assert sums is not None
+        return *align(*sums), exact and first
 
     def _by_leaf(
         self, gap: Gap, here: Positions, there: Positions
@@ -203,8 +210,8 @@ class Diff:
             here, there = here[stop:], there[stop:]
             end = end_after if last else int(others[-1]) + 1 if len(others) else first_after
             after = [one for one in gap.after if one.first < end and one.first + one.rows > first_after]
-            removed = np.setdiff1d(np.arange(leaf.first, leaf.first + leaf.rows), own, assume_unique=True)
-            added = np.setdiff1d(np.arange(first_after, end), others, assume_unique=True)
+            removed = _others(leaf.first, leaf.first + leaf.rows, own)
+            added = _others(first_after, end, others)
             yield [leaf], after, own, others, removed, added
             first_after = end
         if not gap.before:
@@ -251,6 +258,10 @@ class Diff:
         column, other = self._columns.shared[name]
         starts, parts = self._before.parts(column, rows)
         other_starts, other_parts = self._after.parts(other, others)
+        if _in_step(rows, starts, others, other_starts) and all(
+            one.digest == two.digest for one, two in zip(parts, other_parts, strict=False)
+        ):
+            return out  # what most columns of most row groups are
         numbers: dict[bytes, int] = {}
         names, other_names = (
             np.array([numbers.setdefault(part.digest, len(numbers)) for part in side]) for side in (parts, other_parts)
@@ -341,6 +352,23 @@ def _in_order(block: Block) -> tuple[Positions, Positions, Positions]:
 def _rows(leaves: list[Leaf]) -> Positions:
     """The rows of neighbouring row groups."""
     return np.arange(leaves[0].first, leaves[-1].first + leaves[-1].rows) if leaves else np.empty(0, np.int64)
+
+
+def _in_step(rows: Positions, starts: Positions, others: Positions, other_starts: Positions) -> bool:
+    """Whether two stretches of rows without holes lie alike in their pages."""
+    count = len(rows)
+    return (
+        len(starts) == len(other_starts)
+        and int(rows[-1] - rows[0]) == int(others[-1] - others[0]) == count - 1
+        and bool((starts - rows[0] == other_starts - others[0]).all())
+    )
+
+
+def _others(first: int, end: int, rows: Positions) -> Positions:
+    """Rows from `first` up to `end` that are not among `rows`."""
+    left = np.ones(end - first, np.bool_)
+    left[rows - first] = False
+    return np.flatnonzero(left) + first
 
 
 def _bounded(gap: Gap) -> Iterator[Gap]:

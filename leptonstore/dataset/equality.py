@@ -78,10 +78,11 @@ def _halve(one: pa.Array, other: pa.Array, first: int, out: Bits) -> None:
     _halve(one.slice(half), other.slice(half), first + half, out)
 
 
-def names_of(one: Column, other: Column, data_type: pa.DataType) -> tuple[U64, U64]:
-    """A number for each value of two columns, by which they can be aligned: equal values have equal ones, and nearly always only those."""
+def names_of(one: Column, other: Column, data_type: pa.DataType) -> tuple[U64, U64, bool]:
+    """A number for each value of two columns, by which they can be aligned, and whether only equal values have equal ones."""
     both = concat([one, other])
     width = fixed_width(data_type)
+    exact = both.references is None and not both.values.null_count
     if is_variable(data_type):
         values = both.values.cast(as_binary(data_type))
         numbers: Any = pc.fill_null(values.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
@@ -89,8 +90,8 @@ def names_of(one: Column, other: Column, data_type: pa.DataType) -> tuple[U64, U
     elif width in (1, 2, 4, 8) and not pa.types.is_nested(data_type) and not isinstance(data_type, pa.ExtensionType):
         names = np.frombuffer(canonical_values(both.values), f"u{width}").astype(np.uint64)
     else:
-        names = value_hashes(both.values)
-    return names[: len(one.values)], names[len(one.values) :]
+        names, exact = value_hashes(both.values), False
+    return names[: len(one.values)], names[len(one.values) :], exact
 
 
 def mixed(sums: U64, names: U64) -> U64:

@@ -68,9 +68,12 @@ class PageReader:
     def parts(self, column: int, rows: Positions) -> tuple[Positions, list[Part]]:
         """The pages of a column that may hold `rows` (ascending): (first row of each, page), in row order."""
         starts, parts = [], []
-        for at in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist():
-            first = self.leaves[at].first
-            for part in self.group(self.leaves[at]).columns[column]:
+        begins = np.searchsorted(rows, self._starts)
+        for leaf, begin, end in zip(self.leaves, begins, [*begins[1:], len(rows)], strict=True):
+            if begin == end:
+                continue
+            first = leaf.first
+            for part in self.group(leaf).columns[column]:
                 starts.append(first)
                 parts.append(part)
                 first += part.rows
@@ -81,15 +84,15 @@ class PageReader:
         if not len(rows):
             return Column(pa.schema([self.commit.schema.field(column)]).empty_table().column(0).combine_chunks())
         starts, parts = self.parts(column, rows)
-        holding = np.searchsorted(starts, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(holding)) + 1
+        begins = np.searchsorted(rows, starts)
         pieces = []
-        for chosen in np.split(np.arange(len(rows)), cuts):
-            at = int(holding[chosen[0]])
-            page = self._page(column, parts[at], int(starts[at]))
-            own = rows[chosen] - starts[at]
-            contiguous = int(own[-1]) - int(own[0]) + 1 == len(own)
-            pieces.append(page.slice(int(own[0]), int(own[-1]) + 1) if contiguous else take(page, own))
+        for part, start, begin, end in zip(parts, starts.tolist(), begins, [*begins[1:], len(rows)], strict=True):
+            if begin == end:
+                continue
+            page = self._page(column, part, start)
+            first, last = int(rows[begin]) - start, int(rows[end - 1]) - start
+            contiguous = last - first + 1 == end - begin
+            pieces.append(page.slice(first, last + 1) if contiguous else take(page, rows[begin:end] - start))
         return concat(pieces)
 
     def _page(self, column: int, part: Part, first: int) -> Column:
