@@ -81,6 +81,10 @@ PAGE_EMPTY_ELEMENTS_MAX = 1 << 20
 NODE_FANOUT_AVG = 256  # children of an internal node, on average; 10^9 rows are three levels
 NODE_FANOUT_MAX = 4_096
 NODE_LEVEL_MAX = 16
+# Of a keyed table. Of a child's greatest key its node has this much: 256 children take 28 KiB at most; keys that agree in so many bytes
+# cost a search one leaf more.
+NODE_KEY_BYTES_MAX = 64
+KEY_BYTES_MAX = 1 * KIB  # of one row's key, all of its columns together
 COLUMNS_MAX = 4_096
 TYPE_DEPTH_MAX = 32
 COMMIT_BYTES_MAX = 16 * MIB  # schema and lineage; class names are the only part that grows

@@ -1,7 +1,8 @@
 """Datasets: versioned tables of samples over the chunk store.
 
 schema      semantic types           source      what an importer hands over      importers, exporters   formats in and out
-cut         where row groups end     values      large values <-> references      tree                   rows <-> nodes
+cut         where row groups end     values      large values <-> references      groups, tree           rows <-> nodes
+splice      rows out, rows in: the primitive of every edit
 refs        NAME@REF                 dataset     Dataset: read a version          write                  make a version
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 """
