@@ -15,7 +15,8 @@
     │   └── ChunkCorrupt        a record's bytes do not match its digest
     ├── FormatTooNew        written by a newer LeptonStore: upgrade
     ├── Conflict            somebody else was faster: read again and retry
-    │   └── CommitExpired       garbage collection took what this work relied on: run it again
+    │   ├── CommitExpired       garbage collection took what this work relied on: run it again
+    │   └── MergeConflict       two lines of versions changed the same thing: choose a side, or edit one of them
     ├── StoreFull           the device or the quota is full: free space and run again
     ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
     │   └── TierMissing         there is no such bucket: create it, or correct the name
@@ -29,6 +30,7 @@ that is not a `LeptonError` is a bug of ours or of the machine. The command line
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -143,6 +145,19 @@ class Conflict(LeptonError):
 
 class CommitExpired(Conflict):
     """Garbage collection removed chunks that the work relied on, and nobody has them any more: run it again."""
+
+
+class MergeConflict(Conflict):
+    """Two lines of versions changed the same rows or columns in different ways; nothing was written.
+
+    `conflicts` lists rows (dataset.merge.RowConflict; none when the schemas conflict), the first ones only where there are many; `count`
+    is their number.
+    """
+
+    def __init__(self, message: str, conflicts: Sequence[Any] = (), count: int = 0) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+        self.count = count
 
 
 class StoreFull(LeptonError):

@@ -92,7 +92,8 @@ NAME_CHARS_MAX = 200
 
 # -- history -----------------------------------------------------------------------------------------------------
 # Rows of each side that are aligned at a time where two versions differ: 100 bytes a row. Where more rows in a stretch have other
-# identity columns, they are aligned piece by piece: then rows may be told as removed here and added there.
+# identity columns, they are aligned piece by piece: then rows may be told as removed here and added there. With a key all are aligned
+# at a time: memory grows with the longest stretch.
 DIFF_ALIGN_ROWS_MAX = 1 << 21
 DIFF_GROUPS_HELD = 256  # row group nodes of each version that are kept: about 1 KiB a column
 DIFF_PAGES_BYTES = 64 * MIB  # decoded pages of each version that are kept

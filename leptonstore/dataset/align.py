@@ -1,8 +1,9 @@
 """Two sequences side by side: which elements of one are those of the other, in order. Pure: hashes in, positions out.
 
-Patience diff (Bram Cohen): what is equal at both ends, then what occurs once in both; of those the longest run that ascends in both are
-anchors, and between anchors the same again. Where nothing occurs once, runs of elements are looked at, and in the end the n-th
-occurrence here stands for the n-th there. Any answer ascends in both sequences and pairs equal hashes only; that it is the longest one is likely, not promised.
+Patience diff (Bram Cohen): what is equal at both ends, then what occurs once in both; of those the longest run that ascends in both
+are anchors, and between anchors the same again. Where nothing occurs once, runs of elements are looked at, and in the end the n-th
+occurrence here stands for the n-th there. Any answer ascends in both sequences and pairs equal hashes only; that it is the longest one
+is likely, not promised.
 """
 
 from __future__ import annotations

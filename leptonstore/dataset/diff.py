@@ -149,7 +149,8 @@ class Diff:
         for mine, theirs in [*pairs, (len(gap.before), len(gap.after))]:
             rest = Gap(gap.before[at:mine], gap.after[other:theirs], row, other_row)
             if rest.before or rest.after:
-                yield from _bounded(rest)
+                # With a key, a row that is the same must not be taken for two.
+                yield from [rest] if self._old.keyed and self._new.keyed else _bounded(rest)
             if (mine, theirs) == (len(gap.before), len(gap.after)):
                 return
             one, two = gap.before[mine], gap.after[theirs]

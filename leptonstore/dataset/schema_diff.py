@@ -1,7 +1,7 @@
 """What changed between the schemas of two versions, and which columns can be compared value by value.
 
-Columns are the same when they have the same name. A renamed one is known by the commit that renamed it: its tree is its parent's, only names
-differ. Such commits are looked for on the line of first parents from the later version back to the earlier one.
+Columns are the same when they have the same name. A renamed one is known by the commit that renamed it: its tree is its parent's, only
+names differ. Such commits are looked for on the line of first parents from the later version back to the earlier one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from leptonstore.store import Store
 
 @dataclass(frozen=True)
 class SchemaDiff:
-    """Differences of two schemas; names of `changed` are those after. `identity` is (before, after) when it differs."""
+    """Differences of two schemas; names of `changed` are those after. `identity` and `keyed` are (before, after) when they differ."""
 
     added: tuple[pa.Field, ...] = ()
     dropped: tuple[pa.Field, ...] = ()
@@ -27,11 +27,10 @@ class SchemaDiff:
     renamed: tuple[tuple[str, str], ...] = ()
     reordered: bool = False
     identity: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    keyed: tuple[bool, bool] | None = None
 
     def __bool__(self) -> bool:
-        return bool(
-            self.added or self.dropped or self.changed or self.renamed or self.reordered or self.identity is not None
-        )
+        return self != SchemaDiff()
 
     def columns(self) -> set[str]:
         """Names, before and after, of the columns that it concerns."""
@@ -47,6 +46,7 @@ class SchemaDiff:
             "renamed": [{"before": old, "after": new} for old, new in self.renamed],
             "reordered": self.reordered,
             "identity": None if self.identity is None else {"before": self.identity[0], "after": self.identity[1]},
+            "keyed": None if self.keyed is None else {"before": self.keyed[0], "after": self.keyed[1]},
         }
         return {name: value for name, value in body.items() if value}
 
@@ -61,6 +61,8 @@ class SchemaDiff:
         out += ["~ columns are in another order"] if self.reordered else []
         if self.identity is not None:
             out.append(f"~ identity columns: {', '.join(self.identity[0])} -> {', '.join(self.identity[1])}")
+        if self.keyed is not None:
+            out.append(f"~ the identity columns are {'a key now' if self.keyed[1] else 'no key any more'}")
         return out
 
 
@@ -98,7 +100,7 @@ def match_columns(store: Store, before: Commit, after: Commit, after_digest: str
         for then, one in pairs
         if then.type.equals(one.type)
     }
-    identity = tuple({then: now for then, now in renamed}.get(name, name) for name in before.identity)
+    identity = tuple(dict(renamed).get(name, name) for name in before.identity)
     diff = SchemaDiff(
         added=tuple(new.field(name) for name in added if name not in fresh),
         dropped=tuple(old.field(name) for name in dropped if name not in gone),
@@ -109,6 +111,7 @@ def match_columns(store: Store, before: Commit, after: Commit, after_digest: str
         reordered=[then.name for then, _ in pairs]
         != [name for name in old.names if name in {t.name for t, _ in pairs}],
         identity=None if identity == after.identity else (before.identity, after.identity),
+        keyed=None if before.keyed == after.keyed else (before.keyed, after.keyed),
     )
     return Columns(diff, shared, _keys(shared, identity, after.identity))
 

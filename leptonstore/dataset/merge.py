@@ -1,0 +1,475 @@
+"""Three versions into one: what ours and theirs each did to the base they came from, together.
+
+Rows only; commits and refs are made elsewhere (dataset/integrate.py).
+
+    base row              ours        theirs      merged
+    changed               -           yes         theirs
+    changed               yes         yes         column by column; a column that both changed to different values is a conflict
+    removed               -, removed  removed     removed
+    changed / removed     one         the other   conflict
+    added, with a key     key k       key k       equal rows once, else a conflict
+    added, without a key  here        here        equal rows once, else a conflict: nobody knows which come first (`keep_both`: ours)
+    added, without a key  -           inside of rows that ours removed, or in place of some of them: conflict
+
+The schema may differ from the base's on one side; there, columns that are new are null in rows that the other side adds. Where both sides
+changed it (in another way), or one dropped or retyped a column whose values the other changed, nothing is merged: the columns are named.
+
+One side is the *target*: the one whose schema differs, else ours. What the other, the *source*, did is put into the target's tree by
+`splice`, so only what both do not share is written, and the root is the one that these rows always have.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore import limits
+from leptonstore.dataset import values as column_values
+from leptonstore.dataset.align import Positions
+from leptonstore.dataset.dataset import Dataset
+from leptonstore.dataset.diff import Diff, python_values
+from leptonstore.dataset.edits import Edits, Hunk, edits_of, keys_of, with_exact_gaps
+from leptonstore.dataset.equality import differing
+from leptonstore.dataset.schema import inline_bytes
+from leptonstore.dataset.splice import Splice, splice
+from leptonstore.dataset.tree import Tree
+from leptonstore.dataset.values import Bits, Column
+from leptonstore.errors import MergeConflict
+
+Side = Literal["ours", "theirs"]
+
+
+@dataclass(frozen=True)
+class RowConflict:
+    """A row that both sides changed. Of each version the values in conflict, None where it has no such row.
+
+    row: the row of the base, or of the gap, at which it stands.
+    """
+
+    why: str
+    row: int
+    key: dict[str, Any]
+    columns: tuple[str, ...]
+    base: dict[str, Any] | None
+    ours: dict[str, Any] | None
+    theirs: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The tree that results, whose schema it has (`like`), and what was put into it; `resolved` counts conflicts that `resolve` decided."""
+
+    tree: Tree
+    like: Dataset
+    added: int
+    removed: int
+    changed: int
+    resolved: int
+
+
+@dataclass
+class _Operations:
+    """What is done to the target: in front of its row `at`, or to that row, when one is deleted.
+
+    source: the row that is put in (-1: none). target: the row that its other columns come from (-1: none; null).
+    mask: which columns come from the source, by number in `masks` (-1: all that it has).
+    """
+
+    at: list[int] = field(default_factory=list)
+    delete: list[bool] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    masks: list[frozenset[str]] = field(default_factory=list)
+
+    def remove(self, at: int) -> None:
+        self._add(at, True, -1, -1, -1)
+
+    def insert(self, at: int, source: int) -> None:
+        self._add(at, False, source, -1, -1)
+
+    def rewrite(self, at: int, source: int, mask: int = -1) -> None:
+        self._add(at, True, source, at, mask)
+
+    def _add(self, at: int, delete: bool, source: int, target: int, mask: int) -> None:
+        self.at.append(at)
+        self.delete.append(delete)
+        self.source.append(source)
+        self.target.append(target)
+        self.mask.append(mask)
+
+
+def merge_rows(
+    base: Dataset,
+    ours: Dataset,
+    theirs: Dataset,
+    resolve: Side | None = None,
+    whole_rows: bool = False,
+    keep_both: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Merged:
+    """Merge three versions of one store; the tree is stored, nothing refers to it yet.
+
+    resolve: whose values win where both changed the same (schemas are never resolved). whole_rows: a row that both changed is a
+    conflict, also where the columns differ. keep_both: of rows that both added in one place (a table without a key) all are kept, ours
+    first. Raises MergeConflict, SchemaError (a null where the schema has none), StoreFull,
+    ChunkMissing or ChunkCorrupt.
+    """
+    return _Merge(base, ours, theirs, resolve, whole_rows, keep_both).run(progress)
+
+
+class _Merge:
+    def __init__(
+        self,
+        base: Dataset,
+        ours: Dataset,
+        theirs: Dataset,
+        resolve: Side | None,
+        whole_rows: bool,
+        keep_both: bool,
+    ) -> None:
+        self._base, self._resolve, self._whole_rows, self._keep_both = base, resolve, whole_rows, keep_both
+        our_diff, their_diff = (Diff(base.store, base.commit, side.commit) for side in (ours, theirs))
+        swap = bool(their_diff.schema) and not our_diff.schema
+        self._target, self._source = (theirs, ours) if swap else (ours, theirs)
+        self._diff, self._source_diff = (their_diff, our_diff) if swap else (our_diff, their_diff)
+        self._target_is: Side = "theirs" if swap else "ours"
+        self._source_is: Side = "ours" if swap else "theirs"
+        self._keyed = base.commit_object.keyed and ours.commit_object.keyed and theirs.commit_object.keyed
+        self._require_schemas()
+        # Name in the target -> in the source, and in the base, of the columns that all three have.
+        here, there = self._diff.columns.shared, self._source_diff.columns.shared
+        by_base = {at: name for name, (at, _) in there.items()}
+        self._links = {name: by_base[at] for name, (at, _) in here.items() if at in by_base}
+        self._base_names = {name: base.schema.names[here[name][0]] for name in self._links}
+        self._operations = _Operations()
+        self._conflicts: list[RowConflict] = []
+        self._count = self._resolved = self._added = self._removed = self._changed = 0
+
+    def run(self, progress: Callable[[int], None]) -> Merged:
+        did, does = edits_of(self._diff), edits_of(self._source_diff)
+        if self._keyed:
+            did = with_exact_gaps(did, self._base, self._target)
+            does = with_exact_gaps(does, self._base, self._source)
+        self._require_columns(does)
+        self._merge_removed(did, does)
+        self._merge_changed(did, does)
+        if self._keyed:
+            self._add_by_key(did, does)
+        else:
+            self._add_by_place(did, does)
+        if self._count:
+            raise MergeConflict(
+                f"{self._count} rows were changed on both sides: nothing was merged; choose a side for them "
+                "(--ours, --theirs), or edit one of the versions",
+                self._conflicts,
+                self._count,
+            )
+        tree = splice(self._target, self._splices(), progress)
+        return Merged(tree, self._target, self._added, self._removed, self._changed, self._resolved)
+
+    # -- schemas -------------------------------------------------------------------------------------------------
+
+    def _require_schemas(self) -> None:
+        """Raise MergeConflict unless one schema holds for the result."""
+        one, other = self._diff.schema, self._source_diff.schema
+        for diff in (one, other):
+            if diff.identity is not None or diff.keyed is not None:
+                raise MergeConflict("the sides tell rows apart by different columns; bring them to one key first")
+        if not other:
+            return
+        same = self._target.schema.equals(self._source.schema, check_metadata=True)
+        if same and not one.added and one.renamed == other.renamed:
+            return
+        names = sorted(one.columns() & other.columns() or one.columns() | other.columns())
+        raise MergeConflict(
+            f"both sides changed the schema (columns {', '.join(names)}): make the same change on one of them first"
+        )
+
+    def _require_columns(self, does: Edits) -> None:
+        """Raise MergeConflict where the target's schema has no place for what the source did."""
+        linked = set(self._links.values())
+        for name, bits in does.columns.items():
+            if name not in linked:
+                raise MergeConflict(
+                    f"column {name!r} was dropped or given another type by {self._target_is}, and changed in "
+                    f"{int(bits.sum())} rows by {self._source_is}: undo one of the two first"
+                )
+        if not len(does.added):
+            return
+        for one in self._target.schema:
+            if one.name in self._links:
+                continue
+            if one.name in self._source.schema.names:
+                raise MergeConflict(
+                    f"column {one.name!r} has another type in {self._target_is}, and {self._source_is} added rows: "
+                    "give it that type there first"
+                )
+            if not one.nullable:
+                raise MergeConflict(
+                    f"column {one.name!r}, which {self._target_is} added, may not be null, and the {len(does.added)} rows "
+                    f"that {self._source_is} added have no value for it: add the column there first"
+                )
+
+    # -- rows of the base ----------------------------------------------------------------------------------------
+
+    def _merge_removed(self, did: Edits, does: Edits) -> None:
+        kept = does.removed[~np.isin(does.removed, did.removed)]
+        contested = np.isin(kept, did.changed)
+        for row in kept[contested].tolist():
+            after = int(did.changed_after[np.searchsorted(did.changed, row)])
+            why = f"changed by {self._target_is}, removed by {self._source_is}"
+            if self._wins(lambda: self._of_row(why, row, target=after)):  # noqa: B023 - called at once
+                self._remove(after)
+        for at in did.place(kept[~contested]).tolist():
+            self._remove(at)
+
+    def _remove(self, at: int) -> None:
+        self._operations.remove(at)
+        self._removed += 1
+
+    def _merge_changed(self, did: Edits, does: Edits) -> None:
+        gone = np.isin(does.changed, did.removed)
+        for row, after in zip(does.changed[gone].tolist(), does.changed_after[gone].tolist(), strict=True):
+            why = f"removed by {self._target_is}, changed by {self._source_is}"
+            if self._wins(lambda: self._of_row(why, row, source=after)):  # noqa: B023
+                self._insert(int(did.span(np.array([row]))[1][0]), after)
+        both = np.isin(does.changed, did.changed)
+        alone = ~gone & ~both
+        for at, after in zip(did.place(does.changed[alone]).tolist(), does.changed_after[alone].tolist(), strict=True):
+            self._operations.rewrite(at, after)
+            self._changed += 1
+        if both.any():
+            self._merge_both(did, does, np.flatnonzero(both))
+
+    def _insert(self, at: int, source: int) -> None:
+        self._operations.insert(at, source)
+        self._added += 1
+
+    def _merge_both(self, did: Edits, does: Edits, chosen: Positions) -> None:
+        """Rows that both changed, by column."""
+        rows, after = does.changed[chosen], does.changed_after[chosen]
+        own = np.searchsorted(did.changed, rows)
+        at = did.changed_after[own]
+        names = [name for name in self._links if name in did.columns or self._links[name] in does.columns]
+        take, contested = (np.zeros((len(rows), len(names)), np.bool_) for _ in range(2))
+        for number, name in enumerate(names):
+            mine = did.columns[name][own] if name in did.columns else np.zeros(len(rows), np.bool_)
+            other = self._links[name]
+            theirs = does.columns[other][chosen] if other in does.columns else np.zeros(len(rows), np.bool_)
+            check = np.flatnonzero(mine | theirs if self._whole_rows else mine & theirs)
+            contested[check, number] = self._differ(name, at[check], after[check])
+            take[:, number] = theirs & ~contested[:, number]
+        for number in np.flatnonzero(contested.any(axis=1)).tolist():
+            columns = tuple(name for name, bit in zip(names, contested[number], strict=True) if bit)
+            where = int(rows[number]), int(at[number]), int(after[number])
+            if self._wins(lambda: self._of_row("changed by both", *where, columns)):  # noqa: B023
+                take[number] |= contested[number]
+        patterns, which = np.unique(take, axis=0, return_inverse=True)
+        first = len(self._operations.masks)
+        for pattern in patterns:
+            self._operations.masks.append(frozenset(name for name, bit in zip(names, pattern, strict=True) if bit))
+        for place, source, mask in zip(at.tolist(), after.tolist(), which.reshape(-1).tolist(), strict=True):
+            if self._operations.masks[first + mask]:
+                self._operations.rewrite(place, source, first + mask)
+                self._changed += 1
+
+    def _differ(self, name: str, rows: Positions, others: Positions) -> Bits:
+        """Whether values of a column differ between rows of the target and of the source."""
+        if not len(rows):
+            return np.zeros(0, np.bool_)
+        one = self._target.take_stored(rows, name)
+        other = self._source.take_stored(others, self._links[name])
+        return differing(one, other, self._target.schema.field(name).type)
+
+    def _rows_differ(self, rows: Positions, others: Positions) -> dict[str, Bits]:
+        return {name: self._differ(name, rows, others) for name in self._links}
+
+    # -- rows that were added ------------------------------------------------------------------------------------
+
+    def _add_by_key(self, did: Edits, does: Edits) -> None:
+        starts, ends = did.span(does.added_at)
+        places = starts.tolist()
+        contested = np.flatnonzero(ends > starts)
+        if len(contested):
+            # What the target added in the same gaps: rows in the order of the key.
+            ranges = np.unique(np.stack((starts[contested], ends[contested]), axis=1), axis=0).tolist()
+            wanted = np.concatenate([np.arange(*one) for one in ranges])
+            keys = dict(zip(wanted.tolist(), keys_of(self._target, wanted), strict=True))
+            own = keys_of(self._source, does.added[contested])
+            for one, key in zip(contested.tolist(), own, strict=True):
+                start, end = int(starts[one]), int(ends[one])
+                places[one] = start + bisect_left(range(start, end), key, key=keys.__getitem__)
+                if places[one] < end and keys[places[one]] == key:
+                    self._added_twice(places[one], int(does.added[one]), int(does.added_at[one]))
+                    places[one] = -1
+        for at, source in zip(places, does.added.tolist(), strict=True):
+            if at >= 0:
+                self._insert(at, source)
+
+    def _added_twice(self, at: int, source: int, gap: int) -> None:
+        differ = self._rows_differ(np.array([at]), np.array([source]))
+        columns = tuple(name for name, bits in differ.items() if bits[0])
+        if columns and self._wins(lambda: self._of_row("added by both", gap, at, source, columns, based=False)):
+            self._operations.rewrite(at, source)
+            self._changed += 1
+
+    def _add_by_place(self, did: Edits, does: Edits) -> None:
+        hunks, at = list(did.hunks()), 0
+        dropped: set[int] = set()  # additions of the target that the source's take the place of
+        for hunk in does.hunks():
+            while at < len(hunks) and hunks[at].end < hunk.start:
+                at += 1
+            adds, beside = hunk.adds, False
+            for number in range(at, len(hunks)):
+                other = hunks[number]
+                if other.start > hunk.end:
+                    break
+                if not (hunk.adds or other.adds):
+                    continue
+                if hunk.adds and other.adds and self._same_hunk(did, does, other, hunk):
+                    adds = False
+                elif hunk.adds and other.adds and not hunk.overlaps(other) and self._keep_both:
+                    beside = hunk.end == other.end
+                elif (hunk.adds and other.adds) or hunk.overlaps(other):
+                    if self._region_wins(did, does, other, hunk):
+                        dropped.update(range(other.first, other.last))
+                    else:
+                        adds = False
+            if adds:
+                before, after = (int(rows[0]) for rows in did.span(np.array([hunk.end])))
+                place = after if beside and self._target_is == "ours" else before
+                for source in does.added[hunk.first : hunk.last].tolist():
+                    self._insert(place, source)
+        for one in sorted(dropped):
+            self._remove(int(did.added[one]))
+
+    def _same_hunk(self, did: Edits, does: Edits, mine: Hunk, theirs: Hunk) -> bool:
+        if (mine.start, mine.end, mine.last - mine.first) != (theirs.start, theirs.end, theirs.last - theirs.first):
+            return False
+        rows, others = did.added[mine.first : mine.last], does.added[theirs.first : theirs.last]
+        return not any(bits.any() for bits in self._rows_differ(rows, others).values())
+
+    def _region_wins(self, did: Edits, does: Edits, mine: Hunk, theirs: Hunk) -> bool:
+        """Rows added in one place: each is a conflict of its own, with what stands beside it."""
+        base = range(min(mine.start, theirs.start), max(mine.end, theirs.end))
+        rows, others = did.added[mine.first : mine.last].tolist(), does.added[theirs.first : theirs.last].tolist()
+        wins = False
+        for number in range(max(len(base), len(rows), len(others))):
+            row = base[number] if number < len(base) else base.stop
+            target = rows[number] if number < len(rows) else None
+            source = others[number] if number < len(others) else None
+            wins = self._wins(
+                lambda: self._of_row("rows in one place", row, target, source, based=number < len(base))  # noqa: B023
+            )
+        return wins
+
+    # -- conflicts -----------------------------------------------------------------------------------------------
+
+    def _wins(self, told: Callable[[], RowConflict]) -> bool:
+        """Whether the source wins a conflict; when nobody was told to, it is kept for the report, and nobody does."""
+        if self._resolve is not None:
+            self._resolved += 1
+            return self._resolve == self._source_is
+        self._count += 1
+        if len(self._conflicts) < limits.MERGE_CONFLICTS_MAX:
+            self._conflicts.append(told())
+        return False
+
+    def _of_row(
+        self,
+        why: str,
+        row: int,
+        target: int | None = None,
+        source: int | None = None,
+        columns: tuple[str, ...] = (),
+        based: bool = True,
+    ) -> RowConflict:
+        """A conflict with the values of its row in each version."""
+        names = columns or tuple(self._links)
+        old = self._values(self._base, row if based else None, {name: self._base_names[name] for name in names})
+        one = self._values(self._target, target, {name: name for name in names})
+        other = self._values(self._source, source, {name: self._links[name] for name in names})
+        ours, theirs = (one, other) if self._target_is == "ours" else (other, one)
+        if target is not None:
+            version, at, key_names = self._target, target, self._target.identity
+        elif source is not None:
+            version, at, key_names = self._source, source, self._source.identity
+        else:
+            version, at, key_names = self._base, row, self._base.identity
+        key = self._values(version, at, {name: name for name in key_names}) or {}
+        return RowConflict(why, row, key, columns, old, ours, theirs)
+
+    def _values(self, version: Dataset, row: int | None, names: dict[str, str]) -> dict[str, Any] | None:
+        if row is None:
+            return None
+        rows = np.array([row])
+        return {name: python_values(version.take_stored(rows, own))[0] for name, own in names.items()}
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _splices(self) -> Iterator[Splice]:
+        """The operations in the order of the target's rows, neighbours together."""
+        done = self._operations
+        columns_of = (done.at, done.delete, done.source, done.target, done.mask)
+        at, delete, source, target, mask = (np.array(one, np.int64) for one in columns_of)
+        order = np.lexsort((source, delete, at))
+        at, delete, source, target, mask = (one[order] for one in (at, delete, source, target, mask))
+        together = at[1:] == at[:-1] + delete[:-1]
+        for first in range(0, len(at), limits.DIFF_BATCH_ROWS):
+            end = min(first + limits.DIFF_BATCH_ROWS, len(at))
+            puts = np.flatnonzero(source[first:end] >= 0) + first
+            columns = self._columns(source[puts], target[puts], mask[puts])
+            cuts = [first, *(np.flatnonzero(~together[first : end - 1]) + first + 1).tolist(), end]
+            for start, stop in itertools.pairwise(cuts):
+                low, high = np.searchsorted(puts, (start, stop)).tolist()
+                rows = [[column.slice(low, high) for column in columns]] if high > low else None
+                yield Splice(int(at[start]), int(delete[start:stop].sum()), rows)
+
+    def _columns(self, source: Positions, target: Positions, mask: Positions) -> list[Column]:
+        """Rows that are put in, with the columns of the target's schema."""
+        out = []
+        for one in self._target.schema:
+            masks = [number for number, names in enumerate(self._operations.masks) if one.name in names]
+            from_source = ((mask == -1) | np.isin(mask, masks)) & (one.name in self._links)
+            from_target = ~from_source & (target >= 0)
+            nowhere = ~from_source & ~from_target
+            pieces, rows = [], []
+            if from_source.any():
+                pieces.append(self._from_source(one, source[from_source]))
+                rows.append(np.flatnonzero(from_source))
+            if from_target.any():
+                pieces.append(self._target.take_stored(target[from_target], one.name))
+                rows.append(np.flatnonzero(from_target))
+            if nowhere.any():
+                pieces.append(Column(_nulls(int(nowhere.sum()), one.type)))
+                rows.append(np.flatnonzero(nowhere))
+            if not pieces:
+                continue
+            whole = column_values.concat(pieces)
+            out.append(whole if len(pieces) == 1 else column_values.take(whole, np.argsort(np.concatenate(rows))))
+        return out
+
+    def _from_source(self, one: pa.Field, rows: Positions) -> Column:
+        name = self._links[one.name]
+        column = self._source.take_stored(rows, name)
+        if not one.nullable and column.values.null_count:
+            raise MergeConflict(
+                f"column {one.name!r} may not be null by {self._target_is}, and {self._source_is} put nulls into it"
+            )
+        if inline_bytes(one) == inline_bytes(self._source.schema.field(name)):
+            return column
+        store = self._target.store
+        return column_values.intern(store, column_values.resolve(store, column, one.type), inline_bytes(one))
+
+
+def _nulls(count: int, data_type: pa.DataType) -> pa.Array:
+    if isinstance(data_type, pa.ExtensionType):
+        return pa.ExtensionArray.from_storage(data_type, pa.nulls(count, data_type.storage_type))
+    return pa.nulls(count, data_type)
