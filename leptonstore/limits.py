@@ -72,10 +72,12 @@ IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to
 
 # -- datasets ----------------------------------------------------------------------------------------------------
 ROW_GROUP_ROWS_MIN = 1_000
-ROW_GROUP_ROWS_AVG = 4_000  # expected size: min + the mean of a geometric distribution
+ROW_GROUP_ROWS_AVG = 3_000  # expected size: min + the mean of a geometric distribution; one in 33 is cut by the maximum
 ROW_GROUP_ROWS_MAX = 8_000
 VALUE_INLINE_BYTES_MAX = 16 * KIB  # longer values are chunks of their own
-PAGE_PART_BYTES = 64 * KIB  # variable-width pages above this are cut at row boundaries
+# Variable-width pages above this are cut at row boundaries into parts of about this size: an edit writes about two of them. Larger ones compress
+# hardly better (decisions/0019).
+PAGE_PART_BYTES = 24 * KIB
 # Elements of a page that take no byte of it (empty structs and lists of them); all others are bounded by its length.
 PAGE_EMPTY_ELEMENTS_MAX = 1 << 20
 NODE_FANOUT_AVG = 256  # children of an internal node, on average; 10^9 rows are three levels

@@ -117,14 +117,14 @@ def _recut(edits: Iterable[_Edit[_T]], reader: TreeReader, level: int, writer: _
     """Edits of what lies below `level` -> runs of that level.
 
     A run begins at an old cut before its first edit, and ends where an old cut comes out again (or the table does): from there on all
-    cuts are the old ones.
+    cuts are the old ones. The one node at the top is always cut again as a whole.
     """
     start: int | None = None  # of the run that is open
     at = 0  # the old rows up to here have been passed on, when a run is open
     for edit in edits:
         while start is not None and at < edit.start:  # not at the edit itself: it would begin the next run
             node = reader.span(level, at)
-            if at == node.start and not writer.open:
+            if at == node.start and not writer.open and level < reader.height:
                 yield from _run(start, at, writer.take())
                 start = None
             else:
@@ -141,7 +141,7 @@ def _recut(edits: Iterable[_Edit[_T]], reader: TreeReader, level: int, writer: _
         return
     while at < reader.rows:
         node = reader.span(level, at)
-        if at == node.start and not writer.open:
+        if at == node.start and not writer.open and level < reader.height:
             break
         writer.keep(at, node.end)
         at = node.end

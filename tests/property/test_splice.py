@@ -122,6 +122,14 @@ def test_a_tree_that_shrinks_to_one_node_of_any_level_has_that_for_its_root(stor
     assert splice(base, []).root == base.commit_object.root
 
 
+def test_rows_that_end_with_a_cut_before_the_only_group(store: Store) -> None:
+    """The old group came out again at once, and was lost: nothing at the top stands beside it."""
+    base = version(store, written(store, table_of([1, 2, 3])))
+    for count in range(1, 60):
+        new = list(range(100, 100 + count))
+        assert splice(base, [Splice(0, 0, table_of(new))]) == written(store, table_of([*new, 1, 2, 3]))
+
+
 def test_rows_of_another_version_are_put_in_without_reading_their_values(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
