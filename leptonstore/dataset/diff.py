@@ -5,7 +5,8 @@ those row groups the pages of columns that differ; identity columns only where t
 values are compared by digest and never read.
 
 A changed row has the same identity in both versions and another value in some column. In a table without a key a row that moved is one
-removed and one added; where several rows have one identity, which of them is told as changed follows from their order.
+removed and one added; where several rows have one identity, which of them is told as changed follows from their order (and where whole
+row groups repeat, equal rows may be told as removed here and added there).
 """
 
 from __future__ import annotations
@@ -200,8 +201,8 @@ class Diff:
 
     def _by_leaf(
         self, gap: Gap, here: Positions, there: Positions
-    ) -> Iterator[tuple[list[Leaf], list[Leaf], Positions, Positions, Positions, Positions]]:
-        """(row groups, rows of both that are paired, unpaired rows of both), for one row group of `before` at a time."""
+    ) -> Iterator[tuple[list[Leaf], list[Leaf], Positions, Positions, Positions, Positions, int]]:
+        """(row groups, paired rows of both, other rows of both, end of the rows before), for one row group of `before` at a time."""
         first_after = gap.after[0].first if gap.after else 0
         end_after = gap.after[-1].first + gap.after[-1].rows if gap.after else 0
         for number, leaf in enumerate(gap.before):
@@ -213,11 +214,11 @@ class Diff:
             after = [one for one in gap.after if one.first < end and one.first + one.rows > first_after]
             removed = _others(leaf.first, leaf.first + leaf.rows, own)
             added = _others(first_after, end, others)
-            yield [leaf], after, own, others, removed, added
+            yield [leaf], after, own, others, removed, added, leaf.first + leaf.rows
             first_after = end
         if not gap.before:
             none = np.empty(0, np.int64)
-            yield [], gap.after, none, none, none, _rows(gap.after)
+            yield [], gap.after, none, none, none, _rows(gap.after), gap.before_row
 
     def _compared(
         self,
@@ -227,6 +228,7 @@ class Diff:
         there: Positions,
         removed: Positions,
         added: Positions,
+        end_before: int,
     ) -> Block:
         self._before.use(leaves_before)
         self._after.use(leaves_after)
@@ -236,8 +238,7 @@ class Diff:
             any_differ |= one
         columns = {name: one[any_differ] for name, one in bits.items() if one.any()}
         place = np.searchsorted(there, added)
-        end = leaves_before[-1].first + leaves_before[-1].rows if leaves_before else 0
-        in_front = np.concatenate((here, [end]))[place] if len(added) else added
+        in_front = np.concatenate((here, [end_before]))[place] if len(added) else added
         return Block(
             leaves_before, leaves_after, removed, added, here[any_differ], there[any_differ], columns, in_front
         )
@@ -305,7 +306,7 @@ class Diff:
             at = np.flatnonzero(bits[own])
             mine, theirs = self._read(name, changed[at], changed_after[at])
             for values, column in ((old, mine), (new, theirs)):
-                for row, value in zip(at.tolist(), python_values(column), strict=True):
+                for row, value in zip(at.tolist(), python_values(column, self._type(name)), strict=True):
                     values[row][name] = value
         streams = iter(removed), iter(added), iter(zip(keys, old, new, strict=True))
         was = {now: self._old.schema.names[a] for now, (a, _) in self._columns.shared.items()}
@@ -326,17 +327,24 @@ class Diff:
         if not len(rows):
             return []
         schema = reader.commit.schema
-        columns = [python_values(reader.read(schema.get_field_index(name), rows)) for name in names]
+        columns = [
+            python_values(reader.read(schema.get_field_index(name), rows), schema.field(name).type) for name in names
+        ]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def python_values(column: Column) -> list[Any]:
-    """Python values, `LargeValue` where one stands elsewhere."""
+def python_values(column: Column, data_type: pa.DataType) -> list[Any]:
+    """Python values of a column of this type, `LargeValue` where one stands elsewhere."""
     values: list[Any] = column.values.to_pylist()
-    if column.references is not None:
-        for row in column.references.nonzero()[0].tolist():
+    if column.references is None:
+        return values
+    text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type)
+    for row, elsewhere in enumerate(column.references.tolist()):
+        if elsewhere:
             digest, size = REFERENCE.unpack(values[row])
             values[row] = LargeValue(digest.hex(), size)
+        elif text and values[row] is not None:
+            values[row] = values[row].decode()
     return values
 
 

@@ -410,7 +410,10 @@ class _Merge:
         if row is None:
             return None
         rows = np.array([row])
-        return {name: python_values(version.take_stored(rows, own))[0] for name, own in names.items()}
+        return {
+            name: python_values(version.take_stored(rows, own), version.schema.field(own).type)[0]
+            for name, own in names.items()
+        }
 
     # -- writing -------------------------------------------------------------------------------------------------
 
