@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,10 @@ from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.format.node import RowGroup
 from leptonstore.format.page import decode_page
 from leptonstore.store import Store
+
+if TYPE_CHECKING:
+    from leptonstore.dataset.diff import Diff
+    from leptonstore.dataset.versions import Version
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 SPLIT_COLUMN = "split"
@@ -69,7 +73,10 @@ class Dataset:
 
     @classmethod
     def open(cls, store: Store | str | Path, spec: str) -> Dataset:
-        """`spec` is NAME, NAME@branch, NAME@tag or NAME@<commit>. Raises StoreMissing or RefMissing."""
+        """`spec` is NAME, NAME@branch, NAME@tag, NAME@<commit>, NAME@ref~2 or NAME@2026-11-01 (dataset/refs.py).
+
+        Raises StoreMissing, RefMissing or BadInput.
+        """
         opened = store if isinstance(store, Store) else Store.open(store)
         return cls(opened, *resolve_ref(opened, "dataset", spec))
 
@@ -119,6 +126,44 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"<Dataset {self.name}@{self.ref} {self.commit[:12]}: {len(self)} rows, {', '.join(self.column_names)}>"
+
+    # -- history: each asks a file of its own (versions, diff, integrate, branches), which know this one ------------
+
+    def history(self) -> list[Version]:
+        """This version and all before it, newest first, with who published each and when."""
+        from leptonstore.dataset.versions import versions
+
+        return list(versions(self.store, [self.commit]))
+
+    def diff(self, other: Dataset | str) -> Diff:
+        """What changed from this version to `other`: a version, or a name such as "birds@v1"."""
+        from leptonstore.dataset.diff import Diff
+
+        after = other.commit if isinstance(other, Dataset) else resolve_ref(self.store, "dataset", other)[2]
+        return Diff(self.store, self.commit, after)
+
+    def merge(self, theirs: Dataset | str, **options: Any) -> Dataset:
+        """Merge another version into the branch that this one was opened by; returns its new head. Options as `integrate.merge`."""
+        from leptonstore.dataset.integrate import merge
+
+        name = f"{theirs.name}@{theirs.commit}" if isinstance(theirs, Dataset) else theirs
+        done = merge(self.store, name, f"{self.name}@{self.ref}", **options)
+        return Dataset(self.store, self.name, self.ref, done.commit)
+
+    def branch(self, name: str) -> Dataset:
+        """A new branch that begins here, opened. Raises as `create_ref` does."""
+        from leptonstore.dataset.branches import create_ref
+
+        return Dataset(
+            self.store, self.name, name, create_ref(self.store, "dataset", self.name, name, self.commit).commit
+        )
+
+    def tag(self, name: str) -> Dataset:
+        """A name for this version that never moves, opened. Raises as `create_ref` does."""
+        from leptonstore.dataset.branches import create_ref
+
+        made = create_ref(self.store, "dataset", self.name, name, self.commit, tag=True)
+        return Dataset(self.store, self.name, name, made.commit)
 
     # -- selections ----------------------------------------------------------------------------------------------
 

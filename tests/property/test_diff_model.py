@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from leptonstore.dataset.diff import ADDED, CHANGED, REMOVED, Diff, RowChange
 from leptonstore.store import Store
-from tests.property.history_data import Row, version_of, plain, rows_of, small_trees, values
+from tests.property.history_data import Row, plain, rows_of, small_trees, values, version_of
 
 EXAMPLES = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 tables = st.lists(values, max_size=60)
