@@ -148,8 +148,9 @@ def part_ends(values: pa.Array, sizes: np.ndarray[Any, np.dtype[np.int64]], part
     """
     if int(sizes.sum()) <= part_bytes:
         return [len(sizes)]
-    # From a third of `part_bytes` on, a row ends its part with a chance in proportion to its bytes, so that the mean is about `part_bytes`; a
-    # part never has twice as many, but for a single row. A higher minimum makes cuts that an edit moved return later (decisions/0019).
+    # From a third of `part_bytes` on, a row ends its part with a chance in proportion to its bytes, so that the mean is about
+    # `part_bytes`; a part never has twice as many, but for a single row. A higher minimum makes cuts that an edit moved return later
+    # (decisions/0019).
     least = part_bytes // 3
     chance = np.minimum(1.0, (sizes + 1) / max(1, part_bytes - least))
     wanted = (sample_hashes(values) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
