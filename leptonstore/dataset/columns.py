@@ -28,7 +28,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.edit import Changed, Progress, commit_change
 from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
 from leptonstore.dataset.rows_in import fit_batch
-from leptonstore.dataset.rules import check_rows, check_unique
+from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, check_unique, rules_of, with_rules
 from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import Span, Tree, TreeReader, put_levels
@@ -162,6 +162,32 @@ def cast_column(
             return (*group.columns[:index], parts, *group.columns[index + 1 :])
 
         return _changed(head, _each_group(head, edit), schema, f"cast column {name} to {new.type}")
+
+    return commit_change(base, change, message, author, rebase=True)
+
+
+def change_rules(
+    base: Dataset, name: str, add: Sequence[Rule] = (), remove: Sequence[str] = (), message: str = "", author: str = ""
+) -> Dataset:
+    """Give a column validation rules, or take away those of a kind. A new one is held against all rows first, and replaces one of its kind.
+
+    Raises SchemaError (no such column), BadInput (the rule does not fit, or there is none to take away), RuleBroken.
+    """
+
+    def change(head: Dataset) -> Changed:
+        index = _index(head, name)
+        field = head.schema.field(index)
+        there = {rule.kind: rule for rule in rules_of(field)}
+        for kind in remove:
+            if there.pop(kind, None) is None:
+                raise BadInput(f"column {name!r} has no rule {kind!r}; it has: {', '.join(there) or 'none'}")
+        for rule in add:
+            check_fits(field, rule)
+            check_column(head, field, rule)
+            there[rule.kind] = rule
+        schema = head.schema.set(index, with_rules(field, list(there.values())))
+        said = ", ".join([*map(str, add), *(f"not {kind}" for kind in remove)])
+        return _changed(head, _same_tree(head), schema, f"rule for {name}: {said}")
 
     return commit_change(base, change, message, author, rebase=True)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from leptonstore.dataset.dataset import Dataset
     from leptonstore.dataset.rows_in import RowsIn
+    from leptonstore.dataset.rules import Rule
 
 
 class Editing:
@@ -98,3 +99,11 @@ class Editing:
         from leptonstore.dataset import columns as edits
 
         return edits.cast_column(cast("Dataset", self), name, data_type, metadata, nullable, message, author)
+
+    def change_rules(
+        self, name: str, add: Sequence[Rule] = (), remove: Sequence[str] = (), message: str = "", author: str = ""
+    ) -> Dataset:
+        """Give a column validation rules, or take those of a kind away. Raises RuleBroken when there are rows that break them."""
+        from leptonstore.dataset import columns as edits
+
+        return edits.change_rules(cast("Dataset", self), name, add, remove, message, author)

@@ -151,7 +151,7 @@ def imported(store: Store, model: Model) -> Tree:
     return Tree(*write_table(store, source))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), keyed=st.booleans())
 def test_edits_equal_a_model(seed: int, keyed: bool) -> None:
     model = Model(keyed, random.Random(seed))
@@ -167,7 +167,7 @@ def test_edits_equal_a_model(seed: int, keyed: bool) -> None:
             assert ds.to_arrow().to_pylist() == model.rows
             assert ds.schema.equals(model.schema, check_metadata=True)
             if rng.random() < 0.3:
-                collect(store, repack_share=1.0) if rng.random() < 0.5 else collect(store)
+                collect(store)
             if rng.random() < 0.3:
                 store.close()
                 store = Store.open(Path(folder) / "store")
