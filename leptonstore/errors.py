@@ -4,6 +4,8 @@
     ├── BadInput            the caller's data or arguments are wrong: fix them and call again
     │   ├── SourceError         a file to import is missing, malformed or unreadable
     │   ├── SchemaError         a table or a batch does not fit the schema
+    │   ├── DuplicateKey        two rows have one key, in a table in which it names one row
+    │   ├── RuleBroken          rows break a validation rule of the dataset
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
@@ -62,6 +64,18 @@ class SourceError(BadInput):
 
 class SchemaError(BadInput):
     """A table, a batch or a type does not fit the schema, or the schema cannot be stored."""
+
+
+class DuplicateKey(BadInput):
+    """Two rows have the same key, in a table whose key names one row."""
+
+
+class RuleBroken(BadInput):
+    """Rows break a validation rule of the dataset. Fields: `rule` (its text), `column`, and `rows`, the first of them."""
+
+    def __init__(self, message: str, rule: str, column: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rule, self.column, self.rows = rule, column, rows
 
 
 class WrongKey(BadInput):

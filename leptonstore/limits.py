@@ -75,8 +75,8 @@ ROW_GROUP_ROWS_MIN = 1_000
 ROW_GROUP_ROWS_AVG = 3_000  # expected size: min + the mean of a geometric distribution; one in 33 is cut by the maximum
 ROW_GROUP_ROWS_MAX = 8_000
 VALUE_INLINE_BYTES_MAX = 16 * KIB  # longer values are chunks of their own
-# Variable-width pages above this are cut at row boundaries into parts of about this size: an edit writes about two of them. Larger ones compress
-# hardly better (decisions/0019).
+# Variable-width pages above this are cut at row boundaries into parts of about this size: an edit writes about two of them. Larger
+# ones compress hardly better (decisions/0019).
 PAGE_PART_BYTES = 24 * KIB
 # Elements of a page that take no byte of it (empty structs and lists of them); all others are bounded by its length.
 PAGE_EMPTY_ELEMENTS_MAX = 1 << 20
@@ -86,6 +86,10 @@ NODE_LEVEL_MAX = 16
 # Of a keyed table. Of a child's greatest key its node has this much: 256 children take 28 KiB at most; keys that agree in so many bytes
 # cost a search one leaf more.
 NODE_KEY_BYTES_MAX = 64
+# Rows that are sorted by key in memory at a time. n bytes make n / SORT_BYTES runs on disk, and merging holds a block of each: 1 GiB for
+# 64 GB that are sorted; let the runs grow with sqrt(n) beyond that.
+SORT_BYTES = 64 * MIB
+SORT_BLOCK_BYTES = 1 * MIB
 KEY_BYTES_MAX = 1 * KIB  # of one row's key, all of its columns together
 COLUMNS_MAX = 4_096
 TYPE_DEPTH_MAX = 32

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.editing import Editing
 from leptonstore.dataset.refs import resolve_ref
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
@@ -40,7 +41,7 @@ SPLIT_COLUMN = "split"
 READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
-class Dataset:
+class Dataset(Editing):
     """A version of a dataset, or a selection of its rows. Open one with `Dataset.open`; it never changes."""
 
     __lepton_dataset__ = True  # how `loaders` knows one without importing leptonstore
