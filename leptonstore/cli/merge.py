@@ -27,6 +27,7 @@ from leptonstore.errors import BadInput, MergeConflict
 )
 @click.option("--no-ff", is_flag=True, help="Make a commit also where the branch would only have to move.")
 @click.option("-m", "--message", default="", help="What the merge is; default: merge of NAME.")
+@click.option("--author", default="", help="Who it was (default: the user that runs this).")
 @store_option
 @json_option
 def command(
@@ -39,6 +40,7 @@ def command(
     base: str | None,
     no_ff: bool,
     message: str,
+    author: str,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,7 @@ def command(
         try:
             with progress(f"merge {name}", None) as report:
                 done = merge(
-                    opened, name, into or dataset, message, side, whole_rows, keep_both, base, not no_ff, report
+                    opened, name, into or dataset, message, side, whole_rows, keep_both, base, not no_ff, author, report
                 )
         except MergeConflict as error:
             print_conflict(error, as_json)

@@ -18,10 +18,11 @@ from leptonstore.errors import MergeConflict
 @click.option("--ours", is_flag=True, help="Where a later version changed the same, keep that.")
 @click.option("--theirs", is_flag=True, help="Where a later version changed the same, undo that too.")
 @click.option("-m", "--message", default="", help="Default: revert of the version.")
+@click.option("--author", default="", help="Who it was (default: the user that runs this).")
 @store_option
 @json_option
 def command(
-    name: str, into: str | None, ours: bool, theirs: bool, message: str, store: str | None, as_json: bool
+    name: str, into: str | None, ours: bool, theirs: bool, message: str, author: str, store: str | None, as_json: bool
 ) -> None:
     """Undo what version NAME@REF changed, as a new version; what came later stays.
 
@@ -37,7 +38,7 @@ def command(
     with open_store(store) as opened:
         try:
             with progress(f"revert {name}", None) as report:
-                done = revert(opened, name, into, message, side, report)
+                done = revert(opened, name, into, message, side, author, report)
         except MergeConflict as error:
             print_conflict(error, as_json)
             raise

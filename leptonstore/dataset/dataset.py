@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow as pa
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.editing import Editing
+from leptonstore.dataset.history import History
 from leptonstore.dataset.refs import resolve_ref
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
@@ -32,16 +33,12 @@ from leptonstore.format.node import RowGroup
 from leptonstore.format.page import decode_page
 from leptonstore.store import Store
 
-if TYPE_CHECKING:
-    from leptonstore.dataset.diff import Diff
-    from leptonstore.dataset.versions import Version
-
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 SPLIT_COLUMN = "split"
 READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
-class Dataset(Editing):
+class Dataset(Editing, History):
     """A version of a dataset, or a selection of its rows. Open one with `Dataset.open`; it never changes."""
 
     __lepton_dataset__ = True  # how `loaders` knows one without importing leptonstore
@@ -128,43 +125,9 @@ class Dataset(Editing):
     def __repr__(self) -> str:
         return f"<Dataset {self.name}@{self.ref} {self.commit[:12]}: {len(self)} rows, {', '.join(self.column_names)}>"
 
-    # -- history: each asks a file of its own (versions, diff, integrate, branches), which know this one ------------
-
-    def history(self) -> list[Version]:
-        """This version and all before it, newest first, with who published each and when."""
-        from leptonstore.dataset.versions import versions
-
-        return list(versions(self.store, [self.commit]))
-
-    def diff(self, other: Dataset | str) -> Diff:
-        """What changed from this version to `other`: a version, or a name such as "birds@v1"."""
-        from leptonstore.dataset.diff import Diff
-
-        after = other.commit if isinstance(other, Dataset) else resolve_ref(self.store, "dataset", other)[2]
-        return Diff(self.store, self.commit, after)
-
-    def merge(self, theirs: Dataset | str, **options: Any) -> Dataset:
-        """Merge another version into the branch that this one was opened by; returns its new head. Options as `integrate.merge`."""
-        from leptonstore.dataset.integrate import merge
-
-        name = f"{theirs.name}@{theirs.commit}" if isinstance(theirs, Dataset) else theirs
-        done = merge(self.store, name, f"{self.name}@{self.ref}", **options)
-        return Dataset(self.store, self.name, self.ref, done.commit)
-
-    def branch(self, name: str) -> Dataset:
-        """A new branch that begins here, opened. Raises as `create_ref` does."""
-        from leptonstore.dataset.branches import create_ref
-
-        return Dataset(
-            self.store, self.name, name, create_ref(self.store, "dataset", self.name, name, self.commit).commit
-        )
-
-    def tag(self, name: str) -> Dataset:
-        """A name for this version that never moves, opened. Raises as `create_ref` does."""
-        from leptonstore.dataset.branches import create_ref
-
-        made = create_ref(self.store, "dataset", self.name, name, self.commit, tag=True)
-        return Dataset(self.store, self.name, name, made.commit)
+    def at(self, ref: str, commit: str) -> Dataset:
+        """Another version of this dataset: commit (hex), under the name `ref`."""
+        return Dataset(self.store, self.name, ref, commit)
 
     # -- selections ----------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class _Branch:
     def version(self, commit: str, label: str = "") -> Dataset:
         return Dataset(self.store, self.name, label or commit[:12], commit)
 
-    def commit(self, made: Merged, parents: tuple[str, ...], message: str, lineage: dict[str, Any]) -> str:
+    def commit(self, made: Merged, parents: tuple[str, ...], message: str, lineage: dict[str, Any], author: str) -> str:
         """Publish a merged tree."""
         commit = replace(
             made.like.commit_object,
@@ -68,7 +68,7 @@ class _Branch:
             message=message,
             lineage=lineage,
         )
-        return publish_commit(self.store, commit, self.ref, self.head)
+        return publish_commit(self.store, commit, self.ref, self.head, author=author)
 
 
 def _branch(store: Store, spec: str) -> _Branch:
@@ -92,11 +92,13 @@ def merge(
     keep_both: bool = False,
     base: str | None = None,
     fast_forward: bool = True,
+    author: str = "",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Integrated:
     """Bring what happened on version `theirs` since it parted from branch `into` (NAME or NAME@BRANCH) into that branch.
 
-    base: the version to compare both with, instead of the one that they parted from. See `merge_rows` for the rest. The result is a
+    base: the version to compare both with, instead of the one that they parted from. author: who the log says it was, by default the
+    user that runs this. See `merge_rows` for the rest. The result is a
     commit with two parents, unless one of the two holds all of the other. Raises BadInput (unrelated histories, several bases, a tag),
     RefMissing, MergeConflict, Conflict, StoreFull.
     """
@@ -107,7 +109,7 @@ def merge(
         return Integrated(onto.label, onto.head, onto.head, "nothing to do", other)
     found = merge_base(store, onto.head, other) if base is None else resolve_ref(store, "dataset", base)[2]
     if found == onto.head and fast_forward:
-        store.publish("merge", lambda state: (RefUpdate(onto.ref, onto.head, other),))
+        store.publish("merge", lambda state: (RefUpdate(onto.ref, onto.head, other),), author)
         return Integrated(onto.label, onto.head, other, "fast-forward", found)
     made = merge_rows(
         onto.version(found, "base"),
@@ -119,12 +121,12 @@ def merge(
         progress,
     )
     lineage = {"operation": "merge", "base": found, "theirs": other, **({"resolve": resolve} if resolve else {})}
-    commit = onto.commit(made, (onto.head, other), message or f"merge of {label}", lineage)
+    commit = onto.commit(made, (onto.head, other), message or f"merge of {label}", lineage, author)
     counts = (made.added, made.removed, made.changed, made.resolved)
     return Integrated(onto.label, onto.head, commit, "merged", found, *counts)
 
 
-def restore(store: Store, spec: str, into: str | None = None, message: str = "") -> Integrated:
+def restore(store: Store, spec: str, into: str | None = None, message: str = "", author: str = "") -> Integrated:
     """A new head of a branch with the rows of an old version, whose tree it shares; what came between stays in history.
 
     into: NAME or NAME@BRANCH; by default the branch that `spec` goes back from (NAME@cleanup~2: cleanup), else main.
@@ -145,7 +147,8 @@ def restore(store: Store, spec: str, into: str | None = None, message: str = "")
         message=message or f"restore of {old[:12]}",
         lineage={"operation": "restore", "version": old},
     )
-    return Integrated(onto.label, onto.head, publish_commit(store, made, onto.ref, onto.head), "restored")
+    commit = publish_commit(store, made, onto.ref, onto.head, author=author)
+    return Integrated(onto.label, onto.head, commit, "restored")
 
 
 def _branch_of(store: Store, name: str, label: str) -> str:
@@ -161,6 +164,7 @@ def revert(
     into: str | None = None,
     message: str = "",
     resolve: Side | None = None,
+    author: str = "",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Integrated:
     """Undo what version `spec` changed against its first parent, as a new head of a branch; later changes stay.
@@ -185,6 +189,6 @@ def revert(
     if made.tree.root == read_commit(store, onto.head).root and made.like.commit == onto.head:
         return Integrated(onto.label, onto.head, onto.head, "nothing to do", undone)
     text = message or f"revert of {undone[:12]}" + (f": {found.message}" if found.message else "")
-    commit = onto.commit(made, (onto.head,), text, {"operation": "revert", "version": undone})
+    commit = onto.commit(made, (onto.head,), text, {"operation": "revert", "version": undone}, author)
     counts = (made.added, made.removed, made.changed, made.resolved)
     return Integrated(onto.label, onto.head, commit, "reverted", undone, *counts)

@@ -36,11 +36,12 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, python_values
 from leptonstore.dataset.edits import Edits, Hunk, edits_of, keys_of, with_exact_gaps
 from leptonstore.dataset.equality import differing
+from leptonstore.dataset.rules import check_rows, check_unique, rules_of
 from leptonstore.dataset.schema import inline_bytes
 from leptonstore.dataset.splice import Splice, splice
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.values import Bits, Column
-from leptonstore.errors import MergeConflict
+from leptonstore.errors import MergeConflict, RuleBroken
 
 Side = Literal["ours", "theirs"]
 
@@ -118,8 +119,7 @@ def merge_rows(
 
     resolve: whose values win where both changed the same (schemas are never resolved). whole_rows: a row that both changed is a
     conflict, also where the columns differ. keep_both: of rows that both added in one place (a table without a key) all are kept, ours
-    first. Raises MergeConflict, SchemaError (a null where the schema has none), StoreFull,
-    ChunkMissing or ChunkCorrupt.
+    first. Raises MergeConflict, RuleBroken, StoreFull, ChunkMissing or ChunkCorrupt.
     """
     return _Merge(base, ours, theirs, resolve, whole_rows, keep_both).run(progress)
 
@@ -172,6 +172,8 @@ class _Merge:
                 self._count,
             )
         tree = splice(self._target, self._splices(), progress)
+        if self._operations.at:
+            check_unique(self._target, tree, self._target.schema)
         return Merged(tree, self._target, self._added, self._removed, self._changed, self._resolved)
 
     # -- schemas -------------------------------------------------------------------------------------------------
@@ -429,6 +431,7 @@ class _Merge:
             end = min(first + limits.DIFF_BATCH_ROWS, len(at))
             puts = np.flatnonzero(source[first:end] >= 0) + first
             columns = self._columns(source[puts], target[puts], mask[puts])
+            self._check_rules(columns)
             cuts = [first, *(np.flatnonzero(~together[first : end - 1]) + first + 1).tolist(), end]
             for start, stop in itertools.pairwise(cuts):
                 low, high = np.searchsorted(puts, (start, stop)).tolist()
@@ -458,6 +461,31 @@ class _Merge:
             whole = column_values.concat(pieces)
             out.append(whole if len(pieces) == 1 else column_values.take(whole, np.argsort(np.concatenate(rows))))
         return out
+
+    def _check_rules(self, columns: list[Column]) -> None:
+        """Rows that are new to the target keep its rules, which the source may not have, or broke by neither side alone."""
+        schema = self._target.schema
+        ruled = [at for at, one in enumerate(schema) if rules_of(one)] if columns else []
+        if not ruled:
+            return
+        store, fields = self._target.store, pa.schema([schema.field(at) for at in ruled])
+        arrays = [column_values.resolve(store, columns[at], schema.field(at).type) for at in ruled]
+        try:
+            check_rows(fields, pa.RecordBatch.from_arrays(arrays, schema=fields), 0)
+        except RuleBroken as error:
+            places = [schema.get_field_index(name) for name in self._target.identity]
+            row = slice(error.rows[0], error.rows[0] + 1)
+            key = ", ".join(
+                f"{schema.field(at).name}={python_values(columns[at].slice(row.start, row.stop), schema.field(at).type)[0]!r}"
+                for at in places
+            )
+            raise RuleBroken(
+                f"the row with {key} would break the rule {error.rule!r} of column {error.column!r}: nothing was merged; correct it on "
+                "one of the sides, or remove the rule",
+                error.rule,
+                error.column,
+                error.rows,
+            ) from None
 
     def _from_source(self, one: pa.Field, rows: Positions) -> Column:
         name = self._links[one.name]
