@@ -143,9 +143,7 @@ def _require(rule: Rule, field: pa.Field, array: pa.Array, first_row: int) -> No
         return
     rows = np.flatnonzero(broken.to_numpy(zero_copy_only=False))
     found = array[int(rows[0])].as_py()
-    raise _error(
-        rule, field.name, (rows[: limits.PLACES_MAX] + first_row).tolist(), f"the first is {repr(found)[:80]}"
-    )
+    raise _error(rule, field.name, (rows[: limits.PLACES_MAX] + first_row).tolist(), f"the first is {repr(found)[:80]}")
 
 
 def _error(rule: Rule, column: str, rows: list[int], said: str) -> RuleBroken:
