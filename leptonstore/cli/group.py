@@ -13,6 +13,12 @@ from leptonstore.version import __version__
 SUMMARIES = {
     "init": "Make a new store.",
     "import": "Put data into the store as a new version of a dataset.",
+    "append": "Add rows to a dataset.",
+    "upsert": "Add rows, or replace those with the same keys.",
+    "update": "Set columns of rows that exist, by their keys.",
+    "delete": "Take rows out of a dataset.",
+    "column": "Add, drop, rename, rewrite or cast columns.",
+    "rules": "Show, add or remove the validation rules of a dataset.",
     "ls": "List datasets, models and checkpoints.",
     "log": "Show the versions of a dataset, newest first.",
     "show": "Show a version: message, author, schema, and what it changed.",

@@ -33,6 +33,8 @@ def batches_in(rows: RowsIn, schema: pa.Schema, partial: bool = False) -> Iterat
 
 def _batches(rows: RowsIn, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     if isinstance(rows, Source):
+        if rows.stored is not None:
+            raise BadInput("a directory of files cannot be put into a version piece by piece: import it anew")
         yield from rows.batches()
         return
     if isinstance(rows, pa.RecordBatch):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset.tree import Tree
 
 RULES = b"lepton.rules"
-_KINDS = ("not_null", "range", "one_of", "pattern", "unique")
+KINDS = ("not_null", "range", "one_of", "pattern", "unique")
 _DIGEST_BYTES = 16
 
 
@@ -100,7 +100,7 @@ def rules_of(field: pa.Field) -> list[Rule]:
 
 def _parse(one: dict[str, Any]) -> Rule:
     kind = one["rule"]
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise ValueError(kind)
     return Rule(kind, one.get("min"), one.get("max"), tuple(one.get("values", ())), str(one.get("pattern", "")))
 
@@ -119,10 +119,10 @@ def check_fits(field: pa.Field, rule: Rule) -> None:
         raise BadInput("a range needs a least or a greatest value")
     if rule.kind == "unique":
         return
+    plain = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
     try:
-        rule.broken(
-            pa.array([], field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type)
-        )
+        # A pattern is looked at with the first value only.
+        rule.broken(pa.array([""] if rule.kind == "pattern" else [], plain))
     except (pa.ArrowException, TypeError) as error:
         why = str(error).splitlines()[0]
         raise BadInput(f"column {field.name!r} of type {field.type} cannot have the rule {rule}: {why}") from None
@@ -143,9 +143,7 @@ def _require(rule: Rule, field: pa.Field, array: pa.Array, first_row: int) -> No
         return
     rows = np.flatnonzero(broken.to_numpy(zero_copy_only=False))
     found = array[int(rows[0])].as_py()
-    raise _error(
-        rule, field.name, (rows[: limits.PLACES_MAX] + first_row).tolist(), f"the first is {str(found)[:80]!r}"
-    )
+    raise _error(rule, field.name, (rows[: limits.PLACES_MAX] + first_row).tolist(), f"the first is {repr(found)[:80]}")
 
 
 def _error(rule: Rule, column: str, rows: list[int], said: str) -> RuleBroken:

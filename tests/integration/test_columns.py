@@ -239,7 +239,7 @@ def test_a_rule_that_rows_break_or_that_does_not_fit_is_refused(store: Store, so
         ("s", Rule("pattern", pattern="(")),
         ("n", Rule("range")),
     ):
-        with pytest.raises(BadInput, match="cannot have the rule|range needs"):
+        with pytest.raises(BadInput, match=r"cannot have the rule|range needs"):
             ds.change_rules(name, [rule])
     with pytest.raises(BadInput, match="no rule 'unique'"):
         ds.change_rules("s", remove=["unique"])
