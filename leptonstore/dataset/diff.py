@@ -162,12 +162,14 @@ class Diff:
         keys = [self._columns.shared[name] for name in self._columns.keys]
         if not keys or not gap.before or not gap.after:
             return []
-        sides = zip((self._before, self._after), (gap.before, gap.after), (0, 1), strict=True)
-        names = [
-            [digest_of(reader.signature(leaf, [key[side] for key in keys])) for leaf in leaves]
-            for reader, leaves, side in sides
-        ]
-        return list(zip(*pair_up(*names), strict=True))
+        sides = (
+            (self._before, gap.before, [key[0] for key in keys]),
+            (self._after, gap.after, [key[1] for key in keys]),
+        )
+        names = [[reader.signature(leaf, columns) for leaf in leaves] for reader, leaves, columns in sides]
+        if len(gap.before) == len(gap.after) == 1:
+            return [(0, 0)] if names[0] == names[1] else []
+        return list(zip(*pair_up(*([digest_of(name) for name in side] for side in names)), strict=True))
 
     def _paired(self, gap: Gap) -> tuple[Positions, Positions]:
         """Rows (of the versions) that are the same row, ascending in both."""

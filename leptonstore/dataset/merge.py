@@ -20,28 +20,25 @@ One side is the *target*: the one whose schema differs, else ours. What the othe
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from leptonstore import limits
-from leptonstore.dataset import values as column_values
 from leptonstore.dataset.align import Positions
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, python_values
 from leptonstore.dataset.edits import Edits, Hunk, edits_of, keys_of, with_exact_gaps
 from leptonstore.dataset.equality import differing
-from leptonstore.dataset.rules import check_rows, check_unique, rules_of
-from leptonstore.dataset.schema import inline_bytes
-from leptonstore.dataset.splice import Splice, splice
+from leptonstore.dataset.merge_write import Operations
+from leptonstore.dataset.rules import check_unique
+from leptonstore.dataset.splice import splice
 from leptonstore.dataset.tree import Tree
-from leptonstore.dataset.values import Bits, Column
-from leptonstore.errors import MergeConflict, RuleBroken
+from leptonstore.dataset.values import Bits
+from leptonstore.errors import MergeConflict
 
 Side = Literal["ours", "theirs"]
 
@@ -72,38 +69,6 @@ class Merged:
     removed: int
     changed: int
     resolved: int
-
-
-@dataclass
-class _Operations:
-    """What is done to the target: in front of its row `at`, or to that row, when one is deleted.
-
-    source: the row that is put in (-1: none). target: the row that its other columns come from (-1: none; null).
-    mask: which columns come from the source, by number in `masks` (-1: all that it has).
-    """
-
-    at: list[int] = field(default_factory=list)
-    delete: list[bool] = field(default_factory=list)
-    source: list[int] = field(default_factory=list)
-    target: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    masks: list[frozenset[str]] = field(default_factory=list)
-
-    def remove(self, at: int) -> None:
-        self._add(at, True, -1, -1, -1)
-
-    def insert(self, at: int, source: int) -> None:
-        self._add(at, False, source, -1, -1)
-
-    def rewrite(self, at: int, source: int, mask: int = -1) -> None:
-        self._add(at, True, source, at, mask)
-
-    def _add(self, at: int, delete: bool, source: int, target: int, mask: int) -> None:
-        self.at.append(at)
-        self.delete.append(delete)
-        self.source.append(source)
-        self.target.append(target)
-        self.mask.append(mask)
 
 
 def merge_rows(
@@ -148,9 +113,9 @@ class _Merge:
         by_base = {at: name for name, (at, _) in there.items()}
         self._links = {name: by_base[at] for name, (at, _) in here.items() if at in by_base}
         self._base_names = {name: base.schema.names[here[name][0]] for name in self._links}
-        self._operations = _Operations()
+        self._operations = Operations(self._target, self._source, self._links)
         self._conflicts: list[RowConflict] = []
-        self._count = self._resolved = self._added = self._removed = self._changed = 0
+        self._count = self._resolved = 0
 
     def run(self, progress: Callable[[int], None]) -> Merged:
         did, does = edits_of(self._diff), edits_of(self._source_diff)
@@ -171,10 +136,11 @@ class _Merge:
                 self._conflicts,
                 self._count,
             )
-        tree = splice(self._target, self._splices(), progress)
-        if self._operations.at:
+        done = self._operations
+        tree = splice(self._target, done.splices(), progress)
+        if done:
             check_unique(self._target, tree, self._target.schema)
-        return Merged(tree, self._target, self._added, self._removed, self._changed, self._resolved)
+        return Merged(tree, self._target, done.added, done.removed, done.changed, self._resolved)
 
     # -- schemas -------------------------------------------------------------------------------------------------
 
@@ -228,31 +194,22 @@ class _Merge:
             after = int(did.changed_after[np.searchsorted(did.changed, row)])
             why = f"changed by {self._target_is}, removed by {self._source_is}"
             if self._wins(lambda: self._of_row(why, row, target=after)):  # noqa: B023 - called at once
-                self._remove(after)
+                self._operations.remove(after)
         for at in did.place(kept[~contested]).tolist():
-            self._remove(at)
-
-    def _remove(self, at: int) -> None:
-        self._operations.remove(at)
-        self._removed += 1
+            self._operations.remove(at)
 
     def _merge_changed(self, did: Edits, does: Edits) -> None:
         gone = np.isin(does.changed, did.removed)
         for row, after in zip(does.changed[gone].tolist(), does.changed_after[gone].tolist(), strict=True):
             why = f"removed by {self._target_is}, changed by {self._source_is}"
             if self._wins(lambda: self._of_row(why, row, source=after)):  # noqa: B023
-                self._insert(int(did.span(np.array([row]))[1][0]), after)
+                self._operations.insert(int(did.span(np.array([row]))[1][0]), after)
         both = np.isin(does.changed, did.changed)
         alone = ~gone & ~both
         for at, after in zip(did.place(does.changed[alone]).tolist(), does.changed_after[alone].tolist(), strict=True):
             self._operations.rewrite(at, after)
-            self._changed += 1
         if both.any():
             self._merge_both(did, does, np.flatnonzero(both))
-
-    def _insert(self, at: int, source: int) -> None:
-        self._operations.insert(at, source)
-        self._added += 1
 
     def _merge_both(self, did: Edits, does: Edits, chosen: Positions) -> None:
         """Rows that both changed, by column."""
@@ -274,13 +231,11 @@ class _Merge:
             if self._wins(lambda: self._of_row("changed by both", *where, columns)):  # noqa: B023
                 take[number] |= contested[number]
         patterns, which = np.unique(take, axis=0, return_inverse=True)
-        first = len(self._operations.masks)
-        for pattern in patterns:
-            self._operations.masks.append(frozenset(name for name, bit in zip(names, pattern, strict=True) if bit))
+        masks = [frozenset(name for name, bit in zip(names, pattern, strict=True) if bit) for pattern in patterns]
+        numbers = [self._operations.mask(mask) for mask in masks]
         for place, source, mask in zip(at.tolist(), after.tolist(), which.reshape(-1).tolist(), strict=True):
-            if self._operations.masks[first + mask]:
-                self._operations.rewrite(place, source, first + mask)
-                self._changed += 1
+            if masks[mask]:
+                self._operations.rewrite(place, source, numbers[mask])
 
     def _differ(self, name: str, rows: Positions, others: Positions) -> Bits:
         """Whether values of a column differ between rows of the target and of the source."""
@@ -313,14 +268,13 @@ class _Merge:
                     places[one] = -1
         for at, source in zip(places, does.added.tolist(), strict=True):
             if at >= 0:
-                self._insert(at, source)
+                self._operations.insert(at, source)
 
     def _added_twice(self, at: int, source: int, gap: int) -> None:
         differ = self._rows_differ(np.array([at]), np.array([source]))
         columns = tuple(name for name, bits in differ.items() if bits[0])
         if columns and self._wins(lambda: self._of_row("added by both", gap, at, source, columns, based=False)):
             self._operations.rewrite(at, source)
-            self._changed += 1
 
     def _add_by_place(self, did: Edits, does: Edits) -> None:
         hunks, at = list(did.hunks()), 0
@@ -348,9 +302,9 @@ class _Merge:
                 before, after = (int(rows[0]) for rows in did.span(np.array([hunk.end])))
                 place = after if beside and self._target_is == "ours" else before
                 for source in does.added[hunk.first : hunk.last].tolist():
-                    self._insert(place, source)
+                    self._operations.insert(place, source)
         for one in sorted(dropped):
-            self._remove(int(did.added[one]))
+            self._operations.remove(int(did.added[one]))
 
     def _same_hunk(self, did: Edits, does: Edits, mine: Hunk, theirs: Hunk) -> bool:
         if (mine.start, mine.end, mine.last - mine.first) != (theirs.start, theirs.end, theirs.last - theirs.first):
@@ -416,91 +370,3 @@ class _Merge:
             name: python_values(version.take_stored(rows, own), version.schema.field(own).type)[0]
             for name, own in names.items()
         }
-
-    # -- writing -------------------------------------------------------------------------------------------------
-
-    def _splices(self) -> Iterator[Splice]:
-        """The operations in the order of the target's rows, neighbours together."""
-        done = self._operations
-        columns_of = (done.at, done.delete, done.source, done.target, done.mask)
-        at, delete, source, target, mask = (np.array(one, np.int64) for one in columns_of)
-        order = np.lexsort((source, delete, at))
-        at, delete, source, target, mask = (one[order] for one in (at, delete, source, target, mask))
-        together = at[1:] == at[:-1] + delete[:-1]
-        for first in range(0, len(at), limits.DIFF_BATCH_ROWS):
-            end = min(first + limits.DIFF_BATCH_ROWS, len(at))
-            puts = np.flatnonzero(source[first:end] >= 0) + first
-            columns = self._columns(source[puts], target[puts], mask[puts])
-            self._check_rules(columns)
-            cuts = [first, *(np.flatnonzero(~together[first : end - 1]) + first + 1).tolist(), end]
-            for start, stop in itertools.pairwise(cuts):
-                low, high = np.searchsorted(puts, (start, stop)).tolist()
-                rows = [[column.slice(low, high) for column in columns]] if high > low else None
-                yield Splice(int(at[start]), int(delete[start:stop].sum()), rows)
-
-    def _columns(self, source: Positions, target: Positions, mask: Positions) -> list[Column]:
-        """Rows that are put in, with the columns of the target's schema."""
-        out = []
-        for one in self._target.schema:
-            masks = [number for number, names in enumerate(self._operations.masks) if one.name in names]
-            from_source = ((mask == -1) | np.isin(mask, masks)) & (one.name in self._links)
-            from_target = ~from_source & (target >= 0)
-            nowhere = ~from_source & ~from_target
-            pieces, rows = [], []
-            if from_source.any():
-                pieces.append(self._from_source(one, source[from_source]))
-                rows.append(np.flatnonzero(from_source))
-            if from_target.any():
-                pieces.append(self._target.take_stored(target[from_target], one.name))
-                rows.append(np.flatnonzero(from_target))
-            if nowhere.any():
-                pieces.append(Column(_nulls(int(nowhere.sum()), one.type)))
-                rows.append(np.flatnonzero(nowhere))
-            if not pieces:
-                continue
-            whole = column_values.concat(pieces)
-            out.append(whole if len(pieces) == 1 else column_values.take(whole, np.argsort(np.concatenate(rows))))
-        return out
-
-    def _check_rules(self, columns: list[Column]) -> None:
-        """Rows that are new to the target keep its rules, which the source may not have, or broke by neither side alone."""
-        schema = self._target.schema
-        ruled = [at for at, one in enumerate(schema) if rules_of(one)] if columns else []
-        if not ruled:
-            return
-        store, fields = self._target.store, pa.schema([schema.field(at) for at in ruled])
-        arrays = [column_values.resolve(store, columns[at], schema.field(at).type) for at in ruled]
-        try:
-            check_rows(fields, pa.RecordBatch.from_arrays(arrays, schema=fields), 0)
-        except RuleBroken as error:
-            places = [schema.get_field_index(name) for name in self._target.identity]
-            row = slice(error.rows[0], error.rows[0] + 1)
-            key = ", ".join(
-                f"{schema.field(at).name}={python_values(columns[at].slice(row.start, row.stop), schema.field(at).type)[0]!r}"
-                for at in places
-            )
-            raise RuleBroken(
-                f"the row with {key} would break the rule {error.rule!r} of column {error.column!r}: nothing was merged; correct it on "
-                "one of the sides, or remove the rule",
-                error.rule,
-                error.column,
-                error.rows,
-            ) from None
-
-    def _from_source(self, one: pa.Field, rows: Positions) -> Column:
-        name = self._links[one.name]
-        column = self._source.take_stored(rows, name)
-        if not one.nullable and column.values.null_count:
-            raise MergeConflict(
-                f"column {one.name!r} may not be null by {self._target_is}, and {self._source_is} put nulls into it"
-            )
-        if inline_bytes(one) == inline_bytes(self._source.schema.field(name)):
-            return column
-        store = self._target.store
-        return column_values.intern(store, column_values.resolve(store, column, one.type), inline_bytes(one))
-
-
-def _nulls(count: int, data_type: pa.DataType) -> pa.Array:
-    if isinstance(data_type, pa.ExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.nulls(count, data_type.storage_type))
-    return pa.nulls(count, data_type)

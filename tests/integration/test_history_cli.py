@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -137,12 +138,12 @@ def test_mistakes_are_told(store: Store) -> None:
 def test_a_command_of_its_own_process_ends_with_a_code_and_one_line(store: Store, tmp_path: Path) -> None:
     commit_rows(store, BASE)
     code = "from leptonstore.cli import main; main()"
-    for arguments, expected in ((["show", "d"], 0), (["merge", "d@x"], 3), (["checkout", "d", "out.csv"], 0)):
+    for arguments, expected in ((["show", "d"], 0), (["merge", "d@x"], 3), (["checkout", "d", "out.parquet"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == expected and len(done.stderr.splitlines()) == bool(expected), done.stderr
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 31
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 30
 
 
 def test_lines_part_and_meet_in_the_graph() -> None:
