@@ -72,19 +72,39 @@ IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to
 
 # -- datasets ----------------------------------------------------------------------------------------------------
 ROW_GROUP_ROWS_MIN = 1_000
-ROW_GROUP_ROWS_AVG = 4_000  # expected size: min + the mean of a geometric distribution
+ROW_GROUP_ROWS_AVG = 3_000  # expected size: min + the mean of a geometric distribution; one in 33 is cut by the maximum
 ROW_GROUP_ROWS_MAX = 8_000
 VALUE_INLINE_BYTES_MAX = 16 * KIB  # longer values are chunks of their own
-PAGE_PART_BYTES = 64 * KIB  # variable-width pages above this are cut at row boundaries
+# Variable-width pages above this are cut at row boundaries into parts of about this size: an edit writes about two of them. Larger
+# ones compress hardly better (decisions/0019).
+PAGE_PART_BYTES = 24 * KIB
 # Elements of a page that take no byte of it (empty structs and lists of them); all others are bounded by its length.
 PAGE_EMPTY_ELEMENTS_MAX = 1 << 20
 NODE_FANOUT_AVG = 256  # children of an internal node, on average; 10^9 rows are three levels
 NODE_FANOUT_MAX = 4_096
 NODE_LEVEL_MAX = 16
+# Of a keyed table. Of a child's greatest key its node has this much: 256 children take 28 KiB at most; keys that agree in so many bytes
+# cost a search one leaf more.
+NODE_KEY_BYTES_MAX = 64
+# Rows that are sorted by key in memory at a time. n bytes make n / SORT_BYTES runs on disk, and merging holds a block of each: 1 GiB for
+# 64 GB that are sorted; let the runs grow with sqrt(n) beyond that.
+SORT_BYTES = 64 * MIB
+SORT_BLOCK_BYTES = 1 * MIB
+KEY_BYTES_MAX = 1 * KIB  # of one row's key, all of its columns together
 COLUMNS_MAX = 4_096
 TYPE_DEPTH_MAX = 32
 COMMIT_BYTES_MAX = 16 * MIB  # schema and lineage; class names are the only part that grows
 NAME_CHARS_MAX = 200
+
+# -- history -----------------------------------------------------------------------------------------------------
+# Rows of each side that are aligned at a time where two versions differ: 100 bytes a row. Where more rows in a stretch have other
+# identity columns, they are aligned piece by piece: then rows may be told as removed here and added there. With a key all are aligned
+# at a time: memory grows with the longest stretch.
+DIFF_ALIGN_ROWS_MAX = 1 << 21
+DIFF_GROUPS_HELD = 256  # row group nodes of each version that are kept: about 1 KiB a column
+DIFF_PAGES_BYTES = 64 * MIB  # decoded pages of each version that are kept
+DIFF_BATCH_ROWS = 1_024  # changes whose values are read at a time
+MERGE_CONFLICTS_MAX = 1_000  # that are listed one by one; the others are counted
 
 # -- log ---------------------------------------------------------------------------------------------------------
 LOG_ENTRY_BYTES_MAX = 4 * MIB
@@ -211,6 +231,7 @@ CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the l
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 PAGE_CACHE_BYTES = 512 * MIB  # decoded pages kept for columns that do not fit an arena
+DIRECTORY_BYTES = 512  # of such a page besides its rows: its head, and what aligns its buffers
 DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes, with its offset and its bit at most 49
 ORDER_ROWS_MAX = 1 << 48
 

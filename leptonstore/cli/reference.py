@@ -17,9 +17,11 @@ This page is written from the code (`python -m leptonstore.cli.reference > docs/
 Every command takes `--help`; what prints a result takes `--json`, and then its last line is one JSON object. Progress goes to stderr, and
 only to a terminal. `lepton --debug COMMAND …` shows the traceback of an error. Completion: `lepton completion bash|zsh|fish`.
 
-**Which store:** `--store PATH|URL`, else `$LEPTON_STORE`, else `./.lepton`. **Which version:** wherever NAME stands for a version it may be `NAME`
-(its branch main), `NAME@BRANCH`, `NAME@TAG`, `NAME@COMMIT` (the first digits are enough), each with `~2` (two versions before) or `^2` (the second
-parent of a merge), and `NAME@2026-11-01` or `NAME@2026-11-01T12:00` (what main was then).
+**Which store:** `--store PATH|URL`, else `$LEPTON_STORE`, else `./.lepton`.
+
+**Which version:** wherever NAME stands for a version it may be `NAME` (its branch main), `NAME@BRANCH`, `NAME@TAG`, `NAME@COMMIT` (its first
+digits are enough), each with `~2` (two versions before) or `^2` (the second parent of a merge), and `NAME@2026-11-01` or
+`NAME@2026-11-01T12:00` (what main was then).
 
 **Exit codes:** 0 done, 1 error, {codes}, 130 interrupted.
 """
@@ -57,7 +59,11 @@ def _of_command(command: click.Command, path: str, parent: click.Context, headin
     usage = " ".join([path, *(piece for piece in command.collect_usage_pieces(context) if piece)])
     yield f"```\n{usage}\n```"
     yield from _prose(inspect.cleandoc(command.help or ""))
-    options = [record for option in command.get_params(context) if isinstance(option, click.Option) and (record := option.get_help_record(context))]
+    options = [
+        record
+        for option in command.get_params(context)
+        if isinstance(option, click.Option) and (record := option.get_help_record(context))
+    ]
     rows = [(_cell(names), _cell(text)) for names, text in options if "--help" not in names]
     if rows:
         table = ["| option | |", "| --- | --- |", *(f"| `{names}` | {text} |" for names, text in rows)]

@@ -20,7 +20,10 @@ from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.cached import CacheLink
-from leptonstore.dataset.pages import Pages, Rows, told_at
+from leptonstore.dataset.editing import Editing
+from leptonstore.dataset.groups import told_at
+from leptonstore.dataset.history import History
+from leptonstore.dataset.pages import Pages, Rows
 from leptonstore.dataset.refs import resolve_ref
 from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
@@ -36,7 +39,7 @@ from leptonstore.tiers.chunks import ChunkFinder
 SPLIT_COLUMN = "split"
 
 
-class Dataset:
+class Dataset(Editing, History):
     """A version of a dataset, or a selection of its rows. Open one with `Dataset.open`; it never changes."""
 
     __lepton_dataset__ = True  # how `loaders` knows one without importing leptonstore
@@ -76,7 +79,10 @@ class Dataset:
 
     @classmethod
     def open(cls, store: Store | str | Path, spec: str) -> Dataset:
-        """`spec` is NAME, NAME@branch, NAME@tag or NAME@<commit>. Raises StoreMissing or RefMissing."""
+        """`spec` is NAME, NAME@branch, NAME@tag, NAME@<commit>, NAME@ref~2 or NAME@2026-11-01 (dataset/refs.py).
+
+        Raises StoreMissing, RefMissing or BadInput.
+        """
         opened = store if isinstance(store, Store) else Store.open(store)
         return cls(opened, *resolve_ref(opened, "dataset", spec))
 
@@ -133,6 +139,10 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"<Dataset {self.name}@{self.ref} {self.commit[:12]}: {len(self)} rows, {', '.join(self.column_names)}>"
+
+    def at(self, ref: str, commit: str) -> Dataset:
+        """Another version of this dataset: commit (hex), under the name `ref`."""
+        return Dataset(self.store, self.name, ref, commit)
 
     # -- selections ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ in a row group: decoding it copies nothing, and it is kept only when it holds ha
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.groups import told_at
 from leptonstore.dataset.tree import Leaves
 from leptonstore.dataset.values import Column
 from leptonstore.digest import Buffer
@@ -33,7 +33,9 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 def is_directory(part: Part) -> bool:
     """Whether a page is mostly references: small, needed again and again, and dear to miss."""
-    return part.has_references and part.page_bytes <= limits.DIRECTORY_ROW_BYTES_MAX * part.rows
+    return (
+        part.has_references and part.page_bytes <= limits.DIRECTORY_BYTES + limits.DIRECTORY_ROW_BYTES_MAX * part.rows
+    )
 
 
 class Stretch(NamedTuple):
@@ -204,14 +206,3 @@ class Pages:
         if not self._on_host and len(rows) == len(column.values) and bool((np.diff(rows) == 1).all()):
             return column
         return column_values.take(column, rows)
-
-
-@contextlib.contextmanager
-def told_at(where: str) -> Iterator[None]:
-    """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
-    try:
-        yield
-    except ChunkCorrupt as error:
-        raise error.at(where) from None
-    except ChunkMissing as error:
-        raise ChunkMissing(error.digest, where) from None

@@ -489,27 +489,32 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
-    def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]]) -> None:
+    def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]], author: str = "") -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
-        still be read. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more); then no ref has moved.
+        still be read. author: who the log says it was. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more);
+        then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish())
+        self._publish(action, decide, self._writer.finish(), author)
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
         self._publish("packs", (), None)
 
     def _publish(
-        self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()], round: int | None
+        self,
+        action: str,
+        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        round: int | None,
+        author: str = "",
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked)
+                    self._append_work(action, decide, round, checked, author)
                 return
             except fences.Fenced as fenced:
                 checked = fences.revalidate(self, fenced.commits)
@@ -522,6 +527,7 @@ class Store:
         decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
         round: int | None,
         checked: fences.Checked | None,
+        author: str = "",
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -539,7 +545,7 @@ class Store:
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
-            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed))
+            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), author=author)
             require_quota(state, proposal)
             return proposal
 
