@@ -25,7 +25,6 @@ from leptonstore.format.node import Part, RowGroup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlglot import exp
 
 _POSITION = "\0row"  # a column name that no schema has
 
