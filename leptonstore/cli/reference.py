@@ -19,8 +19,8 @@ only to a terminal. `lepton --debug COMMAND …` shows the traceback of an error
 
 **Which store:** `--store PATH|URL`, else `$LEPTON_STORE`, else `./.lepton`.
 
-**Which version:** wherever NAME stands for a version it may be `NAME` (its branch main), `NAME@BRANCH`, `NAME@TAG` or `NAME@COMMIT` (its first
-digits are enough), each with `~2` (two versions before) or `^2` (the second parent of a merge), and `NAME@2026-11-01` or
+**Which version:** wherever NAME stands for a version it may be `NAME` (its branch main), `NAME@BRANCH`, `NAME@TAG` or `NAME@COMMIT` (its
+first digits are enough), each with `~2` (two versions before) or `^2` (the second parent of a merge), and `NAME@2026-11-01` or
 `NAME@2026-11-01T12:00` (what main was then).
 
 **Exit codes:** 0 done, 1 error, {codes}, 130 interrupted.
