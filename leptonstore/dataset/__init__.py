@@ -4,7 +4,7 @@ schema      semantic types           source      what an importer hands over    
 cut         where row groups end     values      large values <-> references      tree                   rows <-> nodes
 refs        NAME@REF                 dataset     Dataset: read a version          write                  make a version
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
-pages       rows <-> pages               cached      through the host's hot cache        future                 what a loader will ask it for
+pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
 """
 
 from leptonstore.dataset.dataset import Dataset
