@@ -7,6 +7,7 @@ refs        names of versions        dataset     Dataset: read a version        
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
+pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
 """
 
 from leptonstore.dataset.dataset import Dataset
