@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from leptonstore.cli.completion import offer_names
 from leptonstore.errors import MissingExtra
 from leptonstore.version import __version__
 
@@ -67,6 +68,7 @@ class _Lazy(click.Group):
                 if module in ("leptonstore", "loaders", "trainers"):
                     raise
                 raise MissingExtra(f"`lepton {cmd_name}`", _EXTRA_OF[entry.module.split(".")[0]], module) from None
+            offer_names(command)
             return command
         return None
 
