@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.refs import MAIN, ref_name
+from leptonstore.dataset.refs import MAIN, writable_ref
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.digest import digest_of, parse_hex
@@ -78,11 +78,10 @@ def write_dataset(
 
     parents: "head" (the branch's last commit, none for a new branch) or commit digests (hex). When the branch already
     has the same rows, schema, identity and lineage at its head (with "head"), or the same commit, nothing is written.
-    Raises SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
+    Raises BadInput (a tag), SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
     """
     store.refresh()
-    ref = ref_name("dataset", name, branch)
-    record = store.state.refs.get(ref)
+    ref, record = writable_ref(store, "dataset", name, branch)
     head = record.commit if record else None
     before = Dataset(store, name, branch, head) if head is not None else None
     if before is not None and source.unchanged is not None and source.unchanged(store, ref, before):
