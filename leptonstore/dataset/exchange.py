@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leptonstore import limits
@@ -47,6 +47,7 @@ class RefMove:
     old: str | None  # the destination's head
     new: str  # the source's head
     action: str  # "new", "forward", "forced"; "equal", "ahead", "diverged": it stays
+    tag: bool = False
 
     @property
     def moves(self) -> bool:
@@ -164,18 +165,55 @@ def pull(
         return Exchange(moves, work.finish(moves), kept)
 
 
+def clone(
+    remote: Store,
+    store: Store,
+    specs: Sequence[str] = (),
+    kind: str = "dataset",
+    depth: int | None = None,
+    progress: Progress = lambda report: None,
+) -> Exchange:
+    """Bring all branches and tags of the names `specs` (none: of everything) to `store`, name by name: what was interrupted goes on.
+
+    Raises as `pull`.
+    """
+    names: dict[str, list[str]] = {}
+    for ref in refs_of(remote, specs, kind, whole=True):
+        names.setdefault(ref.rpartition("/")[0], []).append(ref)
+    done = Exchange([], TransferReport())
+    for refs in names.values():
+        so_far = done.report
+
+        def tell(report: TransferReport, so_far: TransferReport = so_far) -> None:
+            sum_ = TransferReport()
+            sum_.add(so_far)
+            sum_.add(report)
+            progress(sum_)
+
+        one = pull(store, remote, refs, depth=depth, progress=tell)
+        done.moves += one.moves
+        done.kept.update(one.kept)
+        done.report.add(one.report)
+    return done
+
+
 def _forced(move: RefMove, expect: str) -> RefMove:
-    if move.old is None or move.action in (EQUAL, FORWARD):
+    if move.old is None or move.tag or move.action in (EQUAL, FORWARD):
         return move
     if not move.old.startswith(expect):
         raise Conflict(
             f"{move.label} of the remote is at {move.old[:12]}, not at {expect}: nothing was sent; look at it (`lepton pull`) first"
         )
-    return RefMove(move.ref, move.old, move.new, FORCED)
+    return replace(move, action=FORCED)
 
 
 def _refused(move: RefMove, remote: Store) -> str:
     name = move.ref.split("/", 2)[1]
+    if move.tag:
+        return (
+            f"tag {move.label} is {move.new[:12]} here and {(move.old or '')[:12]} in {remote.url}: nothing was sent; a tag never moves, "
+            "so make another one, or remove it there first"
+        )
     if move.action == AHEAD:
         return (
             f"{move.label} of {remote.url} is at {(move.old or '')[:12]}, which is newer than {move.new[:12]} here: nothing was sent; "
@@ -237,29 +275,35 @@ class _Work:
                 raise RefMissing(f"{ref} was removed from {source.url} meanwhile")
             self.heads[ref] = head
         self.gone: dict[str, str] = {}  # refs of the destination that are needed no more -> their heads
-        self._theirs: set[str] = set()
         self._depth: int | None = None
         self._line = Line((), frozenset(), frozenset())
+        self._line_heads: Sequence[str] = ()
 
     def plan(self, depth: int | None) -> list[RefMove]:
         """What is to become of each ref."""
         if depth is not None and depth < 1:
             raise BadInput(f"depth is {depth}: it must be 1 or more")
+        self._depth = depth
+        self._join(list(self.heads.values()))
         state = self.destination.state
-        names = {ref.rpartition("/")[0] for ref in self.heads}
-        # Where the destination has versions of that name, history is joined to them.
-        there = [record.commit for ref, record in state.refs.items() if ref.rpartition("/")[0] in names]
-        self._depth = depth if not there else None
-        self._theirs = {record.commit for record in state.refs.values()}
-        self._line = self._transfer.line_of(self.heads.values(), self._theirs, self._depth)
-        if there and not self._is_closed():
-            # It leads past the heads of the destination: what came before them is protected, too.
-            self._theirs |= self._transfer.ancestors(there)
-            self._line = self._transfer.line_of(self.heads.values(), self._theirs, self._depth)
         moves = [self._move(ref, head, _head(state, ref)) for ref, head in self.heads.items()]
         for move in moves:
             self._require_kind(move)
         return moves
+
+    def _join(self, heads: Sequence[str]) -> None:
+        """Find the commits that are to travel: from `heads` back to what the destination protects now."""
+        refs = self.destination.state.refs
+        names = {ref.rpartition("/")[0] for ref in self.heads}
+        # Where the destination has versions of that name, history is joined to them.
+        there = [record.commit for ref, record in refs.items() if ref.rpartition("/")[0] in names]
+        depth = self._depth if not there else None
+        theirs = {record.commit for record in refs.values()}
+        self._line, self._line_heads = self._transfer.line_of(heads, theirs, depth), heads
+        if there and not self._is_closed():
+            # It leads past the heads of the destination: what came before them is protected, too.
+            theirs |= self._transfer.ancestors(there)
+            self._line = self._transfer.line_of(heads, theirs, depth)
 
     def _is_closed(self) -> bool:
         """Whether it makes no difference what came before the destination's heads: no new line leads past them."""
@@ -267,17 +311,21 @@ class _Work:
         return not self._line.ends and len(firsts) in (0, len(self._line.commits))
 
     def _move(self, ref: str, new: str, old: str | None) -> RefMove:
-        if old is None:
-            return RefMove(ref, None, new, NEW)
-        if old == new:
-            return RefMove(ref, old, new, EQUAL)
+        tag = self.source.state.refs[ref].tag
+        return RefMove(ref, old, new, self._action(ref, new, old, tag), tag)
+
+    def _action(self, ref: str, new: str, old: str | None, tag: bool) -> str:
+        if old is None or old == new:
+            return NEW if old is None else EQUAL
+        if tag or self.destination.state.refs[ref].tag:
+            return DIVERGED  # a tag never moves
         if self._transfer.is_before(old, new):
-            return RefMove(ref, old, new, FORWARD)
+            return FORWARD
         if ref.startswith("dataset/"):
-            return RefMove(ref, old, new, AHEAD if self._transfer.is_before(new, old) else DIVERGED)
+            return AHEAD if self._transfer.is_before(new, old) else DIVERGED
         if old in _past(self.source, ref):  # without parents: which came first is told by the logs
-            return RefMove(ref, old, new, FORWARD)
-        return RefMove(ref, old, new, AHEAD if new in _past(self.destination, ref) else DIVERGED)
+            return FORWARD
+        return AHEAD if new in _past(self.destination, ref) else DIVERGED
 
     def _require_kind(self, move: RefMove) -> None:
         kind = move.ref.partition("/")[0]
@@ -287,8 +335,8 @@ class _Work:
 
     def copy(self, heads: Sequence[str]) -> None:
         """Bring what `heads` reach to the destination."""
-        if set(heads) != set(self.heads.values()):
-            self._line = self._transfer.line_of(heads, self._theirs, self._depth)
+        if set(heads) != set(self._line_heads):
+            self._join(heads)
         self._transfer.copy(self._line)
 
     def publish(self, action: str, moves: Sequence[RefMove], kept: dict[str, str]) -> None:
@@ -311,7 +359,8 @@ class _Work:
                         f"{move.label} of {self.destination.url} was moved to {(found or 'nothing')[:12]} while this ran: nothing was "
                         "published; run the command again"
                     )
-                updates.append(RefUpdate(ref, found, move.new, self.source.state.refs[move.ref].metrics))
+                metrics = self.source.state.refs[move.ref].metrics
+                updates.append(RefUpdate(ref, found, move.new, metrics, move.tag and ref == move.ref))
             updates += [RefUpdate(ref, old, None) for ref, old in self.gone.items() if _head(state, ref) == old]
             return tuple(updates)
 
@@ -322,6 +371,7 @@ class _Work:
             except CommitExpired:
                 if attempt + 1 == limits.TRANSFER_TRIES:
                     raise
+                self._join(self._line_heads)
                 self._transfer.copy(self._line, trust=False)
             except BaseException:
                 self._transfer.keep()

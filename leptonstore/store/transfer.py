@@ -58,6 +58,16 @@ class TransferReport:
         """For --json."""
         return dict(vars(self))
 
+    def add(self, other: TransferReport) -> None:
+        """What another transfer did, too."""
+        for name, value in vars(other).items():
+            if isinstance(value, dict):
+                for end, counts in value.items():
+                    mine = self.requests.setdefault(end, {})
+                    mine.update({kind: mine.get(kind, 0) + count for kind, count in counts.items()})
+            elif name != "dry_run":
+                setattr(self, name, getattr(self, name) + value)
+
 
 @dataclass(frozen=True)
 class Line:
