@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from leptonstore.cli.exchange import depth_option, kind_option, print_exchange, transfer_progress
+from leptonstore.cli.exchange import depth_option, kind_option, print_exchange, require_joined, transfer_progress
 from leptonstore.cli.init import create_encrypted
 from leptonstore.cli.runtime import emit, json_option, store_url
 from leptonstore.cli.secret import (
@@ -63,6 +63,7 @@ def command(
                 done = clone(remote, store, names, kind, depth, progress)
             value = {"store": store.url, "remote": remote.url, **done.to_json()}
             emit(value, as_json, lambda: print_exchange(done))
+            require_joined(done)
 
 
 def _made(path: str | None, config: StoreConfig, url: str, origin: str, encrypt: bool, cost: int) -> Store:

@@ -11,6 +11,7 @@ import click
 from leptonstore.cli.runtime import human_bytes, status
 from leptonstore.cli.secret import given_remote_secret, remote_secret_options
 from leptonstore.dataset.exchange import Exchange
+from leptonstore.errors import Conflict
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
 from leptonstore.store.remotes import remote_url
@@ -83,3 +84,15 @@ def print_exchange(done: Exchange) -> None:
         told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()) if not kind.startswith("bytes_"))
         if told:
             click.echo(f"requests to the {end}: {told}")
+
+
+def require_joined(done: Exchange) -> None:
+    """Raise Conflict when a branch has diverged and the remote's head is kept beside it."""
+    told = []
+    for move in done.moves:
+        if move.ref in done.kept:
+            branch = done.kept[move.ref].split("/", 2)[2]
+            heads = f"{(move.old or '')[:12]} here, {move.new[:12]} there, kept as @{branch}"
+            told.append(f"{move.label} has diverged: {heads}")
+    if told:
+        raise Conflict(f"{'; '.join(told)}: merge that (`lepton merge`), then push")

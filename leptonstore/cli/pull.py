@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from leptonstore.cli.exchange import exchange_options, open_remote, print_exchange, transfer_progress
+from leptonstore.cli.exchange import exchange_options, open_remote, print_exchange, require_joined, transfer_progress
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
-from leptonstore.dataset.exchange import Exchange, pull, refs_of
-from leptonstore.errors import BadInput, Conflict
+from leptonstore.dataset.exchange import pull, refs_of
+from leptonstore.errors import BadInput
 from leptonstore.store.remotes import DEFAULT
 
 
@@ -48,16 +48,4 @@ def command(
             refs = refs_of(other, names, kind, whole)
             done = pull(opened, other, refs, name or "remote", depth, dry_run, progress)
         emit({"remote": other.url, **done.to_json()}, as_json, lambda: print_exchange(done))
-        if done.kept:
-            raise Conflict(_diverged(done))
-
-
-def _diverged(done: Exchange) -> str:
-    told = []
-    for move in done.moves:
-        if move.ref in done.kept:
-            branch = done.kept[move.ref].split("/", 2)[2]
-            told.append(
-                f"{move.label} has diverged: {(move.old or '')[:12]} here, {move.new[:12]} there, kept as @{branch}"
-            )
-    return f"{'; '.join(told)}: merge that (`lepton merge`), then push"
+        require_joined(done)

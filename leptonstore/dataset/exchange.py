@@ -160,6 +160,9 @@ def pull(
                 kept[move.ref] = tracking
             elif tracking in store.state.refs and tracking not in refs:
                 work.gone[tracking] = store.state.refs[tracking].commit
+        moves = [
+            move for move in moves if move.ref not in kept.values()
+        ]  # the remote's own branch of that name stays there
         work.copy([move.new for move in moves if move.moves or move.action == DIVERGED])
         work.publish("pull", moves, kept)
         return Exchange(moves, work.finish(moves), kept)
