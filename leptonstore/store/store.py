@@ -22,6 +22,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
+from leptonstore.codec import Encoded
 from leptonstore.crypto import SealedDocuments
 from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
 from leptonstore.errors import (
@@ -384,15 +385,25 @@ class Store:
         self.put_chunk_list(digest, pieces, content)
         return digest
 
-    def put_checked(self, digest: Digest, data: Buffer, content: int = lpk.CONTENT_DATA, plane_width: int = 0) -> None:
-        """`put` of bytes that were just checked against their digest: they are not hashed again."""
+    def put_checked(
+        self,
+        digest: Digest,
+        data: Buffer,
+        content: int = lpk.CONTENT_DATA,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
+    ) -> None:
+        """`put` of bytes that were just checked against their digest: they are not hashed again.
+
+        encoded: what they become, without a dictionary, when a store with the same settings has it: they are not compressed again.
+        """
         view = memoryview(data).cast("B")
         if len(view) > self.config.chunks.cut_above:
             self.put(view, content, plane_width=plane_width)
         elif not self._found(digest):
             with self._lock:
                 self.put_bytes += len(view)
-            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width=plane_width)
+            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width=plane_width, encoded=encoded)
 
     def put_piece(
         self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0

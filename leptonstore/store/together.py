@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
     """`get` (which is the store's, for one chunk) of each, in order. Memory: twice READ_TOGETHER_BYTES. Raises what `get` raises."""
     places = store.locate_many(digests)
-    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
+    for digest, place, data in zip(digests, places, records(store, places), strict=True):
         if place is not None and data is not None:
             try:
                 yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
@@ -39,7 +39,7 @@ def read_many_into(
     store: Store, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
 ) -> None:
     """Each of the chunks into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
-    for digest, place, out, data in zip(digests, places, parts, _records(store, places), strict=True):
+    for digest, place, out, data in zip(digests, places, parts, records(store, places), strict=True):
         if place is not None and data is not None:
             try:
                 reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
@@ -49,8 +49,11 @@ def read_many_into(
         store.read_into(digest, out)
 
 
-def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
-    """The bytes of each record, None of one that cannot be had this way. While one batch is used, the next is on its way."""
+def records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
+    """The bytes of each record as they are stored, None of one that cannot be had this way.
+
+    While one batch is used, the next is on its way.
+    """
     waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
     for first, end in _batches(places):
         waiting.append((places[first:end], _begin(store, places[first:end])))

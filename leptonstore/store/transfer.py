@@ -30,10 +30,12 @@ from typing import Any
 from blake3 import blake3
 
 from leptonstore import limits
-from leptonstore.digest import Digest, digest_of, parse_hex
+from leptonstore.codec import Encoded
+from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
 from leptonstore.errors import ChunkCorrupt, LeptonError
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import Commit, parse_commit
+from leptonstore.store import reader, together
 from leptonstore.store.index import Place
 from leptonstore.store.reach import Reach
 from leptonstore.store.store import Store
@@ -96,6 +98,12 @@ class Transfer:
         self.report = TransferReport(dry_run)
         # Nodes and pages that both have are read where that costs less.
         self._destination_is_near = _is_local(destination) and not _is_local(source)
+        # A record can be copied as it is: no key on either side, and the destination would compress it alike.
+        self._as_it_is = (
+            source.sealer is None
+            and destination.sealer is None
+            and source.config.zstd_level == destination.config.zstd_level
+        )
         self._commits: set[Digest] = set()
         self._held: dict[Digest, bytes] = {}  # commits as they were read, while they are few
         self._held_bytes = 0
@@ -268,17 +276,36 @@ class Transfer:
         found = zip(wanted, self.source.locate_many(wanted), strict=True)
         ordered = sorted(found, key=lambda item: _position(item[1]))
         whole = [(digest, at) for digest, at in ordered if at is not None and at.row.kind == lpk.KIND_CHUNK]
-        for (digest, place), data in zip(whole, self._read_whole(whole), strict=True):
-            self._put(digest, data, place)
+        self._send_whole(whole)
         for digest in [digest for digest, place in ordered if place is None or place.row.kind != lpk.KIND_CHUNK]:
             self._put_long(digest)
 
-    def _read_whole(self, wanted: Sequence[tuple[Digest, Place | None]]) -> Iterator[bytes | None]:
-        if self._dry_run:
-            return iter([None] * len(wanted))
-        return self.source.get_many([digest for digest, _ in wanted])
+    def _send_whole(self, wanted: Sequence[tuple[Digest, Place]]) -> None:
+        """Chunks that have a record each. It travels as it is where both stores would write the same."""
+        stored = (
+            iter([None] * len(wanted)) if self._dry_run else together.records(self.source, [at for _, at in wanted])
+        )
+        for (digest, place), record in zip(wanted, stored, strict=True):
+            if self._dry_run:
+                self._put(digest, None, place)
+                continue
+            try:
+                data, encoded = None, None
+                if record is not None:
+                    _, data = reader.decode_record(record, place.row, self.source.opened(place.pack))
+                    encoded = self._encoded(record, place)
+            except ChunkCorrupt:
+                data = None  # a short answer is not damage; what follows tells what is
+            self._put(digest, self.source.get(digest) if data is None else data, place, encoded)
 
-    def _put(self, digest: Digest, data: bytes | None, place: Place | None) -> None:
+    def _encoded(self, record: Buffer, place: Place) -> Encoded | None:
+        row = place.row
+        if not self._as_it_is or row.dictionary != lpk.DICTIONARY_NONE:
+            return None
+        _, payload = lpk.parse_record(record)
+        return Encoded(row.codec, bytes(payload), row.raw, row.plane_width)
+
+    def _put(self, digest: Digest, data: bytes | None, place: Place | None, encoded: Encoded | None = None) -> None:
         content = self._content(place)
         width = 0 if place is None else place.row.plane_width
         raw = len(data) if data is not None else place.row.raw if place is not None else 0
@@ -286,7 +313,7 @@ class Transfer:
             self._count(digest, raw, 0 if place is None else place.row.share, content)
             return
         if data is not None:
-            self.destination.put_checked(digest, data, content, width)
+            self.destination.put_checked(digest, data, content, width, encoded)
         self._count(digest, raw, 0, content)
 
     def _content(self, place: Place | None) -> int:

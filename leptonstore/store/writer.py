@@ -113,13 +113,21 @@ class Writer:
     # -- adding --------------------------------------------------------------------------------------------------
 
     def add(
-        self, digest: Digest, kind: int, plain: Buffer, content: int, here: bool = False, plane_width: int = 0
+        self,
+        digest: Digest,
+        kind: int,
+        plain: Buffer,
+        content: int,
+        here: bool = False,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
     ) -> None:
         """Keep a record that the store does not have. `plain` must not change until the next `finish`.
 
-        here: encode in the calling thread (one of a pool of the caller's). Raises StoreFull, now or at a later call.
+        here: encode in the calling thread (one of a pool of the caller's). encoded: what it becomes, without a dictionary, when that
+        is known already. Raises StoreFull, now or at a later call.
         """
-        small = _is_small(kind, plain, content, plane_width)
+        small = encoded is None and _is_small(kind, plain, content, plane_width)
         if small:
             plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
         record = Record(digest, kind, plain, plane_width)
@@ -132,12 +140,17 @@ class Writer:
             self._in_flight += len(plain)
             batch = self._shelf.add(record) if small else [record]
             pool = None if here or not batch else self._workers()
+        ready = None if encoded is None else self._ready(record, encoded)
         if pool is not None:
-            pool.submit(self._encode, batch, content)
+            pool.submit(self._encode, batch, content, ready)
         elif batch:
-            self._encode(batch, content)
+            self._encode(batch, content, ready)
             with self._lock:
                 self._raise_error()
+
+    def _ready(self, record: Record, encoded: Encoded) -> list[tuple[Unit, Encoded, int]]:
+        """As `_encoded`, of a record whose payload is known."""
+        return [(Unit(record.plain, (record,)), encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
 
     def _workers(self) -> ThreadPoolExecutor:
         """Under the lock."""
@@ -317,10 +330,7 @@ class Writer:
         with self._lock:
             self._raise_error()
             self._in_flight += sum(len(record.plain) for record in batch)
-        ready = None
-        if encoded is not None:
-            unit = Unit(batch[0].plain, (batch[0],))
-            ready = [(unit, encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
+        ready = None if encoded is None else self._ready(batch[0], encoded)
         small = []  # only these may share a group
         for record in batch:
             if ready is None and _is_small(record.kind, record.plain, content, record.plane_width):
