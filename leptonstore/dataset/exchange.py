@@ -32,10 +32,11 @@ from leptonstore.errors import (
 )
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.copies import is_same_place
-from leptonstore.store.log import LogState
+from leptonstore.store.log import LogState, RefRecord
 from leptonstore.store.transfer import Line, Transfer, TransferReport
 
 Progress = Callable[[TransferReport], None]
+_TRACKS = "tracks"  # in the metrics of a ref that keeps a remote's head: whose
 NEW, FORWARD, FORCED, EQUAL, AHEAD, DIVERGED = "new", "forward", "forced", "equal", "ahead", "diverged"
 
 
@@ -82,12 +83,13 @@ def refs_of(store: Store, specs: Sequence[str], kind: str = "dataset", whole: bo
     """
     found: dict[str, None] = {}
     if not specs and whole:
-        found.update(dict.fromkeys(_all_refs(store)))
+        found.update(dict.fromkeys(ref for ref in _all_refs(store) if not is_tracking(store.state.refs[ref])))
     for spec in specs:
         name, branch = split_spec(spec)
         prefix = ref_name(kind, name, branch).rpartition("/")[0] + "/"
         there = [ref for ref in _all_refs(store) if ref.startswith(prefix)]
-        wanted = there if whole else [ref for ref in there if ref == prefix + branch]
+        own = [ref for ref in there if not is_tracking(store.state.refs[ref])]
+        wanted = own if whole else [ref for ref in there if ref == prefix + branch]
         if not wanted:
             listed = ", ".join(ref[len(prefix) :] for ref in there)
             names = ", ".join(sorted({ref.split("/")[1] for ref in _all_refs(store) if ref.startswith(f"{kind}/")}))
@@ -95,6 +97,11 @@ def refs_of(store: Store, specs: Sequence[str], kind: str = "dataset", whole: bo
             raise RefMissing(known or f"no {kind} {name!r} in {store.url}; there is: {names or 'none yet'}")
         found.update(dict.fromkeys(wanted))
     return list(found)
+
+
+def is_tracking(record: RefRecord) -> bool:
+    """Whether a pull made this ref, to keep the head of a branch of a remote: it is not pushed, pulled or cloned with the others."""
+    return _TRACKS in record.metrics
 
 
 def _all_refs(store: Store) -> list[str]:
@@ -151,18 +158,22 @@ def pull(
     which goes away with the pull that finds it merged. Raises as `push`; not Conflict for a branch that diverged: see `Exchange.kept`.
     """
     with _between(remote, store, refs, dry_run, progress) as work:
-        moves = work.plan(depth)
-        kept = {}
+        moves, kept = work.plan(depth), dict[str, str]()
         for move in moves:
             kind, name, branch = move.ref.split("/", 2)
             tracking = ref_name(kind, name, f"{origin}-{branch}")
+            record = store.state.refs.get(tracking)
             if move.action == DIVERGED:
+                if record is not None and not is_tracking(record) and record.commit != move.new:
+                    raise Conflict(
+                        f"{move.label} has diverged, and {name}@{origin}-{branch}, which would keep the remote's head, is a branch of your "
+                        "own: give that another name, or the remote"
+                    )
                 kept[move.ref] = tracking
-            elif tracking in store.state.refs and tracking not in refs:
-                work.gone[tracking] = store.state.refs[tracking].commit
-        moves = [
-            move for move in moves if move.ref not in kept.values()
-        ]  # the remote's own branch of that name stays there
+            elif record is not None and is_tracking(record) and work.is_merged(record.commit, move):
+                work.gone[tracking] = record.commit
+        # A branch of the remote's that is called like one that keeps a head here stays there.
+        moves = [move for move in moves if move.ref not in kept.values()]
         work.copy([move.new for move in moves if move.moves or move.action == DIVERGED])
         work.publish("pull", moves, kept)
         return Exchange(moves, work.finish(moves), kept)
@@ -185,15 +196,7 @@ def clone(
         names.setdefault(ref.rpartition("/")[0], []).append(ref)
     done = Exchange([], TransferReport())
     for refs in names.values():
-        so_far = done.report
-
-        def tell(report: TransferReport, so_far: TransferReport = so_far) -> None:
-            sum_ = TransferReport()
-            sum_.add(so_far)
-            sum_.add(report)
-            progress(sum_)
-
-        one = pull(store, remote, refs, depth=depth, progress=tell)
+        one = pull(store, remote, refs, depth=depth, progress=progress)
         done.moves += one.moves
         done.kept.update(one.kept)
         done.report.add(one.report)
@@ -237,7 +240,7 @@ def _refused(move: RefMove, remote: Store) -> str:
 def _between(
     source: Store, destination: Store, refs: Sequence[str], dry_run: bool, progress: Progress
 ) -> Iterator[_Work]:
-    """Work on `refs` whose heads the source holds meanwhile, where it can be written to."""
+    """Work on `refs`, whose heads are held in the source meanwhile. One that is only read cannot hold anything, and is trusted."""
     if is_same_place(source.home, destination.home):
         raise BadInput(f"{source.url} is the same store: give another one")
     if not refs:
@@ -247,9 +250,7 @@ def _between(
     work = _Work(source, destination, refs, Transfer(source, destination, progress, dry_run), dry_run)
     with ExitStack() as held:
         for head in dict.fromkeys(work.heads.values()) if not dry_run else ():
-            with suppress(
-                NotPermitted, OSError
-            ):  # a source that is only read: nobody can collect there, as far as we know
+            with suppress(NotPermitted, OSError):
                 held.enter_context(source.lease(head))
         try:
             yield work
@@ -330,6 +331,11 @@ class _Work:
             return FORWARD
         return AHEAD if new in _past(self.destination, ref) else DIVERGED
 
+    def is_merged(self, commit: str, move: RefMove) -> bool:
+        """Whether `commit` is among what the ref leads to afterwards."""
+        head = move.old if move.action == AHEAD and move.old is not None else move.new
+        return commit == head or self._transfer.is_before(commit, head)
+
     def _require_kind(self, move: RefMove) -> None:
         kind = move.ref.partition("/")[0]
         found = self._transfer.commit(move.new).kind
@@ -362,8 +368,11 @@ class _Work:
                         f"{move.label} of {self.destination.url} was moved to {(found or 'nothing')[:12]} while this ran: nothing was "
                         "published; run the command again"
                     )
-                metrics = self.source.state.refs[move.ref].metrics
-                updates.append(RefUpdate(ref, found, move.new, metrics, move.tag and ref == move.ref))
+                tracks = {} if ref == move.ref else {_TRACKS: f"{move.ref} of {self.source.url}"}
+                of_source = {
+                    key: value for key, value in self.source.state.refs[move.ref].metrics.items() if key != _TRACKS
+                }
+                updates.append(RefUpdate(ref, found, move.new, {**of_source, **tracks}, move.tag and not tracks))
             updates += [RefUpdate(ref, old, None) for ref, old in self.gone.items() if _head(state, ref) == old]
             return tuple(updates)
 

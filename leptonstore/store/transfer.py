@@ -209,9 +209,7 @@ class Transfer:
         except BaseException:
             self.keep()
             raise
-        finally:
-            self.report.seconds = time.monotonic() - self._begin
-            self._tell()
+        self._tell()
         self.report.commits = len(line.commits)
 
     def keep(self) -> None:
@@ -224,7 +222,6 @@ class Transfer:
         """The report, after `publish`. plain_bytes: what the versions that were asked for hold."""
         self._tell()
         self.report.bytes_saved = max(0, plain_bytes - (self.report.plain_bytes_sent - self._other_bytes))
-        self.report.seconds = time.monotonic() - self._begin
         for name, store in self._ends():
             counted = _counters(store)
             if counted:
@@ -334,6 +331,7 @@ class Transfer:
     def _tell(self) -> None:
         if not self._dry_run:
             self.report.bytes_sent = self.destination.new_bytes - self._stored_before
+        self.report.seconds = time.monotonic() - self._begin
         self._progress(self.report)
 
     def _send_commit(self, digest: Digest) -> None:

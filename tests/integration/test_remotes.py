@@ -32,7 +32,7 @@ from leptonstore.errors import (
     StoreFull,
 )
 from leptonstore.format.commit import Commit
-from leptonstore.store import RefUpdate, Store, check_store
+from leptonstore.store import RefUpdate, Store, check_store, fences
 from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import Collector, GcReport, collect
 from leptonstore.store.keys import KeyFile
@@ -267,6 +267,29 @@ def test_a_depth_does_not_cut_the_history_that_another_ref_has(here: Store, ther
     assert not there.state.forgotten and len(ancestry(there, head)) == 3
 
 
+def test_a_new_line_of_commits_is_not_looked_at_again(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where collections have been, a publication proves what its commits reach: here all of them were just put."""
+    write(there, "gone", table(9, 300))
+    delete_ref(there, "dataset", "gone", "main")
+    collect(there)
+    there.close()
+    rows = table(1, 300)
+    for number in range(4):
+        rows = edited(rows, range(number, number + 1))
+        write(here, "t", rows)
+    with Store.open(there.url) as again:
+        assert again.state.gc_sequence
+        with monkeypatch.context() as patch:
+            patch.setattr(fences, "revalidate", None)
+            push(here, again, ["dataset/t/main"])
+            write(here, "t", edited(rows, range(100, 110)))
+            write(here, "t", edited(rows, range(100, 120)))
+            push(here, again, ["dataset/t/main"])
+        assert len(ancestry(again, refs(again)["dataset/t/main"])) == 6 and clean(again)
+
+
 # -- refs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +326,31 @@ def test_a_pull_of_what_diverged_keeps_the_remote_head_until_it_is_merged(here: 
     assert push(here, there, ["dataset/t/main"]).moves[0].action == "forward" and clean(there)
     pull(here, there, ["dataset/t/main"])
     assert refs(here) == {"dataset/t/main": head}, "it is merged: nobody needs the other name"
+
+
+def test_a_branch_of_ones_own_is_not_taken_for_a_remote_head(here: Store, there: Store) -> None:
+    mine, theirs = diverge(here, there)
+    own = write(here, "t", table(5, 300), branch="origin-main")
+    with pytest.raises(Conflict, match="t@origin-main, which would keep the remote's head, is a branch of your own"):
+        pull(here, there, ["dataset/t/main"])
+    assert refs(here) == {"dataset/t/main": mine, "dataset/t/origin-main": own}
+    push(here, there, ["dataset/t/main"], force=True)
+    pull(here, there, ["dataset/t/main"])
+    assert refs(here)["dataset/t/origin-main"] == own, "nor taken away"
+    assert theirs not in refs(there).values()
+
+
+def test_heads_that_a_pull_kept_are_not_passed_on(here: Store, there: Store, tmp_path: Path) -> None:
+    diverge(here, there)
+    pull(here, there, ["dataset/t/main"])
+    assert refs_of(here, [], whole=True) == refs_of(here, ["t"], whole=True) == ["dataset/t/main"]
+    with Store.create(tmp_path / "copy") as copy:
+        clone(here, copy)
+        assert list(refs(copy)) == ["dataset/t/main"]
+        push(here, copy, refs_of(here, ["t@origin-main"]))
+        assert refs_of(copy, [], whole=True) == ["dataset/t/main", "dataset/t/origin-main"], (
+            "by its name it is, as a branch"
+        )
 
 
 def test_what_is_older_here_is_not_pushed_and_pulled_back(here: Store, there: Store) -> None:

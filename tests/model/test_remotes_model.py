@@ -18,7 +18,7 @@ import pytest
 from leptonstore import limits
 from leptonstore.chunking import ChunkSizes
 from leptonstore.dataset import Dataset, Source, write_dataset
-from leptonstore.dataset.exchange import pull, push
+from leptonstore.dataset.exchange import is_tracking, pull, push
 from leptonstore.dataset.forget import forget_all_but
 from leptonstore.dataset.refs import delete_ref
 from leptonstore.errors import CommitExpired, Conflict
@@ -101,18 +101,18 @@ class Schedule:
             source, destination = self.open(side), self.open(1 - side)
         try:
             if self.random.random() < 0.5:
-                done = push(source, destination, refs, force, depth=depth, progress=self.meddle(side))
+                done = push(source, destination, refs, force, depth=depth, progress=self.meddle(side, refs))
                 theirs.update(new)
                 self.happened["forced" if force else "pushed"] += 1
             else:
-                done = pull(destination, source, refs, depth=depth, progress=self.meddle(side))
+                done = pull(destination, source, refs, depth=depth, progress=self.meddle(side, refs))
                 for move in done.moves:
                     if move.moves:
                         theirs[move.ref] = move.new
                     if move.ref in done.kept:
                         theirs[done.kept[move.ref]] = move.new
                 for ref in [ref for ref in theirs if ref not in destination.state.refs]:
-                    assert "/origin-" in ref and ref.replace("origin-", "") in refs, (
+                    assert "/origin-" in ref and ref.replace("origin-", "", 1) in refs, (
                         "only what was merged is taken away"
                     )
                     del theirs[ref]
@@ -135,10 +135,12 @@ class Schedule:
     def may_move(self, old: str | None, new: str) -> bool:
         return old is None or old in self.lines[new]
 
-    def meddle(self, side: int) -> Callable[[TransferReport], None]:
+    def meddle(self, side: int, busy: list[str]) -> Callable[[TransferReport], None]:
         """What goes on between two chunks of a transfer from `side`."""
-        if self.random.random() < 0.4:
+        if self.random.random() < 0.3:
             return lambda report: None
+        if self.random.random() < 0.3:
+            return self.meddle_at_once(self.random.choice((side, 1 - side, 1 - side)), busy)
         end = self.random.choice((side, 1 - side, 1 - side))
         steps = Collector(self.open(end), heed_claims=self.random.random() < 0.5).steps()
         pace = self.random.choice((0.1, 0.5, 1.0))
@@ -147,6 +149,24 @@ class Schedule:
             if self.random.random() < pace:
                 self.happened["collected meanwhile"] += 1
                 next(steps, None)
+
+        return step
+
+    def meddle_at_once(self, end: int, busy: list[str]) -> Callable[[TransferReport], None]:
+        """Somebody removes another ref, and what only that needed, although live writers may ask for it."""
+        others = sorted(self.refs[end].keys() - set(busy))
+        at, done = self.random.randint(1, 12), []
+
+        def step(report: TransferReport) -> None:
+            if report.chunks_sent + report.chunks_present >= at and not done:
+                done.append(True)
+                with self.open(end) as mine:
+                    for ref in self.random.sample(others, min(1, len(others))):
+                        if not is_tracking(mine.state.refs[ref]):
+                            delete_ref(mine, *ref.split("/"))
+                            del self.refs[end][ref]
+                            self.happened["removed meanwhile"] += 1
+                    Collector(mine, heed_claims=False).run()
 
         return step
 
