@@ -39,7 +39,7 @@ from leptonstore.store.keys import KeyFile
 from leptonstore.store.log import Proposal
 from leptonstore.store.quota import setting
 from leptonstore.store.remotes import SETTING, add_remote, remote_url, remotes_of, remove_remote
-from leptonstore.store.transfer import TransferReport
+from leptonstore.store.transfer import Line, Transfer, TransferReport
 
 SMALL = ChunkSizes(cut_above=64 << 10, min_size=4 << 10, avg_size=16 << 10, max_size=64 << 10)
 OTHER = ChunkSizes(cut_above=32 << 10, min_size=2 << 10, avg_size=8 << 10, max_size=32 << 10)
@@ -465,10 +465,21 @@ def test_collections_of_the_destination_while_a_transfer_runs(
             with Store.open(there.url) as mine:
                 done.append(Collector(mine, heed_claims=heed_claims).run())
 
+    copies: list[bool] = []
+
+    def copy(self: Transfer, line: Line, trust: bool = True) -> None:
+        copies.append(trust)
+        real(self, line, trust)
+
+    real = Transfer.copy
+    monkeypatch.setattr(Transfer, "copy", copy)
     push(here, there, ["dataset/t/main"], progress=tell)
     assert done and Dataset.open(there, "t").to_arrow().equals(rows) and clean(there)
-    if not heed_claims:
-        assert done[0].packs_removed
+    if heed_claims:
+        assert copies == [True]
+    else:
+        assert done[0].packs_removed and copies[1:] in ([], [False]), "what was counted on and is gone is sent"
+        assert len(copies) == 2 or at == 1
 
 
 def test_the_source_holds_what_is_copied(here: Store, there: Store) -> None:

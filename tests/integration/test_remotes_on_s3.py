@@ -15,6 +15,7 @@ from leptonstore.dataset.exchange import clone, pull, push
 from leptonstore.errors import TierUnavailable
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
+from leptonstore.store.transfer import TransferReport
 from leptonstore.testing.seaweed import Server
 from leptonstore.tiers.object import ObjectTier
 from tests.integration.proxy import Proxy
@@ -110,8 +111,9 @@ def test_a_push_that_the_bucket_ends_goes_on(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with Store.open(bucket_url) as remote:
 
-            def tell(report: object) -> None:
-                if len(remote.state.packs) >= 3:
+            def tell(report: TransferReport) -> None:
+                if report.chunks_sent == 60:
+                    remote.flush()
                     proxy.fault = lambda method, path, number: "drop"
 
             with pytest.raises(TierUnavailable):
