@@ -10,7 +10,7 @@ from leptonstore.store.remotes import add_remote, remotes_of, remove_remote
 
 @click.group("remote")
 def command() -> None:
-    """Remember other stores by name, for push and pull. What is remembered stands in the store, without secrets.
+    """Remember other stores by name, for push and pull. What is remembered stands in the store, without secrets. All take --json.
 
     \b
     Example:

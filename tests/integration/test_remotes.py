@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -433,6 +435,25 @@ def test_an_interrupted_transfer_goes_on(here: Store, there: Store) -> None:
     assert Dataset.open(there, "t").to_arrow().equals(rows) and clean(there)
 
 
+def test_an_interrupted_command_keeps_what_arrived(here: Store, there: Store, tmp_path: Path) -> None:
+    write(here, "t", table(1))
+    code = (
+        "import os, signal; from leptonstore.store.transfer import Transfer; count, calls = Transfer._count, []\n"
+        "def counted(*given):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 12: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    count(*given)\n"
+        "Transfer._count = counted\n"
+        "from leptonstore.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "push", "t", "--store", here.url, "--to", there.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 130 and "run the command again to go on" in done.stderr, done.stderr
+    assert not refs(there) and there.state.packs
+    whole = sum(pack.bytes for pack in here.state.packs.values())
+    assert push(here, there, ["dataset/t/main"]).report.bytes_sent < whole - 100_000 and clean(there)
+
+
 def test_a_collection_after_an_interruption_takes_what_arrived_and_nothing_else(here: Store, there: Store) -> None:
     rows = table(1)
     write(here, "t", rows)
@@ -547,6 +568,25 @@ def test_a_full_quota_leaves_refs_as_they_were(here: Store, there: Store, monkey
         again.configure(setting(None))
         push(here, again, ["dataset/t/main"])
         assert clean(again)
+
+
+def test_a_full_disk_is_told_and_both_stores_are_as_they_were(here: Store, there: Store, tmp_path: Path) -> None:
+    """No file of the process may become larger than the limit: as a disk that is full in the middle of a pack."""
+    rng = random.Random(0)
+    rows = pa.table({"id": np.arange(3000), "data": [rng.randbytes(1000) for _ in range(3000)]})
+    write(here, "t", rows)
+    kept = write(there, "other", table(2, 300))
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000));"
+        "from leptonstore.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "push", "t", "--store", here.url, "--to", there.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 6 and "no space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert refs(there) == {"dataset/other/main": kept} and clean(here) and clean(there)
+    push(here, there, ["dataset/t/main"])
+    assert Dataset.open(there, "t").to_arrow().equals(rows) and clean(there)
 
 
 def test_damage_in_the_source_does_not_travel(here: Store, there: Store) -> None:
