@@ -108,7 +108,9 @@ class Transfer:
         self._held: dict[Digest, bytes] = {}  # commits as they were read, while they are few
         self._held_bytes = 0
         self._waiting: dict[Digest, None] = {}  # to be sent with the next batch
-        self._sent_last: Digest | None = None  # a node, which the walk is told of next
+        self._read_through: set[Digest] = (
+            set()
+        )  # nodes that were sent as they were read, and that the walk tells of next
         self._counted: set[Digest] = set()  # dry_run: what would be there by now
         self._other_bytes = 0  # sent of commits and nodes, plain
         self._before = {name: _counters(store) for name, store in self._ends()}
@@ -143,7 +145,9 @@ class Transfer:
                 else:
                     following.update(dict.fromkeys(parents))
             frontier = list(following)
-        return Line(tuple(met), frozenset(stopped), frozenset(ends))
+        # Another head may lead to what one was cut off from.
+        cut = {end for end in ends if not {parent.hex() for parent in self.commit(end).parents} <= met.keys() | theirs}
+        return Line(tuple(met), frozenset(stopped), frozenset(cut))
 
     def ancestors(self, heads: Iterable[str]) -> set[str]:
         """`heads` of the destination and everything before them, up to where it has forgotten it."""
@@ -200,9 +204,11 @@ class Transfer:
         is kept for the next attempt. Raises ChunkMissing, ChunkCorrupt, FormatDamaged (of the source), StoreFull.
         """
         self._commits = {parse_hex(commit) for commit in line.commits}
+        near = self.destination if self._destination_is_near else self.source
+        known = [commit for commit in sorted(line.met) if trust and near.has(parse_hex(commit))]
         try:
             walk = Reach(self, self._visit, self.source.cache_path("transfer"))
-            walk.walk(line.commits, stop=line.met, history=False, known=sorted(line.met) if trust else ())
+            walk.walk(line.commits, stop=line.met, history=False, known=known)
             self._send()
             for commit in reversed(line.commits):
                 self._send_commit(parse_hex(commit))
@@ -247,7 +253,7 @@ class Transfer:
             following = next(left, None)
             if not self._there(digest):
                 self._put(digest, data, self.source.locate(digest))
-                self._sent_last = digest
+                self._read_through.add(digest)
             yield data
 
     def _there(self, digest: Digest) -> bool:
@@ -257,7 +263,10 @@ class Transfer:
         return self.destination.known(digest)
 
     def _visit(self, digest: Digest) -> None:
-        if digest in self._commits or digest in self._waiting or digest == self._sent_last:
+        if digest in self._commits or digest in self._waiting:
+            return
+        if digest in self._read_through:
+            self._read_through.discard(digest)
             return
         if self._there(digest):
             self.report.chunks_present += 1

@@ -255,6 +255,18 @@ def test_depth_brings_the_newest_versions_and_history_ends_there(here: Store, th
     assert len(ancestry(here, refs(here)["dataset/t/main"])) == 7 and clean(here), "nothing is forgotten where all is"
 
 
+def test_a_depth_does_not_cut_a_head_off_from_another(here: Store, there: Store) -> None:
+    rows = table(1, 300)
+    heads = []
+    for number in range(4):
+        rows = edited(rows, range(number, number + 1))
+        heads.append(write(here, "t", rows, message=str(number)))
+    here.publish("tag", lambda state: (RefUpdate("dataset/t/v1", None, heads[2], tag=True),))
+    clone(here, there, depth=1)
+    there.refresh()
+    assert there.state.forgotten == {heads[2]} and len(ancestry(there, heads[3])) == 2 and clean(there)
+
+
 def test_a_depth_does_not_cut_the_history_that_another_ref_has(here: Store, there: Store) -> None:
     """The boundary is a property of commits: it must not be drawn where a ref of the destination needs what lies before."""
     rows = table(1, 300)
