@@ -32,8 +32,9 @@ from leptonstore.errors import (
 )
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.copies import is_same_place
+from leptonstore.store.lines import Line
 from leptonstore.store.log import LogState, RefRecord
-from leptonstore.store.transfer import Line, Transfer, TransferReport
+from leptonstore.store.transfer import Transfer, TransferReport
 
 Progress = Callable[[TransferReport], None]
 _TRACKS = "tracks"  # in the metrics of a ref that keeps a remote's head: whose
@@ -303,15 +304,15 @@ class _Work:
         there = [record.commit for ref, record in refs.items() if ref.rpartition("/")[0] in names]
         depth = self._depth if not there else None
         theirs = {record.commit for record in refs.values()}
-        self._line, self._line_heads = self._transfer.line_of(heads, theirs, depth), heads
+        self._line, self._line_heads = self._transfer.lines.line_of(heads, theirs, depth), heads
         if there and not self._is_closed():
             # It leads past the heads of the destination: what came before them is protected, too.
-            theirs |= self._transfer.ancestors(there)
-            self._line = self._transfer.line_of(heads, theirs, depth)
+            theirs |= self._transfer.lines.ancestors(there)
+            self._line = self._transfer.lines.line_of(heads, theirs, depth)
 
     def _is_closed(self) -> bool:
         """Whether it makes no difference what came before the destination's heads: no new line leads past them."""
-        firsts = [commit for commit in self._line.commits if not self._transfer.commit(commit).parents]
+        firsts = [commit for commit in self._line.commits if not self._transfer.lines.commit(commit).parents]
         return not self._line.ends and len(firsts) in (0, len(self._line.commits))
 
     def _move(self, ref: str, new: str, old: str | None) -> RefMove:
@@ -323,10 +324,10 @@ class _Work:
             return NEW if old is None else EQUAL
         if tag or self.destination.state.refs[ref].tag:
             return DIVERGED  # a tag never moves
-        if self._transfer.is_before(old, new):
+        if self._transfer.lines.is_before(old, new):
             return FORWARD
         if ref.startswith("dataset/"):
-            return AHEAD if self._transfer.is_before(new, old) else DIVERGED
+            return AHEAD if self._transfer.lines.is_before(new, old) else DIVERGED
         if old in _past(self.source, ref):  # without parents: which came first is told by the logs
             return FORWARD
         return AHEAD if new in _past(self.destination, ref) else DIVERGED
@@ -334,11 +335,11 @@ class _Work:
     def is_merged(self, commit: str, move: RefMove) -> bool:
         """Whether `commit` is among what the ref leads to afterwards."""
         head = move.old if move.action == AHEAD and move.old is not None else move.new
-        return commit == head or self._transfer.is_before(commit, head)
+        return commit == head or self._transfer.lines.is_before(commit, head)
 
     def _require_kind(self, move: RefMove) -> None:
         kind = move.ref.partition("/")[0]
-        found = self._transfer.commit(move.new).kind
+        found = self._transfer.lines.commit(move.new).kind
         if found != kind:
             raise BadInput(f"{move.label} of {self.source.url} leads to a {found}, not to a {kind}: nothing was sent")
 
@@ -385,14 +386,14 @@ class _Work:
                     raise
                 self._join(self._line_heads)
                 self._transfer.copy(self._line, trust=False)
-            except BaseException:
-                self._transfer.keep()
+            except BaseException as error:
+                self._transfer.keep(error)
                 raise
 
     def finish(self, moves: Sequence[RefMove]) -> TransferReport:
         """What travelled, beside what the versions hold that the refs lead to now."""
         heads = dict.fromkeys(move.new for move in moves)
-        return self._transfer.finish(sum(self._transfer.commit(head).plain_bytes for head in heads))
+        return self._transfer.finish(sum(self._transfer.lines.commit(head).plain_bytes for head in heads))
 
 
 def _head(state: LogState, ref: str) -> str | None:

@@ -22,7 +22,7 @@ cut, compressed and sealed by the destination's settings. Memory: READ_TOGETHER_
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +32,13 @@ from blake3 import blake3
 from leptonstore import limits
 from leptonstore.codec import Encoded
 from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
-from leptonstore.errors import ChunkCorrupt, LeptonError
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, LeptonError, TierUnavailable
 from leptonstore.format import pack as lpk
-from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import reader, together
 from leptonstore.store.index import Place
+from leptonstore.store.lines import Line, Lines
 from leptonstore.store.reach import Reach
 from leptonstore.store.store import Store
-from leptonstore.tiers.local import LocalTier
 
 
 @dataclass
@@ -71,15 +70,6 @@ class TransferReport:
                 setattr(self, name, getattr(self, name) + value)
 
 
-@dataclass(frozen=True)
-class Line:
-    """Commits (hex) that are to travel."""
-
-    commits: tuple[str, ...]  # newest first
-    met: frozenset[str]  # commits of the destination at which the walk stopped
-    ends: frozenset[str]  # commits whose parents do not travel
-
-
 Progress = Callable[[TransferReport], None]
 
 
@@ -96,8 +86,7 @@ class Transfer:
         self.source, self.destination = source, destination
         self._progress, self._dry_run = progress, dry_run
         self.report = TransferReport(dry_run)
-        # Nodes and pages that both have are read where that costs less.
-        self._destination_is_near = _is_local(destination) and not _is_local(source)
+        self.lines = Lines(source, destination)
         # A record can be copied as it is: no key on either side, and the destination would compress it alike.
         self._as_it_is = (
             source.sealer is None
@@ -105,12 +94,8 @@ class Transfer:
             and source.config.zstd_level == destination.config.zstd_level
         )
         self._commits: set[Digest] = set()
-        self._held: dict[Digest, bytes] = {}  # commits as they were read, while they are few
-        self._held_bytes = 0
         self._waiting: dict[Digest, None] = {}  # to be sent with the next batch
-        self._read_through: set[Digest] = (
-            set()
-        )  # nodes that were sent as they were read, and that the walk tells of next
+        self._read_through: set[Digest] = set()  # sent as they were read; the walk tells of them next
         self._counted: set[Digest] = set()  # dry_run: what would be there by now
         self._other_bytes = 0  # sent of commits and nodes, plain
         self._before = {name: _counters(store) for name, store in self._ends()}
@@ -119,81 +104,6 @@ class Transfer:
 
     def _ends(self) -> tuple[tuple[str, Store], ...]:
         return ("source", self.source), ("destination", self.destination)
-
-    # -- commits -------------------------------------------------------------------------------------------------
-
-    def line_of(self, heads: Iterable[str], theirs: Set[str], depth: int | None = None) -> Line:
-        """The versions from `heads` (hex) back to `theirs`, which the destination protects, to where history was forgotten on
-        either side, or to the depth-th generation (1: the heads alone)."""
-        frontier, met = list(dict.fromkeys(heads)), dict[str, None]()
-        stopped, ends = set[str](), set[str]()
-        forgotten = self.source.state.forgotten | self.destination.state.forgotten
-        generation = 0
-        while frontier:
-            generation += 1
-            following: dict[str, None] = {}
-            new = [commit for commit in frontier if commit not in theirs and commit not in met]
-            stopped.update(commit for commit in frontier if commit in theirs)
-            for commit in new:
-                met[commit] = None
-                parents = [parent.hex() for parent in self.commit(commit).parents]
-                there = [parent for parent in parents if parent in theirs]
-                # One that leads to what the destination keeps must go on leading there.
-                deep = depth is not None and generation >= depth and not there
-                if set(parents) - set(there) and (commit in forgotten or deep):
-                    ends.add(commit)
-                else:
-                    following.update(dict.fromkeys(parents))
-            frontier = list(following)
-        # Another head may lead to what one was cut off from.
-        cut = {end for end in ends if not {parent.hex() for parent in self.commit(end).parents} <= met.keys() | theirs}
-        return Line(tuple(met), frozenset(stopped), frozenset(cut))
-
-    def ancestors(self, heads: Iterable[str]) -> set[str]:
-        """`heads` of the destination and everything before them, up to where it has forgotten it."""
-        found: set[str] = set()
-        frontier = list(heads)
-        while frontier:
-            new = [commit for commit in dict.fromkeys(frontier) if commit not in found]
-            found.update(new)
-            followed = [commit for commit in new if commit not in self.destination.state.forgotten]
-            frontier = [parent.hex() for commit in followed for parent in self.commit(commit).parents]
-        return found
-
-    def is_before(self, old: str, new: str) -> bool:
-        """Whether `old` came before `new`, as far as neither side has forgotten it."""
-        forgotten = self.source.state.forgotten | self.destination.state.forgotten
-        found: set[str] = set()
-        frontier = [new]
-        while frontier and old not in frontier:
-            frontier = [commit for commit in dict.fromkeys(frontier) if commit not in found]
-            found.update(frontier)
-            followed = [commit for commit in frontier if commit not in forgotten or self._names(commit, old)]
-            frontier = [parent.hex() for commit in followed for parent in self.commit(commit).parents]
-        return old in frontier
-
-    def _names(self, commit: str, parent: str) -> bool:
-        return parse_hex(parent) in self.commit(commit).parents
-
-    def commit(self, commit: str) -> Commit:
-        """A version of either side. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
-        return parse_commit(self._read_commit(parse_hex(commit)))
-
-    def _read_commit(self, digest: Digest) -> bytes:
-        held = self._held.get(digest)
-        if held is not None:
-            return held
-        data = self._near(digest).get(digest)
-        if self._held_bytes + len(data) <= limits.TRANSFER_COMMITS_BYTES:
-            self._held_bytes += len(data)
-            self._held[digest] = data
-        return data
-
-    def _near(self, digest: Digest) -> Store:
-        """Where to read what both may have. A version that the destination keeps may be gone from the source."""
-        if self._destination_is_near:
-            return self.destination if self.destination.has(digest) else self.source
-        return self.source if self.source.has(digest) or not self.destination.has(digest) else self.destination
 
     # -- copying -------------------------------------------------------------------------------------------------
 
@@ -204,7 +114,7 @@ class Transfer:
         is kept for the next attempt. Raises ChunkMissing, ChunkCorrupt, FormatDamaged (of the source), StoreFull.
         """
         self._commits = {parse_hex(commit) for commit in line.commits}
-        near = self.destination if self._destination_is_near else self.source
+        near = self.destination if self.lines.destination_is_near else self.source
         known = [commit for commit in sorted(line.met) if trust and near.has(parse_hex(commit))]
         try:
             walk = Reach(self, self._visit, self.source.cache_path("transfer"))
@@ -212,17 +122,19 @@ class Transfer:
             self._send()
             for commit in reversed(line.commits):
                 self._send_commit(parse_hex(commit))
-        except BaseException:
-            self.keep()
+        except BaseException as error:
+            self.keep(error)
             raise
         self._tell()
         self.report.commits = len(line.commits)
 
-    def keep(self) -> None:
-        """Have the destination list what has arrived, so that another attempt finds it. Never fails."""
-        if not self._dry_run:
-            with suppress(LeptonError, OSError):
-                self.destination.flush()
+    def keep(self, error: BaseException) -> None:
+        """After `error`: have the destination list what has arrived, so that another attempt finds it. Never fails."""
+        source_away = isinstance(error, TierUnavailable) and error.tier in {tier.url for tier in self.source.tier.tiers}
+        if self._dry_run or (isinstance(error, TierUnavailable) and not source_away):
+            return  # the destination does not answer: asking again takes another minute
+        with suppress(LeptonError, OSError):
+            self.destination.flush()
 
     def finish(self, plain_bytes: int) -> TransferReport:
         """The report, after `publish`. plain_bytes: what the versions that were asked for hold."""
@@ -237,17 +149,17 @@ class Transfer:
 
     def get(self, digest: Digest) -> bytes:
         """For Reach: a commit, or the root of a tree."""
-        return self._read_commit(digest) if digest in self._commits else next(self.get_many([digest]))
+        return self.lines.read(digest) if digest in self._commits else next(self.get_many([digest]))
 
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """For Reach: nodes, and pages with references. What the destination lacks is sent as it is read."""
-        far = [digest for digest in digests if self._near(digest) is self.source]
+        far = [digest for digest in digests if self.lines.near(digest) is self.source]
         read = iter(self.source.get_many(far))
         left = iter(far)
         following = next(left, None)
         for digest in digests:
             if digest != following:
-                yield self.destination.get(digest)
+                yield self.lines.from_destination(digest)
                 continue
             data = next(read)
             following = next(left, None)
@@ -345,7 +257,7 @@ class Transfer:
 
     def _send_commit(self, digest: Digest) -> None:
         if not self._there(digest):
-            data = self._read_commit(digest)
+            data = self.lines.read(digest)
             place = self.source.locate(digest)
             if not self._dry_run:
                 self.destination.put_checked(digest, data, lpk.CONTENT_META)
@@ -393,20 +305,23 @@ class Transfer:
         self.destination.put_chunk_list(digest, made, content)
 
     def _read_pieces(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> Iterator[bytes]:
-        near = self._destination_is_near
-        at = 0
-        while at < len(pieces):
-            here = near and self.destination.has(pieces[at][0])
-            end = at + 1
-            while end < len(pieces) and (near and self.destination.has(pieces[end][0])) == here:
-                end += 1
-            store = self.destination if here else self.source
-            run = pieces[at:end]
-            for (piece, length), data in zip(run, store.get_pieces([name for name, _ in run]), strict=True):
-                if len(data) != length:
-                    raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
-                yield data
-            at = end
+        far = [piece for piece, _ in pieces if not self.lines.destination_is_near or not self.destination.has(piece)]
+        read, left = self.source.get_pieces(far), iter(far)
+        following = next(left, None)
+        for piece, length in pieces:
+            if piece == following:
+                data, following = next(read), next(left, None)
+            else:
+                data = self._get_piece(piece)
+            if len(data) != length:
+                raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
+            yield data
+
+    def _get_piece(self, piece: Digest) -> bytes:
+        try:
+            return next(self.destination.get_pieces([piece]))
+        except (ChunkMissing, ChunkCorrupt):
+            return next(self.source.get_pieces([piece]))
 
     def _count_long(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> None:
         """As if the destination cut as the source does."""
@@ -422,10 +337,6 @@ def _position(place: Place | None) -> tuple[str, int, int]:
         if place is None
         else (place.pack, place.row.offset, place.row.dictionary if place.row.is_member else 0)
     )
-
-
-def _is_local(store: Store) -> bool:
-    return isinstance(store.home, LocalTier)
 
 
 def _counters(store: Store) -> dict[str, int]:

@@ -38,10 +38,11 @@ from leptonstore.store import RefUpdate, Store, check_store, fences
 from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import Collector, GcReport, collect
 from leptonstore.store.keys import KeyFile
+from leptonstore.store.lines import Line
 from leptonstore.store.log import Proposal
 from leptonstore.store.quota import setting
 from leptonstore.store.remotes import SETTING, add_remote, remote_url, remotes_of, remove_remote
-from leptonstore.store.transfer import Line, Transfer, TransferReport
+from leptonstore.store.transfer import Transfer, TransferReport
 
 SMALL = ChunkSizes(cut_above=64 << 10, min_size=4 << 10, avg_size=16 << 10, max_size=64 << 10)
 OTHER = ChunkSizes(cut_above=32 << 10, min_size=2 << 10, avg_size=8 << 10, max_size=32 << 10)
