@@ -44,7 +44,8 @@ def remove_ref(store: Store, kind: str, name: str, branch: str, tag: bool, force
             f"{kind} {name!r} has no {'tag' if tag else 'branch'} {branch!r}; there is: {', '.join(known) or 'none'}"
         )
     if record.tag != tag:
-        raise BadInput(f"{name}@{branch} is a {'tag' if record.tag else 'branch'}: remove it with that command")
+        other = "tag" if record.tag else "branch"
+        raise BadInput(f"{name}@{branch} is a {other}: remove it with `lepton {other} -d {name}@{branch}`")
     others = {info.commit for info in list_refs(store) if (info.kind, info.name, info.branch) != (kind, name, branch)}
     kept = {commit for head in others for commit in ancestry(store, head)}
     lost = [commit for commit in ancestry(store, record.commit) if commit not in kept]

@@ -379,7 +379,7 @@ class _Work:
 
         for attempt in range(limits.TRANSFER_TRIES):
             try:
-                self.destination.publish(action, decide, self._line.ends)
+                self.destination.publish(action, decide, ends=self._line.ends)
                 return
             except CommitExpired:
                 if attempt + 1 == limits.TRANSFER_TRIES:

@@ -1,7 +1,7 @@
 """Names of versions, accepted wherever a version is asked for.
 
     NAME                          the head of branch main
-    NAME@REF                      a branch, a tag, or the first six or more digits of a commit
+    NAME@REF                      a branch, a tag, or the first six or more digits of a commit (all 64: also of a forgotten one)
     NAME@2026-11-01               what branch main pointed to when that day was over (today: now)
     NAME@2026-11-01T12:00         what it pointed to then, local time; an offset may follow (Z, +02:00)
     NAME@BRANCH@2026-11-01        the same of another branch or tag
@@ -20,10 +20,12 @@ from typing import Any
 from leptonstore import limits
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
 from leptonstore.dataset.reflog import commit_at, is_date
+from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, RefMissing
 from leptonstore.format.commit import KINDS
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.log import RefRecord
+from leptonstore.store.reach import protected
 
 MAIN = "main"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -158,6 +160,8 @@ def _commit_of_ref(store: Store, kind: str, spec: str, name: str, ref: str, know
             return commits[0]
         if commits:
             raise RefMissing(f"{spec} fits {len(commits)} versions; give more digits of the one that you mean")
+        if len(ref) == 64 and store.has(parse_hex(ref)) and read_commit(store, ref).kind == kind:
+            return ref  # nothing leads to it any more: a branch that is made from it saves it
     raise RefMissing(f"{kind} {name!r} has no version {ref!r}; its refs: {', '.join(info.branch for info in known)}")
 
 
@@ -168,7 +172,12 @@ def _commit_then(store: Store, kind: str, name: str, ref: str, date: str) -> str
     except RefMissing as error:
         known = ", ".join(info.branch for info in list_refs(store, kind, name))
         raise RefMissing(f"{error}; refs of {kind} {name!r} now: {known or 'none'}") from None
-    read_commit(store, commit)  # gone when it was forgotten since: says so
+    state = store.state
+    if not protected(store, {record.commit for record in state.refs.values()}, state.forgotten, {commit}):
+        raise RefMissing(
+            f"what {full} was at {date} ({commit}) was forgotten: no branch or tag leads to it. As long as gc has not taken it, its whole "
+            "digest names it"
+        )
     return commit
 
 

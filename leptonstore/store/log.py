@@ -108,6 +108,7 @@ class Proposal:
     placed: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # pack -> the tiers that keep it (store/placement.py)
+    author: str = ""  # who the entry says it was; by default the user that runs this
 
 
 @dataclass
@@ -341,7 +342,7 @@ class Log:
             "write_id": secrets.token_hex(16),
             "previous": state.head.hex(),
             "time_ns": time.time_ns(),
-            "author": _author(),
+            "author": proposal.author or _author(),
             "host": socket.gethostname(),
             "action": proposal.action,
             "packs_added": [

@@ -133,6 +133,9 @@ def start(folder: Path) -> Server:
             "-master.volumeSizeLimitMB=256",
             "-volume.max=1000",
             "-master.telemetry=false",
+            # One that is started again waits this long for other masters before it leads (10 s unless told otherwise).
+            "-master.electionTimeout=300ms",
+            "-master.heartbeatInterval=100ms",
         ),
         *(
             "-s3.port.iceberg=0",
