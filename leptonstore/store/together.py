@@ -72,8 +72,10 @@ class Found:
 
 
 def records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
-    """The bytes of each record as they are stored, None of one that cannot be had this way. The first requests are begun now, and while one batch is
-    used, the next is on its way."""
+    """The bytes of each record as they are stored, None of one that cannot be had this way.
+
+    The first requests are begun now, and while one batch is used, the next is on its way.
+    """
     batches = _batches(places)
     waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
     for first, end in itertools.islice(batches, 2):
