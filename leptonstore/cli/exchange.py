@@ -11,6 +11,7 @@ import click
 from leptonstore.cli.runtime import human_bytes, status
 from leptonstore.cli.secret import given_remote_secret, remote_secret_options
 from leptonstore.dataset.exchange import Exchange
+from leptonstore.dataset.refs import MAIN
 from leptonstore.errors import Conflict
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
@@ -90,9 +91,15 @@ def require_joined(done: Exchange) -> None:
     """Raise Conflict when a branch has diverged and the remote's head is kept beside it."""
     told = []
     for move in done.moves:
-        if move.ref in done.kept:
-            branch = done.kept[move.ref].split("/", 2)[2]
-            heads = f"{(move.old or '')[:12]} here, {move.new[:12]} there, kept as @{branch}"
-            told.append(f"{move.label} has diverged: {heads}")
+        if move.ref not in done.kept:
+            continue
+        kind, name, branch = move.ref.split("/", 2)
+        kept = done.kept[move.ref].split("/", 2)[2]
+        into = name if branch == MAIN else f"{name}@{branch}"
+        fix = f"merge that (`lepton merge {name}@{kept} --into {into}`), then push"
+        if kind != "dataset" or move.tag:
+            fix = "keep the one that you want"
+        heads = f"{(move.old or '')[:12]} here, {move.new[:12]} there, kept as @{kept}"
+        told.append(f"{move.label} has diverged: {heads}: {fix}")
     if told:
-        raise Conflict(f"{'; '.join(told)}: merge that (`lepton merge`), then push")
+        raise Conflict("; ".join(told))

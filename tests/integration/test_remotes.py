@@ -677,7 +677,9 @@ def test_push_pull_and_clone_on_the_command_line(here: Store, there: Store, tmp_
     write(here, "t", edited(rows, range(50, 60)))
     Store.create(tmp_path / "third").close()
     diverged = run("pull", "t", "--store", here.url, code=5)
-    assert isinstance(diverged.exception, Conflict) and "kept as @origin-main: merge that" in str(diverged.exception)
+    assert isinstance(
+        diverged.exception, Conflict
+    ) and "kept as @origin-main: merge that (`lepton merge t@origin-main --into t`)" in str(diverged.exception)
     assert "t@main has diverged" in diverged.stdout
     for arguments, error in [
         (("push", "t", "--to", tmp_path / "nowhere", "--store", here.url), NotFound),
