@@ -8,10 +8,12 @@ graph       what came before         reflog      what the log remembers         
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
+exchange    push, pull and clone
 """
 
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, DiffStat, RowChange
+from leptonstore.dataset.exchange import Exchange, clone, pull, push
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
 from leptonstore.dataset.source import Source
@@ -23,12 +25,16 @@ __all__ = [
     "DatasetStats",
     "Diff",
     "DiffStat",
+    "Exchange",
     "FileTable",
     "RefInfo",
     "RowChange",
     "Source",
+    "clone",
     "delete_ref",
     "list_refs",
+    "pull",
+    "push",
     "write_dataset",
     "write_files",
 ]
