@@ -61,6 +61,7 @@ class StoreReader:
             self.keys = SealedKeys(self.config, documents, secret)
         self.store_id = bytes.fromhex(self.config["store_id"])
         self.refs: dict[str, str] = {}
+        self.tags: set[str] = set()
         self.listed: dict[str, dict[str, Any]] = {}
         self.entries = self._replay()
         self.packs = [self._pack(pack) for pack in sorted(self.listed)]
@@ -82,10 +83,13 @@ class StoreReader:
             for pack in body["packs_removed"]:
                 self.listed.pop(pack, None)
             for ref in body["refs"]:
+                need(ref["new"] is None or ref["name"] not in self.tags, "log: a tag moves")
+                self.tags.discard(ref["name"])
                 if ref["new"] is None:
                     self.refs.pop(ref["name"], None)
                 else:
                     self.refs[ref["name"]] = ref["new"]
+                    self.tags |= {ref["name"]} if ref.get("tag") else set()
             entries.append(body)
         return entries
 

@@ -16,7 +16,7 @@ import reader_pages
 import reader_sealed
 from reader import Bad, StoreReader
 
-from leptonstore.dataset import Dataset
+from leptonstore.dataset import Dataset, delete_ref
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.keys import Passphrase
@@ -142,3 +142,17 @@ def test_a_golden_store_stays_readable(place: Path, tmp_path: Path) -> None:
             assert make_golden.sum_of(columns) == make_golden.sum_of(found.rows(commit)) == expected["rows"][ref]
         for value in make_golden.small_values():
             assert store.get(reader.digest_of(value)) == found.value(reader.digest_of(value)) == value
+
+
+def test_a_tag_is_told_by_its_entry_until_it_is_removed(tmp_path: Path) -> None:
+    with make_golden.create(tmp_path / "store") as store:
+        make_golden.fill(store)
+        ref = next(name for name in store.state.refs if name.startswith("dataset/"))
+        version = Dataset.open(store, "@".join(ref.split("/")[1:]))
+        version.tag("v1")
+        delete_ref(store, "dataset", version.name, "v1")
+        version.tag("v2")
+        version.branch("side")
+        names = set(store.state.refs)
+    found = StoreReader(tmp_path / "store")
+    assert found.tags == {f"dataset/{version.name}/v2"} and set(found.refs) == names
