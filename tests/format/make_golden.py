@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,13 @@ def fill(store: Store) -> None:
     """Everything that the format has, in a few versions."""
     for value in small_values():
         store.put(value)
+    store.put(random.Random(5).randbytes(5_000))  # does not shrink
     store.flush()
     write_dataset(store, "typed", source(typed_table(20), "key"), "first")
     write_dataset(store, "typed", source(typed_table(), "key"), "more rows")
     write_dataset(store, "long", source(long_table(), "key"))
     write_dataset(store, "large", source(large_table(), "text"))
+    write_dataset(store, "keyed", replace(source(long_table().slice(0, 5_000), "name", "key"), keyed=True))
     write_dataset(store, "empty", source(long_table().slice(0, 0), "key"))
 
 
