@@ -2,7 +2,8 @@
 
     put -> digest -> known? -> [shelf] -> encode (a pool of threads, outside the lock) -> append to the open pack -> seal
 
-Small records of data wait on a shelf until there is a batch of them, which may share a dictionary (store/dictionaries.py).
+Small records wait on a shelf, one for data and one for metadata, until there is a batch of them: those under 4 KiB share records, and
+those of data may share a dictionary (store/dictionaries.py).
 
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
@@ -59,7 +60,7 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._claimed: dict[Digest, tuple[int, Buffer]] = {}  # kind and plain bytes on their way to a pack
         self._in_flight = 0  # bytes of them
-        self._shelf = Shelf()
+        self._shelves = {content: Shelf() for content in (lpk.CONTENT_DATA, lpk.CONTENT_META)}
         self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
         self._sealing: dict[PackBuilder, Future[PackRecord]] = {}
@@ -119,7 +120,7 @@ class Writer:
 
         here: encode in the calling thread (one of a pool of the caller's). Raises StoreFull, now or at a later call.
         """
-        small = _is_small(kind, plain, content, plane_width)
+        small = _is_small(kind, plain, plane_width)
         if small:
             plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
         record = Record(digest, kind, plain, plane_width)
@@ -130,7 +131,7 @@ class Writer:
             self._claimed[digest] = (kind, plain)
             here = here or self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
-            batch = self._shelf.add(record) if small else [record]
+            batch = self._shelves[content].add(record) if small else [record]
             pool = None if here or not batch else self._workers()
         if pool is not None:
             pool.submit(self._encode, batch, content)
@@ -164,7 +165,7 @@ class Writer:
                 self._claimed.pop(record.digest, None)
                 self._in_flight -= len(record.plain)
             self._error = self._error or error
-            if len(self._claimed) == len(self._shelf):
+            if len(self._claimed) == sum(map(len, self._shelves.values())):
                 self._idle.notify_all()
         for builder in full:
             self._seal(builder)
@@ -184,7 +185,8 @@ class Writer:
                 return builder is not None and builder.has_dictionary(dictionary)
 
         units = units_of(batch)
-        dictionary = self._dictionaries.choose(units, held)
+        # Nodes are mostly digests: a dictionary gains nothing there.
+        dictionary = self._dictionaries.choose(units, held) if content == lpk.CONTENT_DATA else None
         ready = []
         level = self._config.zstd_level
         if all(_is_short(unit) for unit in units):
@@ -247,9 +249,9 @@ class Writer:
         """
         with self._lock:
             while self._claimed:
-                batch = self._shelf.take()
-                if batch:
-                    self._workers().submit(self._encode, batch, lpk.CONTENT_DATA)
+                for content, shelf in self._shelves.items():
+                    if batch := shelf.take():
+                        self._workers().submit(self._encode, batch, content)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -323,7 +325,7 @@ class Writer:
             ready = [(unit, encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
         small = []  # only these may share a group
         for record in batch:
-            if ready is None and _is_small(record.kind, record.plain, content, record.plane_width):
+            if ready is None and _is_small(record.kind, record.plain, record.plane_width):
                 small.append(record)
             else:
                 self._encode([record], content, ready)
@@ -355,7 +357,7 @@ class Writer:
             return
         error, self._error = self._error, None
         while self._claimed:
-            for record in self._shelf.take():
+            for record in [record for shelf in self._shelves.values() for record in shelf.take()]:
                 del self._claimed[record.digest]
                 self._in_flight -= len(record.plain)
             if self._claimed:
@@ -380,7 +382,8 @@ class Writer:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
-            self._shelf.take()
+            for shelf in self._shelves.values():
+                shelf.take()
             self._claimed.clear()
             self._drop()
 
@@ -394,7 +397,6 @@ def _is_short(unit: Unit) -> bool:
     return len(unit.plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not unit.plane_width
 
 
-def _is_small(kind: int, plain: Buffer, content: int, plane_width: int) -> bool:
-    """Whether it can share a dictionary with others: data, no chunk list, no floats, and not too long."""
-    short = len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width
-    return short and content == lpk.CONTENT_DATA and kind == lpk.KIND_CHUNK
+def _is_small(kind: int, plain: Buffer, plane_width: int) -> bool:
+    """Whether it can share a record or a dictionary with others: no chunk list, no floats, and not too long."""
+    return len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width and kind == lpk.KIND_CHUNK

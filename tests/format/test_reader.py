@@ -66,12 +66,14 @@ def test_everything_that_the_format_has_was_exercised(written: Path) -> None:
     }
     root = found.value(bytes.fromhex(found.commit(found.refs["dataset/long/main"])["root"]))
     assert root[4] == 1, "the tree has no internal node"
+    root = found.value(bytes.fromhex(found.commit(found.refs["dataset/keyed/main"])["root"]))
+    assert root[4] == 1 and root[5] == 1, "the keyed tree has no node with keys"
 
 
 def test_every_row_is_what_the_store_says(written: Path) -> None:
     found = StoreReader(written)
     with Store.open(written) as store:
-        assert found.refs == {name: record.commit for name, record in store.state.refs.items()} and len(found.refs) == 4
+        assert found.refs == {name: record.commit for name, record in store.state.refs.items()} and len(found.refs) == 5
         for ref, commit in found.refs.items():
             table = Dataset.open(store, ref.split("/")[1])[:]
             columns = {name: make_golden.plain_values(table[name]) for name in table.column_names}
@@ -92,7 +94,7 @@ def test_an_encrypted_store_is_read_too(tmp_path: Path) -> None:
         make_golden.fill(store)
         found = StoreReader(tmp_path / "store", make_golden.PASSPHRASE.encode())
         names = {name: record.commit for name, record in store.state.refs.items()}
-        assert found.refs == names and len(names) == 4
+        assert found.refs == names and len(names) == 5
         for ref, commit in found.refs.items():
             table = Dataset.open(store, ref.split("/")[1])[:]
             columns = {name: make_golden.plain_values(table[name]) for name in table.column_names}
