@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.branches import create_ref, remove_ref
@@ -19,12 +17,11 @@ from leptonstore.dataset.integrate import merge, restore, revert
 from leptonstore.errors import BadInput, MergeConflict, RefMissing
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
-from tests.property.history_data import SCHEMA, Row, rows_of, small_trees, table_of, values
+from tests.property.history_data import SCHEMA, Row, rows_of, small_trees, table_of
 from tests.property.test_merge_model import Table, model
 
 NAMES = ("main", "a", "b")
-names = st.sampled_from(NAMES)
-keys = st.integers(0, 30)
+STEPS = 64
 
 
 class Known(NamedTuple):
@@ -34,29 +31,38 @@ class Known(NamedTuple):
     parents: tuple[str, ...]
 
 
-class Histories(RuleBasedStateMachine):
-    """`heads` and `tags` are what the refs lead to, `versions` every version that there ever was."""
+class Histories:
+    """`heads` and `tags` are what the refs lead to, `versions` every version that there ever was. `seen` counts what happened."""
 
-    @initialize(rows=st.lists(values, max_size=30))
-    def begin(self, rows: list[Row]) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.folder = tempfile.TemporaryDirectory()
-        self.patch.setenv("XDG_CACHE_HOME", self.folder.name)
-        small_trees(self.patch)
-        self.store = Store.create(Path(self.folder.name) / "store")
-        table = {at: row._replace(id=at) for at, row in enumerate(rows)}
+    def __init__(self, place: Path, seed: int) -> None:
+        self.random, self.seen = Random(seed), Counter[str]()
+        self.store = Store.create(place)
+        table = {at: self.some_row(at) for at in range(self.random.randrange(25))}
         source = Source(SCHEMA, ("id",), lambda: iter(table_of(list(table.values())).to_batches()), keyed=True)
-        first = write_dataset(self.store, "d", source)
-        self.heads = {"main": first.commit}
-        self.tags: dict[str, str] = {}
-        self.versions = {first.commit: Known(table, ())}
+        first = write_dataset(self.store, "d", source).commit
+        self.heads, self.tags = {"main": first}, dict[str, str]()
+        self.versions = {first: Known(table, ())}
+        for name in NAMES[1:]:
+            self.name(name, "main")
 
-    def teardown(self) -> None:
-        if hasattr(self, "store"):
-            assert check_store(self.store, read_data=True).clean
-            self.store.close()
-            self.patch.undo()
-            self.folder.cleanup()
+    def some_row(self, key: int) -> Row:
+        pick = self.random.choice
+        text = pick([None, "", "a", "b" * 30, "c" * 70, "d" * 70])
+        return Row(key, pick([None, 0, 1, 2]), text, pick([None, (), (1, 2)]))
+
+    def some_keys(self, most: int) -> set[int]:
+        return {self.random.randrange(25) for _ in range(self.random.randrange(most + 1))}
+
+    def run(self) -> None:
+        """Random steps, the store held against the model after each."""
+        steps = [(self.edit, 6), (self.merge, 6), (self.go_back, 3), (self.tag, 1), (self.remove, 1), (self.diff, 1)]
+        steps += [(self.forget, 1), (self.collect, 1), (self.reopen, 1)]
+        for number in range(STEPS):
+            (step,) = self.random.choices([step for step, _ in steps], [weight for _, weight in steps])
+            step()
+            self.check(whole=number % 8 == 7)
+        assert check_store(self.store, read_data=True).clean
+        self.store.close()
 
     # -- the model -------------------------------------------------------------------------------------------------
 
@@ -84,55 +90,56 @@ class Histories(RuleBasedStateMachine):
     def rows(self, commit: str) -> Table:
         return self.versions[commit].rows
 
-    # -- rules -----------------------------------------------------------------------------------------------------
+    # -- steps -----------------------------------------------------------------------------------------------------
 
-    @rule(branch=names, puts=st.dictionaries(keys, values, max_size=5), gone=st.sets(keys, max_size=3))
-    def edit(self, branch: str, puts: Table, gone: set[int]) -> None:
-        if branch not in self.heads:
-            return
+    def some_branch(self) -> str:
+        return self.random.choice(sorted(self.heads))
+
+    def edit(self) -> None:
+        branch = self.some_branch()
         for change in ("upsert", "delete"):
             rows, before = dict(self.rows(self.heads[branch])), self.heads[branch]
             opened = Dataset.open(self.store, f"d@{branch}")
-            if change == "upsert" and puts:
-                rows |= {key: row._replace(id=key) for key, row in puts.items()}
+            if change == "upsert" and (puts := self.some_keys(4)):
+                for key in puts:
+                    some = self.some_row(key)
+                    rows[key] = rows[key]._replace(x=some.x) if key in rows and self.random.random() < 0.5 else some
                 opened.upsert(table_of([rows[key] for key in puts]))
-            elif change == "delete" and gone:
+            elif change == "delete" and (gone := self.some_keys(2)):
                 rows = {key: row for key, row in rows.items() if key not in gone}
                 opened.delete(keys=table_of([Row(key) for key in gone]).select(["id"]))
             if rows != self.rows(before):
                 self.moved(branch, rows, (before,))
 
-    @rule(start=names, branch=names, tag=st.booleans())
-    def name(self, start: str, branch: str, tag: bool) -> None:
-        if start not in self.heads:
-            return
-        known = self.tags if tag else self.heads
-        name = f"t-{branch}" if tag else branch
-        commit = self.heads[start]
-        if known.get(name, commit) != commit:
+    def name(self, branch: str, start: str, tag: bool = False) -> None:
+        known, commit = (self.tags if tag else self.heads), self.heads[start]
+        if known.get(branch, commit) != commit:
+            self.seen["name taken"] += 1
             with pytest.raises(BadInput, match="already"):
-                create_ref(self.store, "dataset", "d", name, commit, tag)
+                create_ref(self.store, "dataset", "d", branch, commit, tag)
             return
-        create_ref(self.store, "dataset", "d", name, commit, tag)
-        known[name] = commit
+        create_ref(self.store, "dataset", "d", branch, commit, tag)
+        known[branch] = commit
 
-    @rule(branch=names)
-    def remove(self, branch: str) -> None:
-        if branch not in self.heads or len(self.heads) == 1:
-            return
+    def tag(self) -> None:
+        self.name(f"t{self.random.randrange(3)}", self.some_branch(), tag=True)
+
+    def remove(self) -> None:
+        """Remove a branch, and begin it anew somewhere else."""
+        branch = self.random.choice(NAMES[1:])
         others = [commit for name, commit in self.heads.items() if name != branch] + list(self.tags.values())
-        kept = set().union(*map(self.line, others))
-        lost = self.line(self.heads[branch]) - kept
+        lost = self.line(self.heads[branch]) - set().union(*map(self.line, others))
         if lost:
+            self.seen["would lose versions"] += 1
             with pytest.raises(BadInput, match=f"{len(lost)} versions that no other"):
                 remove_ref(self.store, "dataset", "d", branch, tag=False)
         assert set(remove_ref(self.store, "dataset", "d", branch, tag=False, force=True)) == lost
         del self.heads[branch]
+        self.name(branch, "main")
 
-    @rule(ours=names, theirs=names, resolve=st.sampled_from([None, None, "ours", "theirs"]))
-    def merge(self, ours: str, theirs: str, resolve: Any) -> None:
-        if ours not in self.heads or theirs not in self.heads:
-            return
+    def merge(self) -> None:
+        ours, theirs = self.random.sample(NAMES, 2)
+        resolve: Any = self.random.choice([None, None, "ours", "theirs"])
         one, other = self.heads[ours], self.heads[theirs]
 
         def run() -> str:
@@ -143,15 +150,18 @@ class Histories(RuleBasedStateMachine):
             return
         bases = self.bases(one, other)
         if len(bases) != 1:
+            self.seen["several bases" if bases else "unrelated"] += 1
             with pytest.raises(BadInput, match="parted from several" if bases else "unrelated"):
                 run()
             return
         (base,) = bases
         if base == one:
+            self.seen["fast-forward"] += 1
             assert run() == "fast-forward"
             self.heads[ours] = other
             return
         expected, conflicts = model(self.rows(base), self.rows(one), self.rows(other), resolve)
+        self.seen[f"{'conflicts' if conflicts else 'clean'} {resolve or ''}".strip()] += 1
         if conflicts and resolve is None:
             with pytest.raises(MergeConflict) as caught:
                 run()
@@ -160,71 +170,76 @@ class Histories(RuleBasedStateMachine):
         assert run() == "merged"
         self.moved(ours, expected, (one, other))
 
-    @rule(branch=names, steps=st.integers(1, 4), what=st.sampled_from(["restore", "revert"]))
-    def go_back(self, branch: str, steps: int, what: str) -> None:
-        if branch not in self.heads:
-            return
+    def go_back(self) -> None:
+        """Restore or revert a version some steps back."""
+        branch, steps, restores = self.some_branch(), self.random.randrange(1, 4), self.random.random() < 0.5
+        spec = f"d@{branch}~{steps}"
         head = commit = self.heads[branch]
-        for _ in range(steps if what == "restore" else steps - 1):
+        for _ in range(steps):
             parents = () if commit in self.store.state.forgotten else self.versions[commit].parents
             if not parents:
+                self.seen["too far back"] += 1
                 with pytest.raises(RefMissing, match=r"is the first|was forgotten"):
-                    restore(self.store, f"d@{branch}~{steps}")
+                    (restore if restores else revert)(self.store, spec)
                 return
             commit = parents[0]
-        if what == "restore":
-            same = self.rows(commit) == self.rows(head)
-            assert restore(self.store, f"d@{branch}~{steps}").how == ("nothing to do" if same else "restored")
-            expected = self.rows(commit)
+        if restores:
+            expected, conflicts = self.rows(commit), set[int]()
         else:
             parents = self.versions[commit].parents
             if not parents or commit in self.store.state.forgotten:
                 with pytest.raises((BadInput, RefMissing), match=r"is the first|was forgotten"):
-                    revert(self.store, f"d@{branch}~{steps - 1}")
+                    revert(self.store, spec)
                 return
             expected, conflicts = model(self.rows(commit), self.rows(head), self.rows(parents[0]), None)
-            if conflicts:
-                with pytest.raises(MergeConflict):
-                    revert(self.store, f"d@{branch}~{steps - 1}")
-                return
-            same = expected == self.rows(head)
-            assert revert(self.store, f"d@{branch}~{steps - 1}").how == ("nothing to do" if same else "reverted")
+        if conflicts:
+            self.seen["revert conflicts"] += 1
+            with pytest.raises(MergeConflict):
+                revert(self.store, spec)
+            return
+        how = (restore if restores else revert)(self.store, spec).how
+        self.seen[how] += 1
+        same = expected == self.rows(head)
+        assert how == ("nothing to do" if same else "restored" if restores else "reverted")
         if not same:
             self.moved(branch, expected, (head,))
 
-    @rule(branch=names, keep=st.integers(1, 3))
-    def forget(self, branch: str, keep: int) -> None:
-        if branch in self.heads:
-            forget_all_but(self.store, "dataset", f"d@{branch}", keep)
+    def forget(self) -> None:
+        forget_all_but(self.store, "dataset", f"d@{self.some_branch()}", self.random.randrange(1, 5))
 
-    @rule()
     def collect(self) -> None:
-        collect(self.store)
+        self.seen["packs removed"] += collect(self.store).packs_removed > 0
 
-    @rule()
     def reopen(self) -> None:
         url = self.store.url
         self.store.close()
         self.store = Store.open(url)
 
-    @rule(one=names, other=names)
-    def diff(self, one: str, other: str) -> None:
-        if one in self.heads and other in self.heads:
-            before, after = self.rows(self.heads[one]), self.rows(self.heads[other])
-            told = {change.key["id"] for change in Diff(self.store, self.heads[one], self.heads[other]).rows()}
-            assert told == {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    def diff(self) -> None:
+        one, other = (self.random.choice(sorted(self.heads.values())) for _ in range(2))
+        before, after = self.rows(one), self.rows(other)
+        told = {change.key["id"] for change in Diff(self.store, one, other).rows()}
+        assert told == {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
-    @precondition(lambda self: hasattr(self, "heads"))
-    @invariant()
-    def every_version_that_is_kept_has_its_rows(self) -> None:
+    def check(self, whole: bool) -> None:
+        """Every ref is where it should be, and leads to its rows; `whole`: so has every version that is kept."""
         found = {name.split("/")[-1]: record.commit for name, record in self.store.state.refs.items()}
         assert found == {**self.heads, **self.tags}
-        for commit in set().union(*map(self.line, found.values())):
+        kept = set().union(*map(self.line, found.values())) if whole else set(found.values())
+        for commit in sorted(kept):
             version = Dataset(self.store, "d", commit[:12], commit)
             assert {row.id: row for row in rows_of(version)} == self.rows(commit)
 
 
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+def test_histories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_trees(monkeypatch)
+    seen = Counter[str]()
+    for seed in range(8):
+        history = Histories(tmp_path / str(seed), seed)
+        history.run()
+        seen += history.seen
+    wanted = {
+        "clean", "conflicts", "conflicts ours", "conflicts theirs", "several bases", "unrelated", "fast-forward", "restored",
+        "reverted", "revert conflicts", "too far back", "would lose versions", "name taken", "packs removed",
+    }  # fmt: skip
+    assert wanted <= set(seen), f"never happened: {wanted - set(seen)}"
