@@ -44,13 +44,14 @@ def _silent(rows: int) -> None:
 
 
 class Changed(NamedTuple):
-    """What an edit made of a version. `said`: the message when the caller gives none."""
+    """What an edit made of a version. `said`: the message when the caller gives none. adds_values: whether values came in."""
 
     tree: Tree
     schema: pa.Schema
     identity: tuple[str, ...]
     said: str
     lineage: dict[str, Any]
+    adds_values: bool
 
 
 def commit_change(
@@ -90,6 +91,8 @@ def commit_change(
             lineage=changed.lineage,
             keyed=base.commit_object.keyed,
         )
+        if changed.adds_values:
+            check_unique(store, base.name, base.ref, commit)
         try:
             return Dataset(store, base.name, base.ref, publish_commit(store, commit, ref, base.commit, author=author))
         except CommitExpired:
@@ -240,9 +243,7 @@ def _changed(head: Dataset, tree: Tree, said: str, operation: str, rows: RowsIn,
     lineage: dict[str, Any] = {"operation": operation, "rows": count}
     if isinstance(rows, Source):
         lineage["source"] = rows.lineage
-    if operation != "delete":
-        check_unique(head, tree, commit.schema)
-    return Changed(tree, commit.schema, commit.identity, said, lineage)
+    return Changed(tree, commit.schema, commit.identity, said, lineage, operation != "delete")
 
 
 def _merge(head: Dataset, rows: RowsIn, operation: str, progress: Progress) -> Changed | None:
