@@ -84,18 +84,25 @@ def _place_in(source: Source) -> Callable[[int], str]:
 
 
 def publish_commit(
-    store: Store, commit: Commit, ref: str, old: str | None, metrics: dict[str, Any] | None = None, author: str = ""
+    store: Store,
+    commit: Commit,
+    ref: str,
+    old: str | None,
+    metrics: dict[str, Any] | None = None,
+    author: str = "",
+    shared: bool = True,
 ) -> str:
     """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull.
 
-    author: who the log says it was; by default the user that runs this.
+    author: who the log says it was; by default the user that runs this. shared: when another writer made the very same commit meanwhile,
+    that will do. (Not for two that append equal rows: both want theirs to be there.)
     """
     data = encode_commit(commit)
     digest = digest_of(data).hex()
 
     def decide(state: LogState) -> tuple[RefUpdate, ...]:
         record = state.refs.get(ref)
-        if record is not None and record.commit == digest:
+        if shared and record is not None and record.commit == digest:
             return ()  # another writer made the very same commit
         return (RefUpdate(ref, old, digest, metrics or {}),)
 

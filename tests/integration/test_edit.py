@@ -248,6 +248,35 @@ def test_an_edit_that_loses_the_race_is_made_again(store: Store, source_of: Make
     assert ids_of(ds.append(table_of([5])))[:4] == [0, 1, 2, 3]  # from an old version: the newest is edited
 
 
+def test_two_writers_that_append_equal_rows_both_have_theirs(store: Store, source_of: Make) -> None:
+    """Their commits are the same bytes: the loser once took the winner's for its own."""
+    plain = write_dataset(store, "p", source_of(table_of([1]), ("id",)))
+    other = Dataset.open(Store.open(store.url), "p")
+    rows = table_of([2])
+
+    def batches() -> Any:
+        if len(Dataset.open(other.store, "p")) == 1:
+            other.append(Source(SCHEMA, ("id",), lambda: iter(rows.to_batches())))
+        return iter(rows.to_batches())
+
+    assert ids_of(plain.append(Source(SCHEMA, ("id",), batches))) == [1, 2, 2]
+
+
+def test_rows_that_can_be_read_once_are_never_lost(store: Store, ds: Dataset) -> None:
+    """Made again, an append of a reader that was read already would append nothing, and say nothing."""
+    other = Dataset.open(Store.open(store.url), "d")
+
+    def batches() -> Any:
+        other.append(table_of([3]))  # while ours is being read
+        yield from table_of([1]).to_batches()
+
+    with pytest.raises(Conflict, match="moved by another writer"):
+        ds.append(pa.RecordBatchReader.from_batches(SCHEMA, batches()))
+    head = Dataset.open(store, "d")
+    assert 1 not in ids_of(head)
+    assert 1 in ids_of(head.append(pa.RecordBatchReader.from_batches(SCHEMA, table_of([1]).to_batches())))
+
+
 def test_only_the_newest_version_of_a_branch_is_edited(store: Store, ds: Dataset) -> None:
     with pytest.raises(RefMissing, match="is no branch"):
         Dataset.open(store, f"d@{ds.commit[:10]}").append(table_of([1]))
