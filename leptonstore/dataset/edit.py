@@ -65,7 +65,8 @@ def commit_change(
 ) -> Dataset:
     """Publish what `change` makes of the newest version of the branch that `base` is on; None: nothing changes.
 
-    rebase: also when that is another version than `base`, and again after a lost race. shared: see `publish_commit`. Raises Conflict, RefMissing, BadInput, StoreFull.
+    rebase: also when that is another version than `base`, and again after a lost race. shared: see `publish_commit`. Raises Conflict,
+    RefMissing, BadInput, StoreFull.
     """
     if base.selection is not None:
         raise BadInput(f"{base!r} is a selection; edit the version that it was taken from")
