@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.schema import class_label_field
+from leptonstore.dataset.where import Filter
 from leptonstore.errors import BadInput, Conflict, DuplicateKey, RefMissing, SchemaError
 from leptonstore.store import Store
 
@@ -94,6 +96,14 @@ def test_an_import_names_file_rows_and_key_of_duplicates(store: Store, tmp_path:
     with pytest.raises(SchemaError, match="'a' of type double cannot be a key"):
         write_dataset(store, "n", open_source(tmp_path / "f.csv", key="a"))
     assert [one.split("/")[1] for one in store.state.refs] == ["d"]
+
+
+def test_duplicates_in_several_files_are_told_by_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name, ids in (("a", [5, 6]), ("b", [7, 8, 6])):
+        pq.write_table(pa.table({"id": ids}), tmp_path / "t" / f"{name}.parquet")
+    with pytest.raises(DuplicateKey, match=r"a\.parquet row 1 and b\.parquet row 2 have the same key \(id=6\)"):
+        write_dataset(store, "d", open_source(tmp_path / "t", key="id"))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +205,13 @@ def test_bounds_spare_row_groups_that_a_condition_cannot_hold_in(ds: Dataset, mo
     monkeypatch.setattr(edit, "read_column", lambda *args: read.append(args[3]) or real(*args))
     assert sum(len(rows) for rows in edit.matching(ds, "id = 20000 or id = 20002")) == 2
     assert len(read) == 1 and len(ds.leaves.digests) > 2
+
+
+def test_a_condition_reads_its_columns_only() -> None:
+    schema = pa.schema([("i", pa.int64()), ("id", pa.int64()), ("image id", pa.int64()), ("d", pa.int64())])
+    assert Filter(schema, "id = 1").columns == ["id"]
+    assert Filter(schema, '"image id" in (1, 2) and i < 3').columns[:1] == ["i"]
+    assert Filter(schema, pc.field("d") + 1 < 5).columns == ["d"]
 
 
 @pytest.mark.parametrize(
