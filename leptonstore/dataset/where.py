@@ -9,8 +9,10 @@ compared with the name of a class. As in SQL, a comparison with null is not true
 
 from __future__ import annotations
 
+import re
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +23,6 @@ from pyarrow.fs import LocalFileSystem
 from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, MissingExtra, SchemaError
 from leptonstore.format.node import Part, RowGroup
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlglot import exp
 
 _POSITION = "\0row"  # a column name that no schema has
 
@@ -40,7 +37,10 @@ class Filter:
         self.schema = schema
         self.expression = parse_where(where, schema) if isinstance(where, str) else where
         said = str(self.expression)
-        self.columns = [name for name in schema.names if name in said] or schema.names[:1]  # a few too many do no harm
+        # As words of its text, for Arrow does not tell which columns an expression names; one too many does no harm.
+        self.columns = [
+            name for name in schema.names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
+        ] or schema.names[:1]
         self._fields = [schema.field(name) for name in self.columns]
         try:
             self.rows(pa.RecordBatch.from_arrays([pa.array([], one.type) for one in self._fields], self.columns))
@@ -109,13 +109,13 @@ class _Parser:
         from sqlglot import exp
 
         self._text, self._schema, self._exp = text, schema, exp
-        self._compare = {
+        self._compare: dict[Any, Any] = {
             exp.EQ: pc.equal, exp.NEQ: pc.not_equal, exp.LT: pc.less, exp.LTE: pc.less_equal, exp.GT: pc.greater,
             exp.GTE: pc.greater_equal,
         }  # fmt: skip
-        self._flipped = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+        self._flipped: dict[Any, Any] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
 
-    def condition(self, node: exp.Expression) -> pc.Expression:
+    def condition(self, node: Any) -> pc.Expression:
         exp = self._exp
         if isinstance(node, exp.Paren):
             return self.condition(node.this)
@@ -146,7 +146,7 @@ class _Parser:
             return pc.scalar(bool(node.this))
         raise self._refused(node)
 
-    def _comparison(self, node: exp.Expression) -> pc.Expression:
+    def _comparison(self, node: Any) -> pc.Expression:
         left, right, how = node.this, node.expression, type(node)
         if not isinstance(left, self._exp.Column):
             left, right, how = right, left, self._flipped.get(how, how)
@@ -155,7 +155,7 @@ class _Parser:
             return self._compare[how](field, self._field(right)[0])
         return self._compare[how](field, self._value(right, kind))
 
-    def _field(self, node: exp.Expression) -> tuple[pc.Expression, pa.Field]:
+    def _field(self, node: Any) -> tuple[pc.Expression, pa.Field]:
         if isinstance(node, self._exp.Paren):
             return self._field(node.this)
         if not isinstance(node, self._exp.Column) or node.table:
@@ -164,7 +164,7 @@ class _Parser:
             raise SchemaError(f"no column {node.name!r}; there are {', '.join(self._schema.names)}")
         return pc.field(node.name), self._schema.field(node.name)
 
-    def _value(self, node: exp.Expression, kind: pa.Field) -> pa.Scalar:
+    def _value(self, node: Any, kind: pa.Field) -> pa.Scalar:
         """A literal as a value of the column that it is compared with."""
         exp, negative = self._exp, False
         while isinstance(node, (exp.Paren, exp.Neg, exp.Cast)):  # a cast (DATE '2024-01-01'): the column says the type
@@ -190,7 +190,7 @@ class _Parser:
                 f"{text!r} is no value of column {kind.name!r} ({kind.type}): {_first_line(error)}"
             ) from None
 
-    def _refused(self, node: exp.Expression) -> BadInput:
+    def _refused(self, node: Any) -> BadInput:
         return BadInput(
             f"the condition {self._text!r} has {node.sql(dialect='duckdb')!r}, which is not understood; use columns, values, "
             "=, <>, <, <=, >, >=, between, in, like, is null, and, or, not"
