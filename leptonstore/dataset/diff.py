@@ -25,7 +25,7 @@ from leptonstore.dataset.compare import Gap, Leaf, gaps, pair_up
 from leptonstore.dataset.cut import U64
 from leptonstore.dataset.equality import differing, mixed, names_of
 from leptonstore.dataset.graph import read_commit
-from leptonstore.dataset.pages import PageReader
+from leptonstore.dataset.page_reader import PageReader
 from leptonstore.dataset.schema_diff import Columns, SchemaDiff, match_columns
 from leptonstore.dataset.values import Bits, Column
 from leptonstore.digest import digest_of
