@@ -28,7 +28,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.edit import Changed, Progress, commit_change
 from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
 from leptonstore.dataset.rows_in import fit_batch
-from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, check_unique, rules_of, with_rules
+from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, rules_of, with_rules
 from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import Span, Tree, TreeReader, put_levels
@@ -361,8 +361,8 @@ def _same_tree(head: Dataset) -> Tree:
     return Tree(commit.root, commit.rows, commit.plain_bytes)
 
 
-def _changed(head: Dataset, tree: Tree, schema: pa.Schema, said: str) -> Changed:
-    return Changed(tree, schema, head.identity, said, {"operation": said})
+def _changed(head: Dataset, tree: Tree, schema: pa.Schema, said: str, adds_values: bool = False) -> Changed:
+    return Changed(tree, schema, head.identity, said, {"operation": said}, adds_values)
 
 
 def _filled(
@@ -383,8 +383,7 @@ def _filled(
 
     tree = _each_group(head, edit)
     feed.finish()
-    check_unique(head, tree, schema)
-    return _changed(head, tree, schema, said)
+    return _changed(head, tree, schema, said, adds_values=True)
 
 
 def _cast_field(

@@ -124,13 +124,13 @@ def sample_hashes(values: pa.Array) -> U64:
     """
     lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     out = _splitmix(lengths.astype(np.uint64))
-    _, raw_offsets, raw_data = values.buffers()
-    if raw_data is None or not int(lengths.sum()):
+    if not len(values):
         return out
+    _, raw_offsets, raw_data = values.buffers()
     large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
     dtype = np.dtype(np.int64 if large else np.int32)
     offsets = np.frombuffer(raw_offsets, dtype, len(values), values.offset * dtype.itemsize).astype(np.int64)
-    data = np.frombuffer(raw_data, np.uint8)
+    data = np.frombuffer(raw_data if raw_data is not None and raw_data.size else b"\0", np.uint8)
     byte = np.arange(8)
     for word in range(_SAMPLE_WORDS):
         # Evenly spread over the value; one that is short is read past its end, and what is beyond counts as zero.
@@ -153,16 +153,17 @@ def part_ends(values: pa.Array, sizes: np.ndarray[Any, np.dtype[np.int64]], part
     # (decisions/0019).
     least = part_bytes // 3
     chance = np.minimum(1.0, (sizes + 1) / max(1, part_bytes - least))
-    wanted = (sample_hashes(values) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
-    ends, in_part = [], 0
-    for row, (size, want) in enumerate(zip(sizes.tolist(), wanted.tolist(), strict=True)):
-        if in_part and in_part + size > 2 * part_bytes:
-            ends.append(row)
-            in_part = 0
-        in_part += size
-        if want and in_part >= least:
-            ends.append(row + 1)
-            in_part = 0
-    if not ends or ends[-1] != len(sizes):
-        ends.append(len(sizes))
+    wanted = np.flatnonzero((sample_hashes(values) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance)
+    sums = np.cumsum(sizes)
+    ends, start, before = [], 0, 0
+    while start < len(sizes):
+        first = max(start, int(np.searchsorted(sums, before + least)))  # with this row there is enough
+        at = int(np.searchsorted(wanted, first))
+        end = int(wanted[at]) + 1 if at < len(wanted) else len(sizes)
+        over = int(np.searchsorted(sums, before + 2 * part_bytes, side="right"))  # with this row there is too much
+        if over < end:
+            empty = over == start or int(sums[over - 1]) == before
+            end = over + 1 if empty else over
+        ends.append(end)
+        start, before = end, int(sums[end - 1])
     return ends

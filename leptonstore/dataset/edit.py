@@ -6,7 +6,8 @@
     ds = ds.delete(where="score < 0.5")                  or keys=table, or rows=[3, 17]
 
 An edit is made from the newest version of the branch and published as its child, whole or not at all. When another writer is faster, it is
-made again from what that one published; the exception is what names rows by their numbers, which belong to one version: that is a Conflict.
+made again from what that one published. The exceptions are what names rows by their numbers, which belong to one version, and rows from a
+reader that can be read once only: then it is a Conflict.
 An edit that changes nothing makes no commit and returns the version that there is. Only row groups that change are read (splice.py).
 """
 
@@ -23,7 +24,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.groups import read_column, stored_columns
 from leptonstore.dataset.keyed import KeyFinder, keys_of, said_key, sorted_rows
 from leptonstore.dataset.refs import ref_name
-from leptonstore.dataset.rows_in import RowsIn, batches_in
+from leptonstore.dataset.rows_in import RowsIn, batches_in, can_be_read_again
 from leptonstore.dataset.rules import check_rows, check_unique
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.splice import Splice, splice
@@ -44,21 +45,28 @@ def _silent(rows: int) -> None:
 
 
 class Changed(NamedTuple):
-    """What an edit made of a version. `said`: the message when the caller gives none."""
+    """What an edit made of a version. `said`: the message when the caller gives none. adds_values: whether values came in."""
 
     tree: Tree
     schema: pa.Schema
     identity: tuple[str, ...]
     said: str
     lineage: dict[str, Any]
+    adds_values: bool
 
 
 def commit_change(
-    base: Dataset, change: Callable[[Dataset], Changed | None], message: str, author: str, rebase: bool
+    base: Dataset,
+    change: Callable[[Dataset], Changed | None],
+    message: str,
+    author: str,
+    rebase: bool,
+    shared: bool = True,
 ) -> Dataset:
     """Publish what `change` makes of the newest version of the branch that `base` is on; None: nothing changes.
 
-    rebase: also when that is another version than `base`, and again after a lost race. Raises Conflict, RefMissing, BadInput, StoreFull.
+    rebase: also when that is another version than `base`, and again after a lost race. shared: see `publish_commit`. Raises Conflict,
+    RefMissing, BadInput, StoreFull.
     """
     if base.selection is not None:
         raise BadInput(f"{base!r} is a selection; edit the version that it was taken from")
@@ -90,8 +98,11 @@ def commit_change(
             lineage=changed.lineage,
             keyed=base.commit_object.keyed,
         )
+        if changed.adds_values:
+            check_unique(store, base.name, base.ref, commit)
         try:
-            return Dataset(store, base.name, base.ref, publish_commit(store, commit, ref, base.commit, author=author))
+            digest = publish_commit(store, commit, ref, base.commit, author=author, shared=shared)
+            return Dataset(store, base.name, base.ref, digest)
         except CommitExpired:
             raise
         except Conflict:
@@ -125,7 +136,7 @@ def append(base: Dataset, rows: RowsIn, message: str = "", author: str = "", pro
         tree = splice(head, splices(), progress)
         return _changed(head, tree, f"append {count:,} rows", "append", rows, count) if count else None
 
-    return commit_change(base, change, message, author, rebase=True)
+    return commit_change(base, change, message, author, rebase=can_be_read_again(rows), shared=False)
 
 
 def upsert(base: Dataset, rows: RowsIn, message: str = "", author: str = "", progress: Progress = _silent) -> Dataset:
@@ -134,7 +145,8 @@ def upsert(base: Dataset, rows: RowsIn, message: str = "", author: str = "", pro
     Raises BadInput (no keyed table), SchemaError, DuplicateKey (a key that comes twice in `rows`), RuleBroken.
     """
     _require_keyed(base, "upsert")
-    return commit_change(base, lambda head: _merge(head, rows, "upsert", progress), message, author, rebase=True)
+    again = can_be_read_again(rows)
+    return commit_change(base, lambda head: _merge(head, rows, "upsert", progress), message, author, rebase=again)
 
 
 def update(base: Dataset, rows: RowsIn, message: str = "", author: str = "", progress: Progress = _silent) -> Dataset:
@@ -143,7 +155,8 @@ def update(base: Dataset, rows: RowsIn, message: str = "", author: str = "", pro
     `rows` is held in memory. Raises BadInput (no keyed table), SchemaError (a key that is not there), DuplicateKey, RuleBroken.
     """
     _require_keyed(base, "update")
-    return commit_change(base, lambda head: _update(head, rows, progress), message, author, rebase=True)
+    again = can_be_read_again(rows)
+    return commit_change(base, lambda head: _update(head, rows, progress), message, author, rebase=again)
 
 
 def delete(
@@ -184,7 +197,7 @@ def delete(
         tree = splice(head, splices(), progress)
         return _changed(head, tree, f"delete {count:,} rows", "delete", None, count) if count else None
 
-    return commit_change(base, change, message, author, rebase=rows is None)
+    return commit_change(base, change, message, author, rebase=rows is None and can_be_read_again(keys))
 
 
 def matching(head: Dataset, where: Any) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -240,9 +253,7 @@ def _changed(head: Dataset, tree: Tree, said: str, operation: str, rows: RowsIn,
     lineage: dict[str, Any] = {"operation": operation, "rows": count}
     if isinstance(rows, Source):
         lineage["source"] = rows.lineage
-    if operation != "delete":
-        check_unique(head, tree, commit.schema)
-    return Changed(tree, commit.schema, commit.identity, said, lineage)
+    return Changed(tree, commit.schema, commit.identity, said, lineage, operation != "delete")
 
 
 def _merge(head: Dataset, rows: RowsIn, operation: str, progress: Progress) -> Changed | None:

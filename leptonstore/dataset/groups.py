@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore import limits
-from leptonstore.dataset.cut import U64, RowCutter, part_ends, row_hashes
+from leptonstore.dataset.cut import RowCutter, part_ends, row_hashes
 from leptonstore.dataset.schema import inline_bytes, part_bytes
 from leptonstore.dataset.values import Column, concat, intern
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
@@ -46,12 +46,16 @@ class GroupWriter:
         self._identity = [schema.get_field_index(name) for name in identity]
         self._names, self._keyed = tuple(identity), keyed
         self._cutter = RowCutter()
-        self._open: list[tuple[list[Column], U64]] = []
+        # Rows that were not looked at yet: edits come in many small pieces, and hashing one costs as much as hashing hundreds.
+        self._waiting: list[list[Column]] = []
+        self._waiting_rows = 0
+        self._open: list[list[Column]] = []
         self._groups: list[Child] = []
 
     @property
     def open(self) -> bool:
         """Whether there are rows after the last cut."""
+        self._look()
         return self._cutter.open_rows > 0
 
     def append(self, columns: list[Column]) -> None:
@@ -59,29 +63,42 @@ class GroupWriter:
         rows = len(columns[0].values)
         if rows == 0:
             return
+        self._waiting.append(columns)
+        self._waiting_rows += rows
+        if self._waiting_rows >= limits.ROW_GROUP_ROWS_MIN:
+            self._look()
+
+    def _look(self) -> None:
+        """Cut what waits."""
+        if not self._waiting:
+            return
+        columns = [concat(list(pieces)) for pieces in zip(*self._waiting, strict=True)]
+        rows, self._waiting, self._waiting_rows = self._waiting_rows, [], 0
         hashes = row_hashes([columns[index].values for index in self._identity])
         start = 0
         for end in self._cutter.ends(hashes):
-            self._open.append(([column.slice(start, end) for column in columns], hashes[start:end]))
+            self._open.append([column.slice(start, end) for column in columns])
             self._close_group()
             start = end
         if start < rows:
-            self._open.append(([column.slice(start, rows) for column in columns], hashes[start:]))
+            self._open.append([column.slice(start, rows) for column in columns])
 
     def take(self) -> list[Child]:
         """The row groups that were closed since the last call."""
+        self._look()
         groups, self._groups = self._groups, []
         return groups
 
     def finish(self) -> list[Child]:
         """Close the group that is open, as at the end of the table, and `take`."""
+        self._look()
         if self._open:
             self._close_group()
             self._cutter = RowCutter()
         return self.take()
 
     def _close_group(self) -> None:
-        columns = [concat(list(pieces)) for pieces in zip(*(pieces for pieces, _ in self._open), strict=True)]
+        columns = [concat(list(pieces)) for pieces in zip(*self._open, strict=True)]
         self._open = []
         parts = (column_parts(self.store, field, column) for field, column in zip(self.schema, columns, strict=True))
         group = RowGroup(len(columns[0].values), tuple(parts))

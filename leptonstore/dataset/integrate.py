@@ -14,6 +14,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.graph import is_before, merge_base, read_commit
 from leptonstore.dataset.merge import Merged, Side, merge_rows
 from leptonstore.dataset.refs import MAIN, resolve_ref, split_spec, writable_ref
+from leptonstore.dataset.rules import check_unique
 from leptonstore.dataset.write import publish_commit
 from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, RefMissing
@@ -58,7 +59,7 @@ class _Branch:
         return Dataset(self.store, self.name, label or commit[:12], commit)
 
     def commit(self, made: Merged, parents: tuple[str, ...], message: str, lineage: dict[str, Any], author: str) -> str:
-        """Publish a merged tree."""
+        """Publish a merged tree. Raises RuleBroken (a rule `unique`), Conflict or StoreFull."""
         commit = replace(
             made.like.commit_object,
             root=made.tree.root,
@@ -68,6 +69,7 @@ class _Branch:
             message=message,
             lineage=lineage,
         )
+        check_unique(self.store, self.name, self.branch, commit)
         return publish_commit(self.store, commit, self.ref, self.head, author=author)
 
 

@@ -38,7 +38,9 @@ def keys_of(columns: Sequence[Column], schema: pa.Schema, key: Sequence[str]) ->
     for name, column in zip(key, chosen, strict=True):
         if column.references is not None and column.references.any():
             row = int(column.references.argmax())
-            raise SchemaError(f"the key column {name!r} of row {row} has over {limits.KEY_BYTES_MAX} bytes")
+            raise SchemaError(
+                f"the key column {name!r} of row {row} is too long: it is a chunk of its own; use a shorter key"
+            )
     arrays = [
         column.values if column.references is None else column.values.cast(schema.field(name).type)
         for name, column in zip(key, chosen, strict=True)

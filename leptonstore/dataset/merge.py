@@ -34,7 +34,6 @@ from leptonstore.dataset.diff import Diff, python_values
 from leptonstore.dataset.edits import Edits, Hunk, edits_of, keys_of, with_exact_gaps
 from leptonstore.dataset.equality import differing
 from leptonstore.dataset.merge_write import Operations
-from leptonstore.dataset.rules import check_unique
 from leptonstore.dataset.splice import splice
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.values import Bits
@@ -84,7 +83,7 @@ def merge_rows(
 
     resolve: whose values win where both changed the same (schemas are never resolved). whole_rows: a row that both changed is a
     conflict, also where the columns differ. keep_both: of rows that both added in one place (a table without a key) all are kept, ours
-    first. Raises MergeConflict, RuleBroken, StoreFull, ChunkMissing or ChunkCorrupt.
+    first. Rules `unique` are left to whoever makes the commit. Raises MergeConflict, RuleBroken, StoreFull, ChunkMissing or ChunkCorrupt.
     """
     return _Merge(base, ours, theirs, resolve, whole_rows, keep_both).run(progress)
 
@@ -138,8 +137,6 @@ class _Merge:
             )
         done = self._operations
         tree = splice(self._target, done.splices(), progress)
-        if done:
-            check_unique(self._target, tree, self._target.schema)
         return Merged(tree, self._target, done.added, done.removed, done.changed, self._resolved)
 
     # -- schemas -------------------------------------------------------------------------------------------------

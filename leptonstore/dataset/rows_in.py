@@ -1,4 +1,4 @@
-"""Rows that a caller hands over, made to fit the schema of a dataset: tables, batches, lists of dicts, pandas frames, sources."""
+"""Rows that a caller hands over, made to fit the schema of a dataset: tables, batches, lists of dicts, pandas frames, sources, readers."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def batches_in(rows: RowsIn, schema: pa.Schema, partial: bool = False) -> Iterat
             yield fitted.slice(start, limits.ROW_GROUP_ROWS_AVG)
 
 
+def can_be_read_again(rows: RowsIn) -> bool:
+    """False for a RecordBatchReader or another iterator of batches: an edit that loses a race with it cannot be made again."""
+    return not isinstance(rows, pa.RecordBatchReader) and not hasattr(rows, "__next__")
+
+
 def _batches(rows: RowsIn, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     if isinstance(rows, Source):
         if rows.stored is not None:
@@ -39,6 +44,9 @@ def _batches(rows: RowsIn, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         return
     if isinstance(rows, pa.RecordBatch):
         yield rows
+        return
+    if not can_be_read_again(rows):
+        yield from rows
         return
     try:
         if not isinstance(rows, pa.Table):

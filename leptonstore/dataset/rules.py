@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,10 @@ from blake3 import blake3
 from leptonstore import limits
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.errors import BadInput, RuleBroken, SchemaError
+from leptonstore.format.commit import Commit
 from leptonstore.format.page import encode_page
+from leptonstore.store import Store
 from leptonstore.store.runs import SortedRuns
-
-if TYPE_CHECKING:
-    from leptonstore.dataset.tree import Tree
 
 RULES = b"lepton.rules"
 KINDS = ("not_null", "range", "one_of", "pattern", "unique")
@@ -156,13 +155,26 @@ def _error(rule: Rule, column: str, rows: list[int], said: str) -> RuleBroken:
     )
 
 
-def check_unique(head: Dataset, tree: Tree, schema: pa.Schema) -> None:
-    """Hold a new tree of this schema against the rules `unique`. Reads these columns; memory stays bounded. Raises RuleBroken."""
-    commit = head.commit_object
-    for field in schema:
+def keep_rules(schema: pa.Schema, old: pa.Schema) -> pa.Schema:
+    """`schema` with the rules that `old` has for columns of the same names, where it has none of its own: an import drops no rule."""
+    return pa.schema(
+        [
+            with_rules(field, rules_of(old.field(field.name)))
+            if field.name in old.names and not rules_of(field)
+            else field
+            for field in schema
+        ]
+    )
+
+
+def check_unique(store: Store, name: str, ref: str, commit: Commit) -> None:
+    """Hold a version that is not published yet against its rules `unique`. Reads these columns; memory stays bounded. Raises RuleBroken."""
+    version = Dataset(store, name, ref, "")
+    version._commit_object = commit
+    for field in commit.schema:
         for rule in rules_of(field):
             if rule.kind == "unique" and not (commit.keyed and commit.identity == (field.name,)):
-                _require_unique(_version(head, tree, schema), rule, field)
+                _require_unique(version, rule, field)
 
 
 def check_column(head: Dataset, field: pa.Field, rule: Rule) -> None:
@@ -172,13 +184,6 @@ def check_column(head: Dataset, field: pa.Field, rule: Rule) -> None:
         return
     for first, batch in head.iter_batches([field.name]):
         _require(rule, field, batch.column(0), first)
-
-
-def _version(head: Dataset, tree: Tree, schema: pa.Schema) -> Dataset:
-    """A tree that no commit has yet, to read it."""
-    made = Dataset(head.store, head.name, head.ref, head.commit)
-    made._commit_object = replace(head.commit_object, schema=schema, **tree._asdict())
-    return made
 
 
 def _require_unique(version: Dataset, rule: Rule, field: pa.Field) -> None:

@@ -9,8 +9,10 @@ compared with the name of a class. As in SQL, a comparison with null is not true
 
 from __future__ import annotations
 
+import re
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +23,6 @@ from pyarrow.fs import LocalFileSystem
 from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, MissingExtra, SchemaError
 from leptonstore.format.node import Part, RowGroup
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 _POSITION = "\0row"  # a column name that no schema has
 
@@ -39,7 +37,10 @@ class Filter:
         self.schema = schema
         self.expression = parse_where(where, schema) if isinstance(where, str) else where
         said = str(self.expression)
-        self.columns = [name for name in schema.names if name in said] or schema.names[:1]  # a few too many do no harm
+        # As words of its text, for Arrow does not tell which columns an expression names; one too many does no harm.
+        self.columns = [
+            name for name in schema.names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
+        ] or schema.names[:1]
         self._fields = [schema.field(name) for name in self.columns]
         try:
             self.rows(pa.RecordBatch.from_arrays([pa.array([], one.type) for one in self._fields], self.columns))
@@ -108,11 +109,11 @@ class _Parser:
         from sqlglot import exp
 
         self._text, self._schema, self._exp = text, schema, exp
-        self._compare: dict[type, Any] = {
+        self._compare: dict[Any, Any] = {
             exp.EQ: pc.equal, exp.NEQ: pc.not_equal, exp.LT: pc.less, exp.LTE: pc.less_equal, exp.GT: pc.greater,
             exp.GTE: pc.greater_equal,
         }  # fmt: skip
-        self._flipped: dict[type, type] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+        self._flipped: dict[Any, Any] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
 
     def condition(self, node: Any) -> pc.Expression:
         exp = self._exp

@@ -7,12 +7,14 @@ what was there before; run again, what was already stored is found and not writt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.groups import stored_columns
 from leptonstore.dataset.keyed import sorted_rows
 from leptonstore.dataset.refs import MAIN, writable_ref
+from leptonstore.dataset.rules import check_rows, check_unique, keep_rules
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.dataset.values import Column
@@ -48,8 +50,8 @@ def write_table(
             writer.append_columns(columns)
             progress(writer.rows)
     else:
-        for batch in source.batches():
-            writer.append(batch)
+        for columns in _stored(store, source):
+            writer.append_columns(columns)
             progress(writer.rows)
     root, plain_bytes = writer.finish()
     return root, writer.rows, plain_bytes
@@ -58,6 +60,7 @@ def write_table(
 def _stored(store: Store, source: Source) -> Iterator[list[Column]]:
     rows = 0
     for batch in source.batches():
+        check_rows(source.schema, batch, rows)
         yield stored_columns(store, source.schema, batch, rows)
         rows += batch.num_rows
 
@@ -81,18 +84,25 @@ def _place_in(source: Source) -> Callable[[int], str]:
 
 
 def publish_commit(
-    store: Store, commit: Commit, ref: str, old: str | None, metrics: dict[str, Any] | None = None, author: str = ""
+    store: Store,
+    commit: Commit,
+    ref: str,
+    old: str | None,
+    metrics: dict[str, Any] | None = None,
+    author: str = "",
+    shared: bool = True,
 ) -> str:
     """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull.
 
-    author: who the log says it was; by default the user that runs this.
+    author: who the log says it was; by default the user that runs this. shared: when another writer made the very same commit meanwhile,
+    that will do. (Not for two that append equal rows: both want theirs to be there.)
     """
     data = encode_commit(commit)
     digest = digest_of(data).hex()
 
     def decide(state: LogState) -> tuple[RefUpdate, ...]:
         record = state.refs.get(ref)
-        if record is not None and record.commit == digest:
+        if shared and record is not None and record.commit == digest:
             return ()  # another writer made the very same commit
         return (RefUpdate(ref, old, digest, metrics or {}),)
 
@@ -116,7 +126,9 @@ def write_dataset(
 
     parents: "head" (the branch's last commit, none for a new branch) or commit digests (hex). When the branch already
     has the same rows, schema, identity and lineage at its head (with "head"), or the same commit, nothing is written.
-    Raises BadInput (a tag), SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
+    The rules of the version before go on for columns of the same names.
+    Raises BadInput (a tag), SourceError, SchemaError, RuleBroken, DuplicateKey, StoreFull, or Conflict when another writer moved the
+    branch meanwhile.
     """
     store.refresh()
     ref, record = writable_ref(store, "dataset", name, branch)
@@ -124,7 +136,10 @@ def write_dataset(
     before = Dataset(store, name, branch, head) if head is not None else None
     if before is not None and source.unchanged is not None and source.unchanged(store, ref, before):
         return before
+    if before is not None:
+        source = replace(source, schema=keep_rules(source.schema, before.schema))
     made = _commit_of(store, source, message, _parents(parents, head), lineage, progress, before)
+    check_unique(store, name, branch, made)
     if before is not None:
         old = before.commit_object
         if _content(old) == _content(made) and (parents == "head" or old.parents == made.parents):

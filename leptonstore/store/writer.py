@@ -2,7 +2,8 @@
 
     put -> digest -> known? -> [shelf] -> encode (a pool of threads, outside the lock) -> append to the open pack -> seal
 
-Small records of data wait on a shelf until there is a batch of them, which may share a dictionary (store/dictionaries.py).
+Small records wait on a shelf, one for data and one for metadata, until there is a batch of them: those under 4 KiB share records, and
+those of data may share a dictionary (store/dictionaries.py).
 
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
@@ -65,7 +66,7 @@ class Writer:
         self._in_flight = 0  # bytes of them
         # Batches to encode, their content, and what they become where that is known.
         self._waiting: deque[tuple[Sequence[Record], int, Ready | None]] = deque()
-        self._shelf = Shelf()
+        self._shelves = {content: Shelf() for content in (lpk.CONTENT_DATA, lpk.CONTENT_META)}
         self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
         self._sealing: dict[PackBuilder, Future[PackRecord]] = {}
@@ -133,7 +134,7 @@ class Writer:
         here: encode in the calling thread (one of a pool of the caller's). encoded: what it becomes, without a dictionary, when that
         is known already. Raises StoreFull, now or at a later call.
         """
-        small = encoded is None and _is_small(kind, plain, content, plane_width)
+        small = encoded is None and _is_small(kind, plain, plane_width)
         if small:
             plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
         record = Record(digest, kind, plain, plane_width)
@@ -145,7 +146,7 @@ class Writer:
             self._claimed[digest] = (kind, plain)
             too_many = self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
-            batch = self._shelf.add(record) if small else [record]
+            batch = self._shelves[content].add(record) if small else [record]
             if batch and not here:
                 self._let_encode(batch, content, ready)
         if batch and here:
@@ -197,7 +198,7 @@ class Writer:
                 self._claimed.pop(record.digest, None)
                 self._in_flight -= len(record.plain)
             self._error = self._error or error
-            if len(self._claimed) == len(self._shelf):
+            if len(self._claimed) == sum(map(len, self._shelves.values())):
                 self._idle.notify_all()
         for builder in full:
             self._seal(builder)
@@ -217,7 +218,8 @@ class Writer:
                 return builder is not None and builder.has_dictionary(dictionary)
 
         units = units_of(batch)
-        dictionary = self._dictionaries.choose(units, held)
+        # Nodes are mostly digests: a dictionary gains nothing there.
+        dictionary = self._dictionaries.choose(units, held) if content == lpk.CONTENT_DATA else None
         ready = []
         level = self._config.zstd_level
         if all(_is_short(unit) for unit in units):
@@ -280,9 +282,9 @@ class Writer:
         """
         with self._lock:
             while self._claimed:
-                batch = self._shelf.take()
-                if batch:
-                    self._let_encode(batch, lpk.CONTENT_DATA)
+                for content, shelf in self._shelves.items():
+                    if batch := shelf.take():
+                        self._let_encode(batch, content)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -353,7 +355,7 @@ class Writer:
         ready = None if encoded is None else self._ready(batch[0], encoded)
         small = []  # only these may share a group
         for record in batch:
-            if ready is None and _is_small(record.kind, record.plain, content, record.plane_width):
+            if ready is None and _is_small(record.kind, record.plain, record.plane_width):
                 small.append(record)
             else:
                 self._encode([record], content, ready)
@@ -385,7 +387,7 @@ class Writer:
             return
         error, self._error = self._error, None
         while self._claimed:
-            for record in self._shelf.take():
+            for record in [record for shelf in self._shelves.values() for record in shelf.take()]:
                 del self._claimed[record.digest]
                 self._in_flight -= len(record.plain)
             if self._claimed:
@@ -410,7 +412,8 @@ class Writer:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
-            self._shelf.take()
+            for shelf in self._shelves.values():
+                shelf.take()
             self._waiting.clear()
             self._claimed.clear()
             self._drop()
@@ -425,7 +428,6 @@ def _is_short(unit: Unit) -> bool:
     return len(unit.plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not unit.plane_width
 
 
-def _is_small(kind: int, plain: Buffer, content: int, plane_width: int) -> bool:
-    """Whether it can share a dictionary with others: data, no chunk list, no floats, and not too long."""
-    short = len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width
-    return short and content == lpk.CONTENT_DATA and kind == lpk.KIND_CHUNK
+def _is_small(kind: int, plain: Buffer, plane_width: int) -> bool:
+    """Whether it can share a record or a dictionary with others: no chunk list, no floats, and not too long."""
+    return len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width and kind == lpk.KIND_CHUNK

@@ -258,3 +258,15 @@ def test_rules_are_held_against_upserts_updates_and_new_columns(store: Store, so
     assert (
         ds.change_rules("id", [Rule("unique")]).upsert(pa.table({"id": [0], "n": [5]})).to_arrow()["n"][0].as_py() == 5
     )
+
+
+def test_an_import_keeps_the_rules_and_is_held_against_them(store: Store, source_of: Make) -> None:
+    """Rules would be worth little if the next import dropped them."""
+    table = pa.table({"id": [0, 1], "n": [1, 2]})
+    ds = write_dataset(store, "d", source_of(table, ("id",))).change_rules("n", [Rule("range", most=9), Rule("unique")])
+    with pytest.raises(RuleBroken, match="'range max 9' in row 1"):
+        write_dataset(store, "d", source_of(pa.table({"id": [0, 1], "n": [3, 10]}), ("id",)))
+    with pytest.raises(RuleBroken, match="'unique' in row 0, 1"):
+        write_dataset(store, "d", source_of(pa.table({"id": [0, 1], "n": [3, 3]}), ("id",)))
+    new = write_dataset(store, "d", source_of(pa.table({"id": [7], "n": [3]}), ("id",)))
+    assert new.schema.equals(ds.schema, check_metadata=True) and len(new) == 1

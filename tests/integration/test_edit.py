@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.schema import class_label_field
+from leptonstore.dataset.where import Filter
 from leptonstore.errors import BadInput, Conflict, DuplicateKey, RefMissing, SchemaError
 from leptonstore.store import Store
 
@@ -94,6 +96,14 @@ def test_an_import_names_file_rows_and_key_of_duplicates(store: Store, tmp_path:
     with pytest.raises(SchemaError, match="'a' of type double cannot be a key"):
         write_dataset(store, "n", open_source(tmp_path / "f.csv", key="a"))
     assert [one.split("/")[1] for one in store.state.refs] == ["d"]
+
+
+def test_duplicates_in_several_files_are_told_by_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name, ids in (("a", [5, 6]), ("b", [7, 8, 6])):
+        pq.write_table(pa.table({"id": ids}), tmp_path / "t" / f"{name}.parquet")
+    with pytest.raises(DuplicateKey, match=r"a\.parquet row 1 and b\.parquet row 2 have the same key \(id=6\)"):
+        write_dataset(store, "d", open_source(tmp_path / "t", key="id"))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +207,13 @@ def test_bounds_spare_row_groups_that_a_condition_cannot_hold_in(ds: Dataset, mo
     assert len(read) == 1 and len(ds.leaves.digests) > 2
 
 
+def test_a_condition_reads_its_columns_only() -> None:
+    schema = pa.schema([("i", pa.int64()), ("id", pa.int64()), ("image id", pa.int64()), ("d", pa.int64())])
+    assert Filter(schema, "id = 1").columns == ["id"]
+    assert Filter(schema, '"image id" in (1, 2) and i < 3').columns[:1] == ["i"]
+    assert Filter(schema, pc.field("d") + 1 < 5).columns == ["d"]
+
+
 @pytest.mark.parametrize(
     "where",
     ["__import__('os').system('x') = 1", "id = (select 1)", "id", "1 = 1; drop table d", "id +", "length(text) > 3", "d.id = 1", ""],
@@ -246,6 +263,35 @@ def test_an_edit_that_loses_the_race_is_made_again(store: Store, source_of: Make
     mine = ds.append(Source(SCHEMA, ("id",), batches))
     assert {1, 3} <= set(ids_of(mine)) and len(mine) == 12_002
     assert ids_of(ds.append(table_of([5])))[:4] == [0, 1, 2, 3]  # from an old version: the newest is edited
+
+
+def test_two_writers_that_append_equal_rows_both_have_theirs(store: Store, source_of: Make) -> None:
+    """Their commits are the same bytes: the loser once took the winner's for its own."""
+    plain = write_dataset(store, "p", source_of(table_of([1]), ("id",)))
+    other = Dataset.open(Store.open(store.url), "p")
+    rows = table_of([2])
+
+    def batches() -> Any:
+        if len(Dataset.open(other.store, "p")) == 1:
+            other.append(Source(SCHEMA, ("id",), lambda: iter(rows.to_batches())))
+        return iter(rows.to_batches())
+
+    assert ids_of(plain.append(Source(SCHEMA, ("id",), batches))) == [1, 2, 2]
+
+
+def test_rows_that_can_be_read_once_are_never_lost(store: Store, ds: Dataset) -> None:
+    """Made again, an append of a reader that was read already would append nothing, and say nothing."""
+    other = Dataset.open(Store.open(store.url), "d")
+
+    def batches() -> Any:
+        other.append(table_of([3]))  # while ours is being read
+        yield from table_of([1]).to_batches()
+
+    with pytest.raises(Conflict, match="moved by another writer"):
+        ds.append(pa.RecordBatchReader.from_batches(SCHEMA, batches()))
+    head = Dataset.open(store, "d")
+    assert 1 not in ids_of(head)
+    assert 1 in ids_of(head.append(pa.RecordBatchReader.from_batches(SCHEMA, table_of([1]).to_batches())))
 
 
 def test_only_the_newest_version_of_a_branch_is_edited(store: Store, ds: Dataset) -> None:

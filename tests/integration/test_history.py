@@ -442,6 +442,18 @@ def test_rules_hold_for_what_a_merge_makes(store: Store, unmoved: Callable[[], N
         merge(store, "d@side", "d")
 
 
+def test_a_value_that_must_be_unique_is_so_after_a_merge(store: Store, unmoved: Callable[[], None]) -> None:
+    text = with_rules(SCHEMA.field("text"), [Rule("unique")])
+    ruled = pa.schema([text if one.name == "text" else one for one in SCHEMA])
+    rows = [Row(at, 0, f"text {at}") for at in range(20)]
+    commit_rows(store, table_of(rows, ruled), keyed=True).branch("side")
+    commit_rows(store, table_of([*rows, Row(50, 0, "same")], ruled), keyed=True)
+    commit_rows(store, table_of([*rows, Row(60, 0, "same")], ruled), "side", keyed=True)
+    unmoved()
+    with pytest.raises(RuleBroken, match="column 'text' breaks the rule 'unique' in row 20, 21"):
+        merge(store, "d@side", "d")
+
+
 # -- restore and revert -----------------------------------------------------------------------------------------------------
 
 

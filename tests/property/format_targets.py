@@ -411,6 +411,7 @@ _GROUP = RowGroup(
     3, ((Part(bytes(32), 3, 0, 9, 7, True, bytes(16)),), (Part(bytes(32), 1, 0, 9), Part(bytes(32), 2, 0, 9)))
 )
 _INNER = InternalNode(2, (Child(bytes(32), 1, 2), Child(bytes(range(32)), 3, 4)))
+_KEYED = InternalNode(1, (Child(bytes(32), 1, 2, b""), Child(bytes(range(32)), 3, 4, b"a\0b")))
 _COMMIT = Commit(
     "dataset", pa.schema([pa.field("a", TENSOR, False, {"k": "v"})]), ("a",), bytes(32), 3, 9, (bytes(32),)
 )
@@ -427,7 +428,10 @@ TARGETS: dict[str, Target] = {
     "chunk list": Target(
         lambda data: void(lpk.parse_chunk_list(data)), (lpk.encode_chunk_list([(bytes(32), 5)] * 3),), repair_list
     ),
-    "node": Target(lambda data: void(parse_node(data)), (encode_row_group(_GROUP), encode_internal(_INNER))),
+    "node": Target(
+        lambda data: void(parse_node(data)),
+        (encode_row_group(_GROUP), encode_internal(_INNER), encode_internal(_KEYED)),
+    ),
     "page": Target(run_page, tuple(encode_page(array) for array in ARRAYS)),
     "commit": Target(run_commit, (encode_commit(_COMMIT),)),
     "schema": Target(run_schema, (framed.canonical_json(_SCHEMA),)),
