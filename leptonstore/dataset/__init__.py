@@ -2,7 +2,8 @@
 
 schema      semantic types           source      what an importer hands over      importers, exporters   formats in and out
 cut         where row groups end     values      large values <-> references      groups, tree           rows <-> nodes
-splice      rows out, rows in: the primitive of every edit
+splice      rows out, rows in: the primitive of every edit                    edit, columns      edits of rows, of columns
+keyed       sorting by key, finding keys  where       conditions                  rules              what values must be
 refs        NAME@REF                 dataset     Dataset: read a version          write                  make a version
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 """
@@ -10,6 +11,7 @@ files       tables of files (checkpoints, models)                               
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
+from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.stats import DatasetStats
 from leptonstore.dataset.write import write_dataset
@@ -19,6 +21,7 @@ __all__ = [
     "DatasetStats",
     "FileTable",
     "RefInfo",
+    "Rule",
     "Source",
     "delete_ref",
     "list_refs",
