@@ -19,6 +19,7 @@ from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.keyed import KeyFinder
 from leptonstore.dataset.schema import class_label_field
+from leptonstore.dataset.splice import Splice, splice
 from leptonstore.dataset.where import Filter
 from leptonstore.errors import BadInput, Conflict, DuplicateKey, FormatDamaged, RefMissing, SchemaError
 from leptonstore.store import Store
@@ -150,6 +151,13 @@ def test_a_keyed_version_whose_nodes_have_no_keys_is_damaged(store: Store, sourc
     plain._commit_object = replace(plain.commit_object, keyed=True)
     with pytest.raises(FormatDamaged, match="a tree node has none"):
         KeyFinder(store, plain.commit_object, "p").find(b"x")
+
+
+def test_a_splice_that_breaks_the_order_of_keys_is_refused(ds: Dataset) -> None:
+    for rows in (table_of([9]), table_of([4])):
+        with pytest.raises(BadInput, match=r"not in the order of their key \(id\)"):
+            splice(ds, [Splice(3, 0, rows)])
+    assert splice(ds, [Splice(3, 0, table_of([5]))]).rows == 12_001
 
 
 def test_upsert_replaces_and_inserts(ds: Dataset) -> None:
