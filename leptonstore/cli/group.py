@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from leptonstore.cli.completion import offer_names
 from leptonstore.errors import MissingExtra
 from leptonstore.version import __version__
 
@@ -13,11 +14,25 @@ from leptonstore.version import __version__
 SUMMARIES = {
     "init": "Make a new store.",
     "import": "Put data into the store as a new version of a dataset.",
+    "append": "Add rows to a dataset.",
+    "upsert": "Add rows, or replace those with the same keys.",
+    "update": "Set columns of rows that exist, by their keys.",
+    "delete": "Take rows out of a dataset.",
+    "column": "Add, drop, rename, rewrite or cast columns.",
+    "rules": "Show, add or remove the validation rules of a dataset.",
     "ls": "List datasets, models and checkpoints.",
     "log": "Show the versions of a dataset, newest first.",
+    "show": "Show a version: message, author, schema, and what it changed.",
+    "diff": "Show the rows that differ between two versions.",
+    "branch": "List branches, make one, or remove it.",
+    "tag": "List tags, name a version with one, or take it away.",
+    "merge": "Bring what happened on one branch into another.",
+    "revert": "Undo what a version changed, as a new version.",
+    "restore": "Make an old version the newest again.",
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
     "export": "Write a version out in the formats that other tools read.",
+    "checkout": "Write a version out: another name of export.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",
     "gc": "Remove what no version, reader or writer needs.",
@@ -27,7 +42,12 @@ SUMMARIES = {
     "quota": "Show or set the store's quota.",
     "tier": "Keep packs in several places, and move them between these.",
     "cache": "Show, empty or fill this host's hot cache.",
+    "push": "Bring versions to another store: only what it lacks travels.",
+    "pull": "Get versions from another store: only what is not here travels.",
+    "clone": "Make a new store with what another one has.",
+    "remote": "Remember other stores by name.",
     "upgrade": "Upgrade a store that an older version made.",
+    "completion": "Print what makes a shell complete commands and names.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
@@ -52,6 +72,7 @@ class _Lazy(click.Group):
                 if module in ("leptonstore", "loaders", "trainers"):
                     raise
                 raise MissingExtra(f"`lepton {cmd_name}`", _EXTRA_OF[entry.module.split(".")[0]], module) from None
+            offer_names(command)
             return command
         return None
 

@@ -13,6 +13,7 @@ from leptonstore.dataset.importers import FORMATS, open_source
 from leptonstore.dataset.importers.reading import name_of
 from leptonstore.dataset.places import place_of
 from leptonstore.dataset.refs import split_spec
+from leptonstore.errors import BadInput
 
 _LISTED = "\n".join(f"      {name:<12} {entry.description}" for name, entry in FORMATS.items())
 
@@ -38,6 +39,9 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
     SRC is a path, or a URL (s3://, gs://, az://, https://, memory://, and what else fsspec knows). Importing the same data
     again adds nothing. Interrupted, it leaves the dataset as it was; run it again: what was stored is found.
 
+    With --key the table is keyed: sorted by these columns, of which no two rows may have the same values; then `lepton upsert`
+    works.
+
     \b
     Formats:
 {_LISTED}
@@ -56,7 +60,12 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.argument("name")
 @store_option
 @click.option("--format", "source_format", type=click.Choice(sorted(FORMATS)), help="What SRC is (default: found out).")
-@click.option("--key", multiple=True, metavar="COLUMN", help="Identity column of a table; may be given several times.")
+@click.option(
+    "--key", multiple=True, metavar="COLUMN", help="Column that names a row: makes a keyed table. May be repeated."
+)
+@click.option(
+    "--identity", multiple=True, metavar="COLUMN", help="Column that tells rows apart, in a table without a key."
+)
 @click.option(
     "--type",
     "types",
@@ -70,6 +79,7 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--column", metavar="NAME", help="Of the array in a .npy file (default: values).")
 @click.option("--paranoid", is_flag=True, help="Read every file, also those that look unchanged (format files).")
 @click.option("-m", "--message", default="", help="What this version is; default: import of SRC.")
+@click.option("--author", default="", help="Who made it (default: the user).")
 @json_option
 def command(
     src: str,
@@ -81,14 +91,21 @@ def command(
     delimiter: str | None,
     extensions: str | None,
     column: str | None,
+    identity: tuple[str, ...],
     paranoid: bool,
+    author: str,
     message: str,
     as_json: bool,
 ) -> None:
     """Put data into the store."""
     dataset, branch = split_spec(name)
+    if key and identity:
+        raise BadInput(
+            "give --key (each key is one row, rows are sorted by it) or --identity (rows keep their order), not both"
+        )
     given = {
         "key": key,
+        "identity": identity,
         "types": types,
         "delimiter": delimiter,
         "extensions": extensions.split(",") if extensions else None,
@@ -101,7 +118,9 @@ def command(
         before = opened.state.refs.get(f"dataset/{dataset}/{branch}")
         with progress(f"import {dataset}", source.rows) as report:
             label = src if src == "digits" else name_of(place_of(src))
-            made = write_dataset(opened, dataset, source, message or f"import of {label}", branch, progress=report)
+            made = write_dataset(
+                opened, dataset, source, message or f"import of {label}", branch, progress=report, author=author
+            )
         for note in source.notes:
             click.echo(f"lepton: warning: {note}", err=True)
         changed = before is None or before.commit != made.commit

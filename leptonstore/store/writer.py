@@ -2,12 +2,14 @@
 
     put -> digest -> known? -> [shelf] -> encode (a pool of threads, outside the lock) -> append to the open pack -> seal
 
-Small records of data wait on a shelf until there is a batch of them, which may share a dictionary (store/dictionaries.py).
+Small records wait on a shelf, one for data and one for metadata, until there is a batch of them: those under 4 KiB share records, and
+those of data may share a dictionary (store/dictionaries.py).
 
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
 - From `put` on a value can be read back in this process: from memory, from the open pack, from the sealed one.
-- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too.
+- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too: what has waited longest, so that
+  packs hold values in about the order in which they were put, and who reads in that order reads from one end to the other.
 - A pack is claimed (store/leases.py) before anybody can see it, and until a ref reaches what it was made for.
 - After a failure (a full disk) everything unpublished is forgotten: nothing of it can be half there.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -35,6 +38,8 @@ from leptonstore.store.dictionaries import DictionaryPolicy, Record, Shelf, Unit
 from leptonstore.store.leases import Claims
 from leptonstore.store.log import PackRecord
 from leptonstore.tiers.roles import LockHome, PackPruner
+
+Ready = list[tuple[Unit, Encoded, int]]  # units with their payloads and the payloads' CRC-32
 
 
 class Writer:
@@ -59,7 +64,9 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._claimed: dict[Digest, tuple[int, Buffer]] = {}  # kind and plain bytes on their way to a pack
         self._in_flight = 0  # bytes of them
-        self._shelf = Shelf()
+        # Batches to encode, their content, and what they become where that is known.
+        self._waiting: deque[tuple[Sequence[Record], int, Ready | None]] = deque()
+        self._shelves = {content: Shelf() for content in (lpk.CONTENT_DATA, lpk.CONTENT_META)}
         self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
         self._sealing: dict[PackBuilder, Future[PackRecord]] = {}
@@ -113,31 +120,60 @@ class Writer:
     # -- adding --------------------------------------------------------------------------------------------------
 
     def add(
-        self, digest: Digest, kind: int, plain: Buffer, content: int, here: bool = False, plane_width: int = 0
+        self,
+        digest: Digest,
+        kind: int,
+        plain: Buffer,
+        content: int,
+        here: bool = False,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
     ) -> None:
         """Keep a record that the store does not have. `plain` must not change until the next `finish`.
 
-        here: encode in the calling thread (one of a pool of the caller's). Raises StoreFull, now or at a later call.
+        here: encode in the calling thread (one of a pool of the caller's). encoded: what it becomes, without a dictionary, when that
+        is known already. Raises StoreFull, now or at a later call.
         """
-        small = _is_small(kind, plain, content, plane_width)
+        small = encoded is None and _is_small(kind, plain, plane_width)
         if small:
             plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
         record = Record(digest, kind, plain, plane_width)
+        ready = None if encoded is None else self._ready(record, encoded)
         with self._lock:
             self._raise_error()
             if digest in self._claimed or self._holder(digest) is not None:
                 return
             self._claimed[digest] = (kind, plain)
-            here = here or self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
+            too_many = self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
-            batch = self._shelf.add(record) if small else [record]
-            pool = None if here or not batch else self._workers()
-        if pool is not None:
-            pool.submit(self._encode, batch, content)
-        elif batch:
-            self._encode(batch, content)
-            with self._lock:
-                self._raise_error()
+            batch = self._shelves[content].add(record) if small else [record]
+            if batch and not here:
+                self._let_encode(batch, content, ready)
+        if batch and here:
+            self._encode(batch, content, ready)
+        elif batch and too_many:
+            self._encode_next()
+        else:
+            return
+        with self._lock:
+            self._raise_error()
+
+    def _let_encode(self, batch: Sequence[Record], content: int, ready: Ready | None = None) -> None:
+        """Under the lock."""
+        self._waiting.append((batch, content, ready))
+        self._workers().submit(self._encode_next)
+
+    def _encode_next(self) -> None:
+        """Encode what has waited longest, unless another thread has taken it already."""
+        try:
+            batch, content, ready = self._waiting.popleft()
+        except IndexError:
+            return
+        self._encode(batch, content, ready)
+
+    def _ready(self, record: Record, encoded: Encoded) -> Ready:
+        """As `_encoded`, of a record whose payload is known."""
+        return [(Unit(record.plain, (record,)), encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
 
     def _workers(self) -> ThreadPoolExecutor:
         """Under the lock."""
@@ -145,9 +181,7 @@ class Writer:
             self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-write")
         return self._pool
 
-    def _encode(
-        self, batch: Sequence[Record], content: int, ready: list[tuple[Unit, Encoded, int]] | None = None
-    ) -> None:
+    def _encode(self, batch: Sequence[Record], content: int, ready: Ready | None = None) -> None:
         """Runs in any thread; an error is kept for the next caller."""
         error: BaseException | None = None
         full: list[PackBuilder] = []
@@ -164,7 +198,7 @@ class Writer:
                 self._claimed.pop(record.digest, None)
                 self._in_flight -= len(record.plain)
             self._error = self._error or error
-            if len(self._claimed) == len(self._shelf):
+            if len(self._claimed) == sum(map(len, self._shelves.values())):
                 self._idle.notify_all()
         for builder in full:
             self._seal(builder)
@@ -175,7 +209,7 @@ class Writer:
                 with self._lock:
                     self._error = self._error or caught
 
-    def _encoded(self, batch: Sequence[Record], content: int) -> list[tuple[Unit, Encoded, int]]:
+    def _encoded(self, batch: Sequence[Record], content: int) -> Ready:
         """What the batch becomes: records and groups of them, each with its payload and the payload's CRC."""
 
         def held(dictionary: Dictionary) -> bool:
@@ -184,7 +218,8 @@ class Writer:
                 return builder is not None and builder.has_dictionary(dictionary)
 
         units = units_of(batch)
-        dictionary = self._dictionaries.choose(units, held)
+        # Nodes are mostly digests: a dictionary gains nothing there.
+        dictionary = self._dictionaries.choose(units, held) if content == lpk.CONTENT_DATA else None
         ready = []
         level = self._config.zstd_level
         if all(_is_short(unit) for unit in units):
@@ -247,9 +282,9 @@ class Writer:
         """
         with self._lock:
             while self._claimed:
-                batch = self._shelf.take()
-                if batch:
-                    self._workers().submit(self._encode, batch, lpk.CONTENT_DATA)
+                for content, shelf in self._shelves.items():
+                    if batch := shelf.take():
+                        self._let_encode(batch, content)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -317,13 +352,10 @@ class Writer:
         with self._lock:
             self._raise_error()
             self._in_flight += sum(len(record.plain) for record in batch)
-        ready = None
-        if encoded is not None:
-            unit = Unit(batch[0].plain, (batch[0],))
-            ready = [(unit, encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
+        ready = None if encoded is None else self._ready(batch[0], encoded)
         small = []  # only these may share a group
         for record in batch:
-            if ready is None and _is_small(record.kind, record.plain, content, record.plane_width):
+            if ready is None and _is_small(record.kind, record.plain, record.plane_width):
                 small.append(record)
             else:
                 self._encode([record], content, ready)
@@ -355,7 +387,7 @@ class Writer:
             return
         error, self._error = self._error, None
         while self._claimed:
-            for record in self._shelf.take():
+            for record in [record for shelf in self._shelves.values() for record in shelf.take()]:
                 del self._claimed[record.digest]
                 self._in_flight -= len(record.plain)
             if self._claimed:
@@ -380,7 +412,9 @@ class Writer:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
-            self._shelf.take()
+            for shelf in self._shelves.values():
+                shelf.take()
+            self._waiting.clear()
             self._claimed.clear()
             self._drop()
 
@@ -394,7 +428,6 @@ def _is_short(unit: Unit) -> bool:
     return len(unit.plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not unit.plane_width
 
 
-def _is_small(kind: int, plain: Buffer, content: int, plane_width: int) -> bool:
-    """Whether it can share a dictionary with others: data, no chunk list, no floats, and not too long."""
-    short = len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width
-    return short and content == lpk.CONTENT_DATA and kind == lpk.KIND_CHUNK
+def _is_small(kind: int, plain: Buffer, plane_width: int) -> bool:
+    """Whether it can share a record or a dictionary with others: no chunk list, no floats, and not too long."""
+    return len(plain) <= limits.DICTIONARY_RECORD_BYTES_MAX and not plane_width and kind == lpk.KIND_CHUNK

@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # Small, so that values of some 10 KB become chunk lists.
 SIZES = ChunkSizes(cut_above=24 << 10, min_size=1 << 10, avg_size=4 << 10, max_size=16 << 10)
 PASSPHRASE = "golden, and no secret"
-BYTES_MAX = 200_000
+BYTES_MAX = 250_000
 
 
 def typed_table(rows: int = 40) -> pa.Table:
@@ -89,6 +90,12 @@ def long_table(rows: int = 6_000) -> pa.Table:
     )
 
 
+def keyed_table(rows: int = 4_000) -> pa.Table:
+    """Rows in no order of their key, enough for an internal node with keys."""
+    numbers = np.arange(rows)[::-1]
+    return pa.table({"name": [f"row {row % 7}" for row in numbers], "key": pa.array(numbers.astype(np.int16))})
+
+
 def large_table() -> pa.Table:
     """Values that are references to chunks of their own (over 16 KiB), and to chunk lists (over 24 KiB)."""
     rng = random.Random(3)
@@ -112,11 +119,13 @@ def fill(store: Store) -> None:
     """Everything that the format has, in a few versions."""
     for value in small_values():
         store.put(value)
+    store.put(random.Random(5).randbytes(4_200))  # does not shrink
     store.flush()
     write_dataset(store, "typed", source(typed_table(20), "key"), "first")
     write_dataset(store, "typed", source(typed_table(), "key"), "more rows")
     write_dataset(store, "long", source(long_table(), "key"))
     write_dataset(store, "large", source(large_table(), "text"))
+    write_dataset(store, "keyed", replace(source(keyed_table(), "name", "key"), keyed=True))
     write_dataset(store, "empty", source(long_table().slice(0, 0), "key"))
 
 

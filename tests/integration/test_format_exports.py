@@ -80,7 +80,7 @@ def test_an_interrupted_export_of_a_dataset_goes_on(
         export_dataset(ds, tmp_path / "out", format, told.append)
         assert sum(told) == ROWS
     assert files(tmp_path / "out") == files(tmp_path / "whole")
-    back = write_dataset(ds.store, "back", open_source(tmp_path / "out", key="text"))
+    back = write_dataset(ds.store, "back", open_source(tmp_path / "out", identity="text"))
     expected = ds.to_arrow().select(back.column_names)
     order = back.to_arrow()["text"].to_pylist()
     assert len(back) == ROWS and sorted(order) == sorted(expected["text"].to_pylist())

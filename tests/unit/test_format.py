@@ -97,6 +97,20 @@ def test_golden_vectors() -> None:
     assert digest_of(header + lpk.encode_record(record, zlib.crc32(b"abc")) + b"abc").hex() == GOLDEN["pack"]
 
 
+KEYED_NODE = InternalNode(
+    1, (Child(bytes(32), 1, 2, b""), Child(bytes(range(32)), 3, 4, b"a\0b"), Child(bytes(32), 1, 2, b"b"))
+)
+
+
+def test_keys_in_nodes_ascend_and_are_short() -> None:
+    for keys in ((b"b", b"a"), (b"a", b"b" * 65)):
+        data = encode_internal(InternalNode(1, tuple(Child(bytes(32), 1, 2, key) for key in keys)))
+        with pytest.raises(FormatDamaged, match="key"):
+            parse_node(data)
+    with pytest.raises(FormatDamaged, match="flags"):
+        parse_node(data[:5] + b"\x02" + data[6:])
+
+
 def test_nodes_and_commits_round_trip_and_refuse_truncation() -> None:
     group = RowGroup(
         3, ((Part(bytes(32), 3, 0, 9, 7, True, bytes(16)),), (Part(bytes(32), 1, 0, 9), Part(bytes(32), 2, 0, 9)))
@@ -104,6 +118,7 @@ def test_nodes_and_commits_round_trip_and_refuse_truncation() -> None:
     for node, data in (
         (group, encode_row_group(group)),
         (InternalNode(2, (Child(bytes(32), 1, 2),)), encode_internal(InternalNode(2, (Child(bytes(32), 1, 2),)))),
+        (KEYED_NODE, encode_internal(KEYED_NODE)),
     ):
         assert parse_node(data) == node
         for length in range(len(data)):

@@ -116,6 +116,8 @@ def export_dataset(
     missing, a null where the format has none), SchemaError (columns that the format does not hold), MissingExtra (PNG
     without Pillow), StoreFull, and for URLs NotPermitted and TierUnavailable.
     """
+    if isinstance(ds, Dataset):
+        ds = ds.uncached()  # all of it is read once: that would drive out of the hot cache what is read often
     target = place_of(dest)
     name = format if format is not None else _format_for(ds, target)
     if name not in FORMATS:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leptonstore.dataset.importers.reading import reading
@@ -73,9 +73,10 @@ def open_source(path: str | os.PathLike[str] | Place, format: str | None = None,
     """Open what lies at `path` (a path, or a URL that leptonstore.dataset.places knows) for import.
 
     Cheap: headers and listings are read and checked, rows are not. format: a name of FORMATS; by default found from what
-    the path holds. options: those of the format's module. Raises SourceError (nothing there, not recognised, malformed),
-    SchemaError (types or keys that do not fit), BadInput (no such format or option), MissingExtra, and for URLs what the
-    object tier raises (NotPermitted, TierUnavailable).
+    the path holds. options: those of the format's module. With `key`, columns that name a row, the dataset becomes a keyed
+    table; with `identity` instead, rows keep their order, and these columns say where row groups are cut.
+    Raises SourceError (nothing there, not recognised, malformed), SchemaError (types or keys that do not fit), BadInput (no
+    such format or option), MissingExtra, and for URLs what the object tier raises (NotPermitted, TierUnavailable).
     """
     place = place_of(path)
     name = format if format is not None else detect_format(path)
@@ -83,6 +84,7 @@ def open_source(path: str | os.PathLike[str] | Place, format: str | None = None,
         raise BadInput(f"no import format {name!r}; there are {', '.join(FORMATS)}")
     opener: Callable[..., Source] = importlib.import_module(FORMATS[name].module).open_source
     accepted = list(inspect.signature(opener).parameters)[1:]
+    accepted += ["identity"] if "key" in accepted else []
     unknown = [option for option in options if option not in accepted]
     if unknown:
         listed = ", ".join(accepted) or "none"
@@ -91,7 +93,10 @@ def open_source(path: str | os.PathLike[str] | Place, format: str | None = None,
         raise BadInput(f"{place}: the format {name} reads directories of this machine; copy it to one first")
     if name != "digits" and not (name == "webdataset" and _is_pattern(place)):
         _require_existing(place)
-    return opener(place, **options)
+    if "identity" in options:
+        return opener(place, **{"key" if name == "identity" else name: value for name, value in options.items()})
+    source = opener(place, **options)
+    return source if options.get("key") is None else replace(source, keyed=True)
 
 
 def detect_format(path: str | os.PathLike[str] | Place) -> str:
