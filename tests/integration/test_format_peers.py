@@ -183,7 +183,7 @@ def test_we_read_what_datasets_saves(store: Store, tmp_path: Path) -> None:
     datasets.DatasetDict(train=made.select(range(30)), test=made.select(range(30, ROWS))).save_to_disk(
         str(tmp_path / "two")
     )
-    both = imported(store, tmp_path / "two", key="text")
+    both = imported(store, tmp_path / "two", identity="text")
     assert class_names(both.schema.field("split")) == ["train", "test"]
     assert both["split"].to_pylist() == [0] * 30 + [1] * 20
     assert both.drop_columns(["split"]).equals(found)
