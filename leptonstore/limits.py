@@ -203,6 +203,11 @@ CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the l
 
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
+SELECTION_ROWS_BATCH = 65_536  # rows of a selection whose row groups are looked up at a time: 1 MiB
+# A column of a row group is read as a whole up to this size: four pages cost a read of one row about what one does, and save each
+# batch the joining of pieces. One page is never cut.
+COLUMN_WHOLE_BYTES_MAX = 256 * KIB
+NODE_CACHE_BYTES = 64 * MIB  # nodes of a version that are kept parsed: those of about 10^5 row groups of ten columns
 PAGE_CACHE_BYTES = 512 * MIB  # decoded pages kept for columns that do not fit an arena
 ORDER_ROWS_MAX = 1 << 48
 

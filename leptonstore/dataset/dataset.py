@@ -1,37 +1,38 @@
 """Dataset: one version of a table of samples, read in place.
 
-Reading labels never touches images; `ds[i]` reads one row group's pages of the columns asked for; decoded pages are kept in a
-bounded cache. Any thread. Datasets pickle: they carry the store's place, the version and the selection, and reopen lazily.
+Reading labels never touches images; `ds[i]` reads one page of each column and the nodes above it; decoded pages and nodes are kept in
+bounded caches. Any thread. Datasets pickle: they carry the store's place, the version and the selection, and reopen lazily.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.pages import Pages, told_at
 from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.rows import RowReader
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
-from leptonstore.dataset.tree import Leaves
+from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
 from leptonstore.format.commit import Commit, parse_commit
-from leptonstore.format.node import RowGroup
-from leptonstore.format.page import decode_page
 from leptonstore.store import Store
 
-Rows = np.ndarray[Any, np.dtype[np.int64]]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 SPLIT_COLUMN = "split"
 READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
@@ -53,10 +54,8 @@ class Dataset:
     def _prepare(self) -> None:
         self._commit_object: Commit | None = None
         self._leaves: Leaves | None = None
-        self._pages: OrderedDict[tuple[int, str], Column] = OrderedDict()
-        self._groups: dict[int, RowGroup] = {}
-        self._pages_bytes = 0
-        self._lock = threading.RLock()
+        self._pages: Pages | None = None
+        self._rows: RowReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("name", "ref", "commit", "selection", "_url", "_secret_source")
@@ -126,7 +125,8 @@ class Dataset:
         """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
         chosen = self._base_rows(np.asarray(rows, np.int64))
         view = Dataset(self.store, self.name, self.ref, self.commit, chosen)
-        view._commit_object, view._leaves = self._commit_object, self._leaves
+        view._commit_object, view._leaves = self.commit_object, self.leaves
+        view._pages, view._rows = self.pages, self._row_reader
         return view
 
     def splits(self) -> list[str]:
@@ -163,121 +163,87 @@ class Dataset:
         return [self.schema.field(name) for name in columns]
 
     @property
+    def label(self) -> str:
+        """NAME@REF, as messages call it."""
+        return f"{self.name}@{self.ref}"
+
+    @property
     def leaves(self) -> Leaves:
-        """The row groups. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        """The row groups; nodes are read as they are needed. Raises FormatDamaged."""
         if self._leaves is None:
             commit = self.commit_object
-            try:
-                self._leaves = Leaves(self.store, commit.root, commit.rows)
-            except ChunkCorrupt as error:
-                raise error.at(f"{self.name}@{self.ref} rows 0-{commit.rows - 1} (a tree node)") from None
+            self._leaves = Leaves(self.store, commit.root, commit.rows)
         return self._leaves
 
-    def _page(self, index: int, field: pa.Field) -> Column:
-        """All values of one column in one row group, as the pages keep them; from the cache when it is there."""
-        with self._lock:
-            key = (index, field.name)
-            if key in self._pages:
-                self._pages.move_to_end(key)
-                return self._pages[key]
-        # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
-        column = self._read_page(index, field)
-        with self._lock:
-            if key in self._pages:
-                return self._pages[key]
-            self._pages[key] = column
-            self._pages_bytes += column.values.nbytes
-            while self._pages_bytes > limits.PAGE_CACHE_BYTES and len(self._pages) > 1:
-                self._pages_bytes -= self._pages.popitem(last=False)[1].values.nbytes
-            return column
+    @property
+    def pages(self) -> Pages:
+        """The decoded pages of this version, shared by its views."""
+        if self._pages is None:
+            self._pages = Pages(self.store, self.schema, self.leaves, self.label)
+        return self._pages
 
-    def _read_page(self, index: int, field: pa.Field) -> Column:
-        at = int(self.leaves.starts[index])
-        try:
-            if index not in self._groups:
-                self._groups[index] = self.leaves.group(index)
-        except ChunkCorrupt as error:
-            last = int(self.leaves.starts[index + 1]) - 1
-            raise error.at(f"{self.name}@{self.ref} rows {at}-{last} (a tree node)") from None
-        pieces = []
-        for part in self._groups[index].columns[self.schema.get_field_index(field.name)]:
-            where = f"{self.name}@{self.ref} rows {at}-{at + part.rows - 1} column {field.name!r}"
-            with _told_at(where):
-                page = decode_page(self.store.get(part.digest), field.type)
-            if len(page.values) != part.rows:
-                raise FormatDamaged(f"{where}: page has {len(page.values)} rows where its node says {part.rows}")
-            pieces.append(Column(page.values, page.references))
-            at += part.rows
-        return column_values.concat(pieces)
+    @property
+    def _row_reader(self) -> RowReader:
+        if self._rows is None:
+            self._rows = RowReader(self.store, self.schema, self.leaves, self.pages, self.label)
+        return self._rows
 
-    def _resolve(self, column: Column, field: pa.Field, base_rows: Rows) -> pa.Array:
-        """Read the values that stand elsewhere; errors name the row."""
-        if column.references is None:
-            return column.values
-        try:
-            return column_values.resolve(self.store, column, field.type)
-        except (ChunkCorrupt, ChunkMissing):
-            for at in column.references.nonzero()[0].tolist():
-                with _told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
-                    column_values.resolve(self.store, column.slice(at, at + 1), field.type)
-            raise
+    @contextlib.contextmanager
+    def _tree_errors(self) -> Iterator[None]:
+        with told_at(f"{self.label} rows 0-{self.commit_object.rows - 1} (a tree node)"):
+            yield
 
-    def _group_batch(self, index: int, fields: list[pa.Field], base_rows: Rows) -> pa.RecordBatch:
-        """Rows of one row group, in the order given."""
-        first, end = int(self.leaves.starts[index]), int(self.leaves.starts[index + 1])
-        whole = len(base_rows) == end - first and bool((np.diff(base_rows) == 1).all())
+    def _group_batch(self, leaf: Leaf, fields: list[pa.Field], base_rows: Rows | None) -> pa.RecordBatch:
+        """Rows of one row group, in the order given; None for all."""
+        if base_rows is not None and len(base_rows) == leaf.end - leaf.first and bool((np.diff(base_rows) == 1).all()):
+            base_rows = None
+        named = range(leaf.first, leaf.end) if base_rows is None else base_rows
         arrays = []
         for field in fields:
-            column = self._page(index, field)
-            if not whole:
-                column = column_values.take(column, base_rows - first)
-            arrays.append(self._resolve(column, field, base_rows))
+            column = self.pages.column(leaf, self.schema.get_field_index(field.name), base_rows)
+            arrays.append(self.pages.resolve(column, field, named))
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+    def _spans_told(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+        spans = self._spans()
+        while True:
+            with self._tree_errors():
+                span = next(spans, None)
+            if span is None:
+                return
+            yield span
+
+    def _spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+        """(position of the first row in this view, row group, its rows in this view's order or None for all)."""
+        if self.selection is None:
+            for leaf in self.leaves.spans():
+                yield leaf.first, leaf, None
+            return
+        for start in range(0, len(self.selection), limits.SELECTION_ROWS_BATCH):
+            rows = self.selection[start : start + limits.SELECTION_ROWS_BATCH]
+            found, numbers = self.leaves.locate(rows)
+            cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
+            for one, other in pairwise(cuts):
+                yield start + one, found[int(numbers[one])], rows[one:other]
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(position of the first row in this view, batch), one or more a row group, in this view's order."""
         fields = self._fields(columns)
-        rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
-        if not len(rows):
-            return
-        groups = np.searchsorted(self.leaves.starts, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(groups)) + 1
-        ends = [*cuts.tolist(), len(rows)]
-        spans = list(zip([0, *cuts.tolist()], ends, strict=True))
-
-        def read(span: tuple[int, int]) -> pa.RecordBatch:
-            return self._group_batch(int(groups[span[0]]), fields, rows[span[0] : span[1]])
-
-        if len(spans) <= 2:
-            yield from ((span[0], read(span)) for span in spans)
-            return
-        # Reading, decompressing and hashing release the GIL: a few row groups ahead, in order.
-        with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
-            ahead: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
-            try:
-                for span in spans:
-                    ahead.append((span[0], pool.submit(read, span)))
-                    if len(ahead) > READ_THREADS:
-                        start, future = ahead.popleft()
-                        yield start, future.result()
-                while ahead:
-                    start, future = ahead.popleft()
-                    yield start, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        yield from _read_ahead(self._spans_told(), lambda span: (span[0], self._group_batch(span[1], fields, span[2])))
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole view as a table in memory."""
         batches = [batch for _, batch in self.iter_batches(columns)]
         return pa.Table.from_batches(batches, pa.schema(self._fields(columns)))
 
-    def _by_group(self, base: Rows) -> tuple[list[tuple[int, Rows]], Rows]:
+    def _by_group(self, base: Rows) -> tuple[list[tuple[Leaf, Rows]], Rows]:
         """Rows of the version by row group: (row group, its rows in the order asked), and where each row asked for stands
         when those are put one after another."""
-        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
+        with self._tree_errors():
+            leaves, groups = self.leaves.locate(base)
         order = np.argsort(groups, kind="stable")
         cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        parts = [(int(groups[chosen[0]]), base[chosen]) for chosen in np.split(order, cuts) if len(chosen)]
+        parts = [(leaves[int(groups[chosen[0]])], base[chosen]) for chosen in np.split(order, cuts) if len(chosen)]
         back = np.empty(len(base), np.int64)
         back[order] = np.arange(len(base))
         return parts, back
@@ -286,24 +252,30 @@ class Dataset:
         """Some rows, in the order asked for; each row group is read once. Raises BadInput for rows out of range."""
         fields = self._fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
+        if not len(base):
+            return pa.schema(fields).empty_table()
         parts, back = self._by_group(base)
-        batches = [self._group_batch(index, fields, rows_of) for index, rows_of in parts]
-        table = pa.Table.from_batches(batches, pa.schema(fields))
-        if bool((back == np.arange(len(base))).all()):
-            return table
+        ordered = bool((back == np.arange(len(base))).all())
+        rows_read = base if ordered else np.concatenate([rows_of for _, rows_of in parts])
         arrays = []
-        for chunked in table.columns:
-            column = column_values.concat([Column(chunk) for chunk in chunked.chunks])
-            arrays.append(column_values.take(column, back).values)
+        for field in fields:
+            column = self._gather(parts, field)
+            # What stands elsewhere is read for all row groups together.
+            values = self.pages.resolve(column, field, rows_read)
+            arrays.append(values if ordered else column_values.take(Column(values), back).values)
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    def _gather(self, parts: list[tuple[Leaf, Rows]], field: pa.Field) -> Column:
+        index = self.schema.get_field_index(field.name)
+        return column_values.concat([self.pages.column(leaf, index, rows_of) for leaf, rows_of in parts])
 
     def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
         """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
         fields = self._fields(names)
-        starts = self.leaves.starts
+        indices = [self.schema.get_field_index(field.name) for field in fields]
         if self.selection is None:
-            for index in range(len(starts) - 1):
-                yield int(starts[index]), [self._read_page(index, field) for field in fields]
+            for _, leaf, _ in self._spans_told():
+                yield leaf.first, [self.pages.column(leaf, index, keep=False) for index in indices]
             return
         for first in range(0, len(self), limits.ROW_GROUP_ROWS_AVG):
             rows = np.arange(first, min(first + limits.ROW_GROUP_ROWS_AVG, len(self)), dtype=np.int64)
@@ -313,36 +285,31 @@ class Dataset:
     def errors_at(self, row: int, name: str) -> Iterator[None]:
         """Inside, a chunk that is missing or corrupt is named with this row and column of the version."""
         base = row if self.selection is None else int(self.selection[row])
-        with _told_at(f"{self.name}@{self.ref} row {base} column {name!r}"):
+        with told_at(f"{self.name}@{self.ref} row {base} column {name!r}"):
             yield
 
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
         field = self._fields([name])[0]
-        base = self._base_rows(np.asarray(rows, np.int64))
-        parts, back = self._by_group(base)
-        pieces = [
-            column_values.take(self._page(index, field), rows_of - int(self.leaves.starts[index]))
-            for index, rows_of in parts
-        ]
-        return column_values.take(column_values.concat(pieces), back)
+        parts, back = self._by_group(self._base_rows(np.asarray(rows, np.int64)))
+        return column_values.take(self._gather(parts, field), back)
 
     def __getitem__(self, key: int | slice) -> Any:
         """`ds[i]`: a dict of Python and numpy values. `ds[a:b]`: a table. Raises IndexError past the end."""
         if isinstance(key, slice):
             return self.take(np.arange(*key.indices(len(self)), dtype=np.int64))
-        if not -len(self) <= key < len(self):
-            raise IndexError(f"row {key}: {self.name}@{self.ref} has {len(self)} rows")
-        return self.__getitems__([key])[0]
+        rows = len(self)
+        if not -rows <= key < rows:
+            raise IndexError(f"row {key}: {self.label} has {rows} rows")
+        row = key + rows if key < 0 else key
+        with self._tree_errors():
+            return self._row_reader.one(row if self.selection is None else int(self.selection[row]))
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """Several rows as dicts; torch's DataLoader calls this once a batch."""
-        table = self.take(rows)
-        columns = {
-            field.name: python_values(chunked, field)
-            for field, chunked in zip(table.schema, table.columns, strict=True)
-        }
-        return [{name: column[at] for name, column in columns.items()} for at in range(len(rows))]
+        base = self._base_rows(np.asarray(rows, np.int64))
+        with self._tree_errors():
+            return self._row_reader.many(base.tolist())
 
     def stats(self) -> DatasetStats:
         """Sizes of the whole version (also for a view). Raises ChunkMissing or ChunkCorrupt."""
@@ -352,20 +319,23 @@ class Dataset:
         )
 
 
-@contextlib.contextmanager
-def _told_at(where: str) -> Iterator[None]:
-    """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
-    try:
-        yield
-    except ChunkCorrupt as error:
-        raise error.at(where) from None
-    except ChunkMissing as error:
-        raise ChunkMissing(error.digest, where) from None
+def _read_ahead(items: Iterator[_T], read: Callable[[_T], _R]) -> Iterator[_R]:
+    """`read` of each item, in order; from the third on a few are read at a time.
 
-
-def python_values(chunked: pa.ChunkedArray, field: pa.Field) -> Sequence[Any]:
-    """Values for people and for torch: numpy arrays for tensors, Python values for the rest."""
-    if isinstance(field.type, pa.FixedShapeTensorType) and chunked.null_count == 0:
-        column = column_values.concat([Column(chunk) for chunk in chunked.chunks]) if chunked.num_chunks else None
-        return [] if column is None else list(column.values.to_numpy_ndarray())
-    return list(chunked.to_pylist())
+    Reading, decompressing and hashing release the GIL.
+    """
+    first = list(islice(items, 3))
+    if len(first) <= 2:
+        yield from map(read, first)
+        return
+    with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
+        ahead: deque[Future[_R]] = deque()
+        try:
+            for item in chain(first, items):
+                ahead.append(pool.submit(read, item))
+                if len(ahead) > READ_THREADS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
