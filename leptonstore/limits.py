@@ -203,6 +203,9 @@ CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the l
 
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
+# Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
+FILTER_FLOATS_MAX = 4
+SCAN_GROUPS_BATCH = 256  # row groups whose nodes a filter reads, together, before their pages are
 SELECTION_ROWS_BATCH = 65_536  # rows of a selection whose row groups are looked up at a time: 1 MiB
 # A column of a row group is read as a whole up to this size: four pages cost a read of one row about what one does, and save each
 # batch the joining of pieces. One page is never cut.

@@ -7,18 +7,19 @@ bounded caches. Any thread. Datasets pickle: they carry the store's place, the v
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.ahead import read_ahead
+from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.pages import Pages, told_at
 from leptonstore.dataset.refs import resolve_ref
 from leptonstore.dataset.rows import RowReader
@@ -31,10 +32,11 @@ from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+if TYPE_CHECKING:
+    from leptonstore.dataset.arrow_dataset import ArrowDataset
+    from leptonstore.dataset.predicate import Predicate
+
 SPLIT_COLUMN = "split"
-READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
 class Dataset:
@@ -154,7 +156,8 @@ class Dataset:
             raise BadInput(f"row out of range: {self.name}@{self.ref} has {count} rows")
         return rows if self.selection is None else self.selection[rows]
 
-    def _fields(self, columns: Sequence[str] | None) -> list[pa.Field]:
+    def fields(self, columns: Sequence[str] | None) -> list[pa.Field]:
+        """The fields of some columns, in the order given; of all for None. Raises SchemaError, naming the columns that there are."""
         if columns is None:
             return list(self.schema)
         unknown = [name for name in columns if name not in self.schema.names]
@@ -193,7 +196,7 @@ class Dataset:
         with told_at(f"{self.label} rows 0-{self.commit_object.rows - 1} (a tree node)"):
             yield
 
-    def _group_batch(self, leaf: Leaf, fields: list[pa.Field], base_rows: Rows | None) -> pa.RecordBatch:
+    def read_group(self, leaf: Leaf, fields: list[pa.Field], base_rows: Rows | None) -> pa.RecordBatch:
         """Rows of one row group, in the order given; None for all."""
         if base_rows is not None and len(base_rows) == leaf.end - leaf.first and bool((np.diff(base_rows) == 1).all()):
             base_rows = None
@@ -204,7 +207,8 @@ class Dataset:
             arrays.append(self.pages.resolve(column, field, named))
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
-    def _spans_told(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+    def spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+        """(position of the first row in this view, row group, its rows in this view's order or None for all)."""
         spans = self._spans()
         while True:
             with self._tree_errors():
@@ -214,7 +218,6 @@ class Dataset:
             yield span
 
     def _spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
-        """(position of the first row in this view, row group, its rows in this view's order or None for all)."""
         if self.selection is None:
             for leaf in self.leaves.spans():
                 yield leaf.first, leaf, None
@@ -228,13 +231,59 @@ class Dataset:
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(position of the first row in this view, batch), one or more a row group, in this view's order."""
-        fields = self._fields(columns)
-        yield from _read_ahead(self._spans_told(), lambda span: (span[0], self._group_batch(span[1], fields, span[2])))
+        fields = self.fields(columns)
+        yield from read_ahead(self.spans(), lambda span: (span[0], self.read_group(span[1], fields, span[2])))
 
-    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole view as a table in memory."""
-        batches = [batch for _, batch in self.iter_batches(columns)]
-        return pa.Table.from_batches(batches, pa.schema(self._fields(columns)))
+    def scan(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | Predicate | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of the rows that `filter` (a pyarrow.compute expression) is true for, in this view's order; none is empty.
+
+        Row groups whose bounds say no are not read; of the others, the filter's columns, and of the rest what holds rows that fit
+        (scan.py). Raises SchemaError (columns), BadInput (the filter).
+        """
+        fields = self.fields(columns)
+        if filter is None:
+            yield from (batch for _, batch in self.iter_batches(columns))
+            return
+        for _, batch in _scan(self, filter, fields):
+            yield batch
+
+    def count(self, expression: pc.Expression) -> int:
+        """How many rows `expression` is true for. Raises BadInput."""
+        return sum(len(positions) for positions, _ in _scan(self, expression, None))
+
+    def filter(self, expression: pc.Expression) -> Dataset:
+        """A view of the rows that `expression` is true for. Reads the columns that it names, now. Raises BadInput."""
+        found = [positions for positions, _ in _scan(self, expression, None)]
+        return self.select(np.concatenate(found) if found else [])
+
+    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+        """The view (or what `filter` is true for, as in `scan`) as a table in memory."""
+        return pa.Table.from_batches(list(self.scan(columns, filter)), pa.schema(self.fields(columns)))
+
+    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+        """`to_arrow` as a DataFrame; a tensor becomes a flat list. Raises MissingExtra without pandas."""
+        require_module("to_pandas", "pandas", "pandas")
+        return self.to_arrow(columns, filter).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+        """`to_arrow` as a DataFrame of polars; Raises MissingExtra without polars."""
+        polars = require_module("to_polars", "polars", "polars")
+        return polars.from_arrow(self.to_arrow(columns, filter))
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The view as a stream of batches, for what reads Arrow's C interface: pyarrow.table(ds), polars.from_arrow(ds)."""
+        return pa.RecordBatchReader.from_batches(self.schema, self.scan()).__arrow_c_stream__(requested_schema)
+
+    def to_pyarrow_dataset(self, widen: bool = False) -> ArrowDataset:
+        """A pyarrow.dataset.Dataset over this view, which DuckDB, polars and pandas read with filters and columns pushed down.
+
+        widen: show float16 columns as float32, for engines that have no float16 (DuckDB).
+        """
+        from leptonstore.dataset.arrow_dataset import ArrowDataset
+
+        return ArrowDataset(self, widen=widen)
 
     def _by_group(self, base: Rows) -> tuple[list[tuple[Leaf, Rows]], Rows]:
         """Rows of the version by row group: (row group, its rows in the order asked), and where each row asked for stands
@@ -250,7 +299,7 @@ class Dataset:
 
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order asked for; each row group is read once. Raises BadInput for rows out of range."""
-        fields = self._fields(columns)
+        fields = self.fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
         if not len(base):
             return pa.schema(fields).empty_table()
@@ -271,10 +320,10 @@ class Dataset:
 
     def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
         """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
-        fields = self._fields(names)
+        fields = self.fields(names)
         indices = [self.schema.get_field_index(field.name) for field in fields]
         if self.selection is None:
-            for _, leaf, _ in self._spans_told():
+            for _, leaf, _ in self.spans():
                 yield leaf.first, [self.pages.column(leaf, index, keep=False) for index in indices]
             return
         for first in range(0, len(self), limits.ROW_GROUP_ROWS_AVG):
@@ -290,7 +339,7 @@ class Dataset:
 
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
-        field = self._fields([name])[0]
+        field = self.fields([name])[0]
         parts, back = self._by_group(self._base_rows(np.asarray(rows, np.int64)))
         return column_values.take(self._gather(parts, field), back)
 
@@ -319,23 +368,11 @@ class Dataset:
         )
 
 
-def _read_ahead(items: Iterator[_T], read: Callable[[_T], _R]) -> Iterator[_R]:
-    """`read` of each item, in order; from the third on a few are read at a time.
+def _scan(
+    ds: Dataset, filter: pc.Expression | Predicate, fields: list[pa.Field] | None
+) -> Iterator[tuple[Rows, pa.RecordBatch | None]]:
+    # Imported where it is needed: pyarrow.dataset loads pandas where there is one, which takes 0.2 s.
+    from leptonstore.dataset.predicate import Predicate
+    from leptonstore.dataset.scan import scan
 
-    Reading, decompressing and hashing release the GIL.
-    """
-    first = list(islice(items, 3))
-    if len(first) <= 2:
-        yield from map(read, first)
-        return
-    with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
-        ahead: deque[Future[_R]] = deque()
-        try:
-            for item in chain(first, items):
-                ahead.append(pool.submit(read, item))
-                if len(ahead) > READ_THREADS:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    return scan(ds, filter if isinstance(filter, Predicate) else Predicate(filter, ds.schema), fields)

@@ -39,8 +39,16 @@ class Pages:
 
     def group(self, leaf: Leaf) -> RowGroup:
         """A row group's node. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        return self.groups([leaf])[0]
+
+    def groups(self, leaves: Sequence[Leaf]) -> list[RowGroup]:
+        """The nodes of row groups; what lies close together on an object store is read together."""
+        stream = self._leaves.read_each(leaves)
+        return [self._checked(leaf, stream) for leaf in leaves]
+
+    def _checked(self, leaf: Leaf, stream: Iterator[RowGroup]) -> RowGroup:
         with told_at(f"{self._label} rows {leaf.first}-{leaf.end - 1} (a tree node)"):
-            group = self._leaves.read(leaf)
+            group = next(stream)
         if len(group.columns) != len(self._schema):
             raise FormatDamaged(
                 f"{self._label} rows {leaf.first}-{leaf.end - 1}: {len(group.columns)} columns where the schema has "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -218,6 +218,17 @@ class Leaves:
         assert isinstance(node, RowGroup)
         return node
 
+    def read_each(self, leaves: Sequence[Leaf]) -> Iterator[RowGroup]:
+        """`read` of each; what lies close together on an object store is read together."""
+        missing = list(dict.fromkeys(leaf.digest for leaf in leaves if self._nodes.get(leaf.digest) is None))
+        ahead = set(missing) if len(missing) > 1 else set()
+        stream = self._store.get_many(missing) if ahead else iter(())
+        for leaf in leaves:
+            if leaf.digest in ahead:
+                ahead.remove(leaf.digest)
+                self._parsed(leaf.digest, next(stream))
+            yield self.read(leaf)
+
     def group(self, index: int) -> RowGroup:
         """The row group at `index`."""
         first, end = self.starts[index], self.starts[index + 1]
@@ -307,10 +318,7 @@ class Leaves:
         """A node that should have `rows` rows and stand at `level` (None: at any)."""
         node = self._nodes.get(digest)
         if node is None:
-            data = self._store.get(digest)
-            parsed = parse_node(data)
-            node = parsed if isinstance(parsed, RowGroup) else _searchable(parsed)
-            node = self._nodes.add(digest, node, len(data) * _PARSED_FACTOR)
+            node = self._parsed(digest, self._store.get(digest))
         found = 0 if isinstance(node, RowGroup) else node.level
         if level is not None and found != level:
             raise FormatDamaged(f"tree node of level {found} where level {level} belongs")
@@ -319,6 +327,11 @@ class Leaves:
             named = "its commit" if level is None else "the node above"
             raise FormatDamaged(f"the tree has {held} rows where {named} says {rows}")
         return node
+
+    def _parsed(self, digest: Digest, data: bytes) -> _Internal | RowGroup:
+        parsed = parse_node(data)
+        node = parsed if isinstance(parsed, RowGroup) else _searchable(parsed)
+        return self._nodes.add(digest, node, len(data) * _PARSED_FACTOR)
 
 
 def _searchable(node: InternalNode) -> _Internal:
