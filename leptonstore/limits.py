@@ -206,6 +206,11 @@ ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one cont
 # Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
 FILTER_FLOATS_MAX = 4
 SCAN_GROUPS_BATCH = 256  # row groups whose nodes a filter reads, together, before their pages are
+PARQUET_SLOTS_BYTES = 64 * MIB  # encoded pages that an open Parquet view keeps: what a reader asks for in pieces
+PARQUET_GROUPS_MAX = (
+    256  # row groups of one Parquet view, about 10^6 rows: its footer has 100 bytes for each of them and column
+)
+PARQUET_TAIL_BYTES = 64 * KIB  # that readers of Parquet (Arrow, polars) read of a file's end to find its footer
 SELECTION_ROWS_BATCH = 65_536  # rows of a selection whose row groups are looked up at a time: 1 MiB
 # A column of a row group is read as a whole up to this size: four pages cost a read of one row about what one does, and save each
 # batch the joining of pieces. One page is never cut.

@@ -81,6 +81,15 @@ class Pages:
                 whole = column_values.concat(self._some(leaf, column, parts, range(len(parts)), keep))
         return whole if rows is None else column_values.take(whole, rows - leaf.first)
 
+    def part(self, leaf: Leaf, column: int, number: int) -> tuple[int, Column]:
+        """(the first row of the version in a part of a column, its values)."""
+        parts = self.group(leaf).columns[column]
+        before = sum(part.rows for part in parts[:number])
+        if not _is_small(parts):
+            return leaf.first + before, self._some(leaf, column, parts, [number], True)[0]
+        whole = self._kept.get((leaf.first, column)) or self._whole(leaf, column, parts)
+        return leaf.first + before, whole.slice(before, before + parts[number].rows)
+
     def _of_parts(self, leaf: Leaf, column: int, parts: tuple[Part, ...], rows: Rows, keep: bool) -> Column:
         """The values of `rows` (of the row group), from the parts that hold them."""
         order = np.argsort(rows, kind="stable")
