@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset.dataset import Dataset
 
 MAGIC = b"PAR1"
+_SLOT_MEMORY = 150  # bytes of a slot and its offset
 _CREATED_BY = b"leptonstore"
 _REPETITION, _OPTIONAL, _REPEATED = 3, 1, 2  # field of a schema element, and its values
 
@@ -106,6 +107,7 @@ class ParquetView:
         # Readers guess how long a footer is and read so much of the end: zeros before it cost nothing, the last page would be read.
         self._tail = bytes(max(limits.PARQUET_TAIL_BYTES - len(tail), 0)) + tail
         self.size = self._end + len(self._tail)
+        self.memory_bytes = len(self._tail) + _SLOT_MEMORY * len(self._slots)  # without what is encoded
 
     # -- the footer ------------------------------------------------------------------------------------------------
 
