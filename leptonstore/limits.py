@@ -214,6 +214,7 @@ PARQUET_TAIL_BYTES = 64 * KIB  # that readers of Parquet (Arrow, polars) read of
 PARQUET_VIEWS_BYTES = 256 * MIB  # footers and places of pages of the Parquet views of a version that are kept
 MOUNTS_MAX = 16  # versions that one lepton:// filesystem keeps open
 FILE_PIECES_BYTES = 32 * MIB  # pieces of one open large file that are kept, about as many MiB as pieces
+SQL_BATCH_ROWS = 65_536  # rows of a query's result that are handed over at a time
 SELECTION_ROWS_BATCH = 65_536  # rows of a selection whose row groups are looked up at a time: 1 MiB
 # A column of a row group is read as a whole up to this size: four pages cost a read of one row about what one does, and save each
 # batch the joining of pieces. One page is never cut.

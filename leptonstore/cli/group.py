@@ -17,6 +17,8 @@ SUMMARIES = {
     "log": "Show the versions of a dataset, newest first.",
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
+    "head": "Print the first rows of a dataset.",
+    "sql": "Query datasets with SQL.",
     "export": "Write a version out as Parquet, CSV, folders or files.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",

@@ -1,20 +1,24 @@
 """A view as a pyarrow.dataset.Dataset: what DuckDB, polars, pandas and pyarrow's own compute accept as a table that they may scan.
 
-These engines call `scanner(columns=, filter=)` with the columns that a query needs and those of its conditions that pyarrow can express.
-pyarrow lets a class outside of it implement that method and nothing below it (no fragments), so everything else that a Dataset can do is
-said here in terms of `scanner`, or refused: the inherited methods would work on a C++ dataset that does not exist.
+These engines call `scanner(columns=, filter=)` with the columns that a query needs and those of its conditions that pyarrow can express,
+and then `to_reader()` of what they get. pyarrow lets a class outside of it implement that and nothing below it (no fragments), so
+everything else that a Dataset can do is said here in terms of `scanner`, or refused: the inherited methods would work on a C++ dataset
+that does not exist.
+
+A scan runs on the threads of who reads it. pyarrow's own Scanner.from_batches would run it ahead on threads of Arrow's, which nobody
+waits for: a query with a LIMIT left one inside of Python when the interpreter ended, and the process with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from leptonstore.dataset.predicate import Predicate, columns_of, widened
+from leptonstore.dataset.predicate import Predicate, columns_of, project, widened
 from leptonstore.format.page import fixed_width
 
 if TYPE_CHECKING:
@@ -53,22 +57,25 @@ class ArrowDataset(pads.Dataset):
 
     def scanner(
         self, columns: Columns = None, filter: pc.Expression | None = None, batch_size: int = 131_072, **options: Any
-    ) -> pads.Scanner:
-        """A scanner that can be used once. Other options of pyarrow's scanners (readahead, threads) are accepted and change nothing.
+    ) -> Scan:
+        """What reads the rows. Other options of pyarrow's scanners (readahead, threads) are accepted and change nothing.
 
-        Raises SchemaError (columns) and BadInput (the filter) here; while it is read, ChunkMissing or ChunkCorrupt.
+        Raises SchemaError (columns) and BadInput (the filter, or expressions for columns) here; while it is read, ChunkMissing or
+        ChunkCorrupt.
         """
         whole = self.schema
         if isinstance(columns, dict):
-            wanted = columns_of(list(columns.values()), self._dataset.schema)
+            wanted = columns_of(list(columns.values()), whole)
         else:
             wanted = list(dict.fromkeys(whole.names if columns is None else columns))
-        fields = self._dataset.fields(wanted)
+        schema = pa.schema([whole.field(field.name) for field in self._dataset.fields(wanted)])
+        if isinstance(columns, dict):
+            projected = project(columns, schema.empty_table()).schema
+        else:
+            projected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         combined = self._both(filter)
         predicate = None if combined is None else Predicate(combined, self._dataset.schema)
-        schema = pa.schema([whole.field(field.name) for field in fields])
-        batches = self._batches(schema, predicate, batch_size)
-        return pads.Scanner.from_batches(batches, schema=schema, columns=wanted if columns is None else columns)
+        return Scan(lambda: self._batches(schema, predicate, batch_size), whole, projected, columns)
 
     def _both(self, filter: pc.Expression | None) -> pc.Expression | None:
         given = [one for one in (self._filter, filter) if one is not None]
@@ -84,6 +91,18 @@ class ArrowDataset(pads.Dataset):
                 batch = batch.cast(schema)
             for start in range(0, batch.num_rows, batch_size):
                 yield batch.slice(start, batch_size)
+
+    def to_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        """The batches of `scanner` with the same arguments."""
+        return self.scanner(*arguments, **options).to_batches()
+
+    def to_table(self, *arguments: Any, **options: Any) -> pa.Table:
+        """All of `scanner` with the same arguments, in memory."""
+        return self.scanner(*arguments, **options).to_table()
+
+    def head(self, num_rows: int, *arguments: Any, **options: Any) -> pa.Table:
+        """The first rows of `scanner` with the same arguments; no more is read than they need."""
+        return self.scanner(*arguments, **options).head(num_rows)
 
     def filter(self, expression: pc.Expression) -> ArrowDataset:
         """The same, of the rows that `expression` is true for; nothing is read yet."""
@@ -131,6 +150,54 @@ class ArrowDataset(pads.Dataset):
     def replace_schema(self, schema: pa.Schema) -> pads.Dataset:
         """Refused: the schema is that of the version."""
         raise NotImplementedError("the schema of a LeptonStore dataset is that of its version; cast what you read")
+
+
+class Scan:
+    """What pyarrow.dataset.Scanner is to its users: something to read once or several times, each time anew."""
+
+    def __init__(
+        self, batches: Callable[[], Iterator[pa.RecordBatch]], whole: pa.Schema, projected: pa.Schema, columns: Columns
+    ) -> None:
+        self.dataset_schema, self.projected_schema = whole, projected
+        self._batches, self._columns = batches, columns
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows in their order; no batch is empty."""
+        for batch in self._batches():
+            if isinstance(self._columns, dict):
+                yield from project(self._columns, pa.Table.from_batches([batch])).to_batches()
+            else:
+                yield batch if self._columns is None else batch.select(self._columns)
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """The rows as a stream, read as it is asked."""
+        return pa.RecordBatchReader.from_batches(self.projected_schema, self.to_batches())
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def to_table(self) -> pa.Table:
+        """All rows, in memory."""
+        return pa.Table.from_batches(list(self.to_batches()), self.projected_schema)
+
+    def head(self, num_rows: int) -> pa.Table:
+        """The first rows."""
+        found: list[pa.RecordBatch] = []
+        left = num_rows
+        for batch in self.to_batches() if left > 0 else ():
+            found.append(batch.slice(0, left))
+            left -= found[-1].num_rows
+            if left <= 0:
+                break
+        return pa.Table.from_batches(found, self.projected_schema)
+
+    def count_rows(self) -> int:
+        """How many rows there are."""
+        return sum(batch.num_rows for batch in self._batches())
+
+    def take(self, indices: Any) -> pa.Table:
+        """Rows by their positions; all are read."""
+        return self.to_table().take(indices)
 
 
 def _cheapest(schema: pa.Schema) -> str:

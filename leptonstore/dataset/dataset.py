@@ -360,6 +360,14 @@ class Dataset:
         with self._tree_errors():
             return self._row_reader.many(base.tolist())
 
+    def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The first rows as dicts, as `ds[i]` gives them, of some columns. Raises SchemaError."""
+        names = [field.name for field in self.fields(columns)]
+        count = min(rows, len(self))
+        base = np.arange(count, dtype=np.int64) if self.selection is None else self.selection[:count]
+        with self._tree_errors():
+            return self._row_reader.many(base.tolist(), names)
+
     def stats(self) -> DatasetStats:
         """Sizes of the whole version (also for a view). Raises ChunkMissing or ChunkCorrupt."""
         commit = self.commit_object

@@ -104,17 +104,20 @@ def _binds(expressions: Sequence[pc.Expression], schema: pa.Schema, names: list[
 
 
 def _evaluate(expression: pc.Expression, table: pa.Table) -> pa.ChunkedArray:
-    """The value of the expression for each row. Raises BadInput."""
+    return project({"filter": expression}, table).column(0)
+
+
+def project(expressions: dict[str, pc.Expression], table: pa.Table) -> pa.Table:
+    """The values of expressions for each row, under their names. Raises BadInput."""
     plan = [
         acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
-        acero.Declaration("project", acero.ProjectNodeOptions([expression], ["value"])),
+        acero.Declaration("project", acero.ProjectNodeOptions(list(expressions.values()), list(expressions))),
     ]
     try:
-        return acero.Declaration.from_sequence(plan).to_table(use_threads=False).column(0)
+        return acero.Declaration.from_sequence(plan).to_table(use_threads=False)
     except (pa.ArrowException, TypeError, KeyError) as error:
-        raise BadInput(
-            f"filter {expression}: {str(error).splitlines()[0]}; the columns are {table.schema.names}"
-        ) from None
+        named = ", ".join(f"{name} {expression}" for name, expression in expressions.items())
+        raise BadInput(f"{named}: {str(error).splitlines()[0]}; the columns are {table.schema.names}") from None
 
 
 # -- what nodes guarantee ----------------------------------------------------------------------------------------------

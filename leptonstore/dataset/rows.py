@@ -31,8 +31,11 @@ class RowReader:
         """A row of the version. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
         return self.many([row])[0]
 
-    def many(self, rows: Sequence[int] | Rows) -> list[dict[str, Any]]:
-        """Rows of the version, in the order given."""
+    def many(self, rows: Sequence[int] | Rows, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Rows of the version, in the order given; of all columns, or of those that are named, in that order."""
+        columns = self._columns
+        if names is not None:
+            columns = [(index, name) for wanted in names for index, name in self._columns if name == wanted]
         out: list[dict[str, Any]] = []
         elsewhere: list[tuple[int, int, Digest]] = []  # (which of `rows`, column, chunk that holds the value)
         at, leaf, group = self._pages.at, None, None
@@ -41,7 +44,7 @@ class RowReader:
                 leaf = self._leaves.find(row)
                 group = self._pages.group(leaf)
             values: dict[str, Any] = {}
-            for index, name in self._columns:
+            for index, name in columns:
                 page, place = at(leaf, group, index, row)
                 if page.references is not None and page.references[place]:
                     elsewhere.append((len(out), index, REFERENCE.unpack(page.values[place].as_py())[0]))

@@ -91,6 +91,7 @@ def test_pyarrow_reads_it_and_only_what_it_needs(url: str) -> None:
     found = pads.dataset(path, filesystem=fs, format="parquet")
     assert found.schema.equals(TABLE.schema) and found.to_table().equals(TABLE)
     assert pq.read_table(path, filesystem=fs, columns=["text"]).equals(TABLE.select(["text"]))
+    assert pads.dataset(f"fsspec+{url}/d@main/data").count_rows() == ROWS, "pyarrow's own way to name an fsspec URL"
     LeptonFileSystem.clear_instance_cache()
     fresh, _ = fsspec.url_to_fs(url)
     expression = (pc.field("id") >= 12_000) & (pc.field("id") < 12_010)
@@ -118,7 +119,7 @@ def test_duckdb_and_polars_read_it(url: str) -> None:
 
 def test_a_listing_stays_readable_when_the_branch_moves(store: Store, source_of: Make, url: str) -> None:
     part = _only_part(url)
-    fs, root = fsspec.url_to_fs(url)
+    fs, _ = fsspec.url_to_fs(url)
     before = fs.cat(part)
     with fs.open(part) as held:
         write_dataset(Store.open(store.url), "d", source_of(TABLE.slice(0, 5), ("id",)), "shorter")
