@@ -201,6 +201,14 @@ CLASSES_MAX = 65_536  # class names stand in every commit's schema: about 1 MiB 
 FOLDER_DEPTH_MAX = 64  # directories inside each other, below the root of an image folder
 CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the longest row that a CSV may have
 
+# -- notebooks -----------------------------------------------------------------------------------------------------
+HTML_ROWS_MAX = 5  # of a dataset, or 20 files or refs: what is shown without being asked for must be read in an instant
+HTML_COLUMNS_MAX = 16
+HTML_LINES_MAX = 20
+HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five of them are decoded in 10 ms
+HTML_IMAGE_PIXELS_MAX = 4 << 20
+HTML_THUMBNAIL_EDGE = 48  # pixels
+
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 # Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).

@@ -9,35 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore.dataset.schema import class_names
-
-_CELL_CHARS_MAX = 40
-
-
-def shown(value: Any, field: pa.Field | None = None) -> str:
-    """A value in one short line: bytes as their number, arrays as their shape, a class label with its name."""
-    if value is None:
-        return "-"
-    names = class_names(field) if field is not None else None
-    if names is not None and isinstance(value, int) and 0 <= value < len(names):
-        return _cut(f"{value} {names[value]}")
-    if isinstance(value, bytes):
-        return f"{len(value):,} bytes"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {'x'.join(map(str, value.shape))}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return _cut(str(value))
-
-
-def _cut(text: str) -> str:
-    # What came from data must not move the cursor of a terminal.
-    text = "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
-    return text if len(text) <= _CELL_CHARS_MAX else text[: _CELL_CHARS_MAX - 1] + "…"
+from leptonstore.dataset.shown import one_line, shown
 
 
 def aligned(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
     """Lines: names, a rule, rows. right: of each column, whether it is aligned to the right (numbers)."""
-    heads = [_cut(name) for name in names]
+    heads = [one_line(name) for name in names]
     widths = [max(len(head), *(len(row[at]) for row in rows), 0) for at, head in enumerate(heads)]
 
     def line(cells: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset.predicate import Predicate
 
 SPLIT_COLUMN = "split"
+_NAMED_COLUMNS = 12  # in __repr__
 
 
 class Dataset:
@@ -119,7 +120,17 @@ class Dataset:
         return self.commit_object.rows if self.selection is None else len(self.selection)
 
     def __repr__(self) -> str:
-        return f"<Dataset {self.name}@{self.ref} {self.commit[:12]}: {len(self)} rows, {', '.join(self.column_names)}>"
+        names = self.column_names
+        more = f" and {len(names) - _NAMED_COLUMNS} more columns" if len(names) > _NAMED_COLUMNS else ""
+        selected = "" if self.selection is None else f" of {self.commit_object.rows:,}"
+        listed = ", ".join(names[:_NAMED_COLUMNS])
+        return f"<Dataset {self.label} {self.commit[:12]}: {len(self):,}{selected} rows, {listed}{more}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first rows."""
+        from leptonstore.dataset.notebook import dataset_html
+
+        return dataset_html(self)
 
     # -- selections ----------------------------------------------------------------------------------------------
 

@@ -582,6 +582,12 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: what its refs are."""
+        from leptonstore.store.notebook import store_html
+
+        return store_html(self)
+
 
 def _opened_tier(url: str) -> PackReader:
     """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
