@@ -362,22 +362,19 @@ class Dataset:
         if not -rows <= key < rows:
             raise IndexError(f"row {key}: {self.label} has {rows} rows")
         row = key + rows if key < 0 else key
-        with self._tree_errors():
-            return self._row_reader.one(row if self.selection is None else int(self.selection[row]))
+        return self._row_reader.one(row if self.selection is None else int(self.selection[row]))
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """Several rows as dicts; torch's DataLoader calls this once a batch."""
         base = self._base_rows(np.asarray(rows, np.int64))
-        with self._tree_errors():
-            return self._row_reader.many(base.tolist())
+        return self._row_reader.many(base.tolist())
 
     def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The first rows as dicts, as `ds[i]` gives them, of some columns. Raises SchemaError."""
         names = [field.name for field in self.fields(columns)]
         count = min(rows, len(self))
         base = np.arange(count, dtype=np.int64) if self.selection is None else self.selection[:count]
-        with self._tree_errors():
-            return self._row_reader.many(base.tolist(), names)
+        return self._row_reader.many(base.tolist(), names)
 
     def stats(self) -> DatasetStats:
         """Sizes of the whole version (also for a view). Raises ChunkMissing or ChunkCorrupt."""

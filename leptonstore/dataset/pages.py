@@ -11,6 +11,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,15 @@ from leptonstore.format.node import Part, RowGroup
 from leptonstore.format.page import decode_page
 from leptonstore.store import Store
 
+_PART_MEMORY = 100  # bytes of a part's place in a layout, and its share of what keeps it
+
+
+class Layout(NamedTuple):
+    """starts: for each column, the first row of each of its parts (and the end), None for a column that is read as a whole."""
+
+    group: RowGroup
+    starts: list[list[int] | None]
+
 
 class Pages:
     """Decoded pages of one version; PAGE_CACHE_BYTES of them are kept. Any thread; two that read one page at a time are harmless.
@@ -35,20 +45,23 @@ class Pages:
     def __init__(self, store: Store, schema: pa.Schema, leaves: Leaves, label: str) -> None:
         self._store, self._schema, self._leaves, self._label = store, schema, leaves, label
         self._kept: Kept[Column] = Kept(limits.PAGE_CACHE_BYTES)
+        self._layouts: Kept[Layout] = Kept(limits.NODE_CACHE_BYTES)
         self.reads = 0
 
     def group(self, leaf: Leaf) -> RowGroup:
         """A row group's node. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
-        return self.groups([leaf])[0]
+        return self.layout(leaf).group
 
     def groups(self, leaves: Sequence[Leaf]) -> list[RowGroup]:
         """The nodes of row groups; what lies close together on an object store is read together."""
         stream = self._leaves.read_each(leaves)
-        return [self._checked(leaf, stream) for leaf in leaves]
+        out = []
+        for leaf in leaves:
+            with told_at(_node_place(self._label, leaf)):
+                out.append(self._checked(leaf, next(stream)))
+        return out
 
-    def _checked(self, leaf: Leaf, stream: Iterator[RowGroup]) -> RowGroup:
-        with told_at(f"{self._label} rows {leaf.first}-{leaf.end - 1} (a tree node)"):
-            group = next(stream)
+    def _checked(self, leaf: Leaf, group: RowGroup) -> RowGroup:
         if len(group.columns) != len(self._schema):
             raise FormatDamaged(
                 f"{self._label} rows {leaf.first}-{leaf.end - 1}: {len(group.columns)} columns where the schema has "
@@ -56,17 +69,33 @@ class Pages:
             )
         return group
 
-    def at(self, leaf: Leaf, group: RowGroup, column: int, row: int) -> tuple[Column, int]:
+    def layout(self, leaf: Leaf) -> Layout:
+        """A row group's node, and where the parts of its columns begin."""
+        found = self._layouts.get(leaf.first)
+        if found is None:
+            with told_at(_node_place(self._label, leaf)):
+                group = self._checked(leaf, self._leaves.read(leaf))
+            starts = [
+                None if _is_small(parts) else list(accumulate((part.rows for part in parts), initial=leaf.first))
+                for parts in group.columns
+            ]
+            size = sum(_PART_MEMORY * len(parts) for parts in group.columns)
+            found = self._layouts.add(leaf.first, Layout(group, starts), size)
+        return found
+
+    def at(self, leaf: Leaf, layout: Layout, column: int, row: int) -> tuple[Column, int]:
         """(a page that holds a row of the version, where in it)."""
-        page = self._kept.get((leaf.first, column))
-        if page is not None:
+        starts = layout.starts[column]
+        if starts is None:
+            page = self._kept.get((leaf.first, column))
+            if page is None:
+                page = self._whole(leaf, column, layout.group.columns[column])
             return page, row - leaf.first
-        parts = group.columns[column]
-        if _is_small(parts):
-            return self._whole(leaf, column, parts), row - leaf.first
-        starts = list(accumulate((part.rows for part in parts), initial=0))
-        number = bisect_right(starts, row - leaf.first) - 1
-        return self._some(leaf, column, parts, [number], True)[0], row - leaf.first - starts[number]
+        number = bisect_right(starts, row) - 1
+        page = self._kept.get((leaf.first, column, number))
+        if page is None:
+            page = self._some(leaf, column, layout.group.columns[column], [number], True)[0]
+        return page, row - starts[number]
 
     def column(self, leaf: Leaf, column: int, rows: Rows | None = None, keep: bool = True) -> Column:
         """Values of one column of a row group, as pages keep them: all, or those of `rows` (of the version), in that order."""
@@ -146,7 +175,7 @@ class Pages:
             try:
                 page = decode_page(next(stream) if len(digests) > 1 else self._store.get(digest), field.type)
             except (ChunkCorrupt, ChunkMissing) as error:
-                raise _told(error, where(number)) from None
+                raise told(error, where(number)) from None
             if len(page.values) != parts[number].rows:
                 raise FormatDamaged(
                     f"{where(number)}: page has {len(page.values)} rows where its node says {parts[number].rows}"
@@ -167,6 +196,10 @@ class Pages:
             raise
 
 
+def _node_place(label: str, leaf: Leaf) -> str:
+    return f"{label} rows {leaf.first}-{leaf.end - 1} (a tree node)"
+
+
 def _is_small(parts: tuple[Part, ...]) -> bool:
     """Whether the parts are read, and kept, together."""
     return len(parts) == 1 or sum(part.page_bytes for part in parts) <= limits.COLUMN_WHOLE_BYTES_MAX
@@ -178,10 +211,11 @@ def told_at(where: str) -> Iterator[None]:
     try:
         yield
     except (ChunkCorrupt, ChunkMissing) as error:
-        raise _told(error, where) from None
+        raise told(error, where) from None
 
 
-def _told(error: ChunkCorrupt | ChunkMissing, where: str) -> ChunkCorrupt | ChunkMissing:
+def told(error: ChunkCorrupt | ChunkMissing, where: str) -> ChunkCorrupt | ChunkMissing:
+    """The error, with the place in the dataset."""
     if error.where:
         return error  # what stands nearer to it knows better
     return error.at(where) if isinstance(error, ChunkCorrupt) else ChunkMissing(error.digest, where)

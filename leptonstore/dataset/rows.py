@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.dataset.pages import Pages, told_at
-from leptonstore.dataset.tree import Leaves, Rows
+from leptonstore.dataset.pages import Pages, told, told_at
+from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
 from leptonstore.digest import Digest
-from leptonstore.errors import FormatDamaged
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.page import REFERENCE
 from leptonstore.store import Store
 
@@ -38,14 +38,14 @@ class RowReader:
             columns = [(index, name) for wanted in names for index, name in self._columns if name == wanted]
         out: list[dict[str, Any]] = []
         elsewhere: list[tuple[int, int, Digest]] = []  # (which of `rows`, column, chunk that holds the value)
-        at, leaf, group = self._pages.at, None, None
+        at, leaf, layout = self._pages.at, None, None
         for row in rows if isinstance(rows, list) else [int(row) for row in rows]:
-            if leaf is None or group is None or not leaf.first <= row < leaf.end:
-                leaf = self._leaves.find(row)
-                group = self._pages.group(leaf)
+            if leaf is None or layout is None or not leaf.first <= row < leaf.end:
+                leaf = self._find(row)
+                layout = self._pages.layout(leaf)
             values: dict[str, Any] = {}
             for index, name in columns:
-                page, place = at(leaf, group, index, row)
+                page, place = at(leaf, layout, index, row)
                 if page.references is not None and page.references[place]:
                     elsewhere.append((len(out), index, REFERENCE.unpack(page.values[place].as_py())[0]))
                     values[name] = None  # keeps its place among the columns
@@ -56,6 +56,12 @@ class RowReader:
             for (which, index, _), data in zip(elsewhere, self._read(rows, elsewhere), strict=True):
                 out[which][self._fields[index].name] = self._typed(data, int(rows[which]), self._fields[index])
         return out
+
+    def _find(self, row: int) -> Leaf:
+        try:
+            return self._leaves.find(row)
+        except (ChunkCorrupt, ChunkMissing) as error:
+            raise told(error, f"{self._label} rows 0-{self._leaves.rows - 1} (a tree node)") from None
 
     def _read(self, rows: Sequence[int] | Rows, elsewhere: list[tuple[int, int, Digest]]) -> Iterator[bytes]:
         stream = self._store.get_many([digest for _, _, digest in elsewhere])
