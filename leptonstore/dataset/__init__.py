@@ -4,6 +4,9 @@ schema      semantic types           source      what an importer hands over    
 cut         where row groups end     values      large values <-> references      tree                   rows <-> nodes
 refs        NAME@REF                 dataset     Dataset: read a version          write                  make a version
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
+pages       decoded pages, kept  rows        ds[i]                                scan, predicate        filters and columns
+filesystem  lepton:// for fsspec, over mounted (a version as a directory) and parquet_view (Parquet that is nowhere stored)
+arrow_dataset  for DuckDB, polars, pandas                                         sql, notebook          queries; what notebooks show
 """
 
 from leptonstore.dataset.dataset import Dataset
