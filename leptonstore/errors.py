@@ -4,6 +4,8 @@
     ├── BadInput            the caller's data or arguments are wrong: fix them and call again
     │   ├── SourceError         a file to import is missing, malformed or unreadable
     │   ├── SchemaError         a table or a batch does not fit the schema
+    │   ├── DuplicateKey        two rows have one key, in a table in which it names one row
+    │   ├── RuleBroken          rows break a validation rule of the dataset
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
@@ -15,7 +17,8 @@
     │   └── ChunkCorrupt        a record's bytes do not match its digest
     ├── FormatTooNew        written by a newer LeptonStore: upgrade
     ├── Conflict            somebody else was faster: read again and retry
-    │   └── CommitExpired       garbage collection took what this work relied on: run it again
+    │   ├── CommitExpired       garbage collection took what this work relied on: run it again
+    │   └── MergeConflict       two lines of versions changed the same thing: choose a side, or edit one of them
     ├── StoreFull           the device or the quota is full: free space and run again
     ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
     │   └── TierMissing         there is no such bucket: create it, or correct the name
@@ -29,6 +32,7 @@ that is not a `LeptonError` is a bug of ours or of the machine. The command line
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -60,6 +64,18 @@ class SourceError(BadInput):
 
 class SchemaError(BadInput):
     """A table, a batch or a type does not fit the schema, or the schema cannot be stored."""
+
+
+class DuplicateKey(BadInput):
+    """Two rows have the same key, in a table whose key names one row."""
+
+
+class RuleBroken(BadInput):
+    """Rows break a validation rule of the dataset. Fields: `rule` (its text), `column`, and `rows`, the first of them."""
+
+    def __init__(self, message: str, rule: str, column: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rule, self.column, self.rows = rule, column, rows
 
 
 class WrongKey(BadInput):
@@ -103,34 +119,41 @@ class FormatDamaged(Damaged):
 
 
 class PackDamaged(Damaged):
-    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex)."""
+    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex); `missing`: there is none."""
 
-    def __init__(self, pack: str, why: str) -> None:
+    def __init__(self, pack: str, why: str, missing: bool = False) -> None:
         super().__init__(f"pack {pack} is damaged: {why}; run `lepton repair`, with --from if there is a copy")
         self.pack = pack
         self.why = why
+        self.missing = missing
 
 
 class ChunkCorrupt(Damaged):
     """A record's bytes do not match its digest.
 
-    Fields: `digest` and `pack` (hex), `why`, and `where` (dataset, rows and column; empty when only the store knows).
+    Fields: `digest` and `pack` (hex), `why`, `where` (dataset, rows and column; empty when only the store knows), and `tier`, the URL of
+    the one that it was read from (empty when only the store's tiers together know).
     """
 
-    def __init__(self, digest: str, pack: str, why: str, where: str = "") -> None:
+    def __init__(self, digest: str, pack: str, why: str, where: str = "", tier: str = "") -> None:
         place = f" in {where}" if where else ""
         super().__init__(
-            f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}); "
+            f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}{f' of {tier}' if tier else ''}); "
             "run `lepton check --read-data` to see all damage, and `lepton repair`, with --from if there is a copy"
         )
         self.digest = digest
         self.pack = pack
         self.why = why
         self.where = where
+        self.tier = tier
 
     def at(self, where: str) -> ChunkCorrupt:
         """The same error, told by a layer that knows which dataset, rows and column were read."""
-        return ChunkCorrupt(self.digest, self.pack, self.why, where)
+        return ChunkCorrupt(self.digest, self.pack, self.why, where, self.tier)
+
+    def of(self, tier: str) -> ChunkCorrupt:
+        """The same error, told by a layer that knows which tier was read."""
+        return ChunkCorrupt(self.digest, self.pack, self.why, self.where, tier)
 
 
 class FormatTooNew(LeptonError):
@@ -143,6 +166,19 @@ class Conflict(LeptonError):
 
 class CommitExpired(Conflict):
     """Garbage collection removed chunks that the work relied on, and nobody has them any more: run it again."""
+
+
+class MergeConflict(Conflict):
+    """Two lines of versions changed the same rows or columns in different ways; nothing was written.
+
+    `conflicts` lists rows (dataset.merge.RowConflict; none when the schemas conflict), the first ones only where there are many; `count`
+    is their number.
+    """
+
+    def __init__(self, message: str, conflicts: Sequence[Any] = (), count: int = 0) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+        self.count = count
 
 
 class StoreFull(LeptonError):

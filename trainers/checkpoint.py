@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leptonstore.dataset import FileTable, delete_ref, list_refs, write_files
+from leptonstore.dataset import FileTable, RefInfo, delete_ref, list_refs, write_files
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, RefMissing
 from leptonstore.format.framed import canonical_json, parse_json
@@ -121,7 +121,7 @@ def save(
         branch=branch_of(body["step"]),
         metrics=metrics,
     )
-    for old in sorted(list_refs(store, "checkpoint", run), key=lambda ref: ref.sequence)[:-keep_last]:
+    for old in _by_age(store, run)[:-keep_last]:
         if old.commit != table.commit:
             delete_ref(store, "checkpoint", run, old.branch)
     return str(table.commit)
@@ -133,7 +133,7 @@ def load(store: Store, run: str, step: int | None = None) -> Checkpoint:
     Raises RefMissing (no such run or step), FormatDamaged, FormatTooNew.
     """
     store.refresh()
-    refs = sorted(list_refs(store, "checkpoint", run), key=lambda ref: ref.sequence)
+    refs = _by_age(store, run)
     if not refs:
         runs = sorted({ref.name for ref in list_refs(store, "checkpoint")})
         raise RefMissing(f"there is no checkpoint of run {run!r}; runs with checkpoints: {', '.join(runs) or 'none'}")
@@ -145,10 +145,16 @@ def load(store: Store, run: str, step: int | None = None) -> Checkpoint:
     return Checkpoint(run, branch, files.commit, _read_manifest(files, f"checkpoint {branch} of run {run!r}"), files)
 
 
+def _by_age(store: Store, run: str) -> list[RefInfo]:
+    """The checkpoints of a run, oldest first. Tags are other names of them, which retention keeps."""
+    refs = [ref for ref in list_refs(store, "checkpoint", run) if not ref.tag]
+    return sorted(refs, key=lambda ref: ref.sequence)
+
+
 def exists(store: Store, run: str) -> bool:
     """Whether the run has any checkpoint."""
     store.refresh()
-    return bool(list_refs(store, "checkpoint", run))
+    return bool(_by_age(store, run))
 
 
 def require_same_run(checkpoint: Checkpoint, config: TrainConfig, task: Task, data: dict[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.dataset.forget import forget_all_but, forget_before
+from leptonstore.dataset.reflog import parse_date
 from leptonstore.dataset.refs import delete_ref, split_spec
 from leptonstore.errors import BadInput
 from leptonstore.format.commit import KINDS
@@ -63,11 +62,3 @@ def command(
 
         result = {"name": name, "kind": kind, "kept": kept, "forgotten": forgotten, "bytes_to_free": freed}
         emit(result, as_json, text)
-
-
-def parse_date(text: str) -> float:
-    """ISO 8601, local time unless it says otherwise -> seconds since the epoch. Raises BadInput."""
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise BadInput(f"{text!r} is not a date: write 2026-11-01, or 2026-11-01T12:30") from None

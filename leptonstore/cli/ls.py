@@ -18,7 +18,7 @@ from leptonstore.format.commit import KINDS
 @click.option("--kind", type=click.Choice(KINDS), help="Only these.")
 @json_option
 def command(name: str | None, store: str | None, kind: str | None, as_json: bool) -> None:
-    """List datasets, models and checkpoints with their branches.
+    """List datasets, models and checkpoints with their branches and tags.
 
     \b
     Example:
@@ -26,12 +26,14 @@ def command(name: str | None, store: str | None, kind: str | None, as_json: bool
     """
     with open_store(store) as opened:
         refs = list_refs(opened, kind, name)
-        emit({"store": opened.url, "refs": [asdict(ref) for ref in refs]}, as_json, lambda: _print(refs))
+        emit({"store": opened.url, "refs": [asdict(ref) for ref in refs]}, as_json, lambda: print_refs(refs))
 
 
-def _print(refs: list[RefInfo]) -> None:
+def print_refs(refs: list[RefInfo], none: str = "nothing here yet; `lepton import SRC NAME` puts data in") -> None:
+    """A line for each, tags marked."""
     if not refs:
-        click.echo("nothing here yet; `lepton import SRC NAME` puts data in")
+        click.echo(none)
     for ref in refs:
         time = datetime.fromtimestamp(ref.time_s).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"{ref.kind:<10}  {ref.name}@{ref.branch:<24}  {ref.commit[:12]}  {time}  {ref.author}")
+        tag = "  tag" if ref.tag else ""
+        click.echo(f"{ref.kind:<10}  {ref.name}@{ref.branch:<24}  {ref.commit[:12]}  {time}  {ref.author}{tag}")

@@ -1,8 +1,11 @@
 """Datasets: versioned tables of samples over the chunk store.
 
 schema      semantic types           source      what an importer hands over      importers, exporters   formats in and out
-cut         where row groups end     values      large values <-> references      tree                   rows <-> nodes
-refs        NAME@REF                 dataset     Dataset: read a version          write                  make a version
+cut         where row groups end     values      large values <-> references      groups, tree           rows <-> nodes
+splice      rows out, rows in: the primitive of every edit
+refs        names of versions        dataset     Dataset: read a version          write                  make a version
+graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
+diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 pages       decoded pages, kept  rows        ds[i]                                scan, predicate        filters and columns
 filesystem  lepton:// for fsspec, over mounted (a version as a directory) and parquet_view (Parquet that is nowhere stored)
@@ -10,6 +13,7 @@ arrow_dataset  for DuckDB, polars, pandas                                       
 """
 
 from leptonstore.dataset.dataset import Dataset
+from leptonstore.dataset.diff import Diff, DiffStat, RowChange
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
 from leptonstore.dataset.source import Source
@@ -19,8 +23,11 @@ from leptonstore.dataset.write import write_dataset
 __all__ = [
     "Dataset",
     "DatasetStats",
+    "Diff",
+    "DiffStat",
     "FileTable",
     "RefInfo",
+    "RowChange",
     "Source",
     "delete_ref",
     "list_refs",

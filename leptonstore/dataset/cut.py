@@ -2,6 +2,8 @@
 
 A cut depends on nothing but what lies between it and the cut before it, so after an edit the old cuts return at the next
 old boundary, and everything beyond is shared. Hashes decide only where to cut; names are always BLAKE3 digests.
+
+    row groups   by the identity columns        parts of a column   by its own values        nodes   by their digests
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ from leptonstore.format.page import canonical_values, encode_page, fixed_width, 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele, Lea, Flood 2014)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-# After the least number of rows each row ends its group with this chance; so the mean size is min + 1/chance.
-_ROW_THRESHOLD = np.uint64((1 << 64) // (limits.ROW_GROUP_ROWS_AVG - limits.ROW_GROUP_ROWS_MIN))
+_SAMPLE_WORDS = 5  # of 8 bytes, that stand for a value where its column is cut
 
 
 def _splitmix(values: U64) -> U64:
@@ -81,12 +82,14 @@ class RowCutter:
     """Finds the ends of row groups in a stream of row hashes."""
 
     def __init__(self) -> None:
-        self._rows = 0  # in the group that is open
+        self.open_rows = 0  # in the group that is open
 
     def ends(self, hashes: U64) -> Iterator[int]:
         """Positions in `hashes` (exclusive ends) at which a group ends."""
-        start = -self._rows
-        candidates = np.flatnonzero(hashes < _ROW_THRESHOLD) + 1
+        start = -self.open_rows
+        # After the least number of rows each row ends its group with this chance; so the mean size is min + 1/chance.
+        threshold = np.uint64((1 << 64) // (limits.ROW_GROUP_ROWS_AVG - limits.ROW_GROUP_ROWS_MIN))
+        candidates = np.flatnonzero(hashes < threshold) + 1
         while True:
             least, most = start + limits.ROW_GROUP_ROWS_MIN, start + limits.ROW_GROUP_ROWS_MAX
             at = int(np.searchsorted(candidates, max(least, 1)))
@@ -95,42 +98,71 @@ class RowCutter:
                 break
             yield end
             start = end
-        self._rows = len(hashes) - start
+        self.open_rows = len(hashes) - start
 
 
-def part_ends(hashes: U64, sizes: np.ndarray[Any, np.dtype[np.int64]], part_bytes: int) -> list[int]:
+class NodeCutter:
+    """Finds the ends of parents in a stream of children, by their digests; at least two children a parent, but the last."""
+
+    def __init__(self) -> None:
+        self._children = 0  # in the parent that is open
+
+    def ends_after(self, digest: Digest) -> bool:
+        """Whether the parent that is open ends with this child."""
+        self._children += 1
+        cut = int.from_bytes(digest[:8], "little") % limits.NODE_FANOUT_AVG == 0
+        if (cut and self._children >= 2) or self._children >= limits.NODE_FANOUT_MAX:
+            self._children = 0
+            return True
+        return False
+
+
+def sample_hashes(values: pa.Array) -> U64:
+    """A 64-bit hash of the length and a few words of each string or byte string: cheap, and good enough to cut by.
+
+    A value of up to 40 bytes counts with all of them; null as the empty one.
+    """
+    lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    out = _splitmix(lengths.astype(np.uint64))
+    _, raw_offsets, raw_data = values.buffers()
+    if raw_data is None or not int(lengths.sum()):
+        return out
+    large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
+    dtype = np.dtype(np.int64 if large else np.int32)
+    offsets = np.frombuffer(raw_offsets, dtype, len(values), values.offset * dtype.itemsize).astype(np.int64)
+    data = np.frombuffer(raw_data, np.uint8)
+    byte = np.arange(8)
+    for word in range(_SAMPLE_WORDS):
+        # Evenly spread over the value; one that is short is read past its end, and what is beyond counts as zero.
+        at = np.minimum(8 * word, lengths) + np.maximum(lengths - 8 * _SAMPLE_WORDS, 0) * word // (_SAMPLE_WORDS - 1)
+        inside = at[:, None] + byte < lengths[:, None]
+        places = np.minimum(offsets[:, None] + at[:, None] + byte, len(data) - 1)
+        out = _splitmix(out ^ np.where(inside, data[places], 0).astype(np.uint8).view("<u8").reshape(-1))
+    return out
+
+
+def part_ends(values: pa.Array, sizes: np.ndarray[Any, np.dtype[np.int64]], part_bytes: int) -> list[int]:
     """Ends of the parts of a variable-width column: one part up to `part_bytes`, else cut at row boundaries.
 
-    hashes: of the rows (`row_hashes`), so that changing a value moves no cut but where the sizes change.
+    values: as the page keeps them. Where a column is cut is its own affair, so that one can be added without reading others.
     """
     if int(sizes.sum()) <= part_bytes:
         return [len(sizes)]
-    # Once a part has `part_bytes`, a row ends it with a chance in proportion to its bytes; it never has twice as many, but
-    # for a single row. The hashes are mixed again: those of the rows that end a row group are small.
-    chance = np.minimum(1.0, (sizes + 1) / (part_bytes // 2))
-    wanted = (_splitmix(hashes) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
+    # From a third of `part_bytes` on, a row ends its part with a chance in proportion to its bytes, so that the mean is about
+    # `part_bytes`; a part never has twice as many, but for a single row. A higher minimum makes cuts that an edit moved return later
+    # (decisions/0019).
+    least = part_bytes // 3
+    chance = np.minimum(1.0, (sizes + 1) / max(1, part_bytes - least))
+    wanted = (sample_hashes(values) >> np.uint64(11)).astype(np.float64) / float(1 << 53) < chance
     ends, in_part = [], 0
     for row, (size, want) in enumerate(zip(sizes.tolist(), wanted.tolist(), strict=True)):
         if in_part and in_part + size > 2 * part_bytes:
             ends.append(row)
             in_part = 0
         in_part += size
-        if want and in_part >= part_bytes:
+        if want and in_part >= least:
             ends.append(row + 1)
             in_part = 0
     if not ends or ends[-1] != len(sizes):
         ends.append(len(sizes))
-    return ends
-
-
-def node_ends(digests: list[Digest]) -> list[int]:
-    """Ends of the parents over a sequence of children, by their digests; at least two children a parent, but the last."""
-    ends, start = [], 0
-    for at, digest in enumerate(digests, 1):
-        cut = int.from_bytes(digest[:8], "little") % limits.NODE_FANOUT_AVG == 0
-        if (cut and at - start >= 2) or at - start >= limits.NODE_FANOUT_MAX:
-            ends.append(at)
-            start = at
-    if start != len(digests):
-        ends.append(len(digests))
     return ends

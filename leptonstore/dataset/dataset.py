@@ -1,12 +1,14 @@
 """Dataset: one version of a table of samples, read in place.
 
-Reading labels never touches images; `ds[i]` reads one page of each column and the nodes above it; decoded pages and nodes are kept in
-bounded caches. Any thread. Datasets pickle: they carry the store's place, the version and the selection, and reopen lazily.
+Reading labels never touches images; `ds[i]` reads the pages that the row stands in (pages.py); `ds.cached(place)` reads them, and large
+values, through the hot cache of the host. Any thread. Datasets pickle: they carry the store's place, the version, the selection and the
+cache's place, and reopen lazily.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,20 +19,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore import limits
+from leptonstore.cache import HotCache
 from leptonstore.dataset import values as column_values
-from leptonstore.dataset.ahead import read_ahead
+from leptonstore.dataset.cached import CacheLink
+from leptonstore.dataset.editing import Editing
+from leptonstore.dataset.groups import told_at
+from leptonstore.dataset.history import History
 from leptonstore.dataset.optional import require_module
-from leptonstore.dataset.pages import Pages, told_at
+from leptonstore.dataset.pages import Pages
 from leptonstore.dataset.refs import resolve_ref
 from leptonstore.dataset.rows import RowReader
+from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkFinder
 
 if TYPE_CHECKING:
     from leptonstore.dataset.arrow_dataset import ArrowDataset
@@ -40,14 +48,23 @@ SPLIT_COLUMN = "split"
 _NAMED_COLUMNS = 12  # in __repr__
 
 
-class Dataset:
+class Dataset(Editing, History):
     """A version of a dataset, or a selection of its rows. Open one with `Dataset.open`; it never changes."""
 
     __lepton_dataset__ = True  # how `loaders` knows one without importing leptonstore
 
-    def __init__(self, store: Store, name: str, ref: str, commit: str, selection: Rows | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        ref: str,
+        commit: str,
+        selection: Rows | None = None,
+        cache: CacheLink | None = None,
+    ) -> None:
         self.name, self.ref, self.commit = name, ref, commit
         self.selection = selection
+        self.cache = cache  # None: reads go to the store
         self._store: Store | None = store
         self._url = store.url
         # Of an encrypted store: where its passphrase or key file can be read again, never the secret.
@@ -56,12 +73,13 @@ class Dataset:
 
     def _prepare(self) -> None:
         self._commit_object: Commit | None = None
+        self._chunks: ChunkFinder | None = None
         self._leaves: Leaves | None = None
         self._pages: Pages | None = None
         self._rows: RowReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("name", "ref", "commit", "selection", "_url", "_secret_source")
+        kept = ("name", "ref", "commit", "selection", "cache", "_url", "_secret_source")
         return {key: getattr(self, key) for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,7 +89,10 @@ class Dataset:
 
     @classmethod
     def open(cls, store: Store | str | Path, spec: str) -> Dataset:
-        """`spec` is NAME, NAME@branch, NAME@tag or NAME@<commit>. Raises StoreMissing or RefMissing."""
+        """`spec` is NAME, NAME@branch, NAME@tag, NAME@<commit>, NAME@ref~2 or NAME@2026-11-01 (dataset/refs.py).
+
+        Raises StoreMissing, RefMissing or BadInput.
+        """
         opened = store if isinstance(store, Store) else Store.open(store)
         return cls(opened, *resolve_ref(opened, "dataset", spec))
 
@@ -83,6 +104,13 @@ class Dataset:
         if self._store is None:
             self._store = Store.open(self._url, unlock=self._secret_source)
         return self._store
+
+    @property
+    def chunks(self) -> ChunkFinder:
+        """What the dataset reads from: the store, or the hot cache before it. Raises BadInput when that may not keep its values."""
+        if self._chunks is None:
+            self._chunks = self.store if self.cache is None else self.cache.chunks(self.store)
+        return self._chunks
 
     @property
     def commit_object(self) -> Commit:
@@ -132,15 +160,38 @@ class Dataset:
 
         return dataset_html(self)
 
+    def at(self, ref: str, commit: str) -> Dataset:
+        """Another version of this dataset: commit (hex), under the name `ref`."""
+        return Dataset(self.store, self.name, ref, commit)
+
     # -- selections ----------------------------------------------------------------------------------------------
 
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
         """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
-        chosen = self._base_rows(np.asarray(rows, np.int64))
-        view = Dataset(self.store, self.name, self.ref, self.commit, chosen)
-        view._commit_object, view._leaves = self.commit_object, self.leaves
+        view = self._view(self._base_rows(np.asarray(rows, np.int64)), self.cache)
+        view._chunks, view._leaves = self._chunks, self.leaves
         view._pages, view._rows = self.pages, self._row_reader
         return view
+
+    def _view(self, selection: Rows | None, cache: CacheLink | None) -> Dataset:
+        view = Dataset(self.store, self.name, self.ref, self.commit, selection, cache)
+        view._commit_object = self._commit_object
+        return view
+
+    def cached(self, cache: str | os.PathLike[str] | HotCache, budget_bytes: int | None = None) -> Dataset:
+        """The same rows, read through the hot cache in directory `cache`, which all processes of this host may share.
+
+        budget_bytes: of the whole cache; None: as it is (a new one: a quarter of what is free there). Views of the result, and what comes
+        out of its pickle, read through the cache, too. A cache that cannot be used is told by one warning, and reading goes on without it;
+        raises BadInput for a directory outside RAM when the store is encrypted.
+        """
+        view = self._view(self.selection, CacheLink(cache, budget_bytes))
+        _ = view.chunks  # opens it: what is wrong is told here
+        return view
+
+    def uncached(self) -> Dataset:
+        """The same rows, read from the store."""
+        return self if self.cache is None else self._view(self.selection, None)
 
     def splits(self) -> list[str]:
         """Names in the `split` column; none when there is no such column."""
@@ -186,43 +237,20 @@ class Dataset:
         """The row groups; nodes are read as they are needed. Raises FormatDamaged."""
         if self._leaves is None:
             commit = self.commit_object
-            self._leaves = Leaves(self.store, commit.root, commit.rows)
+            self._leaves = Leaves(self.chunks, commit.root, commit.rows)
         return self._leaves
-
-    @property
-    def pages(self) -> Pages:
-        """The decoded pages of this version, shared by its views."""
-        if self._pages is None:
-            self._pages = Pages(self.store, self.schema, self.leaves, self.label)
-        return self._pages
 
     @property
     def _row_reader(self) -> RowReader:
         if self._rows is None:
-            self._rows = RowReader(self.store, self.schema, self.leaves, self.pages, self.label)
+            self._rows = RowReader(self.chunks, self.schema, self.leaves, self.pages, self.label)
         return self._rows
-
-    @contextlib.contextmanager
-    def _tree_errors(self) -> Iterator[None]:
-        with told_at(f"{self.label} rows 0-{self.commit_object.rows - 1} (a tree node)"):
-            yield
-
-    def read_group(self, leaf: Leaf, fields: list[pa.Field], base_rows: Rows | None) -> pa.RecordBatch:
-        """Rows of one row group, in the order given; None for all."""
-        if base_rows is not None and len(base_rows) == leaf.end - leaf.first and bool((np.diff(base_rows) == 1).all()):
-            base_rows = None
-        named = range(leaf.first, leaf.end) if base_rows is None else base_rows
-        arrays = []
-        for field in fields:
-            column = self.pages.column(leaf, self.schema.get_field_index(field.name), base_rows)
-            arrays.append(self.pages.resolve(column, field, named))
-        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
     def spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
         """(position of the first row in this view, row group, its rows in this view's order or None for all)."""
         spans = self._spans()
         while True:
-            with self._tree_errors():
+            with told_at(f"{self.label} rows 0-{self.commit_object.rows - 1} (a tree node)"):
                 span = next(spans, None)
             if span is None:
                 return
@@ -240,10 +268,40 @@ class Dataset:
             for one, other in pairwise(cuts):
                 yield start + one, found[int(numbers[one])], rows[one:other]
 
+    @property
+    def pages(self) -> Pages:
+        """The pages of the version. Raises as `leaves` does."""
+        if self._pages is None:
+            self._pages = Pages(self.chunks, self.leaves, self.schema, self.label, on_host=self.cache is not None)
+        return self._pages
+
+    def ask(self, columns: list[Column], fields: list[pa.Field], base_rows: Rows) -> Asked:
+        """The large values of some rows, which are `base_rows` of the version, are looked for; errors name the row."""
+
+        def told(column: Column, field: pa.Field) -> None:
+            assert column.references is not None
+            for at in column.references.nonzero()[0].tolist():
+                with told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
+                    column_values.resolve(self.chunks, column.slice(at, at + 1), field.type)
+
+        return Asked(self.chunks, columns, fields, told)
+
+    def _batches(self, fields: list[pa.Field], base_rows: Rows) -> Iterator[pa.RecordBatch]:
+        """Rows of the version in the order given, in batches of as many rows as a row group may have."""
+        columns = self.pages.gather(base_rows, fields) if fields and len(base_rows) else []
+        step = limits.ROW_GROUP_ROWS_MAX
+        for first in range(0, len(base_rows), step):
+            rows = base_rows[first : first + step]
+            yield self.ask([column.slice(first, first + len(rows)) for column in columns], fields, rows).batch()
+
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(position of the first row in this view, batch), one or more a row group, in this view's order."""
+        """(position of the first row in this view, batch), one or more a row group, in this view's order.
+
+        A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
+        """
         fields = self.fields(columns)
-        yield from read_ahead(self.spans(), lambda span: (span[0], self.read_group(span[1], fields, span[2])))
+        rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
+        return scan(self, fields, rows)
 
     def scan(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | Predicate | None = None
@@ -296,46 +354,29 @@ class Dataset:
 
         return ArrowDataset(self, widen=widen)
 
-    def _by_group(self, base: Rows) -> tuple[list[tuple[Leaf, Rows]], Rows]:
-        """Rows of the version by row group: (row group, its rows in the order asked), and where each row asked for stands
-        when those are put one after another."""
-        with self._tree_errors():
-            leaves, groups = self.leaves.locate(base)
-        order = np.argsort(groups, kind="stable")
-        cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        parts = [(leaves[int(groups[chosen[0]])], base[chosen]) for chosen in np.split(order, cuts) if len(chosen)]
-        back = np.empty(len(base), np.int64)
-        back[order] = np.arange(len(base))
-        return parts, back
+    def read_rows(self, rows: Rows, fields: list[pa.Field]) -> pa.RecordBatch:
+        """Rows of the version, at least one, in the order given. Raises ChunkMissing or ChunkCorrupt."""
+        return self.ask(self.pages.gather(rows, fields) if fields else [], fields, rows).batch()
 
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
-        """Some rows, in the order asked for; each row group is read once. Raises BadInput for rows out of range."""
+        """Some rows, in the order asked for; what they need is read together, and once. Raises BadInput for rows out of range."""
         fields = self.fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
-        if not len(base):
-            return pa.schema(fields).empty_table()
-        parts, back = self._by_group(base)
-        ordered = bool((back == np.arange(len(base))).all())
-        rows_read = base if ordered else np.concatenate([rows_of for _, rows_of in parts])
-        arrays = []
-        for field in fields:
-            column = self._gather(parts, field)
-            # What stands elsewhere is read for all row groups together.
-            values = self.pages.resolve(column, field, rows_read)
-            arrays.append(values if ordered else column_values.take(Column(values), back).values)
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-
-    def _gather(self, parts: list[tuple[Leaf, Rows]], field: pa.Field) -> Column:
-        index = self.schema.get_field_index(field.name)
-        return column_values.concat([self.pages.column(leaf, index, rows_of) for leaf, rows_of in parts])
+        step = limits.ROW_GROUP_ROWS_MAX
+        ascending = len(base) > step and bool((base[1:] >= base[:-1]).all())
+        # Many rows in row order are read piece by piece, as more of a column than Arrow keeps in one array may be asked for.
+        stretches = [base[at : at + step] for at in range(0, len(base), step)] if ascending else [base]
+        batches = [batch for stretch in stretches for batch in self._batches(fields, stretch)]
+        return pa.Table.from_batches(batches, pa.schema(fields))
 
     def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
         """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
         fields = self.fields(names)
-        indices = [self.schema.get_field_index(field.name) for field in fields]
+        starts = self.leaves.starts
         if self.selection is None:
-            for _, leaf, _ in self.spans():
-                yield leaf.first, [self.pages.column(leaf, index, keep=False) for index in indices]
+            for index in range(len(starts) - 1):
+                rows = np.arange(starts[index], starts[index + 1])
+                yield int(starts[index]), self.pages.gather(rows, fields, keep=False)
             return
         for first in range(0, len(self), limits.ROW_GROUP_ROWS_AVG):
             rows = np.arange(first, min(first + limits.ROW_GROUP_ROWS_AVG, len(self)), dtype=np.int64)
@@ -351,8 +392,10 @@ class Dataset:
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
         field = self.fields([name])[0]
-        parts, back = self._by_group(self._base_rows(np.asarray(rows, np.int64)))
-        return column_values.take(self._gather(parts, field), back)
+        base = self._base_rows(np.asarray(rows, np.int64))
+        if not len(base):
+            return Column(pa.array([], field.type))
+        return self.pages.gather(base, [field])[0]
 
     def __getitem__(self, key: int | slice) -> Any:
         """`ds[i]`: a dict of Python and numpy values. `ds[a:b]`: a table. Raises IndexError past the end."""
@@ -388,7 +431,7 @@ def _scan(
     ds: Dataset, filter: pc.Expression | Predicate, fields: list[pa.Field] | None
 ) -> Iterator[tuple[Rows, pa.RecordBatch | None]]:
     # Imported where it is needed: pyarrow.dataset loads pandas where there is one, which takes 0.2 s.
+    from leptonstore.dataset.filtering import filtered
     from leptonstore.dataset.predicate import Predicate
-    from leptonstore.dataset.scan import scan
 
-    return scan(ds, filter if isinstance(filter, Predicate) else Predicate(filter, ds.schema), fields)
+    return filtered(ds, filter if isinstance(filter, Predicate) else Predicate(filter, ds.schema), fields)

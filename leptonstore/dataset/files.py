@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.refs import MAIN, ref_name, resolve_ref
+from leptonstore.dataset.refs import MAIN, resolve_ref, writable_ref
 from leptonstore.dataset.schema import path_field
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.write import publish_commit, write_table
@@ -77,9 +77,8 @@ def write_files(
 
     Paths must be unique. Equal content and lineage are the same commit. Raises BadInput, StoreFull or Conflict.
     """
-    ref = ref_name(kind, name, branch)
     store.refresh()
-    record = store.state.refs.get(ref)
+    ref, record = writable_ref(store, kind, name, branch)
     root, rows, plain_bytes = write_table(store, Source(SCHEMA, ("path",), lambda: _batches(files)))
     commit = Commit(kind, SCHEMA, ("path",), root, rows, plain_bytes, (), message, lineage)
     digest = publish_commit(store, commit, ref, record.commit if record else None, metrics)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from leptonstore.dataset.refs import ancestry, resolve_ref
+from leptonstore.dataset.graph import ancestry
+from leptonstore.dataset.reflog import publications
+from leptonstore.dataset.refs import resolve_ref
 from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput
 from leptonstore.format.commit import parse_commit
@@ -25,14 +27,14 @@ def forget_all_but(store: Store, kind: str, spec: str, keep: int) -> tuple[int, 
 
 def forget_before(store: Store, kind: str, spec: str, time_s: float) -> tuple[int, int]:
     """Keep the versions of `spec` that were published at `time_s` (seconds since the epoch) or later, and the newest."""
-    published = _published(store)
+    published = publications(store)
 
     def choose(line: list[str]) -> list[str]:
         # A version that no entry published by itself came with the next one that has a time.
         kept: list[str] = []
         newer = time_s
         for commit in line:
-            newer = published.get(commit, newer)
+            newer = published[commit].time_s if commit in published else newer
             if newer >= time_s or not kept:
                 kept.append(commit)
         return kept
@@ -63,14 +65,4 @@ def _boundary(store: Store, line: list[str], kept: set[str]) -> set[str]:
             out.add(commit)
         elif parents - kept:
             out |= parents - kept
-    return out
-
-
-def _published(store: Store) -> dict[str, float]:
-    """Commit -> when a ref first led to it, in seconds since the epoch."""
-    out: dict[str, float] = {}
-    for entry in store.history():
-        for ref in entry["refs"]:
-            if ref["new"] is not None:
-                out.setdefault(str(ref["new"]), entry["time_ns"] / 1e9)
     return out

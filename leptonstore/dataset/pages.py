@@ -1,16 +1,20 @@
-"""Pages of a version, decoded: a column of a row group, or those parts of it that hold the rows asked for.
+"""Reading pages: which parts of a column some rows stand in, and what those parts hold.
 
-    row group -> parts of the column (their rows stand in its node) -> pages that are not kept yet, read together -> values
+    rows -> row groups (nodes) -> parts -> pages: kept, or read, all that one call needs together -> values in the order asked
 
-So one row of a column of long texts reads one page of about 64 KiB, and not the whole row group's. Errors name rows and column.
+What is read and kept as one thing is a `Stretch` of a column: all parts of a row group where they have at most COLUMN_WHOLE_BYTES_MAX,
+decoded and kept up to PAGE_CACHE_BYTES, so that rows in random order are one gather for each row group; of longer columns one part, so
+that a row of a long text does not read those of the whole row group. Where the reader is the hot cache of the host it is one part, too:
+decoding it copies nothing, and it is kept only when it holds hardly more than references (`is_directory`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -18,204 +22,263 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.groups import told_at
 from leptonstore.dataset.kept import Kept
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
+from leptonstore.digest import Buffer
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.node import Part, RowGroup
 from leptonstore.format.page import decode_page
-from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkReader
 
-_PART_MEMORY = 100  # bytes of a part's place in a layout, and its share of what keeps it
+
+def is_directory(part: Part) -> bool:
+    """Whether a page is mostly references: small, needed again and again, and dear to miss."""
+    return (
+        part.has_references and part.page_bytes <= limits.DIRECTORY_BYTES + limits.DIRECTORY_ROW_BYTES_MAX * part.rows
+    )
+
+
+class Stretch(NamedTuple):
+    """Consecutive parts of a column, and the row of the version that they begin with."""
+
+    first: int
+    parts: tuple[Part, ...]
+    field: pa.Field
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is mostly references."""
+        return all(map(is_directory, self.parts))
 
 
 class Layout(NamedTuple):
-    """starts: for each column, the first row of each of its parts (and the end), None for a column that is read as a whole."""
+    """A row group's node and, of each column, what is read as one: the parts, and the row of the version that they begin with."""
 
     group: RowGroup
-    starts: list[list[int] | None]
+    starts: list[list[int]]
+    units: list[list[tuple[Part, ...]]]
+
+
+_PART_MEMORY = 200  # bytes of a part's places in a layout
+Key = tuple[int, str]  # of a stretch: its first row, its column
 
 
 class Pages:
-    """Decoded pages of one version; PAGE_CACHE_BYTES of them are kept. Any thread; two that read one page at a time are harmless.
+    """The pages of one version. Any thread.
 
-    label: NAME@REF, for messages. reads: pages that were read and decoded so far (not those that were kept).
+    named:   the version, as errors call it.
+    reads:   pages that were read and decoded so far, not those that were kept.
+    on_host: the reader keeps what it gives for all processes of the host; then what is returned here is a copy of it.
     """
 
-    def __init__(self, store: Store, schema: pa.Schema, leaves: Leaves, label: str) -> None:
-        self._store, self._schema, self._leaves, self._label = store, schema, leaves, label
-        self._kept: Kept[Column] = Kept(limits.PAGE_CACHE_BYTES)
+    def __init__(self, chunks: ChunkReader, leaves: Leaves, schema: pa.Schema, named: str, on_host: bool) -> None:
+        self._chunks, self._leaves, self._schema = chunks, leaves, schema
+        self._named, self._on_host = named, on_host
+        self._groups: dict[int, RowGroup] = {}
+        self._stretches: dict[tuple[int, int], tuple[Rows, list[Stretch]]] = {}
+        self._kept: OrderedDict[Key, Column] = OrderedDict()
+        self._kept_bytes = 0
         self._layouts: Kept[Layout] = Kept(limits.NODE_CACHE_BYTES)
+        self._lock = threading.Lock()
         self.reads = 0
 
-    def group(self, leaf: Leaf) -> RowGroup:
-        """A row group's node. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
-        return self.layout(leaf).group
+    def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True) -> list[Column]:
+        """The values of some rows of the version, as the pages keep them, in the order asked; at least one row.
+
+        keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
+        """
+        return self.gather_spread(rows, [self.spread(rows, field) for field in fields], keep)
+
+    def gather_spread(
+        self, rows: Rows, spread: Sequence[tuple[list[Stretch], Rows]], keep: bool = True
+    ) -> list[Column]:
+        """`gather` of columns for which `spread` was asked already."""
+        columns = iter(self._columns([stretch for used, _ in spread for stretch in used], keep))
+        return [self._assembled(rows, used, which, columns) for used, which in spread]
+
+    def spread(self, rows: Rows, field: pa.Field) -> tuple[list[Stretch], Rows]:
+        """The stretches of a column that rows of the version stand in, ascending; and in which of them each row stands."""
+        groups = np.unique(np.searchsorted(self._leaves.starts, rows, side="right") - 1).tolist()
+        self._load(groups)
+        column = self._schema.get_field_index(field.name)
+        of_groups = [self._of_group(index, column, field) for index in groups]
+        stretches = [stretch for _, some in of_groups for stretch in some]
+        firsts = np.concatenate([firsts for firsts, _ in of_groups])
+        used, which = np.unique(np.searchsorted(firsts, rows, side="right") - 1, return_inverse=True)
+        return [stretches[at] for at in used.tolist()], which
+
+    # -- one row group -------------------------------------------------------------------------------------------
 
     def groups(self, leaves: Sequence[Leaf]) -> list[RowGroup]:
-        """The nodes of row groups; what lies close together on an object store is read together."""
+        """The nodes of row groups, read together. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
         stream = self._leaves.read_each(leaves)
         out = []
         for leaf in leaves:
-            with told_at(_node_place(self._label, leaf)):
-                out.append(self._checked(leaf, next(stream)))
+            with told_at(self._node_at(leaf)):
+                group = next(stream)
+            if len(group.columns) != len(self._schema):
+                raise FormatDamaged(f"{self._node_at(leaf)}: {len(group.columns)} columns, not {len(self._schema)}")
+            out.append(group)
         return out
 
-    def _checked(self, leaf: Leaf, group: RowGroup) -> RowGroup:
-        if len(group.columns) != len(self._schema):
-            raise FormatDamaged(
-                f"{self._label} rows {leaf.first}-{leaf.end - 1}: {len(group.columns)} columns where the schema has "
-                f"{len(self._schema)}"
-            )
-        return group
+    def _node_at(self, leaf: Leaf) -> str:
+        return f"{self._named} rows {leaf.first}-{leaf.end - 1} (a tree node)"
 
     def layout(self, leaf: Leaf) -> Layout:
-        """A row group's node, and where the parts of its columns begin."""
+        """A row group's node, and how its columns are read."""
         found = self._layouts.get(leaf.first)
         if found is None:
-            with told_at(_node_place(self._label, leaf)):
-                group = self._checked(leaf, self._leaves.read(leaf))
+            (group,) = self.groups([leaf])
+            units = [self._units(parts) for parts in group.columns]
             starts = [
-                None if _is_small(parts) else list(accumulate((part.rows for part in parts), initial=leaf.first))
-                for parts in group.columns
+                list(accumulate((sum(part.rows for part in unit) for unit in column), initial=leaf.first))
+                for column in units
             ]
-            size = sum(_PART_MEMORY * len(parts) for parts in group.columns)
-            found = self._layouts.add(leaf.first, Layout(group, starts), size)
+            size = _PART_MEMORY * sum(map(len, group.columns))
+            found = self._layouts.add(leaf.first, Layout(group, starts, units), size)
         return found
 
-    def at(self, leaf: Leaf, layout: Layout, column: int, row: int) -> tuple[Column, int]:
-        """(a page that holds a row of the version, where in it)."""
-        starts = layout.starts[column]
-        if starts is None:
-            page = self._kept.get((leaf.first, column))
-            if page is None:
-                page = self._whole(leaf, column, layout.group.columns[column])
-            return page, row - leaf.first
-        number = bisect_right(starts, row) - 1
-        page = self._kept.get((leaf.first, column, number))
-        if page is None:
-            page = self._some(leaf, column, layout.group.columns[column], [number], True)[0]
-        return page, row - starts[number]
+    def _units(self, parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
+        small = len(parts) == 1 or sum(part.page_bytes for part in parts) <= limits.COLUMN_WHOLE_BYTES_MAX
+        return [parts] if small and not self._on_host else [(part,) for part in parts]
 
-    def column(self, leaf: Leaf, column: int, rows: Rows | None = None, keep: bool = True) -> Column:
-        """Values of one column of a row group, as pages keep them: all, or those of `rows` (of the version), in that order."""
-        whole = self._kept.get((leaf.first, column))
-        if whole is None:
-            parts = self.group(leaf).columns[column]
-            if rows is not None and not _is_small(parts):
-                return self._of_parts(leaf, column, parts, rows - leaf.first, keep)
-            if keep and _is_small(parts):
-                whole = self._whole(leaf, column, parts)
-            else:
-                whole = column_values.concat(self._some(leaf, column, parts, range(len(parts)), keep))
-        return whole if rows is None else column_values.take(whole, rows - leaf.first)
+    def at(self, layout: Layout, column: int, field: pa.Field, row: int) -> tuple[Column, int]:
+        """(values of the column among which a row of the version is, where in them)."""
+        starts = layout.starts[column]
+        number = 0 if len(starts) == 2 else bisect_right(starts, row) - 1
+        first = starts[number]
+        # Without the lock, which would cost as much as the rest: each of the two calls is atomic, and it may go in between.
+        page = self._kept.get((first, field.name))
+        if page is None:
+            page = self._columns([Stretch(first, layout.units[column][number], field)], True)[0]
+        else:
+            try:  # noqa: SIM105 - a context manager would cost more than the look-up
+                self._kept.move_to_end((first, field.name))
+            except KeyError:
+                pass
+        return page, row - first
 
     def part(self, leaf: Leaf, column: int, number: int) -> tuple[int, Column]:
         """(the first row of the version in a part of a column, its values)."""
-        parts = self.group(leaf).columns[column]
-        before = sum(part.rows for part in parts[:number])
-        if not _is_small(parts):
-            return leaf.first + before, self._some(leaf, column, parts, [number], True)[0]
-        whole = self._kept.get((leaf.first, column)) or self._whole(leaf, column, parts)
-        return leaf.first + before, whole.slice(before, before + parts[number].rows)
+        layout, field = self.layout(leaf), self._schema.field(column)
+        parts = layout.group.columns[column]
+        first = leaf.first + sum(part.rows for part in parts[:number])
+        values, at = self.at(layout, column, field, first)
+        return first, values.slice(at, at + parts[number].rows)
 
-    def _of_parts(self, leaf: Leaf, column: int, parts: tuple[Part, ...], rows: Rows, keep: bool) -> Column:
-        """The values of `rows` (of the row group), from the parts that hold them."""
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        starts = np.fromiter(accumulate((part.rows for part in parts), initial=0), np.int64, len(parts) + 1)
-        numbers = np.searchsorted(starts, ordered, side="right") - 1
-        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
-        wanted = [int(numbers[start]) for start in cuts[:-1]]
-        pages = self._some(leaf, column, parts, wanted, keep)
-        joined = column_values.concat(
-            [
-                column_values.take(page, ordered[start:end] - starts[number])
-                for page, number, (start, end) in zip(pages, wanted, pairwise(cuts), strict=True)
-            ]
-        )
-        if bool((order[1:] > order[:-1]).all()):
-            return joined
-        back = np.empty(len(rows), np.int64)
-        back[order] = np.arange(len(rows))
-        return column_values.take(joined, back)
+    # -- nodes and pages -------------------------------------------------------------------------------------------
 
-    def _whole(self, leaf: Leaf, column: int, parts: tuple[Part, ...]) -> Column:
-        """All of a column that is small, kept as one."""
-        page = column_values.concat(list(self._read(leaf, column, parts, range(len(parts)))))
-        return self._kept.add((leaf.first, column), page, page.values.nbytes)
-
-    def _some(
-        self, leaf: Leaf, column: int, parts: tuple[Part, ...], numbers: Sequence[int], keep: bool
-    ) -> list[Column]:
-        """The pages of these parts."""
-        pages = [self._kept.get((leaf.first, column, number)) for number in numbers]
-        missing = [number for number, page in zip(numbers, pages, strict=True) if page is None]
-        read = self._read(leaf, column, parts, missing)
-        out = []
-        for number, page in zip(numbers, pages, strict=True):
-            if page is None:
-                page = next(read)
-                if keep:
-                    page = self._kept.add((leaf.first, column, number), page, page.values.nbytes)
-            out.append(page)
-        return out
-
-    def _read(self, leaf: Leaf, column: int, parts: tuple[Part, ...], numbers: Sequence[int]) -> Iterator[Column]:
-        """Read and decode; what lies close together on an object store is read together."""
-        field = self._schema.field(column)
-        starts = list(accumulate((part.rows for part in parts), initial=leaf.first))
-
-        def where(number: int) -> str:
-            return f"{self._label} rows {starts[number]}-{starts[number + 1] - 1} column {field.name!r}"
-
-        digests = [parts[number].digest for number in numbers]
-        stream = self._store.get_many(digests) if len(digests) > 1 else iter([])
-        for number, digest in zip(numbers, digests, strict=True):
-            try:
-                page = decode_page(next(stream) if len(digests) > 1 else self._store.get(digest), field.type)
-            except (ChunkCorrupt, ChunkMissing) as error:
-                raise told(error, where(number)) from None
-            if len(page.values) != parts[number].rows:
-                raise FormatDamaged(
-                    f"{where(number)}: page has {len(page.values)} rows where its node says {parts[number].rows}"
-                )
-            self.reads += 1
-            yield Column(page.values, page.references)
-
-    def resolve(self, column: Column, field: pa.Field, rows: Rows | range) -> pa.Array:
-        """Read the values that stand elsewhere; `rows` (of the version) are for messages. Raises ChunkMissing or ChunkCorrupt."""
-        if column.references is None:
-            return column.values
+    def _load(self, groups: list[int]) -> None:
+        """Read the nodes that are not known yet."""
+        missing = [index for index in groups if index not in self._groups]
+        if not missing:
+            return
         try:
-            return column_values.resolve(self._store, column, field.type)
+            self._groups.update(zip(missing, self._leaves.groups(missing), strict=True))
         except (ChunkCorrupt, ChunkMissing):
-            for at in column.references.nonzero()[0].tolist():
-                with told_at(f"{self._label} row {rows[at]} column {field.name!r}"):
-                    column_values.resolve(self._store, column.slice(at, at + 1), field.type)
+            starts = self._leaves.starts
+            for index in missing:
+                with told_at(f"{self._named} rows {starts[index]}-{starts[index + 1] - 1} (a tree node)"):
+                    list(self._leaves.groups([index]))
             raise
 
+    def _of_group(self, index: int, column: int, field: pa.Field) -> tuple[Rows, list[Stretch]]:
+        """The stretches of a column in a row group, and the rows that they begin with."""
+        found = self._stretches.get((index, column))
+        if found is None:
+            parts, first = self._groups[index].columns[column], int(self._leaves.starts[index])
+            units = self._units(parts)
+            firsts = first + np.cumsum([0, *(sum(part.rows for part in unit) for unit in units[:-1])], dtype=np.int64)
+            found = firsts, [Stretch(at, unit, field) for at, unit in zip(firsts.tolist(), units, strict=True)]
+            self._stretches[index, column] = found
+        return found
 
-def _node_place(label: str, leaf: Leaf) -> str:
-    return f"{label} rows {leaf.first}-{leaf.end - 1} (a tree node)"
+    def _columns(self, wanted: list[Stretch], keep: bool) -> list[Column]:
+        found: dict[Key, Column] = {}
+        missing: dict[Key, Stretch] = {}
+        with self._lock:
+            for stretch in wanted:
+                key = stretch.first, stretch.field.name
+                kept = self._kept.get(key)
+                if kept is None:
+                    missing[key] = stretch
+                else:
+                    self._kept.move_to_end(key)
+                    found[key] = kept
+        # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
+        for key, column in zip(missing, self._read(list(missing.values())), strict=True):
+            found[key] = column
+            if keep and (not self._on_host or missing[key].is_directory):
+                self._keep(key, column)
+        return [found[stretch.first, stretch.field.name] for stretch in wanted]
 
+    def _read(self, missing: list[Stretch]) -> Iterator[Column]:
+        try:
+            pages = self._chunks.get_many([part.digest for stretch in missing for part in stretch.parts])
+            for stretch in missing:
+                copied = self._on_host and stretch.is_directory  # it is kept
+                at, pieces = stretch.first, []
+                for part in stretch.parts:
+                    data = next(pages)
+                    pieces.append(self._decoded(bytes(data) if copied else data, part, at, stretch.field))
+                    at += part.rows
+                    self.reads += 1
+                yield column_values.concat(pieces)
+        except (ChunkCorrupt, ChunkMissing):
+            for stretch in missing:
+                at = stretch.first
+                for part in stretch.parts:
+                    with told_at(self._where(part, at, stretch.field)):
+                        self._chunks.get(part.digest)
+                    at += part.rows
+            raise
 
-def _is_small(parts: tuple[Part, ...]) -> bool:
-    """Whether the parts are read, and kept, together."""
-    return len(parts) == 1 or sum(part.page_bytes for part in parts) <= limits.COLUMN_WHOLE_BYTES_MAX
+    def _decoded(self, data: Buffer, part: Part, first: int, field: pa.Field) -> Column:
+        page = decode_page(data, field.type)
+        if len(page.values) != part.rows:
+            raise FormatDamaged(
+                f"{self._where(part, first, field)}: page has {len(page.values)} rows where its node says {part.rows}"
+            )
+        return Column(page.values, page.references)
 
+    def _where(self, part: Part, first: int, field: pa.Field) -> str:
+        return f"{self._named} rows {first}-{first + part.rows - 1} column {field.name!r}"
 
-@contextlib.contextmanager
-def told_at(where: str) -> Iterator[None]:
-    """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
-    try:
-        yield
-    except (ChunkCorrupt, ChunkMissing) as error:
-        raise told(error, where) from None
+    def _keep(self, key: Key, column: Column) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = column
+            self._kept_bytes += column.values.nbytes
+            while self._kept_bytes > limits.PAGE_CACHE_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].values.nbytes
 
+    def _assembled(self, rows: Rows, used: list[Stretch], which: Rows, columns: Iterator[Column]) -> Column:
+        """The rows of one column; `columns` has its parts next."""
+        if len(used) == 1:
+            return self._picked(next(columns), rows - used[0].first)
+        order = np.argsort(which, kind="stable")
+        cuts = np.flatnonzero(np.diff(which[order])) + 1
+        pieces = [
+            self._picked(next(columns), rows[chosen] - stretch.first)
+            for stretch, chosen in zip(used, np.split(order, cuts), strict=True)
+        ]
+        column = column_values.concat(pieces)
+        if bool((order[1:] > order[:-1]).all()):
+            return column
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return column_values.take(column, back)
 
-def told(error: ChunkCorrupt | ChunkMissing, where: str) -> ChunkCorrupt | ChunkMissing:
-    """The error, with the place in the dataset."""
-    if error.where:
-        return error  # what stands nearer to it knows better
-    return error.at(where) if isinstance(error, ChunkCorrupt) else ChunkMissing(error.digest, where)
+    def _picked(self, column: Column, rows: Rows) -> Column:
+        # Of what lies in the host's cache nothing is given away uncopied: whoever kept it would pin it there.
+        if not self._on_host and len(rows) == len(column.values) and bool((np.diff(rows) == 1).all()):
+            return column
+        return column_values.take(column, rows)

@@ -112,7 +112,7 @@ class ParquetView:
     # -- the footer ------------------------------------------------------------------------------------------------
 
     def _row_group(self, leaf: Leaf) -> bytes:
-        group, start = self._ds.pages.group(leaf), self._end
+        group, start = self._ds.pages.layout(leaf).group, self._end
         columns: list[bytes] = []
         for index, parts in enumerate(group.columns):
             columns += self._column(leaf, index, parts)
@@ -193,10 +193,10 @@ class ParquetView:
             return self._lift(slot.leaf, slot.column)[slot.parquet_leaf].data
         field = self._schema.field(slot.column)
         first, column = self._ds.pages.part(slot.leaf, slot.column, slot.number)
-        rows = range(first, first + len(column.values))
+        rows = np.arange(first, first + len(column.values))
         where = f"{self._ds.label} rows {rows[0]}-{rows[-1]} column {field.name!r}"
         try:
-            values = self._ds.pages.resolve(column, field, rows)
+            values = self._ds.ask([column], [field], rows).batch().column(0)
             return pages.encode(values, self._template.leaves[slot.column][0], slot.size)
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from None
@@ -208,8 +208,8 @@ class ParquetView:
         found = self._lifted.get(key)
         if found is None:
             field = self._schema.field(index)
-            column = self._ds.pages.column(leaf, index)
-            found = pages.lift(self._ds.pages.resolve(column, field, range(leaf.first, leaf.end)), field)
+            column = self._ds.read_rows(np.arange(leaf.first, leaf.end), [field]).column(0)
+            found = pages.lift(column, field)
             self._lifted.add(key, found, sum(len(one.data) for one in found))
         return found
 

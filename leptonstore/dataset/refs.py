@@ -1,6 +1,14 @@
-"""Names: NAME, NAME@branch, NAME@tag, NAME@<commit digest or its first digits>.
+"""Names of versions, accepted wherever a version is asked for.
 
-A ref is called <kind>/<name>/<branch> in the log; kinds are dataset, checkpoint and model.
+    NAME                          the head of branch main
+    NAME@REF                      a branch, a tag, or the first six or more digits of a commit (all 64: also of a forgotten one)
+    NAME@2026-11-01               what branch main pointed to when that day was over (today: now)
+    NAME@2026-11-01T12:00         what it pointed to then, local time; an offset may follow (Z, +02:00)
+    NAME@BRANCH@2026-11-01        the same of another branch or tag
+    any of these and ~N or ^N     N versions back by first parents; the N-th parent (^ and ~ alone: the first)
+
+A ref is called <kind>/<name>/<branch> in the log; kinds are dataset, checkpoint and model. Branches and tags share one space of names:
+a tag is a ref that never moves, which its entry in the log says. `resolve_ref` is the one place that reads such names.
 """
 
 from __future__ import annotations
@@ -10,19 +18,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from leptonstore import limits
+from leptonstore.dataset.graph import ancestry, parents_of, read_commit
+from leptonstore.dataset.reflog import commit_at, is_date
 from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, RefMissing
-from leptonstore.format.commit import KINDS, parse_commit
+from leptonstore.format.commit import KINDS
 from leptonstore.store import RefUpdate, Store
+from leptonstore.store.log import RefRecord
+from leptonstore.store.reach import protected
 
 MAIN = "main"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEX = re.compile(r"[0-9a-f]{6,64}")
+_SPEC = re.compile(r"(?P<name>[^@~^]*)(@(?P<ref>[^@~^]*))?(@(?P<date>[^@~^]*))?(?P<steps>([~^][0-9]{0,9})*)")
+_STEP = re.compile(r"([~^])([0-9]*)")
 
 
 @dataclass(frozen=True)
 class RefInfo:
-    """A ref and what the log says of it. `time_s` is seconds since the epoch."""
+    """A ref and what the log says of it. `time_s` is seconds since the epoch; a tag never moves."""
 
     kind: str
     name: str
@@ -32,6 +46,7 @@ class RefInfo:
     time_s: float
     author: str
     metrics: dict[str, Any]
+    tag: bool = False
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -42,8 +57,13 @@ def check_name(name: str, what: str = "name") -> str:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """ "NAME@REF" -> (name, ref); the ref is "main" when there is none. Raises BadInput."""
+    """ "NAME@REF" -> (name, ref) of a ref itself; "main" when none is named. Raises BadInput.
+
+    For what is written or removed: a place in history (~, ^, a date) is no ref.
+    """
     name, _, ref = spec.partition("@")
+    if set(spec) & set("~^") or "@" in ref or is_date(ref):
+        raise BadInput(f"{spec!r} is a place in history; name the branch (NAME@BRANCH)")
     return check_name(name, "dataset name"), check_name(ref, "version") if ref else MAIN
 
 
@@ -52,6 +72,26 @@ def ref_name(kind: str, name: str, branch: str) -> str:
     if kind not in KINDS:
         raise BadInput(f"kind {kind!r}: one of {', '.join(KINDS)}")
     return f"{kind}/{check_name(name)}/{check_name(branch, 'branch')}"
+
+
+def writable_ref(store: Store, kind: str, name: str, branch: str) -> tuple[str, RefRecord | None]:
+    """(the log's name of a branch, what it points to, None for a new one). Raises BadInput for a tag, which never moves,
+    and for a new name that would hide a date or a commit."""
+    full = ref_name(kind, name, branch)
+    record = store.state.refs.get(full)
+    if record is not None and record.tag:
+        raise BadInput(
+            f"{name}@{branch} is a tag, which never moves: write to a branch (`lepton branch {name}@BRANCH`)"
+        )
+    if record is None:
+        check_new(branch)
+    return full, record
+
+
+def check_new(branch: str) -> None:
+    """Raises BadInput when a branch or tag of this name would hide something else."""
+    if is_date(branch) or re.fullmatch("[0-9a-f]{64}", branch):
+        raise BadInput(f"{branch!r} reads as a date or a commit: choose another name for a branch or tag")
 
 
 def list_refs(store: Store, kind: str | None = None, name: str | None = None) -> list[RefInfo]:
@@ -70,43 +110,97 @@ def list_refs(store: Store, kind: str | None = None, name: str | None = None) ->
                     record.time_ns / 1e9,
                     record.author,
                     record.metrics,
+                    record.tag,
                 )
             )
     return out
 
 
 def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
-    """(name, ref, commit hex) of "NAME@REF". Raises RefMissing, naming what there is."""
-    name, ref = split_spec(spec)
-    found = store.state.refs.get(ref_name(kind, name, ref))
-    if found is not None:
-        return name, ref, found.commit
+    """(name, what follows the name, commit hex) of a version as above. Raises BadInput, or RefMissing that names what there is."""
+    parts = _SPEC.fullmatch(spec)
+    if parts is None:
+        raise BadInput(f"{spec!r} is no version: write NAME, NAME@REF, NAME@REF~2 or NAME@2026-11-01")
+    name, ref, date, steps = (
+        check_name(parts["name"], "dataset name"),
+        parts["ref"] or MAIN,
+        parts["date"],
+        parts["steps"],
+    )
+    if date is None and is_date(ref) and ref_name_or_none(kind, name, ref) not in store.state.refs:
+        ref, date = MAIN, ref
     known = list_refs(store, kind, name)
-    if not known:
+    if not known and date is None:
         there = sorted({info.name for info in list_refs(store, kind)})
         raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {', '.join(there) or 'none yet'}")
+    commit = (
+        _commit_of_ref(store, kind, spec, name, ref, known)
+        if date is None
+        else _commit_then(store, kind, name, ref, date)
+    )
+    for kind_of_step, count in _STEP.findall(steps):
+        commit = _step(store, spec, commit, kind_of_step, count)
+    return name, spec[len(name) + 1 :] if "@" in spec and parts["ref"] else MAIN + steps, commit
+
+
+def ref_name_or_none(kind: str, name: str, branch: str) -> str | None:
+    """`ref_name`, None for what can be no ref (a time of day has a colon)."""
+    return ref_name(kind, name, branch) if _NAME.fullmatch(branch) else None
+
+
+def _commit_of_ref(store: Store, kind: str, spec: str, name: str, ref: str, known: list[RefInfo]) -> str:
+    found = store.state.refs.get(ref_name(kind, name, check_name(ref, "version")))
+    if found is not None:
+        return found.commit
     if _HEX.fullmatch(ref):
         commits = sorted(
             {commit for info in known for commit in ancestry(store, info.commit) if commit.startswith(ref)}
         )
         if len(commits) == 1:
-            return name, ref, commits[0]
+            return commits[0]
         if commits:
             raise RefMissing(f"{spec} fits {len(commits)} versions; give more digits of the one that you mean")
+        if len(ref) == 64 and store.has(parse_hex(ref)) and read_commit(store, ref).kind == kind:
+            return ref  # nothing leads to it any more: a branch that is made from it saves it
     raise RefMissing(f"{kind} {name!r} has no version {ref!r}; its refs: {', '.join(info.branch for info in known)}")
 
 
-def ancestry(store: Store, commit: str) -> list[str]:
-    """The commit and all before it up to where history was forgotten, newest first, each once."""
-    out, queue = [], [commit]
-    while queue:
-        current = queue.pop(0)
-        if current in out:
-            continue
-        out.append(current)
-        if current not in store.state.forgotten:
-            queue += [parent.hex() for parent in parse_commit(store.get(parse_hex(current))).parents]
-    return out
+def _commit_then(store: Store, kind: str, name: str, ref: str, date: str) -> str:
+    full = ref_name(kind, name, check_name(ref, "branch"))
+    try:
+        commit = commit_at(store, full, date)
+    except RefMissing as error:
+        known = ", ".join(info.branch for info in list_refs(store, kind, name))
+        raise RefMissing(f"{error}; refs of {kind} {name!r} now: {known or 'none'}") from None
+    state = store.state
+    if not protected(store, {record.commit for record in state.refs.values()}, state.forgotten, {commit}):
+        raise RefMissing(
+            f"what {full} was at {date} ({commit}) was forgotten: no branch or tag leads to it. As long as gc has not taken it, its whole "
+            "digest names it"
+        )
+    return commit
+
+
+def _step(store: Store, spec: str, commit: str, kind: str, count: str) -> str:
+    """Some parents back (~), or to one of several parents (^)."""
+    number = int(count) if count else 1
+    if kind == "^" and number == 0:
+        return commit
+    for _ in range(number if kind == "~" else 1):
+        parents = parents_of(store, commit)
+        wanted = number - 1 if kind == "^" else 0
+        if len(parents) <= wanted:
+            _raise_at_end(store, spec, commit, wanted, len(parents))
+        commit = parents[wanted]
+    return commit
+
+
+def _raise_at_end(store: Store, spec: str, commit: str, wanted: int, parents: int) -> None:
+    if commit in store.state.forgotten:
+        raise RefMissing(f"{spec}: the history before version {commit[:12]} was forgotten")
+    if parents:
+        raise RefMissing(f"{spec}: version {commit[:12]} has {parents} parents, no {wanted + 1}.")
+    raise RefMissing(f"{spec} goes back too far: version {commit[:12]} is the first")
 
 
 def delete_ref(store: Store, kind: str, name: str, branch: str) -> None:
@@ -114,5 +208,7 @@ def delete_ref(store: Store, kind: str, name: str, branch: str) -> None:
     full = ref_name(kind, name, branch)
     record = store.state.refs.get(full)
     if record is None:
-        raise RefMissing(f"no {full} in {store.url}")
+        raise RefMissing(
+            f"no {full} in {store.url}; there is: {', '.join(sorted(store.state.refs)[:10]) or 'none yet'}"
+        )
     store.publish("delete-ref", lambda state: (RefUpdate(full, record.commit, None),))

@@ -10,20 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.dataset.pages import Pages, told, told_at
+from leptonstore.dataset.groups import told, told_at
+from leptonstore.dataset.pages import Pages
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
-from leptonstore.digest import Digest
+from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.page import REFERENCE
-from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkReader
 
 
 class RowReader:
     """Reads single rows of a version. Any thread."""
 
-    def __init__(self, store: Store, schema: pa.Schema, leaves: Leaves, pages: Pages, label: str) -> None:
-        self._store, self._leaves, self._pages, self._label = store, leaves, pages, label
+    def __init__(self, chunks: ChunkReader, schema: pa.Schema, leaves: Leaves, pages: Pages, label: str) -> None:
+        self._chunks, self._leaves, self._pages, self._label = chunks, leaves, pages, label
         self._fields = list(schema)
         self._columns = [(index, field.name) for index, field in enumerate(schema)]
 
@@ -38,14 +39,14 @@ class RowReader:
             columns = [(index, name) for wanted in names for index, name in self._columns if name == wanted]
         out: list[dict[str, Any]] = []
         elsewhere: list[tuple[int, int, Digest]] = []  # (which of `rows`, column, chunk that holds the value)
-        at, leaf, layout = self._pages.at, None, None
+        at, fields, leaf, layout = self._pages.at, self._fields, None, None
         for row in rows if isinstance(rows, list) else [int(row) for row in rows]:
             if leaf is None or layout is None or not leaf.first <= row < leaf.end:
                 leaf = self._find(row)
                 layout = self._pages.layout(leaf)
             values: dict[str, Any] = {}
             for index, name in columns:
-                page, place = at(leaf, layout, index, row)
+                page, place = at(layout, index, fields[index], row)
                 if page.references is not None and page.references[place]:
                     elsewhere.append((len(out), index, REFERENCE.unpack(page.values[place].as_py())[0]))
                     values[name] = None  # keeps its place among the columns
@@ -63,18 +64,18 @@ class RowReader:
         except (ChunkCorrupt, ChunkMissing) as error:
             raise told(error, f"{self._label} rows 0-{self._leaves.rows - 1} (a tree node)") from None
 
-    def _read(self, rows: Sequence[int] | Rows, elsewhere: list[tuple[int, int, Digest]]) -> Iterator[bytes]:
-        stream = self._store.get_many([digest for _, _, digest in elsewhere])
+    def _read(self, rows: Sequence[int] | Rows, elsewhere: list[tuple[int, int, Digest]]) -> Iterator[Buffer]:
+        stream = self._chunks.get_many([digest for _, _, digest in elsewhere])
         for which, index, _ in elsewhere:
             with told_at(f"{self._label} row {rows[which]} column {self._fields[index].name!r}"):
                 value = next(stream)
             yield value
 
-    def _typed(self, data: bytes, row: int, field: pa.Field) -> str | bytes:
+    def _typed(self, data: Buffer, row: int, field: pa.Field) -> str | bytes:
         if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
-            return data
+            return bytes(data)
         try:
-            return data.decode()
+            return str(data, "utf-8")
         except UnicodeDecodeError as error:
             raise FormatDamaged(
                 f"{self._label} row {row} column {field.name!r}: text that is not UTF-8 ({error})"

@@ -5,7 +5,7 @@
     lepton.codec               image: "jpeg", "png" … as encoded, or "mixed"
     lepton.names               class_label: JSON list; the label is an index into it
     lepton.inline_bytes        strings, bytes: longer values are chunks of their own (default 16 KiB)
-    lepton.part_bytes          strings, bytes: about how large a page may be before it is cut (default 64 KiB)
+    lepton.part_bytes          strings, bytes: about how large a page may be before it is cut (default 24 KiB)
 
 Fixed-shape tensors are Arrow's own extension type `pa.fixed_shape_tensor(value_type, shape)`; an image that is
 already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C).

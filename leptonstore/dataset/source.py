@@ -32,6 +32,7 @@ class Source:
     unchanged: (store, ref, head version) -> whether an import would change nothing, found out without reading content.
     published: called with (store, ref, commit) when the version is published, or found to be there already.
     notes:    what people should know, in lines; may grow while rows are read.
+    keyed:    the identity columns are a key: rows are sorted by it, and two rows of one key are refused.
     lineage:  JSON-able and deterministic: format, file names (never absolute paths), sizes, digests. Part of the commit.
     """
 
@@ -44,3 +45,4 @@ class Source:
     unchanged: Callable[[Store, str, Dataset], bool] | None = None
     published: Callable[[Store, str, str], None] | None = None
     notes: list[str] = field(default_factory=list)
+    keyed: bool = False

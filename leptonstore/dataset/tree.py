@@ -1,9 +1,12 @@
-"""Rows <-> the tree of a dataset version: row groups below, internal nodes above, all cut by content."""
+"""The tree of a dataset version: row groups below (leptonstore/dataset/groups.py), internal nodes above, all cut by content.
+
+TreeWriter    rows -> a new tree          TreeReader    one node of a level, by row
+Leaves        all row groups              put_levels    nodes -> the levels above them
+"""
 
 from __future__ import annotations
 
 import array
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -11,157 +14,178 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from leptonstore import limits
-from leptonstore.dataset.cut import U64, RowCutter, node_ends, part_ends, row_hashes
+from leptonstore.dataset.cut import NodeCutter
+from leptonstore.dataset.groups import GroupWriter, stored_columns, told_at
 from leptonstore.dataset.kept import Kept
-from leptonstore.dataset.schema import inline_bytes, part_bytes
-from leptonstore.dataset.values import Column, concat, intern
-from leptonstore.digest import Digest
-from leptonstore.errors import FormatDamaged, SchemaError
-from leptonstore.format.node import Child, InternalNode, Part, RowGroup, encode_internal, encode_row_group, parse_node
+from leptonstore.dataset.values import Column
+from leptonstore.digest import Buffer, Digest
+from leptonstore.errors import FormatDamaged
+from leptonstore.format.node import Child, InternalNode, RowGroup, encode_internal, parse_node
 from leptonstore.format.pack import CONTENT_META
-from leptonstore.format.page import encode_binary_pages, encode_page, is_variable
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkReader
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 _PARSED_FACTOR = 8  # what a parsed node takes in memory, beside its bytes
 
 
-class TreeWriter:
-    """Takes record batches in row order and stores the tree. Memory: one batch and one row group."""
+class Tree(NamedTuple):
+    """A stored tree: what a commit says of it. `root` is None when there are no rows."""
 
-    def __init__(self, store: Store, schema: pa.Schema, identity: tuple[str, ...]) -> None:
+    root: Digest | None
+    rows: int
+    plain_bytes: int
+
+
+def tree_of(children: Sequence[Child]) -> Tree:
+    """The tree whose only node at the top is in `children`, or none."""
+    return Tree(children[0].digest, children[0].rows, children[0].plain_bytes) if children else Tree(None, 0, 0)
+
+
+class ParentWriter:
+    """Takes the nodes of a level in order and stores their parents. Memory: one parent. One thread."""
+
+    def __init__(self, store: Store, level: int) -> None:
+        self._store, self._level = store, level
+        self._cutter = NodeCutter()
+        self._open: list[Child] = []
+        self._parents: list[Child] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether there are children after the last cut."""
+        return bool(self._open)
+
+    def append(self, children: Sequence[Child]) -> None:
+        """Add nodes of the level below. Raises StoreFull."""
+        for child in children:
+            self._open.append(child)
+            if self._cutter.ends_after(child.digest):
+                self._close()
+
+    def take(self) -> list[Child]:
+        """The parents that were closed since the last call."""
+        parents, self._parents = self._parents, []
+        return parents
+
+    def finish(self) -> list[Child]:
+        """Close the parent that is open, as at the end of the table, and `take`."""
+        if self._open:
+            self._close()
+            self._cutter = NodeCutter()
+        return self.take()
+
+    def _close(self) -> None:
+        node = InternalNode(self._level, tuple(self._open))
+        self._open = []
+        digest = self._store.put(encode_internal(node), CONTENT_META)
+        self._parents.append(Child(digest, node.rows, node.plain_bytes, node.children[-1].key))
+
+
+def put_levels(store: Store, children: list[Child], level: int = 0) -> Tree:
+    """Store the levels above all nodes of `level`, up to the root. Raises StoreFull."""
+    while len(children) > 1:
+        level += 1
+        writer = ParentWriter(store, level)
+        writer.append(children)
+        children = writer.finish()
+    return tree_of(children)
+
+
+class TreeWriter:
+    """Takes record batches in row order and stores the tree. Memory: one batch, one row group, 100 bytes a row group."""
+
+    def __init__(self, store: Store, schema: pa.Schema, identity: tuple[str, ...], keyed: bool = False) -> None:
         self.store, self.schema = store, schema
-        self._identity = [schema.get_field_index(name) for name in identity]
-        self._cutter = RowCutter()
-        self._open: list[tuple[list[Column], U64]] = []
-        self._groups: list[Child] = []
+        self._writer = GroupWriter(store, schema, identity, keyed)
         self.rows = 0
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Add rows. Raises SchemaError when the batch does not fit, StoreFull."""
-        if not batch.schema.equals(self.schema, check_metadata=False):
-            raise SchemaError(f"a batch has schema {batch.schema} where the dataset has {self.schema}")
-        for field, column in zip(self.schema, batch.columns, strict=True):
-            if not field.nullable and column.null_count:
-                raise SchemaError(f"column {field.name!r} has nulls near row {self.rows}, but is declared without")
-        if batch.num_rows == 0:
-            return
-        self.append_columns(
-            [
-                intern(self.store, column, inline_bytes(field))
-                for field, column in zip(self.schema, batch.columns, strict=True)
-            ]
-        )
+        self.append_columns(stored_columns(self.store, self.schema, batch, self.rows))
 
     def append_columns(self, columns: list[Column]) -> None:
         """Add rows as pages keep them: large values have been put already. Raises StoreFull."""
-        rows = len(columns[0].values)
-        hashes = row_hashes([columns[index].values for index in self._identity])
-        start = 0
-        for end in self._cutter.ends(hashes):
-            self._open.append(([column.slice(start, end) for column in columns], hashes[start:end]))
-            self._close_group()
-            start = end
-        if start < rows:
-            self._open.append(([column.slice(start, rows) for column in columns], hashes[start:]))
-        self.rows += rows
+        self._writer.append(columns)
+        self.rows += len(columns[0].values)
 
     def finish(self) -> tuple[Digest | None, int]:
         """(root, plain bytes); the root is None when there were no rows."""
-        if self._open:
-            self._close_group()
-        level, children = 1, self._groups
-        while len(children) > 1:
-            children = self._parents(level, children)
-            level += 1
-        return (children[0].digest, children[0].plain_bytes) if children else (None, 0)
-
-    def _parents(self, level: int, children: list[Child]) -> list[Child]:
-        parents, start = [], 0
-        for end in node_ends([child.digest for child in children]):
-            node = InternalNode(level, tuple(children[start:end]))
-            parents.append(Child(self.store.put(encode_internal(node), CONTENT_META), node.rows, node.plain_bytes))
-            start = end
-        return parents
-
-    def _close_group(self) -> None:
-        columns = [concat(list(pieces)) for pieces in zip(*(pieces for pieces, _ in self._open), strict=True)]
-        hashes = np.concatenate([hashes for _, hashes in self._open])
-        self._open = []
-        group = RowGroup(
-            len(hashes),
-            tuple(
-                tuple(self._parts(field, column, hashes)) for field, column in zip(self.schema, columns, strict=True)
-            ),
-        )
-        digest = self.store.put(encode_row_group(group), CONTENT_META)
-        self._groups.append(Child(digest, group.rows, group.plain_bytes))
-
-    def _parts(self, field: pa.Field, column: Column, hashes: U64) -> Iterator[Part]:
-        ends = [len(hashes)]
-        if is_variable(field.type):
-            ends = part_ends(hashes, column.sizes(), part_bytes(field))
-            if column.values.null_count == 0 and len(ends) > 1:
-                yield from self._binary_parts(column, ends)
-                return
-        start = 0
-        for end in ends:
-            piece = column.slice(start, end)
-            start = end
-            data = encode_page(piece.values, piece.references)
-            has_references = piece.references is not None and bool(piece.references.any())
-            yield Part(
-                self.store.put(data, plane_width=plane_width(field.type)),
-                len(piece.values),
-                piece.values.null_count,
-                len(data),
-                piece.referenced_bytes(),
-                has_references,
-                bounds_of(piece.values),
-            )
-
-    def _binary_parts(self, column: Column, ends: list[int]) -> Iterator[Part]:
-        """Many small parts of strings or bytes without nulls: less work for each than above."""
-        start = 0
-        for end, data in zip(ends, encode_binary_pages(column.values, column.references, ends), strict=True):
-            referenced = column.slice(start, end).referenced_bytes() if column.references is not None else 0
-            has_references = column.references is not None and bool(column.references[start:end].any())
-            yield Part(self.store.put(data), end - start, 0, len(data), referenced, has_references)
-            start = end
+        tree = put_levels(self.store, self._writer.finish())
+        return tree.root, tree.plain_bytes
 
 
-def plane_width(data_type: pa.DataType) -> int:
-    """Bytes of a float when pages of this type are mostly floats: they are stored as byte planes where that is smaller. Else 0."""
-    if isinstance(data_type, pa.BaseExtensionType):
-        return plane_width(data_type.storage_type)
-    if pa.types.is_fixed_size_list(data_type) or pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
-        return plane_width(data_type.value_type)
-    return int(data_type.bit_width) // 8 if pa.types.is_floating(data_type) else 0
+class Span(NamedTuple):
+    """A node of some level and the rows [start, end) below it."""
+
+    start: int
+    child: Child
+
+    @property
+    def end(self) -> int:
+        """The row after its last one."""
+        return self.start + self.child.rows
 
 
-def bounds_of(values: pa.Array) -> bytes:
-    """Least and greatest non-null value in 16 bytes (docs/FORMAT.md, node); empty where the type has none."""
-    kinds, data_type = pa.types, values.type
-    if kinds.is_unsigned_integer(data_type):
-        form, to = "<QQ", pa.uint64()
-    elif kinds.is_integer(data_type) or kinds.is_temporal(data_type):
-        form, to = "<qq", pa.int64()
-        if kinds.is_temporal(data_type):
-            values = values.view(pa.int32() if data_type.bit_width == 32 else pa.int64())
-    elif kinds.is_floating(data_type):
-        form, to = "<dd", pa.float64()
-        values = values.filter(pc.invert(pc.is_nan(values)), null_selection_behavior="drop")
-    else:
-        return b""
-    found = pc.min_max(values.cast(to))
-    if not found["min"].is_valid:
-        return b""
-    least, greatest = found["min"].as_py(), found["max"].as_py()
-    # Adding 0.0 turns -0.0 into 0.0: which of the two min_max meets first must not show.
-    return struct.pack(form, *((least + 0.0, greatest + 0.0) if form == "<dd" else (least, greatest)))
+class TreeReader:
+    """Finds nodes of a stored tree by row. Reads the nodes on the way only, and keeps the last way. One thread."""
+
+    def __init__(self, store: Store, root: Digest, rows: int, name: str = "") -> None:
+        self._store, self._name, self.rows = store, name, rows
+        self._way: list[tuple[Span, InternalNode | RowGroup]] = []  # from the root down
+        top = self._read(Span(0, Child(root, rows, 0)))
+        self.height = top.level if isinstance(top, InternalNode) else 0
+        if top.rows != rows:
+            raise FormatDamaged(f"the tree has {top.rows} rows where its commit says {rows}")
+        self.root = Span(0, Child(root, rows, top.plain_bytes))
+        self._way = [(self.root, top)]
+
+    def _read(self, span: Span) -> InternalNode | RowGroup:
+        with told_at(f"{self._name} rows {span.start}-{span.end - 1} (a tree node)"):
+            return parse_node(self._store.get(span.child.digest))
+
+    def node(self, level: int, row: int) -> tuple[Span, InternalNode | RowGroup]:
+        """The node of `level` over `row`. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        del self._way[self.height - level + 1 :]
+        while len(self._way) > 1 and not self._way[-1][0].start <= row < self._way[-1][0].end:
+            self._way.pop()
+        while len(self._way) <= self.height - level:
+            span, node = self._way[-1]
+            assert isinstance(node, InternalNode)
+            below = _child_at(span, node, row)
+            found = self._read(below)
+            if (
+                found.level if isinstance(found, InternalNode) else 0
+            ) != node.level - 1 or found.rows != below.child.rows:
+                raise FormatDamaged("a tree node of another level or size lies where its parent says something else")
+            self._way.append((below, found))
+        return self._way[-1]
+
+    def span(self, level: int, row: int) -> Span:
+        """As `node`, without reading the node itself."""
+        if level == self.height:
+            return self.root
+        span, node = self.node(level + 1, row)
+        assert isinstance(node, InternalNode)
+        return _child_at(span, node, row)
+
+    def children(self, level: int, start: int, end: int) -> list[Child]:
+        """The nodes of `level` over the rows [start, end), which are boundaries of that level and lie below one parent."""
+        span, node = self.node(level + 1, start)
+        assert isinstance(node, InternalNode)
+        starts = accumulate((child.rows for child in node.children), initial=span.start)
+        return [child for at, child in zip(starts, node.children, strict=False) if start <= at < end]
+
+
+def _child_at(span: Span, node: InternalNode, row: int) -> Span:
+    start = span.start
+    for child in node.children:
+        if row < start + child.rows:
+            return Span(start, child)
+        start += child.rows
+    raise FormatDamaged(f"no tree node lies over row {row}")
 
 
 class Leaf(NamedTuple):
@@ -188,8 +212,8 @@ class Leaves:
     Any thread. All raise ChunkMissing, ChunkCorrupt or FormatDamaged.
     """
 
-    def __init__(self, store: Store, root: Digest | None, rows: int) -> None:
-        self._store, self._root, self.rows = store, root, rows
+    def __init__(self, chunks: ChunkReader, root: Digest | None, rows: int) -> None:
+        self._chunks, self._root, self.rows = chunks, root, rows
         self._nodes: Kept[_Internal | RowGroup] = Kept(limits.NODE_CACHE_BYTES)
         self._top: _Internal | RowGroup | None = None
         self._all: tuple[Rows, list[Digest]] | None = None
@@ -222,7 +246,7 @@ class Leaves:
         """`read` of each; what lies close together on an object store is read together."""
         missing = list(dict.fromkeys(leaf.digest for leaf in leaves if self._nodes.get(leaf.digest) is None))
         ahead = set(missing) if len(missing) > 1 else set()
-        stream = self._store.get_many(missing) if ahead else iter(())
+        stream = self._chunks.get_many(missing) if ahead else iter(())
         for leaf in leaves:
             if leaf.digest in ahead:
                 ahead.remove(leaf.digest)
@@ -231,8 +255,15 @@ class Leaves:
 
     def group(self, index: int) -> RowGroup:
         """The row group at `index`."""
-        first, end = self.starts[index], self.starts[index + 1]
-        return self.read(Leaf(int(first), int(end), self.digests[index]))
+        return self.read(self.at(index))
+
+    def groups(self, indices: Sequence[int]) -> Iterator[RowGroup]:
+        """The row groups at `indices`, read together."""
+        return self.read_each([self.at(index) for index in indices])
+
+    def at(self, index: int) -> Leaf:
+        """The row group at `index`, unread."""
+        return Leaf(int(self.starts[index]), int(self.starts[index + 1]), self.digests[index])
 
     # -- many ----------------------------------------------------------------------------------------------------
 
@@ -318,7 +349,7 @@ class Leaves:
         """A node that should have `rows` rows and stand at `level` (None: at any)."""
         node = self._nodes.get(digest)
         if node is None:
-            node = self._parsed(digest, self._store.get(digest))
+            node = self._parsed(digest, self._chunks.get(digest))
         found = 0 if isinstance(node, RowGroup) else node.level
         if level is not None and found != level:
             raise FormatDamaged(f"tree node of level {found} where level {level} belongs")
@@ -328,7 +359,7 @@ class Leaves:
             raise FormatDamaged(f"the tree has {held} rows where {named} says {rows}")
         return node
 
-    def _parsed(self, digest: Digest, data: bytes) -> _Internal | RowGroup:
+    def _parsed(self, digest: Digest, data: Buffer) -> _Internal | RowGroup:
         parsed = parse_node(data)
         node = parsed if isinstance(parsed, RowGroup) else _searchable(parsed)
         return self._nodes.add(digest, node, len(data) * _PARSED_FACTOR)

@@ -6,16 +6,20 @@ what was there before; run again, what was already stored is found and not writt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from leptonstore.dataset.dataset import Dataset
-from leptonstore.dataset.refs import MAIN, ref_name
+from leptonstore.dataset.groups import stored_columns
+from leptonstore.dataset.keyed import sorted_rows
+from leptonstore.dataset.refs import MAIN, writable_ref
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
+from leptonstore.dataset.values import Column
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import SchemaError
 from leptonstore.format.commit import Commit, encode_commit
+from leptonstore.format.keys import check_key
 from leptonstore.format.pack import CONTENT_META
 from leptonstore.format.schema import schema_to_json
 from leptonstore.store import RefUpdate, Store
@@ -33,8 +37,13 @@ def write_table(
     missing = [name for name in source.identity if name not in source.schema.names]
     if missing or not source.identity:
         raise SchemaError(f"identity columns {missing} are not in the schema; there are {source.schema.names}")
-    writer = TreeWriter(store, source.schema, source.identity)
-    if source.stored is not None:
+    writer = TreeWriter(store, source.schema, source.identity, source.keyed)
+    if source.keyed:
+        check_key(source.schema, source.identity)
+        for columns in sorted_rows(store, source.schema, source.identity, _stored(store, source), _place_in(source)):
+            writer.append_columns(columns)
+            progress(writer.rows)
+    elif source.stored is not None:
         for columns in source.stored(store, head):
             writer.append_columns(columns)
             progress(writer.rows)
@@ -46,10 +55,38 @@ def write_table(
     return root, writer.rows, plain_bytes
 
 
+def _stored(store: Store, source: Source) -> Iterator[list[Column]]:
+    rows = 0
+    for batch in source.batches():
+        yield stored_columns(store, source.schema, batch, rows)
+        rows += batch.num_rows
+
+
+def _place_in(source: Source) -> Callable[[int], str]:
+    """What to call a row of the source: its file and its number there, where the lineage says how many rows files have."""
+
+    def place(row: int) -> str:
+        files = [one for one in source.lineage.get("files", ()) if isinstance(one, dict)]
+        if len(files) == 1:
+            return f"{files[0].get('name')} row {row}"
+        for one in files:
+            if "rows" not in one:
+                break
+            if row < one["rows"]:
+                return f"{one.get('name')} row {row}"
+            row -= one["rows"]
+        return f"row {row}"
+
+    return place
+
+
 def publish_commit(
-    store: Store, commit: Commit, ref: str, old: str | None, metrics: dict[str, Any] | None = None
+    store: Store, commit: Commit, ref: str, old: str | None, metrics: dict[str, Any] | None = None, author: str = ""
 ) -> str:
-    """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull."""
+    """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull.
+
+    author: who the log says it was; by default the user that runs this.
+    """
     data = encode_commit(commit)
     digest = digest_of(data).hex()
 
@@ -60,7 +97,7 @@ def publish_commit(
         return (RefUpdate(ref, old, digest, metrics or {}),)
 
     store.put(data, CONTENT_META)
-    store.publish("commit", decide)
+    store.publish("commit", decide, author)
     return digest
 
 
@@ -73,16 +110,16 @@ def write_dataset(
     parents: str | tuple[str, ...] = "head",
     lineage: dict[str, Any] | None = None,
     progress: Callable[[int], None] = lambda rows: None,
+    author: str = "",
 ) -> Dataset:
     """A new version of `name` on `branch`; returns it.
 
     parents: "head" (the branch's last commit, none for a new branch) or commit digests (hex). When the branch already
     has the same rows, schema, identity and lineage at its head (with "head"), or the same commit, nothing is written.
-    Raises SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
+    Raises BadInput (a tag), SourceError, SchemaError, StoreFull, or Conflict when another writer moved the branch meanwhile.
     """
     store.refresh()
-    ref = ref_name("dataset", name, branch)
-    record = store.state.refs.get(ref)
+    ref, record = writable_ref(store, "dataset", name, branch)
     head = record.commit if record else None
     before = Dataset(store, name, branch, head) if head is not None else None
     if before is not None and source.unchanged is not None and source.unchanged(store, ref, before):
@@ -94,7 +131,7 @@ def write_dataset(
             store.flush()
             _tell(source, store, ref, before.commit)
             return before
-    digest = publish_commit(store, made, ref, head)
+    digest = publish_commit(store, made, ref, head, author=author)
     _tell(source, store, ref, digest)
     return Dataset(store, name, branch, digest)
 
@@ -121,6 +158,7 @@ def _commit_of(
         parents=tuple(parse_hex(parent) for parent in parents),
         message=message,
         lineage=source.lineage if lineage is None else lineage,
+        keyed=source.keyed,
     )
 
 
@@ -136,4 +174,4 @@ def _parents(parents: str | tuple[str, ...], head: str | None) -> tuple[str, ...
 
 
 def _content(commit: Commit) -> tuple[object, ...]:
-    return commit.root, commit.rows, schema_to_json(commit.schema), commit.identity, commit.lineage
+    return commit.root, commit.rows, schema_to_json(commit.schema), commit.identity, commit.keyed, commit.lineage

@@ -2,7 +2,9 @@
 
     {"format": "lepton.commit", "version": 1, "kind": "dataset" | "checkpoint" | "model",
      "schema": [field, …], "identity": [column, …], "root": digest or "" (no rows), "rows": n, "plain_bytes": n,
-     "parents": [digest, …], "message": text, "lineage": {…}}
+     "parents": [digest, …], "message": text, "lineage": {…}, "keyed"?: true}
+
+keyed: the identity columns are a key: rows stand in its order (format/keys.py), each key once. Left out when it is false.
 
 Its name is the digest of these bytes. Time, author, host and metrics stand in the log entry that published it, so that the
 same rows, schema, parents, message and lineage are the same commit wherever and whenever they are made.
@@ -27,7 +29,7 @@ KINDS = ("dataset", "checkpoint", "model")
 
 @dataclass(frozen=True)
 class Commit:
-    """`root` is None when there are no rows. `lineage` is JSON-able and deterministic."""
+    """`root` is None when there are no rows. `lineage` is JSON-able and deterministic. `keyed`: the identity columns are a key."""
 
     kind: str
     schema: pa.Schema
@@ -38,6 +40,7 @@ class Commit:
     parents: tuple[Digest, ...] = ()
     message: str = ""
     lineage: dict[str, Any] = field(default_factory=dict)
+    keyed: bool = False
 
 
 def encode_commit(commit: Commit) -> bytes:
@@ -54,6 +57,7 @@ def encode_commit(commit: Commit) -> bytes:
         "parents": [parent.hex() for parent in commit.parents],
         "message": commit.message,
         "lineage": commit.lineage,
+        **({"keyed": True} if commit.keyed else {}),
     }
     try:
         data = canonical_json(body)
@@ -84,6 +88,7 @@ def parse_commit(data: bytes) -> Commit:
             parents=tuple(parse_hex(parent) for parent in body["parents"]),
             message=str(body["message"]),
             lineage=dict(body["lineage"]),
+            keyed=bool(body.get("keyed", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatDamaged(f"commit is damaged: {error!r}") from None

@@ -1,10 +1,11 @@
 """LND1: the nodes of a dataset version's tree. All integers are little-endian.
 
-    head          0 magic "LND1" | 4 level u8 | 5 zero u8 | 6 columns u16 (level 0) | 8 rows u64 | 16 plain bytes u64
+    head          0 magic "LND1" | 4 level u8 | 5 flags u8 (1: keyed) | 6 columns u16 (level 0) | 8 rows u64 | 16 plain bytes u64
     level 0       a row group; for each column: parts u32, then for each part
                       digest (32) | rows u32 | nulls u32 | page bytes u64 | referenced bytes u64 | flags u8
                       (1: has references, 2: has bounds) | [least value (8) | greatest value (8)]
     level 1..16   children u32, then for each child: digest (32) | rows u64 | plain bytes u64
+                      keyed: | key length u16 | greatest key below it (format/keys.py), its first 64 bytes
 
 A part is one page; a column has several where its pages are cut. Bounds are those of the non-null values, as i64 for integers,
 dates and times, u64 for uint64, f64 for floats (NaN is left out, -0.0 counts as 0.0). A node holds no history: it is a
@@ -15,17 +16,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 from leptonstore import limits
 from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import FormatDamaged
 
 FLAG_REFERENCES, FLAG_BOUNDS = 1, 2
+FLAG_KEYED = 1  # of an internal node
 _HEAD = struct.Struct("<4sBBHQQ")
 _COUNT = struct.Struct("<I")
 _PART = struct.Struct("<32sIIQQB")
 _BOUNDS_BYTES = 16
 _CHILD = struct.Struct("<32sQQ")
+_KEYED_CHILD = struct.Struct("<32sQQH")
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,28 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Child:
-    """A node one level down, with what a search needs."""
+    """A node one level down, with what a search needs. key: the greatest below it in a keyed table, cut to NODE_KEY_BYTES_MAX.
+
+    A row group does not say whether its table is keyed; that is known by its parent, or by the commit.
+    """
 
     digest: Digest
     rows: int
     plain_bytes: int
+    key: bytes = b""
 
 
 @dataclass(frozen=True)
 class InternalNode:
-    """A node above row groups."""
+    """A node above row groups. Either all children have a key or none has."""
 
     level: int
     children: tuple[Child, ...]
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the table has a key."""
+        return bool(self.children and self.children[-1].key)
 
     @property
     def rows(self) -> int:
@@ -97,8 +110,14 @@ def encode_row_group(group: RowGroup) -> bytes:
 
 def encode_internal(node: InternalNode) -> bytes:
     """Level 1 and above."""
-    head = _HEAD.pack(b"LND1", node.level, 0, 0, node.rows, node.plain_bytes) + _COUNT.pack(len(node.children))
-    return head + b"".join(_CHILD.pack(child.digest, child.rows, child.plain_bytes) for child in node.children)
+    head = _HEAD.pack(b"LND1", node.level, FLAG_KEYED * node.keyed, 0, node.rows, node.plain_bytes)
+    out = [head, _COUNT.pack(len(node.children))]
+    for child in node.children:
+        if node.keyed:
+            out.append(_KEYED_CHILD.pack(child.digest, child.rows, child.plain_bytes, len(child.key)) + child.key)
+        else:
+            out.append(_CHILD.pack(child.digest, child.rows, child.plain_bytes))
+    return b"".join(out)
 
 
 class _Cursor:
@@ -125,10 +144,12 @@ class _Cursor:
 def parse_node(data: Buffer) -> RowGroup | InternalNode:
     """Bytes -> node. Raises FormatDamaged: wrong magic or level, truncated, trailing bytes, sums that do not add up."""
     cursor = _Cursor(data)
-    magic, level, _, columns, rows, plain_bytes = cursor.unpack(_HEAD)
+    magic, level, flags, columns, rows, plain_bytes = cursor.unpack(_HEAD)
     if magic != b"LND1" or level > limits.NODE_LEVEL_MAX or columns > limits.COLUMNS_MAX:
         raise FormatDamaged("tree node has the wrong magic, level or number of columns")
-    node = _parse_row_group(cursor, rows, columns) if level == 0 else _parse_internal(cursor, level)
+    if flags > (FLAG_KEYED if level else 0):
+        raise FormatDamaged(f"tree node has unknown flags {flags}")
+    node = _parse_row_group(cursor, rows, columns) if level == 0 else _parse_internal(cursor, level, bool(flags))
     if cursor.at != len(cursor.view):
         raise FormatDamaged("tree node has bytes after its end")
     if node.rows != rows or node.plain_bytes != plain_bytes:
@@ -153,6 +174,16 @@ def _parse_row_group(cursor: _Cursor, rows: int, columns: int) -> RowGroup:
     return RowGroup(rows, tuple(all_parts))
 
 
-def _parse_internal(cursor: _Cursor, level: int) -> InternalNode:
-    count = cursor.count(_CHILD.size, limits.NODE_FANOUT_MAX)
-    return InternalNode(level, tuple(Child(*cursor.unpack(_CHILD)) for _ in range(count)))
+def _parse_internal(cursor: _Cursor, level: int, keyed: bool) -> InternalNode:
+    count = cursor.count((_KEYED_CHILD if keyed else _CHILD).size, limits.NODE_FANOUT_MAX)
+    if not keyed:
+        return InternalNode(level, tuple(Child(*cursor.unpack(_CHILD)) for _ in range(count)))
+    children = []
+    for _ in range(count):
+        digest, rows, plain_bytes, length = cursor.unpack(_KEYED_CHILD)
+        if length > limits.NODE_KEY_BYTES_MAX:
+            raise FormatDamaged(f"tree node has a key of {length} bytes")
+        children.append(Child(digest, rows, plain_bytes, bytes(cursor.bytes(length))))
+    if any(one.key > other.key for one, other in pairwise(children)):
+        raise FormatDamaged("tree node has keys that do not ascend")
+    return InternalNode(level, tuple(children))

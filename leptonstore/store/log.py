@@ -7,7 +7,7 @@ Invariants:
 A lost race is not an error: the loser replays what came in between and decides again (`append` calls it back).
 
 Entry: {"sequence", "write_id", "previous", "time_ns", "author", "host", "action",
-        "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics"}],
+        "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics", "tag"?: true}],
         "settings"?: {name: value, null: taken away}, "requires"?: [feature, see format.framed],
         "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit], "placed"?: {pack: [tier]}}
 
@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from leptonstore import limits
 from leptonstore.digest import digest_of
-from leptonstore.errors import Conflict, FormatDamaged, NotPermitted, StoreFull
+from leptonstore.errors import BadInput, Conflict, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.format import framed
 from leptonstore.tiers.roles import HomeWriter
 
@@ -58,12 +58,21 @@ class PackRecord:
 
 @dataclass(frozen=True)
 class RefUpdate:
-    """Move ref `name` from `old` to `new` (hex digests of commits; None: absent). `metrics` is JSON-able."""
+    """Move ref `name` from `old` to `new` (hex digests of commits; None: absent). `metrics` is JSON-able.
+
+    tag: it is made, and never moves from there; it can be removed.
+    """
 
     name: str
     old: str | None
     new: str | None
     metrics: dict[str, Any] = field(default_factory=dict)
+    tag: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For a log entry."""
+        body = {"name": self.name, "old": self.old, "new": self.new, "metrics": self.metrics}
+        return {**body, "tag": True} if self.tag else body
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,11 @@ class RefRecord:
     author: str
     host: str
     metrics: dict[str, Any]
+    tag: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For a snapshot."""
+        return {name: value for name, value in vars(self).items() if name != "tag" or value}
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class Proposal:
     placed: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # pack -> the tiers that keep it (store/placement.py)
+    author: str = ""  # who the entry says it was; by default the user that runs this
 
 
 @dataclass
@@ -135,7 +150,12 @@ class LogState:
             }
             removed = [_hex(pack, 32) for pack in body["packs_removed"]]
             moves = [
-                (str(ref["name"]), None if ref["new"] is None else _hex(ref["new"], 64), dict(ref["metrics"]))
+                (
+                    str(ref["name"]),
+                    None if ref["new"] is None else _hex(ref["new"], 64),
+                    dict(ref["metrics"]),
+                    ref.get("tag", False) is True,
+                )
                 for ref in body["refs"]
             ]
             stamp = (self.sequence + 1, int(body["time_ns"]), str(body["author"]), str(body["host"]))
@@ -151,11 +171,11 @@ class LogState:
         self.placed.update(placed)
         self._apply_gc(rescue, fence, removed)
         self.forgotten.update(forgotten)
-        for name, new, metrics in moves:
+        for name, new, metrics, tag in moves:
             if new is None:
                 self.refs.pop(name, None)
             else:
-                self.refs[name] = RefRecord(new, *stamp, metrics)
+                self.refs[name] = RefRecord(new, *stamp, metrics, tag)
         self.sequence += 1
         self.head = digest_of(data)
         return body
@@ -177,7 +197,7 @@ class LogState:
         return {
             "sequence": self.sequence,
             "head": self.head.hex(),
-            "refs": {name: vars(record) for name, record in self.refs.items()},
+            "refs": {name: record.to_json() for name, record in self.refs.items()},
             "packs": {pack: vars(record) for pack, record in self.packs.items()},
             "settings": self.settings,
             "requires": list(self.requires),
@@ -322,7 +342,7 @@ class Log:
             "write_id": secrets.token_hex(16),
             "previous": state.head.hex(),
             "time_ns": time.time_ns(),
-            "author": _author(),
+            "author": proposal.author or _author(),
             "host": socket.gethostname(),
             "action": proposal.action,
             "packs_added": [
@@ -330,7 +350,7 @@ class Log:
                 for pack, record in sorted(proposal.packs_added.items())
             ],
             "packs_removed": sorted(proposal.packs_removed),
-            "refs": [vars(update) for update in proposal.refs],
+            "refs": [update.to_json() for update in proposal.refs],
         }
         for key in ("fence", "rescue", "forgotten"):
             if getattr(proposal, key):
@@ -352,8 +372,10 @@ def _author() -> str:
 
 
 def require_ref(state: LogState, update: RefUpdate) -> None:
-    """Raise Conflict unless the ref is where `update` expects it."""
+    """Raise Conflict unless the ref is where `update` expects it, BadInput when it is a tag and would move."""
     record = state.refs.get(update.name)
+    if record is not None and record.tag and update.new is not None:
+        raise BadInput(f"{update.name} is a tag, which never moves: nothing was published; write to a branch")
     found = record.commit if record else None
     if found != update.old:
         raise Conflict(

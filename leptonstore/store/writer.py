@@ -7,7 +7,8 @@ Small records of data wait on a shelf until there is a batch of them, which may 
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
 - From `put` on a value can be read back in this process: from memory, from the open pack, from the sealed one.
-- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too.
+- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too: what has waited longest, so that
+  packs hold values in about the order in which they were put, and who reads in that order reads from one end to the other.
 - A pack is claimed (store/leases.py) before anybody can see it, and until a ref reaches what it was made for.
 - After a failure (a full disk) everything unpublished is forgotten: nothing of it can be half there.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -59,6 +61,7 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._claimed: dict[Digest, tuple[int, Buffer]] = {}  # kind and plain bytes on their way to a pack
         self._in_flight = 0  # bytes of them
+        self._waiting: deque[tuple[Sequence[Record], int]] = deque()  # batches to encode, and their content
         self._shelf = Shelf()
         self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
@@ -128,16 +131,32 @@ class Writer:
             if digest in self._claimed or self._holder(digest) is not None:
                 return
             self._claimed[digest] = (kind, plain)
-            here = here or self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
+            too_many = self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
             batch = self._shelf.add(record) if small else [record]
-            pool = None if here or not batch else self._workers()
-        if pool is not None:
-            pool.submit(self._encode, batch, content)
-        elif batch:
+            if batch and not here:
+                self._let_encode(batch, content)
+        if batch and here:
             self._encode(batch, content)
-            with self._lock:
-                self._raise_error()
+        elif batch and too_many:
+            self._encode_next()
+        else:
+            return
+        with self._lock:
+            self._raise_error()
+
+    def _let_encode(self, batch: Sequence[Record], content: int) -> None:
+        """Under the lock."""
+        self._waiting.append((batch, content))
+        self._workers().submit(self._encode_next)
+
+    def _encode_next(self) -> None:
+        """Encode what has waited longest, unless another thread has taken it already."""
+        try:
+            batch, content = self._waiting.popleft()
+        except IndexError:
+            return
+        self._encode(batch, content)
 
     def _workers(self) -> ThreadPoolExecutor:
         """Under the lock."""
@@ -249,7 +268,7 @@ class Writer:
             while self._claimed:
                 batch = self._shelf.take()
                 if batch:
-                    self._workers().submit(self._encode, batch, lpk.CONTENT_DATA)
+                    self._let_encode(batch, lpk.CONTENT_DATA)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -381,6 +400,7 @@ class Writer:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._shelf.take()
+            self._waiting.clear()
             self._claimed.clear()
             self._drop()
 

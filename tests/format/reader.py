@@ -145,8 +145,8 @@ class StoreReader:
     ) -> tuple[int, int]:
         """Rows and plain bytes below a node, whose values are appended to `columns`."""
         data = self.value(digest)
-        magic, found, zero, count, rows, plain_bytes = struct.unpack_from("<4sBBHQQ", data)
-        need(magic == b"LND1" and zero == 0 and found <= 16 and level in (None, found), "node: head")
+        magic, found, keyed, count, rows, plain_bytes = struct.unpack_from("<4sBBHQQ", data)
+        need(magic == b"LND1" and keyed <= (found > 0) and found <= 16 and level in (None, found), "node: head")
         if found == 0:
             need(count == len(schema), "row group: columns")
             at, total = 24, 0
@@ -155,9 +155,15 @@ class StoreReader:
                 total += size
         else:
             (children,) = struct.unpack_from("<I", data, 24)
-            at, below = 28 + 48 * children, [0, 0]
-            for index in range(children):
-                child, *expected = struct.unpack_from("<32sQQ", data, 28 + 48 * index)
+            at, below, last = 28, [0, 0], b""
+            for _ in range(children):
+                child, *expected = struct.unpack_from("<32sQQ", data, at)
+                at += 48
+                if keyed:
+                    (length,) = struct.unpack_from("<H", data, at)
+                    key = data[at + 2 : at + 2 + length]
+                    need(last <= key and len(key) == length <= 64, "node: keys")
+                    at, last = at + 2 + length, key
                 need(self._node(child, found - 1, schema, columns) == tuple(expected), "node: a child's sums")
                 below = [a + b for a, b in zip(below, expected, strict=True)]
             need(count == 0 and below[0] == rows, "node: rows")

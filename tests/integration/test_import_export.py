@@ -92,7 +92,7 @@ def test_idx_of_several_batches_and_row_groups(store: Store, tmp_path: Path) -> 
     assert len(ds.split("train")) == 9_000
     report = export_dataset(ds, tmp_path / "t.parquet")
     assert report.rows == 10_000
-    back = write_dataset(store, "again", open_source(tmp_path / "t.parquet", key="image"))
+    back = write_dataset(store, "again", open_source(tmp_path / "t.parquet", identity="image"))
     assert back.schema.equals(ds.schema, check_metadata=True)
     assert back.commit_object.root == ds.commit_object.root  # rows, schema and identity are equal: one tree
 
@@ -153,7 +153,7 @@ def test_types_of_parquet_survive(store: Store, tmp_path: Path) -> None:
         }
     )
     pq.write_table(rows, tmp_path / "in.parquet")
-    ds = write_dataset(store, "t", open_source(tmp_path / "in.parquet", key="id"))
+    ds = write_dataset(store, "t", open_source(tmp_path / "in.parquet", identity="id"))
     assert ds.to_arrow().to_pylist() == rows.to_pylist()
     export_dataset(ds, tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows.to_pylist()

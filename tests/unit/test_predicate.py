@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leptonstore.dataset.groups import bounds_of
 from leptonstore.dataset.predicate import Predicate, columns_of
-from leptonstore.dataset.tree import bounds_of
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput
 from leptonstore.format.node import Part, RowGroup

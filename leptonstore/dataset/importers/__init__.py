@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ FORMATS: dict[str, Format] = {
 def open_source(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Source:
     """Open what lies at `path` for import. Cheap: headers and listings are read and checked, rows are not.
 
-    format: a name of FORMATS; by default found from what the path holds. options: those of the format's module.
+    format: a name of FORMATS; by default found from what the path holds. options: those of the format's module. With `key`, columns that
+    name a row, the dataset becomes a keyed table; with `identity` instead, rows keep their order, and these columns say where row groups
+    are cut.
     Raises SourceError (nothing there, not recognised, malformed), SchemaError (types or keys that do not fit), BadInput
     (no such format or option) and MissingExtra.
     """
@@ -51,13 +53,17 @@ def open_source(path: str | os.PathLike[str], format: str | None = None, **optio
         raise BadInput(f"no import format {name!r}; there are {', '.join(FORMATS)}")
     opener: Callable[..., Source] = importlib.import_module(FORMATS[name].module).open_source
     accepted = list(inspect.signature(opener).parameters)[1:]
+    accepted += ["identity"] if "key" in accepted else []
     unknown = [option for option in options if option not in accepted]
     if unknown:
         listed = ", ".join(accepted) or "none"
         raise BadInput(f"the format {name} has no option {unknown[0]!r}; its options: {listed}")
     if name != "digits":
         _require_existing(place)
-    return opener(place, **options)
+    if "identity" in options:
+        return opener(place, **{"key" if name == "identity" else name: value for name, value in options.items()})
+    source = opener(place, **options)
+    return source if options.get("key") is None else replace(source, keyed=True)
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,429 @@
+"""Edits of columns, each one commit: add, rewrite, drop, rename, cast. Only pages of that column are written, and read where its old values
+are needed; then the nodes, which list the pages of all columns.
+
+How a schema may evolve:
+
+- add       anywhere, also a column without nulls (every row gets a value)
+- drop      any column but those that identify a row: these decide where rows are cut, and in a keyed table which row is which
+- rename    any column; one that identifies rows keeps doing so under its new name. Rows and pages are untouched
+- cast      to a type that holds every value (1.5 to an integer is refused, and names the column); not of a column that identifies rows
+- metadata  semantic type, class names, codec, rules, nullable: of any column; a column becomes non-null only if nothing in it is null
+- rewrite   new values of a column that identifies no rows
+- To change which columns identify rows, or their values, import the table anew, as a version of the same dataset.
+
+Values are given in the order of the rows (then the edit belongs to one version, and a lost race is a Conflict) or made from each row group
+by a function, as a constant or by a cast (then the edit is made again from what another writer published meanwhile).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore.dataset.dataset import Dataset
+from leptonstore.dataset.edit import Changed, Progress, commit_change
+from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
+from leptonstore.dataset.rows_in import fit_batch
+from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, check_unique, rules_of, with_rules
+from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES
+from leptonstore.dataset.source import Source
+from leptonstore.dataset.tree import Span, Tree, TreeReader, put_levels
+from leptonstore.dataset.values import Column, resolve
+from leptonstore.errors import BadInput, SchemaError
+from leptonstore.format.node import Part, RowGroup
+from leptonstore.format.page import as_binary, is_variable
+from leptonstore.format.schema import schema_to_json
+
+_Parts = tuple[Part, ...]
+Function = Callable[[pa.RecordBatch], Any]
+
+
+def _silent(rows: int) -> None:
+    """No progress."""
+
+
+def add_column(
+    base: Dataset,
+    field: str | pa.Field,
+    values: Any,
+    columns: Sequence[str] | None = None,
+    at: int | None = None,
+    message: str = "",
+    author: str = "",
+    progress: Progress = _silent,
+) -> Dataset:
+    """A new column. field: its name (then the type is that of the values, and it may be null) or a pa.Field.
+
+    values: an Arrow array, numpy array or list with a value for each row; a table, RecordBatchReader or `Source` with one column; a
+    function of a RecordBatch with `columns` (default: all) that returns as many values, called once a row group; or a constant.
+    at: where it stands among the columns (default: last). Raises SchemaError, BadInput, RuleBroken, Conflict.
+    """
+    name = field if isinstance(field, str) else field.name
+
+    def change(head: Dataset) -> Changed:
+        if name in head.schema.names:
+            raise SchemaError(f"{head.name} has a column {name!r} already; rewrite it, or give another name")
+        feed = _Feed(head, values, columns)
+        made = pa.field(name, feed.type) if isinstance(field, str) else field
+        index = len(head.schema) if at is None else at
+        if not 0 <= index <= len(head.schema):
+            raise BadInput(f"position {index}: the table has {len(head.schema)} columns")
+        schema = head.schema.insert(index, made)
+        return _filled(head, schema, index, feed, False, f"add column {name}", progress)
+
+    return commit_change(base, change, message, author, rebase=_is_rebasable(values))
+
+
+def rewrite_column(
+    base: Dataset,
+    name: str,
+    values: Any,
+    columns: Sequence[str] | None = None,
+    message: str = "",
+    author: str = "",
+    progress: Progress = _silent,
+) -> Dataset:
+    """New values for a column; its type stays. The arguments are those of `add_column`."""
+
+    def change(head: Dataset) -> Changed:
+        index = _index(head, name)
+        _refuse_identity(head, name, "rewritten")
+        return _filled(head, head.schema, index, _Feed(head, values, columns), True, f"rewrite column {name}", progress)
+
+    return commit_change(base, change, message, author, rebase=_is_rebasable(values))
+
+
+def drop_columns(base: Dataset, names: Sequence[str], message: str = "", author: str = "") -> Dataset:
+    """The table without these columns. No page is read or written. Raises SchemaError (unknown, or identifies rows)."""
+
+    def change(head: Dataset) -> Changed:
+        gone = {_index(head, name) for name in names}
+        for name in names:
+            _refuse_identity(head, name, "dropped")
+        kept = [at for at in range(len(head.schema)) if at not in gone]
+        tree = _each_group(head, lambda span, group: tuple(group.columns[at] for at in kept))
+        schema = pa.schema([head.schema.field(at) for at in kept])
+        return _changed(head, tree, schema, f"drop column {', '.join(names)}")
+
+    return commit_change(base, change, message, author, rebase=True)
+
+
+def rename_columns(base: Dataset, names: Mapping[str, str], message: str = "", author: str = "") -> Dataset:
+    """Columns by old name get new ones. Neither rows nor nodes change. Raises SchemaError (unknown, or two of one name)."""
+
+    def change(head: Dataset) -> Changed:
+        for name in names:
+            _index(head, name)
+        schema = pa.schema([field.with_name(names.get(field.name, field.name)) for field in head.schema])
+        schema_to_json(schema)
+        said = ", ".join(f"{old} to {new}" for old, new in names.items())
+        made = _changed(head, _same_tree(head), schema, f"rename column {said}")
+        return made._replace(identity=tuple(names.get(name, name) for name in head.identity))
+
+    return commit_change(base, change, message, author, rebase=True)
+
+
+def cast_column(
+    base: Dataset,
+    name: str,
+    data_type: pa.DataType | None = None,
+    metadata: Mapping[str, str | None] | None = None,
+    nullable: bool | None = None,
+    message: str = "",
+    author: str = "",
+    progress: Progress = _silent,
+) -> Dataset:
+    """Another type, other metadata (schema.py; None takes an entry away) or nullability for a column.
+
+    Pages are read and written only when the type changes, or how the column is cut. Raises SchemaError (a value does not fit, it identifies
+    rows, it has nulls).
+    """
+
+    def change(head: Dataset) -> Changed:
+        index = _index(head, name)
+        old = head.schema.field(index)
+        new = _cast_field(old, data_type, metadata, nullable)
+        schema = head.schema.set(index, new)
+        schema_to_json(schema)
+        if new.nullable < old.nullable:
+            _require_no_nulls(head, index)
+        if _page_settings(old) == _page_settings(new):
+            return _changed(head, _same_tree(head), schema, f"cast column {name}")
+        _refuse_identity(head, name, "cast")
+
+        def edit(span: Span, group: RowGroup) -> tuple[_Parts, ...]:
+            stored = read_column(head.store, group.columns[index], old, span.start, f"{head.name}@{head.ref}")
+            parts = column_parts(head.store, new, _cast(head, stored, old, new, span.start))
+            progress(span.end)
+            return (*group.columns[:index], parts, *group.columns[index + 1 :])
+
+        return _changed(head, _each_group(head, edit), schema, f"cast column {name} to {new.type}")
+
+    return commit_change(base, change, message, author, rebase=True)
+
+
+def change_rules(
+    base: Dataset, name: str, add: Sequence[Rule] = (), remove: Sequence[str] = (), message: str = "", author: str = ""
+) -> Dataset:
+    """Give a column validation rules, or take away those of a kind. A new one is held against all rows first, and replaces one of its kind.
+
+    Raises SchemaError (no such column), BadInput (the rule does not fit, or there is none to take away), RuleBroken.
+    """
+
+    def change(head: Dataset) -> Changed:
+        index = _index(head, name)
+        field = head.schema.field(index)
+        there = {rule.kind: rule for rule in rules_of(field)}
+        for kind in remove:
+            if there.pop(kind, None) is None:
+                raise BadInput(f"column {name!r} has no rule {kind!r}; it has: {', '.join(there) or 'none'}")
+        for rule in add:
+            check_fits(field, rule)
+            check_column(head, field, rule)
+            there[rule.kind] = rule
+        schema = head.schema.set(index, with_rules(field, list(there.values())))
+        said = ", ".join([*map(str, add), *(f"not {kind}" for kind in remove)])
+        return _changed(head, _same_tree(head), schema, f"rule for {name}: {said}")
+
+    return commit_change(base, change, message, author, rebase=True)
+
+
+def load_function(name: str) -> Function:
+    """The function "package.module:function", for the command line. Raises BadInput."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"cannot load {name!r} ({error}); write package.module:function") from None
+    if not callable(found):
+        raise BadInput(f"{name!r} is no function")
+    return found
+
+
+class Constant:
+    """The same value for every row of a column."""
+
+    def __init__(self, value: Any) -> None:
+        self.scalar = value if isinstance(value, pa.Scalar) else pa.scalar(value)
+
+
+def _is_rebasable(values: Any) -> bool:
+    return callable(values) or isinstance(values, Constant) or _is_constant(values)
+
+
+def _is_constant(values: Any) -> bool:
+    return values is None or isinstance(values, (str, bytes, int, float, bool, pa.Scalar))
+
+
+class _Feed:
+    """Hands out the values of a column, row group by row group."""
+
+    def __init__(self, head: Dataset, values: Any, columns: Sequence[str] | None) -> None:
+        self._head = head
+        self._function: Function | None = values if callable(values) else None
+        names = head.column_names if columns is None else list(columns)
+        self._inputs = [head.schema.field(_index(head, name)) for name in names]
+        self._constant = Constant(values) if _is_constant(values) else values if isinstance(values, Constant) else None
+        self._stream = iter(()) if self._function or self._constant else _arrays(values)
+        self._ready: pa.Array | None = None
+        self._given = 0
+
+    @property
+    def type(self) -> pa.DataType:
+        """Of the values, when nobody said one. Raises BadInput when there are none to tell."""
+        if self._constant is not None:
+            return self._constant.scalar.type
+        if self._function is not None and self._head.commit_object.root is not None:
+            reader = _reader(self._head)
+            return self._called(*reader.node(0, 0)).type
+        self._ready = self._ready if self._ready is not None else next(self._stream, None)
+        if self._ready is None:
+            raise BadInput("there are no values that would tell the type of the column; give a field with a type")
+        return self._ready.type
+
+    def take(self, span: Span, group: Any) -> pa.Array:
+        """The values of one row group."""
+        rows = span.child.rows
+        if self._constant is not None:
+            return pa.repeat(self._constant.scalar, rows)
+        if self._function is not None:
+            return self._called(span, group)
+        pieces, missing = [], rows
+        while missing:
+            piece = self._ready if self._ready is not None else next(self._stream, None)
+            if piece is None:
+                raise self._wrong_length(self._given)
+            pieces.append(piece.slice(0, missing))
+            self._ready = piece.slice(missing) if len(piece) > missing else None
+            missing -= len(pieces[-1])
+            self._given += len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+
+    def finish(self) -> None:
+        """Raise BadInput when there are values left."""
+        rest = sum(len(piece) for piece in ([] if self._ready is None else [self._ready])) + sum(map(len, self._stream))
+        if rest:
+            raise self._wrong_length(self._given + rest)
+
+    def _wrong_length(self, given: int) -> BadInput:
+        return BadInput(f"there are {given} values for the {self._head.commit_object.rows} rows of {self._head.name}")
+
+    def _called(self, span: Span, group: Any) -> pa.Array:
+        assert self._function is not None
+        head, arrays = self._head, []
+        for field in self._inputs:
+            parts = group.columns[head.schema.get_field_index(field.name)]
+            stored = read_column(head.store, parts, field, span.start, f"{head.name}@{head.ref}")
+            arrays.append(resolve(head.store, stored, field.type))
+        made = _as_array(self._function(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._inputs))))
+        if len(made) != span.child.rows:
+            raise BadInput(f"the function returned {len(made)} values for {span.child.rows} rows")
+        return made
+
+
+def _as_array(values: Any) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    try:
+        return values if isinstance(values, pa.Array) else pa.array(values)
+    except (pa.ArrowException, TypeError) as error:
+        raise BadInput(f"these values are no column: {error}") from None
+
+
+def _arrays(values: Any) -> Iterator[pa.Array]:
+    if isinstance(values, Source):
+        values = values.batches()
+    if isinstance(values, pa.ChunkedArray):
+        yield from values.chunks
+    elif isinstance(values, (pa.Table, pa.RecordBatch)):
+        yield from _arrays(_only(values))
+    elif isinstance(values, (pa.Array, np.ndarray, list, tuple)):
+        yield _as_array(values)
+    elif hasattr(values, "__iter__"):
+        for batch in values:
+            yield from _arrays(_only(batch) if isinstance(batch, pa.RecordBatch) else batch)
+    else:
+        raise BadInput(f"values of type {type(values).__name__} are no column")
+
+
+def _only(table: Any) -> Any:
+    if table.num_columns != 1:
+        raise BadInput(f"a table with one column is needed, this one has {', '.join(table.schema.names)}; select one")
+    return table.column(0)
+
+
+def _index(head: Dataset, name: str) -> int:
+    at = head.schema.get_field_index(name)
+    if at < 0:
+        raise SchemaError(f"{head.name}@{head.ref} has no column {name!r}; it has {', '.join(head.schema.names)}")
+    return int(at)
+
+
+def _refuse_identity(head: Dataset, name: str, what: str) -> None:
+    if name in head.identity:
+        raise SchemaError(
+            f"column {name!r} identifies the rows of {head.name} and cannot be {what}; import the table anew with another --key"
+        )
+
+
+def _reader(head: Dataset) -> TreeReader:
+    commit = head.commit_object
+    assert commit.root is not None
+    return TreeReader(head.store, commit.root, commit.rows, f"{head.name}@{head.ref}")
+
+
+def _groups(head: Dataset) -> Iterator[tuple[Span, RowGroup]]:
+    commit = head.commit_object
+    if commit.root is None:
+        return
+    reader, row = _reader(head), 0
+    while row < commit.rows:
+        span, group = reader.node(0, row)
+        assert isinstance(group, RowGroup)
+        yield span, group
+        row = span.end
+
+
+def _each_group(head: Dataset, edit: Callable[[Span, RowGroup], tuple[_Parts, ...]]) -> Tree:
+    """The tree with other columns in each row group; rows stay where they are."""
+    made = []
+    for span, group in _groups(head):
+        made.append(put_row_group(head.store, RowGroup(group.rows, edit(span, group)), span.child.key))
+    return put_levels(head.store, made)
+
+
+def _same_tree(head: Dataset) -> Tree:
+    commit = head.commit_object
+    return Tree(commit.root, commit.rows, commit.plain_bytes)
+
+
+def _changed(head: Dataset, tree: Tree, schema: pa.Schema, said: str) -> Changed:
+    return Changed(tree, schema, head.identity, said, {"operation": said})
+
+
+def _filled(
+    head: Dataset, schema: pa.Schema, index: int, feed: _Feed, replace: bool, said: str, progress: Progress
+) -> Changed:
+    """The column at `index` of `schema` filled by `feed`, beside the others or in the place of the old one."""
+    schema_to_json(schema)
+    alone = pa.schema([schema.field(index)])
+
+    def edit(span: Span, group: RowGroup) -> tuple[_Parts, ...]:
+        values = feed.take(span, group)
+        batch = fit_batch(pa.RecordBatch.from_arrays([values], alone.names), alone, span.start)
+        check_rows(alone, batch, span.start)
+        (column,) = stored_columns(head.store, alone, batch, span.start)
+        parts = column_parts(head.store, alone.field(0), column)
+        progress(span.end)
+        return (*group.columns[:index], parts, *group.columns[index + replace :])
+
+    tree = _each_group(head, edit)
+    feed.finish()
+    check_unique(head, tree, schema)
+    return _changed(head, tree, schema, said)
+
+
+def _cast_field(
+    old: pa.Field, data_type: pa.DataType | None, metadata: Mapping[str, str | None] | None, nullable: bool | None
+) -> pa.Field:
+    kept = {key.decode(): value.decode() for key, value in (old.metadata or {}).items()}
+    for key, value in (metadata or {}).items():
+        if value is None:
+            kept.pop(key, None)
+        else:
+            kept[key] = value
+    nullable = old.nullable if nullable is None else nullable
+    return pa.field(old.name, data_type if data_type is not None else old.type, nullable, kept or None)
+
+
+def _page_settings(field: pa.Field) -> tuple[Any, ...]:
+    """What the pages of a column depend on, beside its values."""
+    metadata = field.metadata or {}
+    return field.type, metadata.get(INLINE_BYTES), metadata.get(PART_BYTES)
+
+
+def _require_no_nulls(head: Dataset, index: int) -> None:
+    for span, group in _groups(head):
+        if any(part.nulls for part in group.columns[index]):
+            name = head.schema.names[index]
+            raise SchemaError(f"column {name!r} has nulls in rows {span.start}-{span.end - 1}; fill them in first")
+
+
+def _cast(head: Dataset, stored: Column, old: pa.Field, new: pa.Field, first_row: int) -> Column:
+    if _page_settings(old)[1:] == _page_settings(new)[1:] and is_variable(old.type) and is_variable(new.type):
+        # What stands elsewhere stays there; only bytes that become text have to be looked at.
+        if stored.references is None:
+            return Column(_cast_array(stored.values, new, first_row))
+        if as_binary(new.type) == new.type or as_binary(old.type) != old.type:
+            return Column(stored.values.cast(as_binary(new.type)), stored.references)
+    values = _cast_array(resolve(head.store, stored, old.type), new, first_row)
+    alone = pa.schema([new])
+    return stored_columns(head.store, alone, pa.RecordBatch.from_arrays([values], schema=alone), first_row)[0]
+
+
+def _cast_array(values: pa.Array, new: pa.Field, first_row: int) -> pa.Array:
+    return fit_batch(pa.RecordBatch.from_arrays([values], [new.name]), pa.schema([new]), first_row).column(0)
