@@ -227,7 +227,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     """All figures."""
     folder = Path(arguments.folder)
     values = 2_000 if arguments.quick else 10_000
-    pages = 1_024 if arguments.quick else 6_144
+    pages = 2_048 if arguments.quick else 6_144
     figures = []
     for name, count, size, order in (
         ("values", values, VALUE_BYTES, value_epoch),

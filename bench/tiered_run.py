@@ -169,7 +169,17 @@ class Run:
         return None
 
     def epoch(self) -> None:
-        """One epoch, through an outage of the server."""
+        """One epoch, through an outage of the server; torch on one thread, because the server and the reading need the cores."""
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            self._epoch()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _epoch(self) -> None:
         begin = time.perf_counter()
         with self.store() as store:
             loader = self.loader(store)

@@ -289,6 +289,13 @@ READS_FILE_BYTES_MAX = 16 * MIB
 READS_SAVE_BYTES = 64 * MIB
 READS_SAVE_S = 10.0
 
+# -- remotes -------------------------------------------------------------------------------------------------------
+REMOTES_MAX = 64  # remembered by one store
+REMOTE_URL_CHARS_MAX = 2_000
+TRANSFER_BATCH_CHUNKS = 8_192  # looked up, and read in the order in which the source keeps them, at a time
+TRANSFER_COMMITS_BYTES = 64 * MIB  # of commits that are not read a second time: about 30,000 with a small schema
+TRANSFER_TRIES = 3  # of a copy of which garbage collection took something meanwhile
+
 # -- block volumes -------------------------------------------------------------------------------------------------
 # Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX
 # fits. A header block (4 KiB) for each unit is 0.4 % of the volume.

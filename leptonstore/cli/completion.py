@@ -11,6 +11,7 @@ from leptonstore.cli.runtime import store_url
 from leptonstore.errors import LeptonError
 
 _VARIABLE = "_LEPTON_COMPLETE"  # click's: what the script asks us by
+_VERSIONS = ("name", "names", "dataset", "model", "before", "after")  # arguments of commands that name versions
 
 
 @click.command("completion")
@@ -31,20 +32,34 @@ def command(shell: str) -> None:
     click.echo(kind(lepton, {}, "lepton", _VARIABLE).source())
 
 
-def complete_version(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of datasets and, after an @, their branches and tags. Nothing where the store needs a secret, or more than a moment."""
-    from leptonstore.store import Store
-    from leptonstore.store.log import Log
+class _Version(click.ParamType):
+    """A NAME, for a shell that asks: datasets and the like and, after an @, their branches and tags."""
 
-    url = store_url(context.params.get("store"))
-    if "://" in url or not os.path.isdir(url):
-        return []
-    try:
-        tier, config = Store.read_config(url)
-        if config.encryption is not None:
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Nothing where the store needs a secret, or is further away than a directory."""
+        from leptonstore.store import Store
+        from leptonstore.store.log import Log
+
+        url = store_url(ctx.params.get("store"))
+        if "://" in url or not os.path.isdir(url):
             return []
-        refs = [name.split("/", 2) for name in Log(tier, url).load().refs]
-    except (LeptonError, OSError):
-        return []
-    names = {name for _, name, _ in refs} | {f"{name}@{branch}" for _, name, branch in refs if "@" in incomplete}
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+        try:
+            tier, config = Store.read_config(url)
+            if config.encryption is not None:
+                return []
+            refs = [name.split("/", 2) for name in Log(tier, url).load().refs]
+        except (LeptonError, OSError):
+            return []
+        names = {name for _, name, _ in refs} | {f"{name}@{branch}" for _, name, branch in refs if "@" in incomplete}
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def offer_names(command: click.Command) -> None:
+    """Let the arguments of a command that stand for a version be completed; does nothing unless a shell asks."""
+    if _VARIABLE not in os.environ:
+        return
+    for param in command.params:
+        if isinstance(param, click.Argument) and param.name in _VERSIONS:
+            param.type = _Version()

@@ -7,13 +7,16 @@ refs        names of versions        dataset     Dataset: read a version        
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
-pages       decoded pages, kept  rows        ds[i]                                scan, predicate        filters and columns
-filesystem  lepton:// for fsspec, over mounted (a version as a directory) and parquet_view (Parquet that is nowhere stored)
-arrow_dataset  for DuckDB, polars, pandas                                         sql, notebook          queries; what notebooks show
+pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
+rows        ds[i]                        scan        from end to end                     predicate, filtering   filters and columns
+filesystem  lepton:// for fsspec: a version is a directory (mounted), of Parquet that is nowhere stored (parquet_view)
+arrow_dataset  for DuckDB, polars, pandas            sql         queries                 notebook               what notebooks show
+exchange    push, pull and clone
 """
 
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, DiffStat, RowChange
+from leptonstore.dataset.exchange import Exchange, clone, pull, push
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
 from leptonstore.dataset.source import Source
@@ -25,12 +28,16 @@ __all__ = [
     "DatasetStats",
     "Diff",
     "DiffStat",
+    "Exchange",
     "FileTable",
     "RefInfo",
     "RowChange",
     "Source",
+    "clone",
     "delete_ref",
     "list_refs",
+    "pull",
+    "push",
     "write_dataset",
     "write_files",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
+from leptonstore.codec import Encoded
 from leptonstore.crypto import SealedDocuments
-from leptonstore.digest import Buffer, Digest, digest_of
+from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
 from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
@@ -327,7 +328,7 @@ class Store:
             return data
         pieces = lpk.parse_chunk_list(data)
         out = bytearray()
-        parts = together.get_many(self, [piece for piece, _ in pieces.pieces], self._piece)
+        parts = self.get_pieces([piece for piece, _ in pieces.pieces])
         for (piece, length), part in zip(pieces.pieces, parts, strict=True):
             if len(part) != length:
                 raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
@@ -402,6 +403,10 @@ class Store:
             raise ChunkCorrupt(digest.hex(), "-", f"it has {len(data)} bytes where {len(out)} belong")
         out[:] = data
 
+    def get_pieces(self, pieces: Sequence[Digest]) -> Iterator[bytes]:
+        """`get_many` of the pieces of a large value, none of which may be a large value itself."""
+        return together.get_many(self, pieces, self._piece)
+
     def pieces(self, digest: Digest) -> tuple[tuple[Digest, int], ...] | None:
         """The pieces (digest and length) of a large value, None for one that is a single chunk.
 
@@ -435,6 +440,26 @@ class Store:
         pieces = [(self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)]
         self.put_chunk_list(digest, pieces, content)
         return digest
+
+    def put_checked(
+        self,
+        digest: Digest,
+        data: Buffer,
+        content: int = lpk.CONTENT_DATA,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
+    ) -> None:
+        """`put` of bytes that were just checked against their digest: they are not hashed again.
+
+        encoded: what they become, without a dictionary, when a store with the same settings has it: they are not compressed again.
+        """
+        view = memoryview(data).cast("B")
+        if len(view) > self.config.chunks.cut_above:
+            self.put(view, content, plane_width=plane_width)
+        elif not self._found(digest):
+            with self._lock:
+                self.put_bytes += len(view)
+            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width=plane_width, encoded=encoded)
 
     def put_piece(
         self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0
@@ -489,15 +514,24 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
-    def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]], author: str = "") -> None:
+    def publish(
+        self,
+        action: str,
+        decide: Callable[[LogState], tuple[RefUpdate, ...]],
+        author: str = "",
+        ends: Set[str] = frozenset(),
+    ) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
+
+        ends: commits (hex) at which history ends, because what came before them was not put: the entry says that it is forgotten,
+        except of those that a ref protects by then.
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
         still be read. author: who the log says it was. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more);
         then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish(), author)
+        self._publish(action, decide, self._writer.finish(), author, ends)
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
@@ -509,15 +543,16 @@ class Store:
         decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
         round: int | None,
         author: str = "",
+        ends: Set[str] = frozenset(),
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author)
+                    self._append_work(action, decide, round, checked, author, ends)
                 return
             except fences.Fenced as fenced:
-                checked = fences.revalidate(self, fenced.commits)
+                checked = fences.revalidate(self, fenced.commits, ends)
             if round is not None:
                 round = self._writer.finish()
 
@@ -527,7 +562,8 @@ class Store:
         decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
         round: int | None,
         checked: fences.Checked | None,
-        author: str = "",
+        author: str,
+        ends: Set[str],
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -541,11 +577,12 @@ class Store:
             updates = decide(state) if callable(decide) else ()
             for update in updates:
                 require_ref(state, update)
-            doubtful = fences.doubtful(self, state, updates)
+            doubtful = fences.doubtful(self, state, updates, ends)
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
-            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), author=author)
+            cut = self._unprotected(state, ends) if ends else ()
+            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), forgotten=cut, author=author)
             require_quota(state, proposal)
             return proposal
 
@@ -556,6 +593,12 @@ class Store:
             raise
         self._sync_index()
         self._writer.published(set(sealed), round, bool(updates))
+
+    def _unprotected(self, state: LogState, commits: Set[str]) -> tuple[str, ...]:
+        """Those of `commits` that no ref protects. Of one that is in no listed pack that is known without reading history."""
+        self._sync_index()
+        there = {commit for commit in commits if self.locate(parse_hex(commit)) is not None}
+        return tuple(commits - fences.protected_by_refs(self, state, there) - state.forgotten)
 
     def _sweep(self) -> None:
         """Under the lock: remove the files of packs that a failure made us forget, so that a full disk is not fuller for them."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
     """`get` (which is the store's, for one chunk) of each, in order. Memory: twice READ_TOGETHER_BYTES. Raises what `get` raises."""
     places = store.locate_many(digests)
-    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
+    for digest, place, data in zip(digests, places, records(store, places), strict=True):
         if place is not None and data is not None:
             try:
                 yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
@@ -53,7 +53,7 @@ class Found:
 
     def begin(self) -> None:
         """On a tier that reads many at once, the first requests are under way when this returns."""
-        self._records = _records(self._store, self._places)
+        self._records = records(self._store, self._places)
 
     def read_into(self, parts: Sequence[memoryview]) -> None:
         """Each into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
@@ -71,9 +71,11 @@ class Found:
             store.read_into(digest, out)
 
 
-def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
-    """The bytes of each record, None of one that cannot be had this way. The first requests are begun now, and while one batch is
-    used, the next is on its way."""
+def records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
+    """The bytes of each record as they are stored, None of one that cannot be had this way.
+
+    The first requests are begun now, and while one batch is used, the next is on its way.
+    """
     batches = _batches(places)
     waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
     for first, end in itertools.islice(batches, 2):
