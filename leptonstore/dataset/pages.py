@@ -11,7 +11,7 @@ decoding it copies nothing, and it is kept only when it holds hardly more than r
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -94,7 +94,33 @@ class Pages:
 
         keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
         """
+        first, last = int(rows[0]), int(rows[-1])
+        if not self._on_host and last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
+            with told_at(f"{self._named} rows {first}-{last} (a tree node)"):
+                leaf = self._leaves.find(first)
+            if last < leaf.end:
+                return self._run(leaf, first, last + 1, fields, keep)
         return self.gather_spread(rows, [self.spread(rows, field) for field in fields], keep)
+
+    def _run(self, leaf: Leaf, first: int, end: int, fields: Sequence[pa.Field], keep: bool) -> list[Column]:
+        """Consecutive rows [first, end) of one row group: slices, without looking where each row is."""
+        layout = self.layout(leaf)
+        wanted: list[list[Stretch]] = []
+        for field in fields:
+            column = self._schema.get_field_index(field.name)
+            starts = layout.starts[column]
+            from_, to = bisect_right(starts, first) - 1, bisect_left(starts, end)
+            units = layout.units[column]
+            wanted.append([Stretch(starts[at], units[at], field) for at in range(from_, to) if units[at][0].rows])
+        columns = iter(self._columns([stretch for some in wanted for stretch in some], keep))
+        out = []
+        for some in wanted:
+            pieces = [
+                (column := next(columns)).slice(max(first - one.first, 0), min(end - one.first, len(column.values)))
+                for one in some
+            ]
+            out.append(column_values.concat(pieces))
+        return out
 
     def gather_spread(
         self, rows: Rows, spread: Sequence[tuple[list[Stretch], Rows]], keep: bool = True
