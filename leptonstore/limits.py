@@ -246,8 +246,33 @@ EXPORT_JOURNAL_BYTES_MAX = 64 * MIB
 PLACE_READ_BYTES = 4 * MIB  # of a file behind a URL that one request asks for
 PLACE_WINDOWS_AHEAD = 4  # such reads that are under way when a file is read from beginning to end: 16 MiB
 
+# -- notebooks -----------------------------------------------------------------------------------------------------
+HTML_ROWS_MAX = 5  # of a dataset, or 20 files or refs: what is shown without being asked for must be read in an instant
+HTML_COLUMNS_MAX = 16
+HTML_LINES_MAX = 20
+HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five of them are decoded in 10 ms
+HTML_IMAGE_PIXELS_MAX = 4 << 20
+HTML_THUMBNAIL_EDGE = 48  # pixels
+
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
+# Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
+FILTER_FLOATS_MAX = 4
+SCAN_GROUPS_BATCH = 256  # row groups whose nodes a filter reads, together, before their pages are
+PARQUET_SLOTS_BYTES = 64 * MIB  # encoded pages that an open Parquet view keeps: what a reader asks for in pieces
+PARQUET_GROUPS_MAX = (
+    256  # row groups of one Parquet view, about 10^6 rows: its footer has 100 bytes for each of them and column
+)
+PARQUET_TAIL_BYTES = 64 * KIB  # that readers of Parquet (Arrow, polars) read of a file's end to find its footer
+PARQUET_VIEWS_BYTES = 256 * MIB  # footers and places of pages of the Parquet views of a version that are kept
+MOUNTS_MAX = 16  # versions that one lepton:// filesystem keeps open
+FILE_PIECES_BYTES = 32 * MIB  # pieces of one open large file that are kept, about as many MiB as pieces
+SQL_BATCH_ROWS = 65_536  # rows of a query's result that are handed over at a time
+SELECTION_ROWS_BATCH = 65_536  # rows of a selection whose row groups are looked up at a time: 1 MiB
+# A column of a row group is read as a whole up to this size: four pages cost a read of one row about what one does, and save each
+# batch the joining of pieces. One page is never cut.
+COLUMN_WHOLE_BYTES_MAX = 256 * KIB
+NODE_CACHE_BYTES = 64 * MIB  # nodes of a version that are kept parsed: those of about 10^5 row groups of ten columns
 PAGE_CACHE_BYTES = 512 * MIB  # decoded pages kept for columns that do not fit an arena
 DIRECTORY_BYTES = 512  # of such a page besides its rows: its head, and what aligns its buffers
 DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes, with its offset and its bit at most 49

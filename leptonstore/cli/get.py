@@ -37,7 +37,7 @@ def command(name: str, row: int, store: str | None, column: str | None, output: 
         dataset = Dataset.open(opened, name)
         if not -len(dataset) <= row < len(dataset):
             raise BadInput(f"row {row}: {name} has {len(dataset)} rows")
-        dataset._fields([column] if column else None)  # an unknown column is named before anything is read
+        dataset.fields([column] if column else None)  # an unknown column is named before anything is read
         found: dict[str, Any] = dataset[row]
         values = {column: found[column]} if column else found
         if output and column:

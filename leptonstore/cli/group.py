@@ -32,6 +32,8 @@ SUMMARIES = {
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
     "export": "Write a version out in the formats that other tools read.",
+    "head": "Print the first rows of a dataset.",
+    "sql": "Query datasets with SQL.",
     "checkout": "Write a version out: another name of export.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",

@@ -9,6 +9,9 @@ graph       what came before         reflog      what the log remembers         
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
+rows        ds[i]                        scan        from end to end                     predicate, filtering   filters and columns
+filesystem  lepton:// for fsspec: a version is a directory (mounted), of Parquet that is nowhere stored (parquet_view)
+arrow_dataset  for DuckDB, polars, pandas            sql         queries                 notebook               what notebooks show
 exchange    push, pull and clone
 places      paths and URLs               plain       values as JSON says them     *_format               foreign formats, both ways
 """

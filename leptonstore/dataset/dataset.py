@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from leptonstore import limits
 from leptonstore.cache import HotCache
@@ -23,12 +25,14 @@ from leptonstore.dataset.cached import CacheLink
 from leptonstore.dataset.editing import Editing
 from leptonstore.dataset.groups import told_at
 from leptonstore.dataset.history import History
-from leptonstore.dataset.pages import Pages, Rows
+from leptonstore.dataset.optional import require_module
+from leptonstore.dataset.pages import Pages
 from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.rows import RowReader
 from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
-from leptonstore.dataset.tree import Leaves
+from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
@@ -36,7 +40,12 @@ from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
 from leptonstore.tiers.chunks import ChunkFinder
 
+if TYPE_CHECKING:
+    from leptonstore.dataset.arrow_dataset import ArrowDataset
+    from leptonstore.dataset.predicate import Predicate
+
 SPLIT_COLUMN = "split"
+_NAMED_COLUMNS = 12  # in __repr__
 
 
 class Dataset(Editing, History):
@@ -67,6 +76,7 @@ class Dataset(Editing, History):
         self._chunks: ChunkFinder | None = None
         self._leaves: Leaves | None = None
         self._pages: Pages | None = None
+        self._rows: RowReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("name", "ref", "commit", "selection", "cache", "_url", "_secret_source")
@@ -143,7 +153,17 @@ class Dataset(Editing, History):
         return self.commit_object.rows if self.selection is None else len(self.selection)
 
     def __repr__(self) -> str:
-        return f"<Dataset {self.name}@{self.ref} {self.commit[:12]}: {len(self)} rows, {', '.join(self.column_names)}>"
+        names = self.column_names
+        more = f" and {len(names) - _NAMED_COLUMNS} more columns" if len(names) > _NAMED_COLUMNS else ""
+        selected = "" if self.selection is None else f" of {self.commit_object.rows:,}"
+        listed = ", ".join(names[:_NAMED_COLUMNS])
+        return f"<Dataset {self.label} {self.commit[:12]}: {len(self):,}{selected} rows, {listed}{more}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first rows."""
+        from leptonstore.dataset.notebook import dataset_html
+
+        return dataset_html(self)
 
     def at(self, ref: str, commit: str) -> Dataset:
         """Another version of this dataset: commit (hex), under the name `ref`."""
@@ -154,7 +174,8 @@ class Dataset(Editing, History):
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
         """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
         view = self._view(self._base_rows(np.asarray(rows, np.int64)), self.cache)
-        view._chunks, view._leaves, view._pages = self._chunks, self._leaves, self._pages
+        view._chunks, view._leaves = self._chunks, self.leaves
+        view._pages, view._rows = self.pages, self._row_reader
         return view
 
     def _view(self, selection: Rows | None, cache: CacheLink | None) -> Dataset:
@@ -202,7 +223,8 @@ class Dataset(Editing, History):
             raise BadInput(f"row out of range: {self.name}@{self.ref} has {count} rows")
         return rows if self.selection is None else self.selection[rows]
 
-    def _fields(self, columns: Sequence[str] | None) -> list[pa.Field]:
+    def fields(self, columns: Sequence[str] | None) -> list[pa.Field]:
+        """The fields of some columns, in the order given; of all for None. Raises SchemaError, naming the columns that there are."""
         if columns is None:
             return list(self.schema)
         unknown = [name for name in columns if name not in self.schema.names]
@@ -211,22 +233,51 @@ class Dataset(Editing, History):
         return [self.schema.field(name) for name in columns]
 
     @property
+    def label(self) -> str:
+        """NAME@REF, as messages call it."""
+        return f"{self.name}@{self.ref}"
+
+    @property
     def leaves(self) -> Leaves:
-        """The row groups. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        """The row groups; nodes are read as they are needed. Raises FormatDamaged."""
         if self._leaves is None:
             commit = self.commit_object
-            try:
-                self._leaves = Leaves(self.chunks, commit.root, commit.rows)
-            except ChunkCorrupt as error:
-                raise error.at(f"{self.name}@{self.ref} rows 0-{commit.rows - 1} (a tree node)") from None
+            self._leaves = Leaves(self.chunks, commit.root, commit.rows)
         return self._leaves
+
+    @property
+    def _row_reader(self) -> RowReader:
+        if self._rows is None:
+            self._rows = RowReader(self.chunks, self.schema, self.leaves, self.pages, self.label)
+        return self._rows
+
+    def spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+        """(position of the first row in this view, row group, its rows in this view's order or None for all)."""
+        spans = self._spans()
+        while True:
+            with told_at(f"{self.label} rows 0-{self.commit_object.rows - 1} (a tree node)"):
+                span = next(spans, None)
+            if span is None:
+                return
+            yield span
+
+    def _spans(self) -> Iterator[tuple[int, Leaf, Rows | None]]:
+        if self.selection is None:
+            for leaf in self.leaves.spans():
+                yield leaf.first, leaf, None
+            return
+        for start in range(0, len(self.selection), limits.SELECTION_ROWS_BATCH):
+            rows = self.selection[start : start + limits.SELECTION_ROWS_BATCH]
+            found, numbers = self.leaves.locate(rows)
+            cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
+            for one, other in pairwise(cuts):
+                yield start + one, found[int(numbers[one])], rows[one:other]
 
     @property
     def pages(self) -> Pages:
         """The pages of the version. Raises as `leaves` does."""
         if self._pages is None:
-            named = f"{self.name}@{self.ref}"
-            self._pages = Pages(self.chunks, self.leaves, self.schema, named, on_host=self.cache is not None)
+            self._pages = Pages(self.chunks, self.leaves, self.schema, self.label, on_host=self.cache is not None)
         return self._pages
 
     def ask(self, columns: list[Column], fields: list[pa.Field], base_rows: Rows) -> Asked:
@@ -253,18 +304,68 @@ class Dataset(Editing, History):
 
         A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
         """
-        fields = self._fields(columns)
+        fields = self.fields(columns)
         rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
         return scan(self, fields, rows)
 
-    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole view as a table in memory."""
-        batches = [batch for _, batch in self.iter_batches(columns)]
-        return pa.Table.from_batches(batches, pa.schema(self._fields(columns)))
+    def scan(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | Predicate | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of the rows that `filter` (a pyarrow.compute expression) is true for, in this view's order; none is empty.
+
+        Row groups whose bounds say no are not read; of the others, the filter's columns, and of the rest what holds rows that fit
+        (scan.py). Raises SchemaError (columns), BadInput (the filter).
+        """
+        fields = self.fields(columns)
+        if filter is None:
+            yield from (batch for _, batch in self.iter_batches(columns))
+            return
+        for _, batch in _scan(self, filter, fields):
+            yield batch
+
+    def count(self, expression: pc.Expression) -> int:
+        """How many rows `expression` is true for. Raises BadInput."""
+        return sum(len(positions) for positions, _ in _scan(self, expression, None))
+
+    def filter(self, expression: pc.Expression) -> Dataset:
+        """A view of the rows that `expression` is true for. Reads the columns that it names, now. Raises BadInput."""
+        found = [positions for positions, _ in _scan(self, expression, None)]
+        return self.select(np.concatenate(found) if found else [])
+
+    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+        """The view (or what `filter` is true for, as in `scan`) as a table in memory."""
+        return pa.Table.from_batches(list(self.scan(columns, filter)), pa.schema(self.fields(columns)))
+
+    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+        """`to_arrow` as a DataFrame; a tensor becomes a flat list. Raises MissingExtra without pandas."""
+        require_module("to_pandas", "pandas", "pandas")
+        return self.to_arrow(columns, filter).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+        """`to_arrow` as a DataFrame of polars; Raises MissingExtra without polars."""
+        polars = require_module("to_polars", "polars", "polars")
+        return polars.from_arrow(self.to_arrow(columns, filter))
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The view as a stream of batches, for what reads Arrow's C interface: pyarrow.table(ds), polars.from_arrow(ds)."""
+        return pa.RecordBatchReader.from_batches(self.schema, self.scan()).__arrow_c_stream__(requested_schema)
+
+    def to_pyarrow_dataset(self, widen: bool = False) -> ArrowDataset:
+        """A pyarrow.dataset.Dataset over this view, which DuckDB, polars and pandas read with filters and columns pushed down.
+
+        widen: show float16 columns as float32, for engines that have no float16 (DuckDB).
+        """
+        from leptonstore.dataset.arrow_dataset import ArrowDataset
+
+        return ArrowDataset(self, widen=widen)
+
+    def read_rows(self, rows: Rows, fields: list[pa.Field]) -> pa.RecordBatch:
+        """Rows of the version, at least one, in the order given. Raises ChunkMissing or ChunkCorrupt."""
+        return self.ask(self.pages.gather(rows, fields) if fields else [], fields, rows).batch()
 
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order asked for; what they need is read together, and once. Raises BadInput for rows out of range."""
-        fields = self._fields(columns)
+        fields = self.fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
         step = limits.ROW_GROUP_ROWS_MAX
         ascending = len(base) > step and bool((base[1:] >= base[:-1]).all())
@@ -275,7 +376,7 @@ class Dataset(Editing, History):
 
     def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
         """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
-        fields = self._fields(names)
+        fields = self.fields(names)
         starts = self.leaves.starts
         if self.selection is None:
             for index in range(len(starts) - 1):
@@ -295,7 +396,7 @@ class Dataset(Editing, History):
 
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
-        field = self._fields([name])[0]
+        field = self.fields([name])[0]
         base = self._base_rows(np.asarray(rows, np.int64))
         if not len(base):
             return Column(pa.array([], field.type))
@@ -305,18 +406,23 @@ class Dataset(Editing, History):
         """`ds[i]`: a dict of Python and numpy values. `ds[a:b]`: a table. Raises IndexError past the end."""
         if isinstance(key, slice):
             return self.take(np.arange(*key.indices(len(self)), dtype=np.int64))
-        if not -len(self) <= key < len(self):
-            raise IndexError(f"row {key}: {self.name}@{self.ref} has {len(self)} rows")
-        return self.__getitems__([key])[0]
+        rows = len(self)
+        if not -rows <= key < rows:
+            raise IndexError(f"row {key}: {self.label} has {rows} rows")
+        row = key + rows if key < 0 else key
+        return self._row_reader.one(row if self.selection is None else int(self.selection[row]))
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """Several rows as dicts; torch's DataLoader calls this once a batch."""
-        table = self.take(rows)
-        columns = {
-            field.name: python_values(chunked, field)
-            for field, chunked in zip(table.schema, table.columns, strict=True)
-        }
-        return [{name: column[at] for name, column in columns.items()} for at in range(len(rows))]
+        base = self._base_rows(np.asarray(rows, np.int64))
+        return self._row_reader.many(base.tolist())
+
+    def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The first rows as dicts, as `ds[i]` gives them, of some columns. Raises SchemaError."""
+        names = [field.name for field in self.fields(columns)]
+        count = min(rows, len(self))
+        base = np.arange(count, dtype=np.int64) if self.selection is None else self.selection[:count]
+        return self._row_reader.many(base.tolist(), names)
 
     def stats(self) -> DatasetStats:
         """Sizes of the whole version (also for a view). Raises ChunkMissing or ChunkCorrupt."""
@@ -326,9 +432,11 @@ class Dataset(Editing, History):
         )
 
 
-def python_values(chunked: pa.ChunkedArray, field: pa.Field) -> Sequence[Any]:
-    """Values for people and for torch: numpy arrays for tensors, Python values for the rest."""
-    if isinstance(field.type, pa.FixedShapeTensorType) and chunked.null_count == 0:
-        column = column_values.concat([Column(chunk) for chunk in chunked.chunks]) if chunked.num_chunks else None
-        return [] if column is None else list(column.values.to_numpy_ndarray())
-    return list(chunked.to_pylist())
+def _scan(
+    ds: Dataset, filter: pc.Expression | Predicate, fields: list[pa.Field] | None
+) -> Iterator[tuple[Rows, pa.RecordBatch | None]]:
+    # Imported where it is needed: pyarrow.dataset loads pandas where there is one, which takes 0.2 s.
+    from leptonstore.dataset.filtering import filtered
+    from leptonstore.dataset.predicate import Predicate
+
+    return filtered(ds, filter if isinstance(filter, Predicate) else Predicate(filter, ds.schema), fields)

@@ -42,6 +42,15 @@ class FileTable:
         """What it was made from."""
         return self.table.commit_object.lineage
 
+    def __repr__(self) -> str:
+        return f"<FileTable {self.table.label} {self.commit[:12]}: {len(self._rows):,} files>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first files."""
+        from leptonstore.dataset.notebook import files_html
+
+        return files_html(self)
+
     def paths(self) -> list[str]:
         """Paths of all files, in the order they were written."""
         return list(self._rows)

@@ -181,10 +181,15 @@ def told_at(where: str) -> Iterator[None]:
     """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
     try:
         yield
-    except ChunkCorrupt as error:
-        raise error.at(where) from None
-    except ChunkMissing as error:
-        raise ChunkMissing(error.digest, where) from None
+    except (ChunkCorrupt, ChunkMissing) as error:
+        raise told(error, where) from None
+
+
+def told(error: ChunkCorrupt | ChunkMissing, where: str) -> ChunkCorrupt | ChunkMissing:
+    """The error, with the place in the dataset."""
+    if error.where:
+        return error  # what stands nearer to it knows better
+    return error.at(where) if isinstance(error, ChunkCorrupt) else ChunkMissing(error.digest, where)
 
 
 def plane_width(data_type: pa.DataType) -> int:

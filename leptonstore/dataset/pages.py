@@ -2,17 +2,20 @@
 
     rows -> row groups (nodes) -> parts -> pages: kept, or read, all that one call needs together -> values in the order asked
 
-What is read and kept as one thing is a `Stretch` of a column: all parts of a row group, decoded and kept up to PAGE_CACHE_BYTES, so that
-rows in random order are one gather for each row group. Where the reader is the hot cache of the host it is one part, of which many are
-in a row group: decoding it copies nothing, and it is kept only when it holds hardly more than references (`is_directory`).
+What is read and kept as one thing is a `Stretch` of a column: all parts of a row group where they have at most COLUMN_WHOLE_BYTES_MAX,
+decoded and kept up to PAGE_CACHE_BYTES, so that rows in random order are one gather for each row group; of longer columns one part, so
+that a row of a long text does not read those of the whole row group. Where the reader is the hot cache of the host it is one part, too:
+decoding it copies nothing, and it is kept only when it holds hardly more than references (`is_directory`).
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +23,14 @@ import pyarrow as pa
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.groups import told_at
-from leptonstore.dataset.tree import Leaves
+from leptonstore.dataset.kept import Kept
+from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
 from leptonstore.digest import Buffer
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.node import Part, RowGroup
 from leptonstore.format.page import decode_page
 from leptonstore.tiers.chunks import ChunkReader
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def is_directory(part: Part) -> bool:
@@ -56,6 +58,15 @@ class Stretch(NamedTuple):
         return all(map(is_directory, self.parts))
 
 
+class Layout(NamedTuple):
+    """A row group's node and, of each column, what is read as one: the parts, and the row of the version that they begin with."""
+
+    group: RowGroup
+    starts: list[list[int]]
+    units: list[list[tuple[Part, ...]]]
+
+
+_PART_MEMORY = 200  # bytes of a part's places in a layout
 Key = tuple[int, str]  # of a stretch: its first row, its column
 
 
@@ -63,6 +74,7 @@ class Pages:
     """The pages of one version. Any thread.
 
     named:   the version, as errors call it.
+    reads:   pages that were read and decoded so far, not those that were kept.
     on_host: the reader keeps what it gives for all processes of the host; then what is returned here is a copy of it.
     """
 
@@ -73,14 +85,42 @@ class Pages:
         self._stretches: dict[tuple[int, int], tuple[Rows, list[Stretch]]] = {}
         self._kept: OrderedDict[Key, Column] = OrderedDict()
         self._kept_bytes = 0
+        self._layouts: Kept[Layout] = Kept(limits.NODE_CACHE_BYTES)
         self._lock = threading.Lock()
+        self.reads = 0
 
     def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True) -> list[Column]:
         """The values of some rows of the version, as the pages keep them, in the order asked; at least one row.
 
         keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
         """
+        first, last = int(rows[0]), int(rows[-1])
+        if not self._on_host and last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
+            with told_at(f"{self._named} rows {first}-{last} (a tree node)"):
+                leaf = self._leaves.find(first)
+            if last < leaf.end:
+                return self._run(leaf, first, last + 1, fields, keep)
         return self.gather_spread(rows, [self.spread(rows, field) for field in fields], keep)
+
+    def _run(self, leaf: Leaf, first: int, end: int, fields: Sequence[pa.Field], keep: bool) -> list[Column]:
+        """Consecutive rows [first, end) of one row group: slices, without looking where each row is."""
+        layout = self.layout(leaf)
+        wanted: list[list[Stretch]] = []
+        for field in fields:
+            column = self._schema.get_field_index(field.name)
+            starts = layout.starts[column]
+            from_, to = bisect_right(starts, first) - 1, bisect_left(starts, end)
+            units = layout.units[column]
+            wanted.append([Stretch(starts[at], units[at], field) for at in range(from_, to) if units[at][0].rows])
+        columns = iter(self._columns([stretch for some in wanted for stretch in some], keep))
+        out = []
+        for some in wanted:
+            pieces = [
+                (column := next(columns)).slice(max(first - one.first, 0), min(end - one.first, len(column.values)))
+                for one in some
+            ]
+            out.append(column_values.concat(pieces))
+        return out
 
     def gather_spread(
         self, rows: Rows, spread: Sequence[tuple[list[Stretch], Rows]], keep: bool = True
@@ -99,6 +139,67 @@ class Pages:
         firsts = np.concatenate([firsts for firsts, _ in of_groups])
         used, which = np.unique(np.searchsorted(firsts, rows, side="right") - 1, return_inverse=True)
         return [stretches[at] for at in used.tolist()], which
+
+    # -- one row group -------------------------------------------------------------------------------------------
+
+    def groups(self, leaves: Sequence[Leaf]) -> list[RowGroup]:
+        """The nodes of row groups, read together. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        stream = self._leaves.read_each(leaves)
+        out = []
+        for leaf in leaves:
+            with told_at(self._node_at(leaf)):
+                group = next(stream)
+            if len(group.columns) != len(self._schema):
+                raise FormatDamaged(f"{self._node_at(leaf)}: {len(group.columns)} columns, not {len(self._schema)}")
+            out.append(group)
+        return out
+
+    def _node_at(self, leaf: Leaf) -> str:
+        return f"{self._named} rows {leaf.first}-{leaf.end - 1} (a tree node)"
+
+    def layout(self, leaf: Leaf) -> Layout:
+        """A row group's node, and how its columns are read."""
+        found = self._layouts.get(leaf.first)
+        if found is None:
+            (group,) = self.groups([leaf])
+            units = [self._units(parts) for parts in group.columns]
+            starts = [
+                list(accumulate((sum(part.rows for part in unit) for unit in column), initial=leaf.first))
+                for column in units
+            ]
+            size = _PART_MEMORY * sum(map(len, group.columns))
+            found = self._layouts.add(leaf.first, Layout(group, starts, units), size)
+        return found
+
+    def _units(self, parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
+        small = len(parts) == 1 or sum(part.page_bytes for part in parts) <= limits.COLUMN_WHOLE_BYTES_MAX
+        return [parts] if small and not self._on_host else [(part,) for part in parts]
+
+    def at(self, layout: Layout, column: int, field: pa.Field, row: int) -> tuple[Column, int]:
+        """(values of the column among which a row of the version is, where in them)."""
+        starts = layout.starts[column]
+        number = 0 if len(starts) == 2 else bisect_right(starts, row) - 1
+        first = starts[number]
+        # Without the lock, which would cost as much as the rest: each of the two calls is atomic, and it may go in between.
+        page = self._kept.get((first, field.name))
+        if page is None:
+            page = self._columns([Stretch(first, layout.units[column][number], field)], True)[0]
+        else:
+            try:  # noqa: SIM105 - a context manager would cost more than the look-up
+                self._kept.move_to_end((first, field.name))
+            except KeyError:
+                pass
+        return page, row - first
+
+    def part(self, leaf: Leaf, column: int, number: int) -> tuple[int, Column]:
+        """(the first row of the version in a part of a column, its values)."""
+        layout, field = self.layout(leaf), self._schema.field(column)
+        parts = layout.group.columns[column]
+        first = leaf.first + sum(part.rows for part in parts[:number])
+        values, at = self.at(layout, column, field, first)
+        return first, values.slice(at, at + parts[number].rows)
+
+    # -- nodes and pages -------------------------------------------------------------------------------------------
 
     def _load(self, groups: list[int]) -> None:
         """Read the nodes that are not known yet."""
@@ -119,8 +220,8 @@ class Pages:
         found = self._stretches.get((index, column))
         if found is None:
             parts, first = self._groups[index].columns[column], int(self._leaves.starts[index])
-            units = [(part,) for part in parts] if self._on_host else [parts]
-            firsts = first + np.cumsum([0, *(unit[0].rows for unit in units[:-1])], dtype=np.int64)
+            units = self._units(parts)
+            firsts = first + np.cumsum([0, *(sum(part.rows for part in unit) for unit in units[:-1])], dtype=np.int64)
             found = firsts, [Stretch(at, unit, field) for at, unit in zip(firsts.tolist(), units, strict=True)]
             self._stretches[index, column] = found
         return found
@@ -154,6 +255,7 @@ class Pages:
                     data = next(pages)
                     pieces.append(self._decoded(bytes(data) if copied else data, part, at, stretch.field))
                     at += part.rows
+                    self.reads += 1
                 yield column_values.concat(pieces)
         except (ChunkCorrupt, ChunkMissing):
             for stretch in missing:

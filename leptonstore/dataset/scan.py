@@ -111,14 +111,14 @@ def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[in
         base = rows[start:end]
         columns = dataset.pages.gather(base, fields)
         at = 0
-        for stop in _slice_ends(columns, len(base)):
+        for stop in slice_ends(columns, len(base)):
             asked = dataset.ask([column.slice(at, stop) for column in columns], fields, base[at:stop])
             asked.begin()
             yield start + at, asked
             at = stop
 
 
-def _slice_ends(columns: list[Column], rows: int) -> list[int]:
+def slice_ends(columns: list[Column], rows: int) -> list[int]:
     """Where a row group is sliced, so that each slice but one of a single row refers to at most SCAN_SLICE_BYTES."""
     sizes = np.zeros(rows, np.int64)
     for column in columns:

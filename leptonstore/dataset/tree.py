@@ -6,22 +6,29 @@ Leaves        all row groups              put_levels    nodes -> the levels abov
 
 from __future__ import annotations
 
+import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from leptonstore import limits
 from leptonstore.dataset.cut import NodeCutter
 from leptonstore.dataset.groups import GroupWriter, stored_columns, told_at
+from leptonstore.dataset.kept import Kept
 from leptonstore.dataset.values import Column
-from leptonstore.digest import Digest
+from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import FormatDamaged
 from leptonstore.format.node import Child, InternalNode, RowGroup, encode_internal, parse_node
 from leptonstore.format.pack import CONTENT_META
 from leptonstore.store import Store
 from leptonstore.tiers.chunks import ChunkReader
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+_PARSED_FACTOR = 8  # what a parsed node takes in memory, beside its bytes
 
 
 class Tree(NamedTuple):
@@ -181,42 +188,185 @@ def _child_at(span: Span, node: InternalNode, row: int) -> Span:
     raise FormatDamaged(f"no tree node lies over row {row}")
 
 
+class Leaf(NamedTuple):
+    """A row group: rows [first, end) of the version, and the digest of its node."""
+
+    first: int
+    end: int
+    digest: Digest
+
+
+class _Internal(NamedTuple):
+    """An internal node as a search needs it: `starts` has one more than there are children, counted from the node's first row."""
+
+    level: int
+    starts: array.array[int]
+    digests: list[Digest]
+
+
 class Leaves:
-    """The row groups of a version in row order, as (first row, digest)."""
+    """The row groups of a version in row order. Nodes are read when a search comes to them, and kept up to NODE_CACHE_BYTES.
+
+    `find` and `locate` read what leads to the rows asked for; `spans` goes through nodes one after another; `starts` and
+    `digests` read every internal node (not the row groups) and keep the result: 60 bytes a row group, 15 MB for 10^9 rows.
+    Any thread. All raise ChunkMissing, ChunkCorrupt or FormatDamaged.
+    """
 
     def __init__(self, chunks: ChunkReader, root: Digest | None, rows: int) -> None:
-        self.digests: list[Digest] = []
-        starts = [0]
-        self._chunks = chunks
-        if root is not None:
-            for child in self._descend(Child(root, rows, 0), None):
-                self.digests.append(child.digest)
-                starts.append(starts[-1] + child.rows)
-        self.starts = np.asarray(starts, np.int64)  # one more than there are leaves: the last is the number of rows
-        if int(self.starts[-1]) != rows:
-            raise FormatDamaged(f"the tree has {self.starts[-1]} rows where its commit says {rows}")
+        self._chunks, self._root, self.rows = chunks, root, rows
+        self._nodes: Kept[_Internal | RowGroup] = Kept(limits.NODE_CACHE_BYTES)
+        self._top: _Internal | RowGroup | None = None
+        self._all: tuple[Rows, list[Digest]] | None = None
+        if (root is None) != (rows == 0):
+            raise FormatDamaged(f"the tree has {'no' if root is None else 'some'} rows where its commit says {rows}")
 
-    def _descend(self, child: Child, level: int | None) -> Iterator[Child]:
-        if level == 0:
-            yield child
-            return
-        node = parse_node(self._chunks.get(child.digest))
-        if isinstance(node, RowGroup):
-            yield child
-            return
-        if level is not None and node.level != level:
-            raise FormatDamaged(f"tree node of level {node.level} where level {level} belongs")
-        for below in node.children:
-            yield from self._descend(below, node.level - 1)
+    # -- one row group -------------------------------------------------------------------------------------------
+
+    def find(self, row: int) -> Leaf:
+        """The row group that holds `row` (0 <= row < rows)."""
+        node, first, digest = self._root_node(), 0, self._root
+        assert digest is not None
+        end = self.rows
+        while isinstance(node, _Internal):
+            at = bisect_right(node.starts, row - first) - 1
+            digest, level = node.digests[at], node.level
+            first, end = first + node.starts[at], first + node.starts[at + 1]
+            if level == 1:
+                break
+            node = self._node(digest, end - first, level - 1)
+        return Leaf(first, end, digest)
+
+    def read(self, leaf: Leaf) -> RowGroup:
+        """A row group's node."""
+        node = self._node(leaf.digest, leaf.end - leaf.first, 0)
+        assert isinstance(node, RowGroup)
+        return node
+
+    def read_each(self, leaves: Sequence[Leaf]) -> Iterator[RowGroup]:
+        """`read` of each; what lies close together on an object store is read together."""
+        missing = list(dict.fromkeys(leaf.digest for leaf in leaves if self._nodes.get(leaf.digest) is None))
+        ahead = set(missing) if len(missing) > 1 else set()
+        stream = self._chunks.get_many(missing) if ahead else iter(())
+        for leaf in leaves:
+            if leaf.digest in ahead:
+                ahead.remove(leaf.digest)
+                self._parsed(leaf.digest, next(stream))
+            yield self.read(leaf)
 
     def group(self, index: int) -> RowGroup:
-        """The row group at `index`. Raises as `groups`."""
-        return next(self.groups([index]))
+        """The row group at `index`."""
+        return self.read(self.at(index))
 
     def groups(self, indices: Sequence[int]) -> Iterator[RowGroup]:
-        """The row groups at `indices`, read together. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
-        for data in self._chunks.get_many([self.digests[index] for index in indices]):
-            node = parse_node(data)
-            if not isinstance(node, RowGroup):
-                raise FormatDamaged("an internal node lies where a row group belongs")
-            yield node
+        """The row groups at `indices`, read together."""
+        return self.read_each([self.at(index) for index in indices])
+
+    def at(self, index: int) -> Leaf:
+        """The row group at `index`, unread."""
+        return Leaf(int(self.starts[index]), int(self.starts[index + 1]), self.digests[index])
+
+    # -- many ----------------------------------------------------------------------------------------------------
+
+    def locate(self, rows: Rows) -> tuple[list[Leaf], Rows]:
+        """(the row groups that hold `rows`, in row order; for each of `rows`, in any order, which of them holds it)."""
+        numbers = np.empty(len(rows), np.int64)
+        found: list[Leaf] = []
+        if len(rows):
+            order = np.argsort(rows, kind="stable")
+            found, counts = self._locate(np.asarray(rows, np.int64)[order])
+            numbers[order] = np.repeat(np.arange(len(found)), counts)
+        return found, numbers
+
+    def _locate(self, rows: Rows) -> tuple[list[Leaf], list[int]]:
+        """The row groups of `rows`, which are sorted, and how many of the rows each has."""
+        assert self._root is not None
+        found: list[Leaf] = []
+        counts: list[int] = []
+
+        def descend(node: _Internal | RowGroup, leaf: Leaf, start: int, stop: int) -> None:
+            if isinstance(node, RowGroup):
+                found.append(leaf)
+                counts.append(stop - start)
+                return
+            starts = np.frombuffer(node.starts, np.int64)
+            children = np.searchsorted(starts, rows[start:stop] - leaf.first, side="right") - 1
+            cuts = [0, *(np.flatnonzero(np.diff(children)) + 1).tolist(), stop - start]
+            for one, other in pairwise(cuts):
+                at = int(children[one])
+                below = Leaf(leaf.first + node.starts[at], leaf.first + node.starts[at + 1], node.digests[at])
+                if node.level == 1:
+                    found.append(below)
+                    counts.append(other - one)
+                else:
+                    child = self._node(below.digest, below.end - below.first, node.level - 1)
+                    descend(child, below, start + one, start + other)
+
+        descend(self._root_node(), Leaf(0, self.rows, self._root), 0, len(rows))
+        return found, counts
+
+    def spans(self) -> Iterator[Leaf]:
+        """All row groups, in row order; memory is that of one path from the root."""
+        if self._root is not None:
+            yield from self._spans(self._root_node(), Leaf(0, self.rows, self._root))
+
+    def _spans(self, node: _Internal | RowGroup, leaf: Leaf) -> Iterator[Leaf]:
+        if isinstance(node, RowGroup):
+            yield leaf
+            return
+        for digest, (start, end) in zip(node.digests, pairwise(node.starts), strict=True):
+            below = Leaf(leaf.first + start, leaf.first + end, digest)
+            if node.level == 1:
+                yield below
+            else:
+                yield from self._spans(self._node(digest, end - start, node.level - 1), below)
+
+    @property
+    def starts(self) -> Rows:
+        """The first row of each row group, and at the end the number of rows."""
+        return self._whole()[0]
+
+    @property
+    def digests(self) -> list[Digest]:
+        """Of each row group's node."""
+        return self._whole()[1]
+
+    def _whole(self) -> tuple[Rows, list[Digest]]:
+        if self._all is None:
+            leaves = list(self.spans())
+            starts = np.fromiter((leaf.first for leaf in leaves), np.int64, len(leaves))
+            self._all = np.append(starts, self.rows), [leaf.digest for leaf in leaves]
+        return self._all
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
+
+    def _root_node(self) -> _Internal | RowGroup:
+        if self._top is None:
+            assert self._root is not None
+            self._top = self._node(self._root, self.rows, None)
+        return self._top
+
+    def _node(self, digest: Digest, rows: int, level: int | None) -> _Internal | RowGroup:
+        """A node that should have `rows` rows and stand at `level` (None: at any)."""
+        node = self._nodes.get(digest)
+        if node is None:
+            node = self._parsed(digest, self._chunks.get(digest))
+        found = 0 if isinstance(node, RowGroup) else node.level
+        if level is not None and found != level:
+            raise FormatDamaged(f"tree node of level {found} where level {level} belongs")
+        held = node.rows if isinstance(node, RowGroup) else node.starts[-1]
+        if held != rows:
+            named = "its commit" if level is None else "the node above"
+            raise FormatDamaged(f"the tree has {held} rows where {named} says {rows}")
+        return node
+
+    def _parsed(self, digest: Digest, data: Buffer) -> _Internal | RowGroup:
+        parsed = parse_node(data)
+        node = parsed if isinstance(parsed, RowGroup) else _searchable(parsed)
+        return self._nodes.add(digest, node, len(data) * _PARSED_FACTOR)
+
+
+def _searchable(node: InternalNode) -> _Internal:
+    if node.rows > limits.ORDER_ROWS_MAX:
+        raise FormatDamaged(f"tree node claims {node.rows} rows")
+    starts = array.array("q", accumulate((child.rows for child in node.children), initial=0))
+    return _Internal(node.level, starts, [child.digest for child in node.children])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +34,20 @@ class Column:
         """Rows [start, stop)."""
         references = None if self.references is None else self.references[start:stop]
         return Column(self.values.slice(start, stop - start), references)
+
+    @cached_property
+    def tensors(self) -> np.ndarray[Any, Any] | None:
+        """All rows of a fixed-shape tensor column as one array (nulls are zeros), None for other types and elements that are null."""
+        if not isinstance(self.values.type, pa.FixedShapeTensorType):
+            return None
+        storage, shape = self.values.storage, self.values.type.shape
+        length = storage.type.list_size
+        elements = storage.values.slice(storage.offset * length, len(storage) * length)
+        if elements.null_count > storage.null_count * length or not pa.types.is_primitive(elements.type):
+            return None
+        if elements.null_count:
+            elements = pc.fill_null(elements, 0)
+        return elements.to_numpy(zero_copy_only=False).reshape(len(storage), *shape)
 
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Bytes of each value in the page (variable-width columns only)."""

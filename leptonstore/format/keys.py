@@ -88,7 +88,7 @@ def _encode(column: pa.Array, last: bool) -> pa.Array | Bytes:
         )
     if kinds.is_boolean(data_type):
         return column.cast(pa.uint8()).to_numpy().reshape(-1, 1)
-    width = data_type.bit_width // 8
+    width = data_type.byte_width
     cells = np.frombuffer(canonical_values(column), np.uint8).reshape(len(column), width)
     if kinds.is_fixed_size_binary(data_type) and not kinds.is_decimal(data_type):
         return cells

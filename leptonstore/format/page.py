@@ -64,7 +64,7 @@ def fixed_width(data_type: pa.DataType) -> int | None:
         return None if width is None else width * data_type.list_size
     if pa.types.is_boolean(data_type) or pa.types.is_nested(data_type) or is_variable(data_type):
         return None
-    return int(data_type.bit_width) // 8
+    return int(data_type.byte_width)  # not bit_width, which wraps around from 2^28 bytes on
 
 
 def as_binary(data_type: pa.DataType) -> pa.DataType:
@@ -107,7 +107,7 @@ def _collect(array: pa.Array, out: list[Buffer]) -> None:
         for child in array.flatten():
             _collect(child, out)
     else:
-        width = data_type.bit_width // 8
+        width = data_type.byte_width
         values = np.frombuffer(array.buffers()[1] or b"", np.uint8, count=rows * width, offset=array.offset * width)
         if valid is not None:
             values = values.reshape(rows, width) * valid[:, None]
@@ -258,7 +258,7 @@ def _build(data_type: pa.DataType, rows: int, reader: _Reader) -> pa.Array:
     if kinds.is_struct(data_type):
         children = [_build(field.type, rows, reader) for field in data_type]
         return pa.Array.from_buffers(data_type, rows, [validity], children=children)
-    width = data_type.bit_width // 8
+    width = data_type.byte_width
     return pa.Array.from_buffers(data_type, rows, [validity, pa.py_buffer(reader.take(rows * width))])
 
 

@@ -686,6 +686,12 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: what its refs are."""
+        from leptonstore.store.notebook import store_html
+
+        return store_html(self)
+
 
 _stores = weakref.WeakSet()
 

@@ -186,6 +186,9 @@ def test_a_read_of_damaged_bytes_names_dataset_row_and_column(store: Store, data
     path.write_bytes(data)
     with pytest.raises(ChunkCorrupt, match=r"d@main row 97 column 'blob'"):
         fresh.take([3, 97, 5], ["blob"])
+    for read in (lambda: fresh[97], lambda: fresh.__getitems__([3, 97]), lambda: fresh.select([97])[0]):
+        with pytest.raises(ChunkCorrupt, match=r"d@main row 97 column 'blob'"):
+            read()
     assert fresh.take([3, 5], ["blob"]).num_rows == 2
     page = store.locate(dataset.leaves.group(1).columns[0][0].digest)
     assert page is not None
@@ -194,6 +197,47 @@ def test_a_read_of_damaged_bytes_names_dataset_row_and_column(store: Store, data
     first = int(dataset.leaves.starts[1])
     with pytest.raises(ChunkCorrupt, match=rf"d@main rows {first}-\d+ column 'image'"):
         fresh.take([first], ["image"])
+    with pytest.raises(ChunkCorrupt, match=rf"d@main rows {first}-\d+ column 'image'"):
+        fresh[first]
+
+
+def test_rows_are_what_the_table_has(dataset: Dataset, table: pa.Table) -> None:
+    """`ds[i]` takes a path of its own: every column of every row, nulls and large values included, is that of the table."""
+    rows = [*np.random.default_rng(2).permutation(9_000)[:1_500].tolist(), 0, 97, 8_999]
+    wanted = table.take(rows)
+    images = wanted.column("image").combine_chunks().to_numpy_ndarray()
+    for got, at in zip(dataset.__getitems__(rows), range(len(rows)), strict=True):
+        assert list(got) == table.schema.names
+        assert (got.pop("image") == images[at]).all()
+        assert got == {name: wanted.column(name)[at].as_py() for name in got}
+        assert all(type(value) in (int, float, str, bytes, type(None)) for value in got.values())
+    view = dataset.select(rows)
+    assert view[-1]["blob"] == dataset[8_999]["blob"] and view.pages is dataset.pages
+    row = dataset[5]["image"]
+    row[:] = 7  # a row owns its memory
+    assert (dataset[5]["image"] == table.column("image").combine_chunks().to_numpy_ndarray()[5]).all()
+    with pytest.raises(IndexError, match="row -9001"):
+        dataset[-9_001]
+
+
+def test_a_null_tensor_is_none_and_its_neighbours_are_arrays(store: Store, source_of: Make) -> None:
+    storage = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int16(), 2))
+    tensor = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int16(), [2]), storage)
+    made = write_dataset(store, "t", source_of(pa.table({"t": tensor, "k": [1, 2, 3]}), ("k",)))
+    rows = made.__getitems__([0, 1, 2])
+    assert rows[0]["t"].tolist() == [1, 2] and rows[1]["t"] is None and rows[2]["t"].tolist() == [3, 4]
+
+
+def test_a_row_of_a_long_column_reads_one_page(store: Store, source_of: Make) -> None:
+    texts = [f"{at} " * 300 for at in range(3_000)]
+    table = pa.table({"id": np.arange(3_000), "text": texts})
+    write_dataset(store, "t", source_of(table, ("id",)))
+    fresh = Dataset.open(Store.open(store.url), "t")
+    assert len(fresh.leaves.read(fresh.leaves.find(0)).columns[1]) > 10
+    assert fresh[1_234]["text"] == texts[1_234] and fresh.pages.reads == 2
+    rows = [2_999, 7, 1_234, 8, 7]
+    assert fresh.take(rows, ["text"]).column(0).to_pylist() == [texts[row] for row in rows]
+    assert fresh.pages.reads <= 5
 
 
 def test_files_round_trip_and_are_parentless(store: Store) -> None:

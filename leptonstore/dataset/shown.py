@@ -1,0 +1,34 @@
+"""Values as people see them in a line: in tables of the command line and of notebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore.dataset.schema import class_names
+
+_CHARS_MAX = 40
+
+
+def shown(value: Any, field: pa.Field | None = None) -> str:
+    """A value in one short line: bytes as their number, arrays as their shape, a class label with its name."""
+    if value is None:
+        return "-"
+    names = class_names(field) if field is not None else None
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        return one_line(f"{value} {names[value]}")
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {'x'.join(map(str, value.shape))}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Cut, and without characters that move a terminal's cursor: it came from data."""
+    text = "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text[: 4 * _CHARS_MAX])
+    return text if len(text) <= _CHARS_MAX else text[: _CHARS_MAX - 1] + "…"
