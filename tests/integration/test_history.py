@@ -76,7 +76,7 @@ def test_a_version_is_named_by_steps_back(store: Store) -> None:
         assert resolve_ref(store, "dataset", spec)[2] == found[expected], spec
     assert Dataset.open(store, "d@main~2").ref == "main~2"
     for spec, said in {
-        "d~4": "is the first", "d^2": "has 1 parents", "d@nope": "its refs: main", "e": "there is: d", "d@~x": "no version",
+        "d~4": "is the first", "d^2": "has 1 parent,", "d@nope": "its refs: main", "e": "there is: d", "d@~x": "no version",
         "d@main@": "not a date", "": "dataset name",
     }.items():  # fmt: skip
         with pytest.raises((RefMissing, BadInput), match=said):
