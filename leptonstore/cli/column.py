@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from leptonstore.cli.edits import edit_options, format_option, rows_of, run_edit, type_of, value_of
 from leptonstore.dataset import columns as edits
+from leptonstore.dataset.feed import Constant, load_function
 from leptonstore.dataset.schema import CODEC, NAMES, SEMANTIC
 from leptonstore.errors import BadInput
 from leptonstore.format.framed import canonical_json
@@ -33,7 +34,7 @@ def _values(source: str | None, source_format: str | None, function: str | None,
         raise BadInput("say where the values come from: --from FILE, --function MODULE:NAME or --value VALUE")
     if source is not None:
         return rows_of(source, source_format)
-    return edits.load_function(function) if function is not None else edits.Constant(value_of(value or ""))
+    return load_function(function) if function is not None else Constant(value_of(value or ""))
 
 
 def _value_options(command: Any) -> Any:

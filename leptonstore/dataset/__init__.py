@@ -2,7 +2,8 @@
 
 schema      semantic types           source      what an importer hands over      importers, exporters   formats in and out
 cut         where row groups end     values      large values <-> references      groups, tree           rows <-> nodes
-splice      rows out, rows in: the primitive of every edit
+splice      rows out, rows in: the primitive of every edit                    edit, columns      edits of rows, of columns
+keyed       sorting by key, finding keys  where       conditions                  rules              what values must be
 refs        names of versions        dataset     Dataset: read a version          write                  make a version
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
@@ -13,6 +14,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, DiffStat, RowChange
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
+from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.stats import DatasetStats
 from leptonstore.dataset.write import write_dataset
@@ -25,6 +27,7 @@ __all__ = [
     "FileTable",
     "RefInfo",
     "RowChange",
+    "Rule",
     "Source",
     "delete_ref",
     "list_refs",

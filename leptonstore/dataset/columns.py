@@ -17,21 +17,19 @@ by a function, as a constant or by a cast (then the edit is made again from what
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.edit import Changed, Progress, commit_change
+from leptonstore.dataset.feed import Feed, column_index, is_rebasable, tree_reader
 from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
 from leptonstore.dataset.rows_in import fit_batch
 from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, rules_of, with_rules
 from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES
-from leptonstore.dataset.source import Source
-from leptonstore.dataset.tree import Span, Tree, TreeReader, put_levels
+from leptonstore.dataset.tree import Span, Tree, put_levels
 from leptonstore.dataset.values import Column, resolve
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.format.node import Part, RowGroup
@@ -39,7 +37,6 @@ from leptonstore.format.page import as_binary, is_variable
 from leptonstore.format.schema import schema_to_json
 
 _Parts = tuple[Part, ...]
-Function = Callable[[pa.RecordBatch], Any]
 
 
 def _silent(rows: int) -> None:
@@ -67,7 +64,7 @@ def add_column(
     def change(head: Dataset) -> Changed:
         if name in head.schema.names:
             raise SchemaError(f"{head.name} has a column {name!r} already; rewrite it, or give another name")
-        feed = _Feed(head, values, columns)
+        feed = Feed(head, values, columns)
         made = pa.field(name, feed.type) if isinstance(field, str) else field
         index = len(head.schema) if at is None else at
         if not 0 <= index <= len(head.schema):
@@ -75,7 +72,7 @@ def add_column(
         schema = head.schema.insert(index, made)
         return _filled(head, schema, index, feed, False, f"add column {name}", progress)
 
-    return commit_change(base, change, message, author, rebase=_is_rebasable(values))
+    return commit_change(base, change, message, author, rebase=is_rebasable(values))
 
 
 def rewrite_column(
@@ -90,18 +87,18 @@ def rewrite_column(
     """New values for a column; its type stays. The arguments are those of `add_column`."""
 
     def change(head: Dataset) -> Changed:
-        index = _index(head, name)
+        index = column_index(head, name)
         _refuse_identity(head, name, "rewritten")
-        return _filled(head, head.schema, index, _Feed(head, values, columns), True, f"rewrite column {name}", progress)
+        return _filled(head, head.schema, index, Feed(head, values, columns), True, f"rewrite column {name}", progress)
 
-    return commit_change(base, change, message, author, rebase=_is_rebasable(values))
+    return commit_change(base, change, message, author, rebase=is_rebasable(values))
 
 
 def drop_columns(base: Dataset, names: Sequence[str], message: str = "", author: str = "") -> Dataset:
     """The table without these columns. No page is read or written. Raises SchemaError (unknown, or identifies rows)."""
 
     def change(head: Dataset) -> Changed:
-        gone = {_index(head, name) for name in names}
+        gone = {column_index(head, name) for name in names}
         for name in names:
             _refuse_identity(head, name, "dropped")
         kept = [at for at in range(len(head.schema)) if at not in gone]
@@ -117,7 +114,7 @@ def rename_columns(base: Dataset, names: Mapping[str, str], message: str = "", a
 
     def change(head: Dataset) -> Changed:
         for name in names:
-            _index(head, name)
+            column_index(head, name)
         schema = pa.schema([field.with_name(names.get(field.name, field.name)) for field in head.schema])
         schema_to_json(schema)
         said = ", ".join(f"{old} to {new}" for old, new in names.items())
@@ -144,7 +141,7 @@ def cast_column(
     """
 
     def change(head: Dataset) -> Changed:
-        index = _index(head, name)
+        index = column_index(head, name)
         old = head.schema.field(index)
         new = _cast_field(old, data_type, metadata, nullable)
         schema = head.schema.set(index, new)
@@ -175,7 +172,7 @@ def change_rules(
     """
 
     def change(head: Dataset) -> Changed:
-        index = _index(head, name)
+        index = column_index(head, name)
         field = head.schema.field(index)
         there = {rule.kind: rule for rule in rules_of(field)}
         for kind in remove:
@@ -192,137 +189,6 @@ def change_rules(
     return commit_change(base, change, message, author, rebase=True)
 
 
-def load_function(name: str) -> Function:
-    """The function "package.module:function", for the command line. Raises BadInput."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"cannot load {name!r} ({error}); write package.module:function") from None
-    if not callable(found):
-        raise BadInput(f"{name!r} is no function")
-    return found
-
-
-class Constant:
-    """The same value for every row of a column."""
-
-    def __init__(self, value: Any) -> None:
-        self.scalar = value if isinstance(value, pa.Scalar) else pa.scalar(value)
-
-
-def _is_rebasable(values: Any) -> bool:
-    return callable(values) or isinstance(values, Constant) or _is_constant(values)
-
-
-def _is_constant(values: Any) -> bool:
-    return values is None or isinstance(values, (str, bytes, int, float, bool, pa.Scalar))
-
-
-class _Feed:
-    """Hands out the values of a column, row group by row group."""
-
-    def __init__(self, head: Dataset, values: Any, columns: Sequence[str] | None) -> None:
-        self._head = head
-        self._function: Function | None = values if callable(values) else None
-        names = head.column_names if columns is None else list(columns)
-        self._inputs = [head.schema.field(_index(head, name)) for name in names]
-        self._constant = Constant(values) if _is_constant(values) else values if isinstance(values, Constant) else None
-        self._stream = iter(()) if self._function or self._constant else _arrays(values)
-        self._ready: pa.Array | None = None
-        self._given = 0
-
-    @property
-    def type(self) -> pa.DataType:
-        """Of the values, when nobody said one. Raises BadInput when there are none to tell."""
-        if self._constant is not None:
-            return self._constant.scalar.type
-        if self._function is not None and self._head.commit_object.root is not None:
-            reader = _reader(self._head)
-            return self._called(*reader.node(0, 0)).type
-        self._ready = self._ready if self._ready is not None else next(self._stream, None)
-        if self._ready is None:
-            raise BadInput("there are no values that would tell the type of the column; give a field with a type")
-        return self._ready.type
-
-    def take(self, span: Span, group: Any) -> pa.Array:
-        """The values of one row group."""
-        rows = span.child.rows
-        if self._constant is not None:
-            return pa.repeat(self._constant.scalar, rows)
-        if self._function is not None:
-            return self._called(span, group)
-        pieces, missing = [], rows
-        while missing:
-            piece = self._ready if self._ready is not None else next(self._stream, None)
-            if piece is None:
-                raise self._wrong_length(self._given)
-            pieces.append(piece.slice(0, missing))
-            self._ready = piece.slice(missing) if len(piece) > missing else None
-            missing -= len(pieces[-1])
-            self._given += len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-
-    def finish(self) -> None:
-        """Raise BadInput when there are values left."""
-        rest = sum(len(piece) for piece in ([] if self._ready is None else [self._ready])) + sum(map(len, self._stream))
-        if rest:
-            raise self._wrong_length(self._given + rest)
-
-    def _wrong_length(self, given: int) -> BadInput:
-        return BadInput(f"there are {given} values for the {self._head.commit_object.rows} rows of {self._head.name}")
-
-    def _called(self, span: Span, group: Any) -> pa.Array:
-        assert self._function is not None
-        head, arrays = self._head, []
-        for field in self._inputs:
-            parts = group.columns[head.schema.get_field_index(field.name)]
-            stored = read_column(head.store, parts, field, span.start, f"{head.name}@{head.ref}")
-            arrays.append(resolve(head.store, stored, field.type))
-        made = _as_array(self._function(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._inputs))))
-        if len(made) != span.child.rows:
-            raise BadInput(f"the function returned {len(made)} values for {span.child.rows} rows")
-        return made
-
-
-def _as_array(values: Any) -> pa.Array:
-    if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    try:
-        return values if isinstance(values, pa.Array) else pa.array(values)
-    except (pa.ArrowException, TypeError) as error:
-        raise BadInput(f"these values are no column: {error}") from None
-
-
-def _arrays(values: Any) -> Iterator[pa.Array]:
-    if isinstance(values, Source):
-        values = values.batches()
-    if isinstance(values, pa.ChunkedArray):
-        yield from values.chunks
-    elif isinstance(values, (pa.Table, pa.RecordBatch)):
-        yield from _arrays(_only(values))
-    elif isinstance(values, (pa.Array, np.ndarray, list, tuple)):
-        yield _as_array(values)
-    elif hasattr(values, "__iter__"):
-        for batch in values:
-            yield from _arrays(_only(batch) if isinstance(batch, pa.RecordBatch) else batch)
-    else:
-        raise BadInput(f"values of type {type(values).__name__} are no column")
-
-
-def _only(table: Any) -> Any:
-    if table.num_columns != 1:
-        raise BadInput(f"a table with one column is needed, this one has {', '.join(table.schema.names)}; select one")
-    return table.column(0)
-
-
-def _index(head: Dataset, name: str) -> int:
-    at = head.schema.get_field_index(name)
-    if at < 0:
-        raise SchemaError(f"{head.name}@{head.ref} has no column {name!r}; it has {', '.join(head.schema.names)}")
-    return int(at)
-
-
 def _refuse_identity(head: Dataset, name: str, what: str) -> None:
     if name in head.identity:
         raise SchemaError(
@@ -330,17 +196,11 @@ def _refuse_identity(head: Dataset, name: str, what: str) -> None:
         )
 
 
-def _reader(head: Dataset) -> TreeReader:
-    commit = head.commit_object
-    assert commit.root is not None
-    return TreeReader(head.store, commit.root, commit.rows, f"{head.name}@{head.ref}")
-
-
 def _groups(head: Dataset) -> Iterator[tuple[Span, RowGroup]]:
     commit = head.commit_object
     if commit.root is None:
         return
-    reader, row = _reader(head), 0
+    reader, row = tree_reader(head), 0
     while row < commit.rows:
         span, group = reader.node(0, row)
         assert isinstance(group, RowGroup)
@@ -366,7 +226,7 @@ def _changed(head: Dataset, tree: Tree, schema: pa.Schema, said: str, adds_value
 
 
 def _filled(
-    head: Dataset, schema: pa.Schema, index: int, feed: _Feed, replace: bool, said: str, progress: Progress
+    head: Dataset, schema: pa.Schema, index: int, feed: Feed, replace: bool, said: str, progress: Progress
 ) -> Changed:
     """The column at `index` of `schema` filled by `feed`, beside the others or in the place of the old one."""
     schema_to_json(schema)

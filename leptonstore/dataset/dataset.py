@@ -108,6 +108,11 @@ class Dataset(Editing, History):
         return self.commit_object.identity
 
     @property
+    def keyed(self) -> bool:
+        """Whether these are a key: rows stand in its order, each key once."""
+        return self.commit_object.keyed
+
+    @property
     def column_names(self) -> list[str]:
         """Names of the columns, in order."""
         return list(self.schema.names)

@@ -13,7 +13,7 @@ from leptonstore import limits
 from leptonstore.dataset.cut import RowCutter, part_ends, row_hashes
 from leptonstore.dataset.schema import inline_bytes, part_bytes
 from leptonstore.dataset.values import Column, concat, intern
-from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
 from leptonstore.format.keys import encode_keys
 from leptonstore.format.node import Child, Part, RowGroup, encode_row_group
 from leptonstore.format.pack import CONTENT_META
@@ -37,8 +37,8 @@ def stored_columns(store: Store, schema: pa.Schema, batch: pa.RecordBatch, first
 class GroupWriter:
     """Takes rows in order, cuts them into row groups and stores these. Memory: one batch and one row group. One thread.
 
-    keyed: the identity columns are the key; each child then knows its greatest key. Begins at a cut: what comes out does not depend on the
-    rows before.
+    keyed: the identity columns are the key; each child then knows its greatest key, and rows must come in its order. Begins at a cut: what
+    comes out does not depend on the rows before.
     """
 
     def __init__(self, store: Store, schema: pa.Schema, identity: Sequence[str], keyed: bool = False) -> None:
@@ -51,6 +51,7 @@ class GroupWriter:
         self._waiting_rows = 0
         self._open: list[list[Column]] = []
         self._groups: list[Child] = []
+        self._last_key: bytes | None = None
 
     @property
     def open(self) -> bool:
@@ -102,11 +103,16 @@ class GroupWriter:
         self._open = []
         parts = (column_parts(self.store, field, column) for field, column in zip(self.schema, columns, strict=True))
         group = RowGroup(len(columns[0].values), tuple(parts))
-        key = b""
-        if self._keyed:
-            last = [columns[index].values.slice(group.rows - 1) for index in self._identity]
-            key = encode_keys(last, self._names)[0].as_py()
-        self._groups.append(put_row_group(self.store, group, key))
+        self._groups.append(put_row_group(self.store, group, self._greatest_key(columns) if self._keyed else b""))
+
+    def _greatest_key(self, columns: list[Column]) -> bytes:
+        """Of a row group that is closed. Raises BadInput when its rows are not in the order of their keys: whoever edits keeps that."""
+        keys = encode_keys([columns[index].values for index in self._identity], self._names)
+        in_order = pc.all(pc.less(keys[:-1], keys[1:])).as_py() is not False
+        if not in_order or (self._last_key is not None and keys[0].as_py() <= self._last_key):
+            raise BadInput(f"rows are not in the order of their key ({', '.join(self._names)}), or two have the same")
+        self._last_key = keys[-1].as_py()
+        return self._last_key
 
 
 def put_row_group(store: Store, group: RowGroup, key: bytes = b"") -> Child:

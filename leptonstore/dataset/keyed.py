@@ -20,7 +20,7 @@ from leptonstore import limits
 from leptonstore.dataset.groups import read_column
 from leptonstore.dataset.tree import Span, TreeReader
 from leptonstore.dataset.values import Column
-from leptonstore.errors import DuplicateKey, SchemaError
+from leptonstore.errors import DuplicateKey, FormatDamaged, SchemaError
 from leptonstore.format.commit import Commit
 from leptonstore.format.keys import check_key, encode_keys
 from leptonstore.format.node import InternalNode, RowGroup
@@ -204,7 +204,7 @@ def _require_unique(
 class KeyFinder:
     """Where keys stand in a version of a keyed table. Reads one way down the tree and the key columns of one row group for each key.
 
-    Asked for keys in ascending order, it reads nothing twice. One thread.
+    Asked for keys in ascending order, it reads nothing twice. One thread. Raises ChunkMissing, ChunkCorrupt or FormatDamaged.
     """
 
     def __init__(self, store: Store, commit: Commit, name: str) -> None:
@@ -237,6 +237,8 @@ class KeyFinder:
         for level in range(self._reader.height, 0, -1):
             _, node = self._reader.node(level, row)
             assert isinstance(node, InternalNode)
+            if not node.keyed:
+                raise FormatDamaged(f"{self._name} is said to have a key, and a tree node has none")
             for child in node.children:
                 if child.key >= short:
                     break

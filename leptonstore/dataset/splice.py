@@ -51,7 +51,8 @@ def splice(base: Dataset, splices: Iterable[Splice], progress: Callable[[int], N
 
     splices: sorted by `at`, and disjoint; they are consumed one by one, so a generator keeps memory small. In a keyed table the caller
     keeps the order of the key. progress: called with the number of rows that were written anew.
-    Raises BadInput (edits out of order or range), SchemaError (rows that do not fit), StoreFull, ChunkMissing, ChunkCorrupt.
+    Raises BadInput (edits out of order or range, keys out of order), SchemaError (rows that do not fit), StoreFull, ChunkMissing,
+    ChunkCorrupt.
     """
     if base.selection is not None:
         raise BadInput(f"{base!r} is a selection; edit the version that it was taken from")

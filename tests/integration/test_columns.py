@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from leptonstore.dataset import Dataset, Source, write_dataset
-from leptonstore.dataset.columns import load_function
+from leptonstore.dataset.feed import load_function
 from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.schema import CODEC, NAMES, PART_BYTES, SEMANTIC
 from leptonstore.errors import BadInput, Conflict, RuleBroken, SchemaError

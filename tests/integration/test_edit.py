@@ -17,9 +17,11 @@ import pytest
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.importers import open_source
+from leptonstore.dataset.keyed import KeyFinder
 from leptonstore.dataset.schema import class_label_field
+from leptonstore.dataset.splice import Splice, splice
 from leptonstore.dataset.where import Filter
-from leptonstore.errors import BadInput, Conflict, DuplicateKey, RefMissing, SchemaError
+from leptonstore.errors import BadInput, Conflict, DuplicateKey, FormatDamaged, RefMissing, SchemaError
 from leptonstore.store import Store
 
 Make = Callable[..., Source]
@@ -143,6 +145,21 @@ def test_append_puts_rows_at_the_end_or_where_their_keys_belong(store: Store, so
     assert ids_of(plain.append([{"id": 9, "kind": "dog"}])) == [3, 1, 2, 9]
 
 
+def test_a_keyed_version_whose_nodes_have_no_keys_is_damaged(store: Store, source_of: Make, ds: Dataset) -> None:
+    """Else every key would be taken for a new one."""
+    plain = write_dataset(store, "p", source_of(table_of(list(range(12_000))), ("id",)))
+    plain._commit_object = replace(plain.commit_object, keyed=True)
+    with pytest.raises(FormatDamaged, match="a tree node has none"):
+        KeyFinder(store, plain.commit_object, "p").find(b"x")
+
+
+def test_a_splice_that_breaks_the_order_of_keys_is_refused(ds: Dataset) -> None:
+    for rows in (table_of([9]), table_of([4])):
+        with pytest.raises(BadInput, match=r"not in the order of their key \(id\)"):
+            splice(ds, [Splice(3, 0, rows)])
+    assert splice(ds, [Splice(3, 0, table_of([5]))]).rows == 12_001
+
+
 def test_upsert_replaces_and_inserts(ds: Dataset) -> None:
     new = ds.upsert(table_of([4, 3, 23_998, 50_000, 6], "new"))
     assert ids_of(new) == sorted({*range(0, 24_000, 2), 3, 50_000})
@@ -242,6 +259,17 @@ def test_delete_by_row_numbers(store: Store, ds: Dataset) -> None:
         Dataset.open(store, "d").delete(rows=[99_999])
     with pytest.raises(BadInput, match="one of these only"):
         ds.delete(where="id = 1", rows=[1])
+
+
+def test_delete_by_a_list_of_keys(store: Store, source_of: Make, ds: Dataset) -> None:
+    for keys in ([2, 7], (2,), np.array([2, 9]), pa.array([2]), pa.chunked_array([[2], [5]]), [{"id": 2}]):
+        assert ids_of(ds.delete(keys=keys))[:3] == [0, 4, 6]
+        ds = Dataset.open(store, "d").upsert(table_of([2]))
+    two = write_dataset(store, "two", replace(source_of(table_of([1, 2]), ("id", "kind")), keyed=True))
+    with pytest.raises(BadInput, match="the key of two is id, kind"):
+        two.delete(keys=[1])
+    with pytest.raises(SchemaError, match="'id' is int64"):
+        ds.delete(keys=["x"])
 
 
 def test_everything_can_be_deleted_and_rows_come_back(ds: Dataset) -> None:
