@@ -5,7 +5,10 @@ python -m bench.cache [--quick] [--json] [--folder /dev/shm]
 - A dataset of twice the cache, each epoch in a new order that the plan says one epoch ahead. The tier is simulated, and counts. No policy
   can fetch less than half: what is not there when an epoch begins has its one use as a miss. LRU is the same code without the plan.
 - 784-byte rows in pages of 64 KiB, shuffled within blocks of pages, blocks in a new order each epoch: a batch asks for each of its pages.
-- Four processes read the same cache to the end; memory is what the system says of them (Pss: a page shared by four counts a quarter).
+- The same with datasets of a real store on the disk behind the cache, whose tier counts the bytes that it gives: values by a DataLoader,
+  fully shuffled; pages in the block-wise order, which the loader does not have yet.
+- Four processes read the same cache to the end, and the same dataset through one; memory is what the system says of them (Pss: a page
+  shared by four counts a quarter).
 - A hit is a get and its release, every value in random order; a dict of bytes, and a file in the page cache, beside it.
 """
 
@@ -24,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import cache_datasets
+from bench.cache_datasets import tell
 from bench.harness import ROOT, Figure, main, median, parser
 from leptonstore.cache import HotCache
 from leptonstore.digest import digest_of
@@ -64,16 +69,19 @@ def value_epoch(count: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(epoch).permutation(count)
 
 
-def page_epoch(pages: int, epoch: int) -> np.ndarray:
-    """The pages that the batches of an epoch ask for, one after another."""
+def page_batches(pages: int, epoch: int) -> Iterator[np.ndarray]:
+    """The pages that each batch of an epoch asks for."""
     rng = np.random.default_rng(epoch)
     blocks = np.array_split(np.arange(pages), max(1, pages // BLOCK_PAGES))
-    asked = []
     for block in rng.permutation(len(blocks)).tolist():
         rows = rng.permutation(len(blocks[block]) * PAGE_ROWS) // PAGE_ROWS
         for start in range(0, len(rows), BATCH_ROWS):
-            asked.append(blocks[block][np.unique(rows[start : start + BATCH_ROWS])])
-    return np.concatenate(asked)
+            yield blocks[block][np.unique(rows[start : start + BATCH_ROWS])]
+
+
+def page_epoch(pages: int, epoch: int) -> np.ndarray:
+    """The same, one after another."""
+    return np.concatenate(list(page_batches(pages, epoch)))
 
 
 def fetched_share(
@@ -153,14 +161,6 @@ def shared_figures(folder: Path, count: int) -> Iterator[Figure]:
     yield Figure(f"pss of {PROCESSES} processes", pss, "bytes", "<= 1.05", "files", files + stats["index_bytes"])
 
 
-def tell(running: list[subprocess.Popen[str]]) -> None:
-    """Let each go on."""
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-
 # -- a hit ------------------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +227,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     """All figures."""
     folder = Path(arguments.folder)
     values = 2_000 if arguments.quick else 10_000
-    pages = 1_024 if arguments.quick else 6_144
+    pages = 2_048 if arguments.quick else 6_144
     figures = []
     for name, count, size, order in (
         ("values", values, VALUE_BYTES, value_epoch),
@@ -240,6 +240,9 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
             Figure(f"{name}: fetched, LRU", lru, "of dataset"),
             Figure(f"{name}: epoch", seconds, "s", "", "LRU", lru_seconds),
         ]
+    figures += cache_datasets.value_figures(values)
+    figures += cache_datasets.page_figures(pages * PAGE_ROWS, ROW_BYTES, page_batches)
+    figures += cache_datasets.shared_figures(values // 2, PROCESSES)
     figures += shared_figures(folder, values // 4)
     figures += hit_figures(folder, min(values, 2_000))
     return figures
@@ -249,9 +252,12 @@ if __name__ == "__main__":
     made = parser("cache", __doc__.split("\n")[0])
     made.add_argument("--folder", default="/dev/shm", help="where the caches are made (default: /dev/shm)")
     made.add_argument("--worker", help=argparse.SUPPRESS)
+    made.add_argument("--reader", help=argparse.SUPPRESS)
     made.add_argument("--count", type=int, help=argparse.SUPPRESS)
     given = made.parse_args()
-    if given.worker:
+    if given.reader:
+        cache_datasets.reader(given.reader, given.worker)
+    elif given.worker:
         worker(Path(given.worker), given.count)
     else:
         main("cache", given, measure)

@@ -4,7 +4,11 @@ block    16 packs of 32 MiB are written (fsync included) and read in pieces of 4
          a local tier in the same directory, in turn. The median of all passes: in a virtual machine, one that takes memory which the
          host had taken back costs 2 ns a byte more, more than the reading does, and that meets either.
 
-Contract: block >= 0.9x local, both ways.
+object   reading from a real S3 server on loopback, beside obstore and s3fs, and over a long link (bench/object_tier.py).
+
+tiered   a store of 1 GB with 200 MB at home and the rest on S3 trains an epoch through an outage (bench/tiered_run.py).
+
+Contract: block >= 0.9x local, both ways; object and tiered as their modules say.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from pathlib import Path
 
 from bench import harness
 from bench.harness import Figure
+from bench.object_tier import measure_object
+from bench.tiered_run import measure_tiered
 from leptonstore.limits import MIB
 from leptonstore.tiers.block import BlockTier, open_block
 from leptonstore.tiers.block_format import format_block
@@ -84,7 +90,7 @@ def measure_block(quick: bool) -> list[Figure]:
     return figures
 
 
-MEASURES = {"block": measure_block}
+MEASURES = {"block": measure_block, "object": measure_object, "tiered": measure_tiered}
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

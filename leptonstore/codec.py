@@ -138,6 +138,9 @@ def decode_into(
     codec: int, payload: Buffer, out: memoryview, plane_width: int = 0, dictionary: Dictionary | None = None
 ) -> None:
     """`decode` into memory that the caller has, exactly as long as the plain bytes. Raises FormatDamaged."""
+    if codec == CODEC_RAW and len(payload) == len(out) and not plane_width and dictionary is None:
+        out[:] = payload
+        return
     if codec != CODEC_ZSTD or dictionary is not None:
         out[:] = decode(codec, payload, len(out), plane_width, dictionary)
         return

@@ -119,34 +119,41 @@ class FormatDamaged(Damaged):
 
 
 class PackDamaged(Damaged):
-    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex)."""
+    """A pack is truncated, or its header, footer or trailer is altered. `pack` is its id (hex); `missing`: there is none."""
 
-    def __init__(self, pack: str, why: str) -> None:
+    def __init__(self, pack: str, why: str, missing: bool = False) -> None:
         super().__init__(f"pack {pack} is damaged: {why}; run `lepton repair`, with --from if there is a copy")
         self.pack = pack
         self.why = why
+        self.missing = missing
 
 
 class ChunkCorrupt(Damaged):
     """A record's bytes do not match its digest.
 
-    Fields: `digest` and `pack` (hex), `why`, and `where` (dataset, rows and column; empty when only the store knows).
+    Fields: `digest` and `pack` (hex), `why`, `where` (dataset, rows and column; empty when only the store knows), and `tier`, the URL of
+    the one that it was read from (empty when only the store's tiers together know).
     """
 
-    def __init__(self, digest: str, pack: str, why: str, where: str = "") -> None:
+    def __init__(self, digest: str, pack: str, why: str, where: str = "", tier: str = "") -> None:
         place = f" in {where}" if where else ""
         super().__init__(
-            f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}); "
+            f"chunk {digest[:16]}…{place} is corrupt: {why} (pack {pack}{f' of {tier}' if tier else ''}); "
             "run `lepton check --read-data` to see all damage, and `lepton repair`, with --from if there is a copy"
         )
         self.digest = digest
         self.pack = pack
         self.why = why
         self.where = where
+        self.tier = tier
 
     def at(self, where: str) -> ChunkCorrupt:
         """The same error, told by a layer that knows which dataset, rows and column were read."""
-        return ChunkCorrupt(self.digest, self.pack, self.why, where)
+        return ChunkCorrupt(self.digest, self.pack, self.why, where, self.tier)
+
+    def of(self, tier: str) -> ChunkCorrupt:
+        """The same error, told by a layer that knows which tier was read."""
+        return ChunkCorrupt(self.digest, self.pack, self.why, self.where, tier)
 
 
 class FormatTooNew(LeptonError):

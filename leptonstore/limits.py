@@ -180,16 +180,23 @@ FOOTER_TAIL_BYTES = (
 UPLOAD_STALE_S = 3 * 86_400.0  # a multipart upload that began before that has no writer any more
 # Ranges of one pack that are read together: on a link of 100 MB/s and 10 ms a request, 1 MiB in vain costs as much as a request.
 RANGE_GAP_BYTES = 1 * MIB
-RANGE_BYTES_MAX = 8 * MIB
+WINDOW_BYTES = OBJECT_PART_BYTES  # requests for long stretches end where the parts of an upload do (tiers/windows.py)
+# Of a window, from which on all of it is fetched: readers that want so much in one place come back for the rest (writers fill several packs
+# at a time, so a scan meets each window in a few stretches). Reads in random order hardly ever want so much of one.
+WINDOW_WANTED_SHARE = 1 / 8
+WINDOWS_MAX = 12  # the latest, that a tier keeps: 96 MiB
 # Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
 # order of a pack of 64 MiB do that once in 10,000 times.
-READ_AHEAD_BYTES = 4 * MIB
-READ_AHEAD_WINDOWS_MAX = 16  # 64 MiB
+READ_AHEAD_WINDOWS_MAX = 4  # 32 MiB: 640 MB/s where a request takes 50 ms
 READ_AHEAD_GAP_BYTES = 64 * KIB
 READ_AHEAD_PACKS_MAX = 256  # whose readers are remembered, a few hundred bytes each
 READ_TOGETHER_BYTES = (
     64 * MIB
 )  # of records that one caller reads at a time: enough requests to fill a link of 100 ms and 5 Gbit/s
+
+# Large values of a slice of a scan, in bytes, and the memory that holds them: a few slices under way fill a long link.
+SCAN_SLICE_BYTES = 15 * MIB + 512 * KIB
+SCAN_SLAB_BYTES = 16 * MIB
 
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)
@@ -224,6 +231,8 @@ CSV_BLOCK_BYTES = 8 * MIB  # types are inferred from the first block; also the l
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 PAGE_CACHE_BYTES = 512 * MIB  # decoded pages kept for columns that do not fit an arena
+DIRECTORY_BYTES = 512  # of such a page besides its rows: its head, and what aligns its buffers
+DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes, with its offset and its bit at most 49
 ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
@@ -248,8 +257,19 @@ RETRY_WAIT_S = 0.2  # the longest first wait; each further one may be twice as l
 TIERS_MAX = 16  # of one store
 MOVES_PER_ENTRY_MAX = 64  # packs whose moves one log entry publishes; so much work is repeated after an interruption
 WATERMARK_LOW = 0.9  # a tier over its watermark is emptied down to this share of it
-HOT_READS = 1.0  # a pack is hot when so many times its bytes were read from a farther tier since the last apply
+# A pack is hot when so many times its bytes were read since the last apply: what one epoch reads of it, which is all but its footer.
+HOT_READS = 0.9
 READS_FILE_BYTES_MAX = 16 * MIB
+# What was read of which pack is saved when so much was read, and so long ago: a process that is killed forgets less than that.
+READS_SAVE_BYTES = 64 * MIB
+READS_SAVE_S = 10.0
+
+# -- remotes -------------------------------------------------------------------------------------------------------
+REMOTES_MAX = 64  # remembered by one store
+REMOTE_URL_CHARS_MAX = 2_000
+TRANSFER_BATCH_CHUNKS = 8_192  # looked up, and read in the order in which the source keeps them, at a time
+TRANSFER_COMMITS_BYTES = 64 * MIB  # of commits that are not read a second time: about 30,000 with a small schema
+TRANSFER_TRIES = 3  # of a copy of which garbage collection took something meanwhile
 
 # -- block volumes -------------------------------------------------------------------------------------------------
 # Space is given out in units: a pack wastes less than one, and lists at most 104 (format/volume.py), so a pack of PACK_BYTES_MAX
@@ -291,7 +311,12 @@ CACHE_MOVE_SHARE_MAX = 0.95  # segments that are wanted more than this are not w
 CACHE_RANK_SHARE = 32
 CACHE_RANK_REQUESTS_MIN = 32
 CACHE_PLAN_KEYS_MAX = 1 << 25  # that one client may register: 16 bytes each, beside the budget
-CACHE_PLAN_WINDOW = 1_024  # keys that may be asked for ahead of their turn (threads of a loader)
+# Keys that may be asked for ahead of their turn: the batches that the threads of a loader are at, each with thousands of values.
+CACHE_PLAN_WINDOW = 1 << 16
+CACHE_ARENA_SHARE_MAX = 0.75  # of the budget: a larger arena stays with each process, and the cache with the others
+CACHE_CLAIMS_MAX = (
+    1_024  # keys that one thread fetches at a time: the system looks through all of a host to claim one more
+)
 CACHE_PLANS_MAX = 256  # live clients with a plan that an eviction looks at
 CACHE_FLIGHT_WAIT_S_MAX = 120.0  # for another's fetch of the same key; then one fetches too (the other may be stopped)
 # For the host's lock, which is held for 0.1 ms, or 50 ms where a segment is made or evicted.

@@ -6,9 +6,11 @@ ones as tensors too, variable ones as lists of Python values.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def gatherer(source: ColumnSource) -> Callable[[Rows], Batch]:
 
     The source must have been filled. The function is safe from any thread.
     """
-    columns = {name: torch.from_numpy(values) for name, values in source.arena.items()}
+    columns = {name: _tensor_over(values) for name, values in source.arena.items()}
     # torch cannot select from these; the bytes of their signed counterparts are the same.
     unsigned = [(name, values.dtype) for name, values in columns.items() if values.dtype in _SIGNED]
     arena = [(name, values.view(_SIGNED.get(values.dtype, values.dtype))) for name, values in columns.items()]
@@ -56,6 +58,13 @@ def gatherer(source: ColumnSource) -> Callable[[Rows], Batch]:
         return {spec.name: batch[spec.name] for spec in source.columns}
 
     return gather if source.cold else gather_hot
+
+
+def _tensor_over(values: npt.NDArray[Any]) -> Tensor:
+    """A tensor over the same memory. An arena of the hot cache is read-only, which torch warns of: nobody writes there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(values)
 
 
 def maker(

@@ -9,7 +9,8 @@ Which of three paths a loader takes is decided once, when it is made:
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
 
 On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch,
-position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`).
+position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path a dataset
+that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.utils.data import Sampler
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
 from loaders.order import SEED_MAX, Order, Rows
+from loaders.plan import Pass, Planner
 from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows
 from loaders.source import ColumnSource, is_lepton_dataset
@@ -50,12 +52,17 @@ class DataLoader(TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
-    arena_bytes_max    bytes that decoded columns may occupy in this process (default: limits.ARENA_BYTES_MAX).
+    arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
+                       the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+
+    A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
+    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
+    processes read.)
 
     All ranks take equal steps; where the last global batch has fewer rows than ranks, some batches have zero rows (and
     `collate_fn` is called with an empty list): `drop_last=True` avoids that.
@@ -109,6 +116,7 @@ class DataLoader(TorchDataLoader[Any]):
         self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
         self._progress = Progress()
         self._source: ColumnSource | None = None
+        self._planner: Planner | None = None
         self._row_sampler = _RowSampler()
         self._require_extras_fit(batch_size)
         if path != "torch":
@@ -149,7 +157,8 @@ class DataLoader(TorchDataLoader[Any]):
             self._row_sampler.open(order, share)
             batches: Iterator[Any] = super().__iter__()
         else:
-            batches = self._gathered(order, share)
+            following = Order(share.rows, self.seed, (epoch + 1) & SEED_MAX, self.shuffle), self._share()
+            batches = self._gathered((order, share), following)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
         return EpochIterator(batches, share, epoch, self._progress, self.stats)
@@ -231,13 +240,18 @@ class DataLoader(TorchDataLoader[Any]):
 
     # -- making batches ----------------------------------------------------------------------------------------
 
-    def _gathered(self, order: Order, share: Share) -> Iterator[Any]:
+    def _gathered(self, current: Pass, following: Pass) -> Iterator[Any]:
         source = self._source
         assert source is not None
         source.fill()
         pin = self.pin_memory and torch.cuda.is_available()
         make = maker(gatherer(source), self.as_tuple, self.transform, pin)
-        rows = _row_arrays(order, share)
+        windows = row_windows(*current)
+        if source.plans:
+            self._planner = self._planner or Planner(source)
+            self._planner.open(current, following)
+            windows = self._planner.windows(current)
+        rows = _row_arrays(windows)
         if self.num_workers == 0 or not (source.cold or self.transform):
             return map(make, rows)
         depth = self.num_workers * (self.prefetch_factor or 1)
@@ -283,15 +297,15 @@ class _RowSampler(Sampler[list[int]]):
         self._order, self._share = order, share
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (rows.tolist() for rows in _row_arrays(self._order, self._share))
+        return (rows.tolist() for rows in _row_arrays(row_windows(self._order, self._share)))
 
     def __len__(self) -> int:
         return self._share.steps
 
 
-def _row_arrays(order: Order, share: Share) -> Iterator[Rows]:
+def _row_arrays(windows: Iterator[tuple[Rows, list[int]]]) -> Iterator[Rows]:
     """The rows of each step as an int64 array."""
-    for rows, sizes in row_windows(order, share):
+    for rows, sizes in windows:
         first = 0
         for size in sizes:
             yield rows[first : first + size]

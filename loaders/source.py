@@ -11,12 +11,17 @@ below `arena_bytes_max`; the narrowest come first, so that labels are hot even w
 for each batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the
 dataset *or view* that was given.
 
+A dataset that is read through the host's hot cache (`Dataset.cached`) has its arena there too: one process decodes it, all
+that load the same columns of the same rows map it. Where it does not fit, each has its own. The source is a client of
+the cache of its own, so that its plan is its own.
+
 A null in a fixed column is NaN in a float column. Anywhere else there is no tensor for it: SchemaError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +30,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from leptonstore.errors import BadInput, MissingExtra, SchemaError
-from leptonstore.limits import ARENA_BYTES_MAX
+from leptonstore.digest import digest_of
+from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError
+from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset
 
 __all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "is_lepton_dataset"]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
+Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
+
+ARENA_VERSION = "lepton.arena.1"  # of the layout of an arena in the hot cache
+_ALIGN = 64
 
 
 def is_lepton_dataset(dataset: object) -> bool:
@@ -78,7 +89,9 @@ class ColumnSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None
     ) -> None:
-        self.dataset = dataset
+        self.dataset = (
+            dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
+        )
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
@@ -126,13 +139,76 @@ class ColumnSource:
         with self._lock:
             if self._filled:
                 return
-            arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
-            if arena:
-                for rows, batch in _stored_order(self.dataset, list(arena)):
-                    for spec in self.hot:
-                        arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
-            self.arena = arena
+            self.arena = self._cached_arena() or self._own_arena()
             self._filled = True
+
+    def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
+        arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
+        self._decode_into(arena)
+        return arena
+
+    def _decode_into(self, arena: dict[str, npt.NDArray[Any]]) -> None:
+        # Around the hot cache, which would keep every page beside the arena that is made of them.
+        if arena:
+            for rows, batch in _stored_order(self.dataset.uncached(), list(arena)):
+                for spec in self.hot:
+                    arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
+
+    # -- the hot cache -----------------------------------------------------------------------------------------------
+
+    @property
+    def _chunks(self) -> CachedChunks | None:
+        """What is read through, when that is a cache that can be used."""
+        if self.dataset.cache is None:
+            return None
+        chunks: Any = self.dataset.chunks
+        return chunks if chunks.cache.usable else None
+
+    def _cached_arena(self) -> dict[str, npt.NDArray[Any]] | None:
+        """The arena in the hot cache, one column after the other, read-only; None when it has no room for it."""
+        chunks, total = self._chunks, 0
+        starts = {}
+        for spec in self.hot:
+            starts[spec.name] = total
+            total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
+        if chunks is None or not total or not _has_room(chunks, total):
+            return None
+
+        def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
+            return {
+                spec.name: np.ndarray((self.rows, *(spec.shape or ())), spec.dtype, buffer, starts[spec.name])
+                for spec in self.hot
+            }
+
+        def make() -> memoryview:
+            made = memoryview(bytearray(total))
+            self._decode_into(arrays(made))
+            return made
+
+        layout = [(spec.name, spec.dtype.str if spec.dtype else "", spec.shape) for spec in self.hot]
+        text = json.dumps([ARENA_VERSION, self.fingerprint, self.rows, layout])
+        key = chunks.key(digest_of(text.encode()))
+        chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
+        return arrays(chunks.cache.get_or_put(key, make).data)
+
+    @property
+    def plans(self) -> bool:
+        """Whether a plan is of use: something is read for each batch, through a cache."""
+        return bool(self.cold) and self._chunks is not None
+
+    def future_keys(self, rows: npt.NDArray[np.int64], sizes: Sequence[int]) -> Keys:
+        """What `read` of batches of these rows will ask the cache for. Nothing when that cannot be told: `read` will say why."""
+        from leptonstore.dataset.future import future_keys
+
+        with contextlib.suppress(LeptonError):
+            return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold])
+        return np.empty((0, 32), np.uint8)
+
+    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
+        """Tell the cache what is read next (restart: instead of what was told, else after it)."""
+        chunks = self._chunks
+        if chunks is not None:
+            chunks.cache.plan(np.concatenate(keys) if keys else np.empty((0, 32), np.uint8), restart)
 
     def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""
@@ -178,6 +254,13 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
         return ColumnSpec(field.name, semantic, None, None)
     stored = pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
+
+
+def _has_room(chunks: CachedChunks, total: int) -> bool:
+    try:
+        return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
+    except OSError:  # a stopped process holds its lock
+        return False
 
 
 def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -> frozenset[str]:

@@ -17,6 +17,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """The user's real cache and store are never touched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("LEPTON_STORE", raising=False)
+    monkeypatch.setenv("LEPTON_CACHE", "none")
 
 
 @pytest.fixture

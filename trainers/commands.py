@@ -13,16 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from leptonstore.cli.cache import cache_choice, cache_warnings, read_cache_options
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
 from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from trainers.result import EpochEvent, StepEvent
+    from trainers.run import Cache
 
     OnStep = Callable[[StepEvent], None]
     OnEpoch = Callable[[EpochEvent], None]
@@ -49,6 +52,7 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train (default: auto).")
 @click.option("--metrics", metavar="FILE.jsonl", help="Log every step and epoch, one JSON object a line.")
+@read_cache_options
 @json_option
 def train(
     dataset: str,
@@ -58,6 +62,9 @@ def train(
     resume: bool,
     max_steps: int | None,
     metrics: str | None,
+    folder: Path | None,
+    cache_size: int | None,
+    no_cache: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -74,12 +81,17 @@ def train(
     _ready_torch()
     from trainers.run import run_train
 
-    values = _values(settings, options)
-    with open_store(store) as opened, training_progress(f"train {dataset}") as (on_step, on_epoch):
+    values, cache = _values(settings, options), _cache(folder, cache_size, no_cache)
+    with (
+        open_store(store) as opened,
+        cache_warnings(),
+        training_progress(f"train {dataset}") as (on_step, on_epoch),
+    ):
         result = run_train(
             opened,
             dataset,
             values,
+            cache=cache,
             run=run,
             resume=resume,
             max_steps=max_steps,
@@ -99,8 +111,18 @@ def train(
 @click.argument("dataset", metavar="DATASET")
 @store_option
 @click.option("--split", metavar="NAME", help='Rows of this split, or "all" (default: those that training held out).')
+@read_cache_options
 @json_option
-def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_json: bool) -> None:
+def evaluate(
+    model: str,
+    dataset: str,
+    store: str | None,
+    split: str | None,
+    folder: Path | None,
+    cache_size: int | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
     """Measure a deployed MODEL on DATASET: accuracy, loss, every class.
 
     \b
@@ -110,8 +132,9 @@ def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_
     _ready_torch()
     from trainers.run import run_evaluate
 
-    with open_store(store) as opened:
-        result = run_evaluate(opened, model, dataset, split)
+    cache = _cache(folder, cache_size, no_cache)
+    with open_store(store) as opened, cache_warnings():
+        result = run_evaluate(opened, model, dataset, split, cache)
 
     def text() -> None:
         click.echo(f"accuracy      {result['accuracy']:.4f}  on {result['rows']:,} rows of {dataset}")
@@ -130,8 +153,18 @@ def evaluate(model: str, dataset: str, store: str | None, split: str | None, as_
 @click.option(
     "--dataset", metavar="NAME", help="Label every row of this dataset, as a new version on NAME@predictions."
 )
+@read_cache_options
 @json_option
-def predict(model: str, images: tuple[str, ...], store: str | None, dataset: str | None, as_json: bool) -> None:
+def predict(
+    model: str,
+    images: tuple[str, ...],
+    store: str | None,
+    dataset: str | None,
+    folder: Path | None,
+    cache_size: int | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
     """Label IMAGE files, or every row of a dataset, with a deployed MODEL.
 
     \b
@@ -144,9 +177,10 @@ def predict(model: str, images: tuple[str, ...], store: str | None, dataset: str
 
     if bool(images) == (dataset is not None):
         raise click.UsageError("give image files, or --dataset NAME")
-    with open_store(store) as opened:
+    cache = _cache(folder, cache_size, no_cache)
+    with open_store(store) as opened, cache_warnings():
         if dataset is not None:
-            made = run_predict_dataset(opened, model, dataset)
+            made = run_predict_dataset(opened, model, dataset, cache)
             emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows labelled")
             return
         result = run_predict_images(opened, model, images)
@@ -195,6 +229,13 @@ def _ready_torch() -> None:
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
     spin_briefly()
+
+
+def _cache(folder: Path | None, cache_size: int | None, no_cache: bool) -> Cache | None:
+    from trainers.run import Cache
+
+    chosen = cache_choice(folder, cache_size, no_cache)
+    return None if chosen is None else Cache(*chosen)
 
 
 def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

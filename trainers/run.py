@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
@@ -26,11 +26,25 @@ from trainers.task import split_dataset
 ALL_ROWS = "all"
 
 
+class Cache(NamedTuple):
+    """A hot cache to read datasets through: its directory, and its budget (None: as it is)."""
+
+    path: str | Path
+    budget_bytes: int | None = None
+
+
+def open_dataset(store: Store, dataset: str, cache: Cache | None) -> Dataset:
+    """`dataset` (NAME or NAME@REF), read through `cache` when there is one. Raises as `Dataset.open` and `Dataset.cached`."""
+    ds = Dataset.open(store, dataset)
+    return ds if cache is None else ds.cached(cache.path, cache.budget_bytes)
+
+
 def run_train(
     store: Store,
     dataset: str,
     values: Mapping[str, Any] | None = None,
     *,
+    cache: Cache | None = None,
     run: str | None = None,
     resume: bool = False,
     max_steps: int | None = None,
@@ -44,7 +58,7 @@ def run_train(
     `resume` and a run name they replace those of the checkpoint, which then need not be given again.
     Raises what `Trainer.fit` raises.
     """
-    ds = Dataset.open(store, dataset)
+    ds = open_dataset(store, dataset, cache)
     config, train, validation = plan(store, ds, values or {}, run if resume else None)
     with parallel.joined(config.device) as world:
         trainer = Trainer(
@@ -77,12 +91,14 @@ def plan(
     return with_values(default_config(len(train)), values), train, validation
 
 
-def run_evaluate(store: Store, model: str, dataset: str, split: str | None = None) -> dict[str, Any]:
+def run_evaluate(
+    store: Store, model: str, dataset: str, split: str | None = None, cache: Cache | None = None
+) -> dict[str, Any]:
     """Evaluate the deployed `model` on rows of `dataset`.
 
     split: a name in the `split` column, or "all"; None takes the rows that training holds out.
     """
-    bundle, ds = load_bundle(store, model), Dataset.open(store, dataset)
+    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
     data = _data_of(bundle)
     if split is None:
         _, rows = split_dataset(ds, data)
@@ -101,9 +117,9 @@ def run_predict_images(store: Store, model: str, paths: Sequence[str | Path]) ->
     return {"model": model, "model_commit": bundle.commit, "predictions": predictions}
 
 
-def run_predict_dataset(store: Store, model: str, dataset: str) -> dict[str, Any]:
+def run_predict_dataset(store: Store, model: str, dataset: str, cache: Cache | None = None) -> dict[str, Any]:
     """Label every row of `dataset` with the deployed `model`, as a new version."""
-    bundle, ds = load_bundle(store, model), Dataset.open(store, dataset)
+    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
     made = predict_dataset(store, bundle, ds)
     return {
         "model": model,

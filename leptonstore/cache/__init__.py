@@ -10,6 +10,7 @@ eviction   which values are worth their bytes, and which segments go
 flight     of all that miss a key, one fetches
 forks      what a forked child must not keep
 hot        HotCache, Lease: what others use
+chunks     CachedChunks: the chunks of a store through it
 
 The cache knows keys (32 bytes) and bytes; whoever puts a value has verified it. Nothing here is durable, and nothing is believed: each
 value carries a check, and what does not match is a miss.

@@ -2,7 +2,8 @@
 
 A flight is an exclusive lock on one byte of a file, at the key's fingerprint, held by a descriptor of its own (an "open file description"
 lock: it knows threads and processes alike, and the system gives it back when its holder dies). Nobody waits in the system: whoever
-waits looks for the value meanwhile, and after a bounded time fetches it too, as the fetcher may be a stopped process.
+waits looks for the value meanwhile, and after a bounded time fetches it too, as the fetcher may be a stopped process. Several keys are
+claimed at once by one descriptor, so that what is missed together is fetched together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,28 @@ def open_flight(path: Path) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     transient.add(file)
     return file
+
+
+def claim(file: int, key_prints: Sequence[int]) -> list[int]:
+    """Of several keys, the positions of those that nobody else is fetching: the caller is, until `land`, or `file` is closed.
+
+    Does not wait, so that whoever holds some keys never waits for another who waits for these.
+    """
+    return [at for at, key_print in enumerate(key_prints) if _set_lock(file, key_print, fcntl.F_WRLCK)]
+
+
+def land(file: int, key_print: int) -> None:
+    """The value of a claimed key was fetched: whoever waits for it need not wait for the other keys."""
+    _set_lock(file, key_print, fcntl.F_UNLCK)
+
+
+def _set_lock(file: int, key_print: int, kind: int) -> bool:
+    """False when another holds the key."""
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, key_print & _RANGE_MASK, 1, 0))
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -50,17 +73,13 @@ def flight(file: int, key_print: int, landed: Callable[[], _T | None], kept: Cal
 
 
 def _wait(file: int, key_print: int, landed: Callable[[], _T | None]) -> tuple[_T | None, bool]:
-    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, key_print & _RANGE_MASK, 1, 0)
     pause, until = 0.0001, time.monotonic() + limits.CACHE_FLIGHT_WAIT_S_MAX
     waited = False
-    while True:
-        try:
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, wanted)
-            return None, waited
-        except BlockingIOError:
-            waited = True
+    while not _set_lock(file, key_print, fcntl.F_WRLCK):
+        waited = True
         time.sleep(pause)
         found = landed()
         if found is not None or time.monotonic() > until:
             return found, True
         pause = min(2 * pause, limits.CACHE_FLIGHT_POLL_S_MAX)
+    return None, waited

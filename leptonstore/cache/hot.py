@@ -2,6 +2,7 @@
 
     get          index -> pin -> check -> Lease, or None           no lock, about as long as opening a file takes
     get_or_put   get; else one of the host fetches, and puts         others wait for it
+    fetch_many   the same for many that were missed                 fetched together
     put          admit? -> room (evict) -> write -> publish         the host's lock, twice, for microseconds; while evicting, longer
 
 Invariants: a value is published after its bytes are in place; what is read was checked by this process; a cache that cannot be used
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -204,19 +205,15 @@ class HotCache:
         `fetch` must not wait for a key that another's `fetch` may be waiting in.
         """
         found = self.get(key)
-        table = self._table
-        if found is not None:
-            return found
-        if table is None:
+        return self._fetch(key, fetch) if found is None else found
+
+    def _fetch(self, key: bytes, fetch: Callable[[], Buffer]) -> Lease:
+        table, file = self._table, self._open_flight()
+        if table is None or file is None:
             return _private(fetch())
         key_print = fingerprint(key)
-        try:
-            alone = flight.open_flight(self.path / "flights")
-        except OSError as error:
-            self._disable(error)
-            return _private(fetch())
         with flight.flight(
-            alone, key_print, lambda: self._look(key, key_print), lambda: not table.was_refused(key_print)
+            file, key_print, lambda: self._look(key, key_print), lambda: not table.was_refused(key_print)
         ) as landed:
             if landed is not None:
                 return landed
@@ -225,6 +222,61 @@ class HotCache:
             # A large value (an arena) is worth another look, so that this process holds it once.
             large = kept and memoryview(value).nbytes > table.segment_bytes // 4
             return (self._look(key, key_print) if large else None) or _private(value)
+
+    def _open_flight(self) -> int | None:
+        if self._table is None:
+            return None
+        try:
+            return flight.open_flight(self.path / "flights")
+        except OSError as error:
+            self._disable(error)
+            return None
+
+    def fetch_many(self, keys: Sequence[bytes], fetch: Callable[[Sequence[int]], Iterable[Buffer]]) -> list[Lease]:
+        """The values of distinct `keys` that `get` has missed, as `get_or_put` would give each, but fetched together.
+
+        `fetch` is given positions in `keys` and gives their values in that order: once for all that nobody else of the host is fetching
+        (CACHE_CLAIMS_MAX at a time), then for each that another fetched in vain. Its errors pass through.
+        """
+        found: list[Lease | None] = [None] * len(keys)
+        for first in range(0, len(keys), limits.CACHE_CLAIMS_MAX):
+            self._fetch_claimed(keys, range(len(keys))[first : first + limits.CACHE_CLAIMS_MAX], fetch, found)
+        return [
+            self._fetch(keys[at], lambda at=at: next(iter(fetch([at])))) if lease is None else lease  # type: ignore[misc]
+            for at, lease in enumerate(found)
+        ]
+
+    def _fetch_claimed(
+        self,
+        keys: Sequence[bytes],
+        asked: Sequence[int],
+        fetch: Callable[[Sequence[int]], Iterable[Buffer]],
+        found: list[Lease | None],
+    ) -> None:
+        file = self._open_flight()
+        if file is None:
+            for at, value in zip(asked, fetch(asked), strict=True):
+                found[at] = _private(value)
+            return
+        prints = [fingerprint(keys[at]) for at in asked]
+        try:
+            mine = []
+            for number in flight.claim(file, prints):
+                landed = self._look(keys[asked[number]], prints[number])  # between the miss and the claim
+                found[asked[number]] = landed
+                if landed is None:
+                    mine.append(number)
+                else:
+                    flight.land(file, prints[number])
+            if not mine:
+                return
+            chosen = [asked[number] for number in mine]
+            for number, at, value in zip(mine, chosen, fetch(chosen), strict=True):
+                self._put(keys[at], prints[number], value)
+                flight.land(file, prints[number])
+                found[at] = _private(value)
+        finally:
+            forks.close_transient(file)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

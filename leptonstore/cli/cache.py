@@ -1,11 +1,13 @@
-"""lepton cache stats | clear | warm"""
+"""lepton cache stats | clear | warm; and --cache of the commands that read through it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import click
 
@@ -16,6 +18,7 @@ from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, 
 from leptonstore.errors import LeptonError, NotFound
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+NO_CACHE = "none"  # as $LEPTON_CACHE: commands read through no cache unless told to
 
 
 def cache_option(command: _F) -> _F:
@@ -26,7 +29,70 @@ def cache_option(command: _F) -> _F:
 
 def cache_path(given: Path | None) -> Path:
     """--cache, else $LEPTON_CACHE, else this user's place in RAM."""
-    return given or Path(os.environ.get("LEPTON_CACHE") or f"/dev/shm/lepton-{os.geteuid()}")
+    named = os.environ.get("LEPTON_CACHE")
+    return given or (Path(named) if named and named != NO_CACHE else usual_place())
+
+
+def usual_place() -> Path:
+    """Where this user's cache is when nobody named another place."""
+    return Path(f"/dev/shm/lepton-{os.geteuid()}")
+
+
+class CacheChoice(NamedTuple):
+    """A hot cache that a command reads through: its directory, and its budget where one was given."""
+
+    path: Path
+    budget_bytes: int | None
+
+
+def read_cache_options(command: _F) -> _F:
+    """--cache, --cache-size and --no-cache of a command that reads a dataset; `cache_choice` takes them."""
+    where = (
+        "Read through the hot cache in DIR, which is made where there is none (default: $LEPTON_CACHE, "
+        "else /dev/shm/lepton-<user id> if there is one, as `lepton cache warm` makes it; LEPTON_CACHE=none: none)."
+    )
+    size = "The cache's budget (default: as it is; a new one: 1/4 of the free space)."
+    for option in (
+        click.option("--no-cache", is_flag=True, help="Read around any cache."),
+        click.option("--cache-size", type=Size(), metavar="SIZE", help=size),
+        click.option("--cache", "folder", metavar="DIR", type=click.Path(path_type=Path), help=where),
+    ):
+        command = option(command)
+    return command
+
+
+def cache_choice(folder: Path | None, cache_size: int | None, no_cache: bool) -> CacheChoice | None:
+    """The cache to read through: one that was named, or one that is there. Raises click.UsageError."""
+    if no_cache and (folder is not None or cache_size is not None):
+        raise click.UsageError("give --cache (or --cache-size) or --no-cache, not both")
+    path, environment = cache_path(folder), os.environ.get("LEPTON_CACHE")
+    given = folder is not None or cache_size is not None
+    if no_cache or (environment == NO_CACHE and not given):
+        return None
+    return CacheChoice(path, cache_size) if given or environment or (path / "table").exists() else None
+
+
+@contextlib.contextmanager
+def cache_warnings() -> Iterator[None]:
+    """Inside, what a cache warns of is one line on stderr, as all that commands say."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if str(message).startswith("hot cache "):
+                click.echo(f"lepton: warning: {message}", err=True)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = tell
+        yield
 
 
 def _open(path: Path, budget_bytes: int | None = None, ram_only: bool = False) -> HotCache:
@@ -135,14 +201,14 @@ def warm(
     Example:
       lepton cache warm mnist --size 2GiB
     """
+    from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset
+    from leptonstore.dataset.cached import usual_budget_bytes
     from leptonstore.store.walk import walk
 
     path = cache_path(folder)
     if size is None and not (path / "table").exists():
-        place = path if path.exists() else path.parent
-        free = os.statvfs(place)
-        size = max(limits.CACHE_BUDGET_BYTES_MIN, int(free.f_bavail * free.f_frsize * limits.CACHE_BUDGET_FREE_SHARE))
+        size = usual_budget_bytes(path)
     with open_store(store) as opened:
         dataset = Dataset.open(opened, name)
         unknown = sorted(set(columns) - set(dataset.column_names))
@@ -155,17 +221,18 @@ def warm(
             before = cache.stats()
             room = before["budget_bytes"] * limits.CACHE_WANTED_SHARE
             put = whole = there = 0
+            chunks = CachedChunks(opened, cache, None if opened.sealer is None else opened.stored_name)
             for chunk in walk(opened, dataset.commit):
                 if chunk.error is not None:
                     raise chunk.error
-                if chunk.what not in ("page", "value") or (columns and chunk.column not in columns):
+                if chunk.what not in ("node", "page", "value") or (columns and chunk.column not in ("", *columns)):
                     continue
-                if cache.get(chunk.digest) is not None:
+                if cache.get(chunks.key(chunk.digest)) is not None:
                     there += 1
                     continue
                 data = opened.get(chunk.digest)
                 whole += len(data)
-                if whole > room or not cache.put(chunk.digest, data):
+                if whole > room or not cache.put(chunks.key(chunk.digest), data):
                     break
                 put += 1
                 tell(put)

@@ -39,9 +39,10 @@ class Share(click.ParamType):
 @click.option("--seed", type=int, help="Which packs a share picks: the seed that an earlier check reported.")
 @json_option
 def command(store: str | None, read_data: float | None, seed: int | None, as_json: bool) -> int:
-    """Find what is damaged or missing. Changes nothing.
+    """Find what is damaged or missing, in every tier. Changes nothing.
 
-    Exit codes: 0 clean, 4 something is damaged (`lepton repair` is next).
+    Exit codes: 0 clean, 4 something is damaged (`lepton repair` is next), 11 nothing is, as far as could be seen: a tier does
+    not answer.
 
     \b
     Example:
@@ -53,7 +54,7 @@ def command(store: str | None, read_data: float | None, seed: int | None, as_jso
         with progress("check", max(1, total // limits.MIB), "MiB") as report:
             found = check_store(opened, read_data or False, lambda done, _: report(done // limits.MIB), seed)
         emit({"store": opened.url, **found.to_json()}, as_json, lambda: _print(found))
-    return 0 if found.clean else 4
+    return 0 if found.clean else 4 if found.damaged or found.problems_more else 11
 
 
 def _print(found: CheckReport) -> None:
@@ -70,6 +71,8 @@ def _print(found: CheckReport) -> None:
         click.echo(f"{found.unlisted_packs:,} packs of interrupted writers are not in use (harmless; `lepton gc`)")
     if found.clean:
         click.echo("clean")
+    elif not found.damaged and not found.problems_more:
+        click.echo("clean as far as could be seen: run it again when every tier answers")
     else:
         count = len(found.problems) + found.problems_more
         click.echo(f"{count:,} problems: run `lepton repair`, with --from when there is a copy")

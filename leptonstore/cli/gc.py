@@ -24,7 +24,8 @@ def command(store: str | None, dry_run: bool, repack: bool, as_json: bool) -> No
     """Remove what no version, reader or writer needs.
 
     Others may read and write meanwhile, and it may be interrupted: the next run goes on. Exit codes: 0 done, 4 the
-    store is damaged, so that nothing was removed, 5 other collections were faster, 6 disk full.
+    store is damaged, so that nothing was removed, 5 other collections were faster, 6 disk full, 11 a tier does not answer, so that
+    nothing was removed.
 
     \b
     Example:

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from leptonstore.cli.completion import offer_names
 from leptonstore.errors import MissingExtra
 from leptonstore.version import __version__
 
@@ -41,7 +42,12 @@ SUMMARIES = {
     "quota": "Show or set the store's quota.",
     "tier": "Keep packs in several places, and move them between these.",
     "cache": "Show, empty or fill this host's hot cache.",
+    "push": "Bring versions to another store: only what it lacks travels.",
+    "pull": "Get versions from another store: only what is not here travels.",
+    "clone": "Make a new store with what another one has.",
+    "remote": "Remember other stores by name.",
     "upgrade": "Upgrade a store that an older version made.",
+    "completion": "Print what makes a shell complete commands and names.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
@@ -66,6 +72,7 @@ class _Lazy(click.Group):
                 if module in ("leptonstore", "loaders", "trainers"):
                     raise
                 raise MissingExtra(f"`lepton {cmd_name}`", _EXTRA_OF[entry.module.split(".")[0]], module) from None
+            offer_names(command)
             return command
         return None
 

@@ -43,12 +43,17 @@ def command(path: str | None, zstd_level: int, encrypt: bool, scrypt_cost: int, 
     if secret.demand and not encrypt:
         raise BadInput("a passphrase or key file is for an encrypted store: add --encrypt")
     config = StoreConfig(zstd_level=zstd_level)
-    with _create(path, config, secret, scrypt_cost) if encrypt else Store.create(store_url(path), config) as store:
+    with (
+        create_encrypted(path, config, secret, scrypt_cost)
+        if encrypt
+        else Store.create(store_url(path), config) as store
+    ):
         told = {"store": store.url, "id": store.config.store_id.hex(), "encrypted": encrypt}
         emit(told, as_json, f"new {'encrypted ' if encrypt else ''}store at {store.url}")
 
 
-def _create(path: str | None, config: StoreConfig, given: CommandLineSecret, cost: int) -> Store:
+def create_encrypted(path: str | None, config: StoreConfig, given: CommandLineSecret, cost: int) -> Store:
+    """A new encrypted store; its key file is made, and said so, when it does not exist."""
     environment = "LEPTON_PASSPHRASE" in os.environ or "LEPTON_PASSPHRASE_FILE" in os.environ
     if not given.passphrase_file:
         make_key_file(given.key_file or (None if environment else os.environ.get("LEPTON_KEY_FILE")))

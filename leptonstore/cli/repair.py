@@ -25,8 +25,9 @@ from leptonstore.store.repair import RepairReport, repair_store
 def command(store: str | None, copies: tuple[str, ...], dry_run: bool, force: bool, as_json: bool) -> int:
     """Mend damaged and missing packs: save what is whole, fetch the rest from copies, and say what is lost.
 
-    Damaged files are kept under damaged/. Importing the same data again heals what stays lost.
-    Exit codes: 0 everything is whole (again), 4 something stays lost.
+    With several tiers, a damaged copy is replaced by the whole one of another tier. Damaged files are kept under damaged/.
+    Importing the same data again heals what stays lost.
+    Exit codes: 0 everything is whole (again), 4 something stays lost, 11 a tier does not answer, so that nothing was judged.
 
     \b
     Example:
@@ -45,6 +46,9 @@ def command(store: str | None, copies: tuple[str, ...], dry_run: bool, force: bo
 
 def _print(report: RepairReport) -> None:
     would = "would be " if report.dry_run else ""
+    for copy in report.replaced:
+        how = "removed from" if copy.extra else "replaced in"
+        click.echo(f"pack {copy.pack}: {copy.why}; {would}{how} tier {copy.tier}: tier {copy.source} has it whole")
     for one in report.repaired:
         copied = f", {one.copied:,} taken from a copy of it" if one.copied else ""
         lost = f", {one.lost:,} lost with it" if one.lost else ""
@@ -53,7 +57,8 @@ def _print(report: RepairReport) -> None:
         click.echo(f"{report.fetched:,} chunks ({human_bytes(report.fetched_bytes)}) {would}fetched from copies")
     for gone in report.lost:
         click.echo(f"lost: {gone.line()}")
-    click.echo(f"{report.packs:,} packs examined, {len(report.repaired):,} {would}repaired")
+    count = len(report.repaired) + len({copy.pack for copy in report.replaced})
+    click.echo(f"{report.packs:,} packs examined, {count:,} {would}repaired")
     if report.whole:
         click.echo("whole")
     else:

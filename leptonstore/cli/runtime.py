@@ -114,6 +114,34 @@ def progress(
         yield tell
 
 
+@contextlib.contextmanager
+def status(label: str) -> Iterator[Callable[[Callable[[], str]], None]]:
+    """A line on stderr, when that is a terminal, for work of which nobody knows how much there is.
+
+    Yields a function that is given, as often as one likes, what makes the text.
+    """
+    if not sys.stderr.isatty():
+        yield lambda text: _raise_interrupt()
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as line:
+        task, drawn = line.add_task(label, total=None), 0.0
+        line.refresh()
+
+        def tell(text: Callable[[], str]) -> None:
+            nonlocal drawn
+            _raise_interrupt()
+            if time.monotonic() - drawn > 0.1:
+                drawn = time.monotonic()
+                line.update(task, description=f"{label}: {text()}")
+                line.refresh()
+
+        yield tell
+
+
 _interrupt = threading.Event()
 
 

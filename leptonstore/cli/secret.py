@@ -1,7 +1,8 @@
 """Where the command line finds the passphrase or key file of an encrypted store.
 
 First what was given as an option, then $LEPTON_PASSPHRASE, $LEPTON_PASSPHRASE_FILE, $LEPTON_KEY_FILE, then a prompt
-when stdin is a terminal. The same for a new secret, with --new-… and $LEPTON_NEW_….
+when stdin is a terminal. The same for a new secret, with --new-… and $LEPTON_NEW_…, and for that of a remote store, with --remote-… and
+$LEPTON_REMOTE_….
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class CommandLineSecret(SecretSource):
     key_file: str | None = None
     new: bool = False
     confirm: bool = False  # ask twice
+    remote: bool = False  # of the other store, of a command that works on two
 
     @property
     def demand(self) -> bool:  # type: ignore[override]
@@ -48,6 +50,8 @@ class CommandLineSecret(SecretSource):
     def __call__(self) -> Secret:
         """Raises BadInput, or WrongKey when there is none."""
         option, variable = ("--new-", "LEPTON_NEW_") if self.new else ("--", "LEPTON_")
+        if self.remote:
+            option, variable = "--remote-", "LEPTON_REMOTE_"
         if self.passphrase_file is not None and self.key_file is not None:
             raise BadInput(f"give {option}passphrase-file or {option}key-file, not both")
         if self.passphrase_file is not None:
@@ -62,10 +66,11 @@ class CommandLineSecret(SecretSource):
         if path := os.environ.get(f"{variable}KEY_FILE"):
             return KeyFileAt(path)()
         if sys.stdin is not None and sys.stdin.isatty():
-            label = "New passphrase" if self.new else "Passphrase of the store"
+            label = "New passphrase" if self.new else f"Passphrase of the {'remote ' if self.remote else ''}store"
             return Passphrase(click.prompt(label, hide_input=True, err=True, confirmation_prompt=self.confirm).encode())
+        of = "remote store's " if self.remote else ""
         raise WrongKey(
-            f"a {'new ' if self.new else ''}passphrase or key file is needed, and there is no terminal to ask at: give "
+            f"a {'new ' if self.new else ''}{of}passphrase or key file is needed, and there is no terminal to ask at: give "
             f"{option}passphrase-file PATH or {option}key-file PATH, or set ${variable}PASSPHRASE, "
             f"${variable}PASSPHRASE_FILE or ${variable}KEY_FILE"
         )
@@ -81,6 +86,17 @@ def secret_options(command: _F) -> _F:
     options = (
         ("--passphrase-file", "Passphrase of an encrypted store (or $LEPTON_PASSPHRASE[_FILE], or a prompt)."),
         ("--key-file", "Key file of an encrypted store (or $LEPTON_KEY_FILE)."),
+    )
+    for name, text in reversed(options):
+        command = click.option(name, metavar="PATH", help=text, expose_value=False, callback=_remember)(command)
+    return command
+
+
+def remote_secret_options(command: _F) -> _F:
+    """--remote-passphrase-file and --remote-key-file; `given_remote_secret` tells what they say."""
+    options = (
+        ("--remote-passphrase-file", "Passphrase of an encrypted remote (or $LEPTON_REMOTE_PASSPHRASE[_FILE])."),
+        ("--remote-key-file", "Key file of an encrypted remote (or $LEPTON_REMOTE_KEY_FILE)."),
     )
     for name, text in reversed(options):
         command = click.option(name, metavar="PATH", help=text, expose_value=False, callback=_remember)(command)
@@ -115,6 +131,15 @@ def given_secret() -> CommandLineSecret:
     context = click.get_current_context(silent=True)
     meta = context.meta if context is not None else {}
     return CommandLineSecret(meta.get(f"{_META}.passphrase_file"), meta.get(f"{_META}.key_file"))
+
+
+def given_remote_secret() -> CommandLineSecret:
+    """As `given_secret`, of the remote store."""
+    context = click.get_current_context(silent=True)
+    meta = context.meta if context is not None else {}
+    return CommandLineSecret(
+        meta.get(f"{_META}.remote_passphrase_file"), meta.get(f"{_META}.remote_key_file"), remote=True
+    )
 
 
 def new_secret(passphrase_file: str | None, key_file: str | None) -> Secret:

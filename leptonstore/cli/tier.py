@@ -13,7 +13,7 @@ import click
 
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.errors import BadInput, Conflict, RefMissing, TierUnavailable
+from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable
 from leptonstore.store import Store
 from leptonstore.store.gc import collect
 from leptonstore.store.moves import Move, MovePlan, apply_moves, leaving, plan_for
@@ -81,7 +81,7 @@ def _described(store: Store, at: int, setting: TierSetting) -> dict[str, Any]:
     found: dict[str, Any] = {**asdict(setting), "url": tier.url, "write_to": setting.name == store.placement.write_to}
     try:
         held = set(tier.packs()) & store.state.packs.keys()
-    except (OSError, TierUnavailable) as error:
+    except (OSError, TierUnavailable, NotPermitted) as error:
         return {**found, "packs": None, "bytes": None, "error": str(error)}
     return {**found, "packs": len(held), "bytes": sum(store.state.packs[pack].bytes for pack in held), "error": ""}
 

@@ -2,16 +2,19 @@
 
 schema      semantic types           source      what an importer hands over      importers, exporters   formats in and out
 cut         where row groups end     values      large values <-> references      groups, tree           rows <-> nodes
-splice      rows out, rows in: the primitive of every edit                    edit, columns      edits of rows, of columns
-keyed       sorting by key, finding keys  where       conditions                  rules              what values must be
+splice      rows out, rows in: the primitive of every edit                       edit, columns          edits of rows, of columns
+keyed       sorting by key, finding keys  where       conditions                  rules                  what values must be
 refs        names of versions        dataset     Dataset: read a version          write                  make a version
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
+pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
+exchange    push, pull and clone
 """
 
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, DiffStat, RowChange
+from leptonstore.dataset.exchange import Exchange, clone, pull, push
 from leptonstore.dataset.files import FileTable, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
 from leptonstore.dataset.rules import Rule
@@ -24,13 +27,17 @@ __all__ = [
     "DatasetStats",
     "Diff",
     "DiffStat",
+    "Exchange",
     "FileTable",
     "RefInfo",
     "RowChange",
     "Rule",
     "Source",
+    "clone",
     "delete_ref",
     "list_refs",
+    "pull",
+    "push",
     "write_dataset",
     "write_files",
 ]

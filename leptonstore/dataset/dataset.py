@@ -1,16 +1,15 @@
 """Dataset: one version of a table of samples, read in place.
 
-Reading labels never touches images; `ds[i]` reads one row group's pages of the columns asked for; decoded pages are kept in a
-bounded cache. Any thread. Datasets pickle: they carry the store's place, the version and the selection, and reopen lazily.
+Reading labels never touches images; `ds[i]` reads the pages that the row stands in (pages.py); `ds.cached(place)` reads them, and large
+values, through the hot cache of the host. Any thread. Datasets pickle: they carry the store's place, the version, the selection and the
+cache's place, and reopen lazily.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import OrderedDict, deque
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,26 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore import limits
+from leptonstore.cache import HotCache
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.cached import CacheLink
 from leptonstore.dataset.editing import Editing
+from leptonstore.dataset.groups import told_at
 from leptonstore.dataset.history import History
+from leptonstore.dataset.pages import Pages, Rows
 from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
 from leptonstore.dataset.stats import DatasetStats, version_stats
 from leptonstore.dataset.tree import Leaves
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
 from leptonstore.format.commit import Commit, parse_commit
-from leptonstore.format.node import RowGroup
-from leptonstore.format.page import decode_page
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkFinder
 
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 SPLIT_COLUMN = "split"
-READ_THREADS = 2  # row groups decoded at once by a scan; memory grows by one row group each
 
 
 class Dataset(Editing, History):
@@ -43,9 +44,18 @@ class Dataset(Editing, History):
 
     __lepton_dataset__ = True  # how `loaders` knows one without importing leptonstore
 
-    def __init__(self, store: Store, name: str, ref: str, commit: str, selection: Rows | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        ref: str,
+        commit: str,
+        selection: Rows | None = None,
+        cache: CacheLink | None = None,
+    ) -> None:
         self.name, self.ref, self.commit = name, ref, commit
         self.selection = selection
+        self.cache = cache  # None: reads go to the store
         self._store: Store | None = store
         self._url = store.url
         # Of an encrypted store: where its passphrase or key file can be read again, never the secret.
@@ -54,14 +64,12 @@ class Dataset(Editing, History):
 
     def _prepare(self) -> None:
         self._commit_object: Commit | None = None
+        self._chunks: ChunkFinder | None = None
         self._leaves: Leaves | None = None
-        self._pages: OrderedDict[tuple[int, str], Column] = OrderedDict()
-        self._groups: dict[int, RowGroup] = {}
-        self._pages_bytes = 0
-        self._lock = threading.RLock()
+        self._pages: Pages | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("name", "ref", "commit", "selection", "_url", "_secret_source")
+        kept = ("name", "ref", "commit", "selection", "cache", "_url", "_secret_source")
         return {key: getattr(self, key) for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,6 +94,13 @@ class Dataset(Editing, History):
         if self._store is None:
             self._store = Store.open(self._url, unlock=self._secret_source)
         return self._store
+
+    @property
+    def chunks(self) -> ChunkFinder:
+        """What the dataset reads from: the store, or the hot cache before it. Raises BadInput when that may not keep its values."""
+        if self._chunks is None:
+            self._chunks = self.store if self.cache is None else self.cache.chunks(self.store)
+        return self._chunks
 
     @property
     def commit_object(self) -> Commit:
@@ -138,10 +153,29 @@ class Dataset(Editing, History):
 
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
         """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
-        chosen = self._base_rows(np.asarray(rows, np.int64))
-        view = Dataset(self.store, self.name, self.ref, self.commit, chosen)
-        view._commit_object, view._leaves = self._commit_object, self._leaves
+        view = self._view(self._base_rows(np.asarray(rows, np.int64)), self.cache)
+        view._chunks, view._leaves, view._pages = self._chunks, self._leaves, self._pages
         return view
+
+    def _view(self, selection: Rows | None, cache: CacheLink | None) -> Dataset:
+        view = Dataset(self.store, self.name, self.ref, self.commit, selection, cache)
+        view._commit_object = self._commit_object
+        return view
+
+    def cached(self, cache: str | os.PathLike[str] | HotCache, budget_bytes: int | None = None) -> Dataset:
+        """The same rows, read through the hot cache in directory `cache`, which all processes of this host may share.
+
+        budget_bytes: of the whole cache; None: as it is (a new one: a quarter of what is free there). Views of the result, and what comes
+        out of its pickle, read through the cache, too. A cache that cannot be used is told by one warning, and reading goes on without it;
+        raises BadInput for a directory outside RAM when the store is encrypted.
+        """
+        view = self._view(self.selection, CacheLink(cache, budget_bytes))
+        _ = view.chunks  # opens it: what is wrong is told here
+        return view
+
+    def uncached(self) -> Dataset:
+        """The same rows, read from the store."""
+        return self if self.cache is None else self._view(self.selection, None)
 
     def splits(self) -> list[str]:
         """Names in the `split` column; none when there is no such column."""
@@ -182,134 +216,62 @@ class Dataset(Editing, History):
         if self._leaves is None:
             commit = self.commit_object
             try:
-                self._leaves = Leaves(self.store, commit.root, commit.rows)
+                self._leaves = Leaves(self.chunks, commit.root, commit.rows)
             except ChunkCorrupt as error:
                 raise error.at(f"{self.name}@{self.ref} rows 0-{commit.rows - 1} (a tree node)") from None
         return self._leaves
 
-    def _page(self, index: int, field: pa.Field) -> Column:
-        """All values of one column in one row group, as the pages keep them; from the cache when it is there."""
-        with self._lock:
-            key = (index, field.name)
-            if key in self._pages:
-                self._pages.move_to_end(key)
-                return self._pages[key]
-        # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
-        column = self._read_page(index, field)
-        with self._lock:
-            if key in self._pages:
-                return self._pages[key]
-            self._pages[key] = column
-            self._pages_bytes += column.values.nbytes
-            while self._pages_bytes > limits.PAGE_CACHE_BYTES and len(self._pages) > 1:
-                self._pages_bytes -= self._pages.popitem(last=False)[1].values.nbytes
-            return column
+    @property
+    def pages(self) -> Pages:
+        """The pages of the version. Raises as `leaves` does."""
+        if self._pages is None:
+            named = f"{self.name}@{self.ref}"
+            self._pages = Pages(self.chunks, self.leaves, self.schema, named, on_host=self.cache is not None)
+        return self._pages
 
-    def _read_page(self, index: int, field: pa.Field) -> Column:
-        at = int(self.leaves.starts[index])
-        try:
-            if index not in self._groups:
-                self._groups[index] = self.leaves.group(index)
-        except ChunkCorrupt as error:
-            last = int(self.leaves.starts[index + 1]) - 1
-            raise error.at(f"{self.name}@{self.ref} rows {at}-{last} (a tree node)") from None
-        pieces = []
-        for part in self._groups[index].columns[self.schema.get_field_index(field.name)]:
-            where = f"{self.name}@{self.ref} rows {at}-{at + part.rows - 1} column {field.name!r}"
-            with _told_at(where):
-                page = decode_page(self.store.get(part.digest), field.type)
-            if len(page.values) != part.rows:
-                raise FormatDamaged(f"{where}: page has {len(page.values)} rows where its node says {part.rows}")
-            pieces.append(Column(page.values, page.references))
-            at += part.rows
-        return column_values.concat(pieces)
+    def ask(self, columns: list[Column], fields: list[pa.Field], base_rows: Rows) -> Asked:
+        """The large values of some rows, which are `base_rows` of the version, are looked for; errors name the row."""
 
-    def _resolve(self, column: Column, field: pa.Field, base_rows: Rows) -> pa.Array:
-        """Read the values that stand elsewhere; errors name the row."""
-        if column.references is None:
-            return column.values
-        try:
-            return column_values.resolve(self.store, column, field.type)
-        except (ChunkCorrupt, ChunkMissing):
+        def told(column: Column, field: pa.Field) -> None:
+            assert column.references is not None
             for at in column.references.nonzero()[0].tolist():
-                with _told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
-                    column_values.resolve(self.store, column.slice(at, at + 1), field.type)
-            raise
+                with told_at(f"{self.name}@{self.ref} row {base_rows[at]} column {field.name!r}"):
+                    column_values.resolve(self.chunks, column.slice(at, at + 1), field.type)
 
-    def _group_batch(self, index: int, fields: list[pa.Field], base_rows: Rows) -> pa.RecordBatch:
-        """Rows of one row group, in the order given."""
-        first, end = int(self.leaves.starts[index]), int(self.leaves.starts[index + 1])
-        whole = len(base_rows) == end - first and bool((np.diff(base_rows) == 1).all())
-        arrays = []
-        for field in fields:
-            column = self._page(index, field)
-            if not whole:
-                column = column_values.take(column, base_rows - first)
-            arrays.append(self._resolve(column, field, base_rows))
-        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+        return Asked(self.chunks, columns, fields, told)
+
+    def _batches(self, fields: list[pa.Field], base_rows: Rows) -> Iterator[pa.RecordBatch]:
+        """Rows of the version in the order given, in batches of as many rows as a row group may have."""
+        columns = self.pages.gather(base_rows, fields) if fields and len(base_rows) else []
+        step = limits.ROW_GROUP_ROWS_MAX
+        for first in range(0, len(base_rows), step):
+            rows = base_rows[first : first + step]
+            yield self.ask([column.slice(first, first + len(rows)) for column in columns], fields, rows).batch()
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(position of the first row in this view, batch), one or more a row group, in this view's order."""
+        """(position of the first row in this view, batch), one or more a row group, in this view's order.
+
+        A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
+        """
         fields = self._fields(columns)
         rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
-        if not len(rows):
-            return
-        groups = np.searchsorted(self.leaves.starts, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(groups)) + 1
-        ends = [*cuts.tolist(), len(rows)]
-        spans = list(zip([0, *cuts.tolist()], ends, strict=True))
-
-        def read(span: tuple[int, int]) -> pa.RecordBatch:
-            return self._group_batch(int(groups[span[0]]), fields, rows[span[0] : span[1]])
-
-        if len(spans) <= 2:
-            yield from ((span[0], read(span)) for span in spans)
-            return
-        # Reading, decompressing and hashing release the GIL: a few row groups ahead, in order.
-        with ThreadPoolExecutor(READ_THREADS, "lepton-read") as pool:
-            ahead: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
-            try:
-                for span in spans:
-                    ahead.append((span[0], pool.submit(read, span)))
-                    if len(ahead) > READ_THREADS:
-                        start, future = ahead.popleft()
-                        yield start, future.result()
-                while ahead:
-                    start, future = ahead.popleft()
-                    yield start, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        return scan(self, fields, rows)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole view as a table in memory."""
         batches = [batch for _, batch in self.iter_batches(columns)]
         return pa.Table.from_batches(batches, pa.schema(self._fields(columns)))
 
-    def _by_group(self, base: Rows) -> tuple[list[tuple[int, Rows]], Rows]:
-        """Rows of the version by row group: (row group, its rows in the order asked), and where each row asked for stands
-        when those are put one after another."""
-        groups = np.searchsorted(self.leaves.starts, base, side="right") - 1
-        order = np.argsort(groups, kind="stable")
-        cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        parts = [(int(groups[chosen[0]]), base[chosen]) for chosen in np.split(order, cuts) if len(chosen)]
-        back = np.empty(len(base), np.int64)
-        back[order] = np.arange(len(base))
-        return parts, back
-
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
-        """Some rows, in the order asked for; each row group is read once. Raises BadInput for rows out of range."""
+        """Some rows, in the order asked for; what they need is read together, and once. Raises BadInput for rows out of range."""
         fields = self._fields(columns)
         base = self._base_rows(np.asarray(rows, np.int64))
-        parts, back = self._by_group(base)
-        batches = [self._group_batch(index, fields, rows_of) for index, rows_of in parts]
-        table = pa.Table.from_batches(batches, pa.schema(fields))
-        if bool((back == np.arange(len(base))).all()):
-            return table
-        arrays = []
-        for chunked in table.columns:
-            column = column_values.concat([Column(chunk) for chunk in chunked.chunks])
-            arrays.append(column_values.take(column, back).values)
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+        step = limits.ROW_GROUP_ROWS_MAX
+        ascending = len(base) > step and bool((base[1:] >= base[:-1]).all())
+        # Many rows in row order are read piece by piece, as more of a column than Arrow keeps in one array may be asked for.
+        stretches = [base[at : at + step] for at in range(0, len(base), step)] if ascending else [base]
+        batches = [batch for stretch in stretches for batch in self._batches(fields, stretch)]
+        return pa.Table.from_batches(batches, pa.schema(fields))
 
     def iter_stored(self, names: Sequence[str]) -> Iterator[tuple[int, list[Column]]]:
         """(position of the first row, columns as the pages keep them: large values stay references), in this view's order."""
@@ -317,7 +279,8 @@ class Dataset(Editing, History):
         starts = self.leaves.starts
         if self.selection is None:
             for index in range(len(starts) - 1):
-                yield int(starts[index]), [self._read_page(index, field) for field in fields]
+                rows = np.arange(starts[index], starts[index + 1])
+                yield int(starts[index]), self.pages.gather(rows, fields, keep=False)
             return
         for first in range(0, len(self), limits.ROW_GROUP_ROWS_AVG):
             rows = np.arange(first, min(first + limits.ROW_GROUP_ROWS_AVG, len(self)), dtype=np.int64)
@@ -327,19 +290,16 @@ class Dataset(Editing, History):
     def errors_at(self, row: int, name: str) -> Iterator[None]:
         """Inside, a chunk that is missing or corrupt is named with this row and column of the version."""
         base = row if self.selection is None else int(self.selection[row])
-        with _told_at(f"{self.name}@{self.ref} row {base} column {name!r}"):
+        with told_at(f"{self.name}@{self.ref} row {base} column {name!r}"):
             yield
 
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
         field = self._fields([name])[0]
         base = self._base_rows(np.asarray(rows, np.int64))
-        parts, back = self._by_group(base)
-        pieces = [
-            column_values.take(self._page(index, field), rows_of - int(self.leaves.starts[index]))
-            for index, rows_of in parts
-        ]
-        return column_values.take(column_values.concat(pieces), back)
+        if not len(base):
+            return Column(pa.array([], field.type))
+        return self.pages.gather(base, [field])[0]
 
     def __getitem__(self, key: int | slice) -> Any:
         """`ds[i]`: a dict of Python and numpy values. `ds[a:b]`: a table. Raises IndexError past the end."""
@@ -364,17 +324,6 @@ class Dataset(Editing, History):
         return version_stats(
             self.store, self.commit, commit.plain_bytes, commit.rows, len(self.leaves.digests), commit.schema
         )
-
-
-@contextlib.contextmanager
-def _told_at(where: str) -> Iterator[None]:
-    """Inside, a chunk that is missing or corrupt is named with the place in the dataset that it costs."""
-    try:
-        yield
-    except ChunkCorrupt as error:
-        raise error.at(where) from None
-    except ChunkMissing as error:
-        raise ChunkMissing(error.digest, where) from None
 
 
 def python_values(chunked: pa.ChunkedArray, field: pa.Field) -> Sequence[Any]:

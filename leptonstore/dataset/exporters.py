@@ -104,6 +104,8 @@ def export_dataset(
     Raises BadInput (unknown format, `dest` exists and is not empty, a path that leads out of it, an image that is
     missing), SchemaError (columns that the format does not hold), MissingExtra (PNG without Pillow) and StoreFull.
     """
+    if isinstance(ds, Dataset):
+        ds = ds.uncached()  # all of it is read once: that would drive out of the hot cache what is read often
     target = Path(dest)
     name = format if format is not None else _format_for(ds, target)
     if name not in FORMATS:

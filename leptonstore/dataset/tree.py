@@ -21,6 +21,7 @@ from leptonstore.errors import FormatDamaged
 from leptonstore.format.node import Child, InternalNode, RowGroup, encode_internal, parse_node
 from leptonstore.format.pack import CONTENT_META
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkReader
 
 
 class Tree(NamedTuple):
@@ -183,10 +184,10 @@ def _child_at(span: Span, node: InternalNode, row: int) -> Span:
 class Leaves:
     """The row groups of a version in row order, as (first row, digest)."""
 
-    def __init__(self, store: Store, root: Digest | None, rows: int) -> None:
+    def __init__(self, chunks: ChunkReader, root: Digest | None, rows: int) -> None:
         self.digests: list[Digest] = []
         starts = [0]
-        self._store = store
+        self._chunks = chunks
         if root is not None:
             for child in self._descend(Child(root, rows, 0), None):
                 self.digests.append(child.digest)
@@ -199,7 +200,7 @@ class Leaves:
         if level == 0:
             yield child
             return
-        node = parse_node(self._store.get(child.digest))
+        node = parse_node(self._chunks.get(child.digest))
         if isinstance(node, RowGroup):
             yield child
             return
@@ -209,8 +210,13 @@ class Leaves:
             yield from self._descend(below, node.level - 1)
 
     def group(self, index: int) -> RowGroup:
-        """The row group at `index`. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
-        node = parse_node(self._store.get(self.digests[index]))
-        if not isinstance(node, RowGroup):
-            raise FormatDamaged("an internal node lies where a row group belongs")
-        return node
+        """The row group at `index`. Raises as `groups`."""
+        return next(self.groups([index]))
+
+    def groups(self, indices: Sequence[int]) -> Iterator[RowGroup]:
+        """The row groups at `indices`, read together. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        for data in self._chunks.get_many([self.digests[index] for index in indices]):
+            node = parse_node(data)
+            if not isinstance(node, RowGroup):
+                raise FormatDamaged("an internal node lies where a row group belongs")
+            yield node

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore import limits
-from leptonstore.dataset.large_values import read_into_array
+from leptonstore.dataset.large_values import LargeValues, references_of
+from leptonstore.dataset.recycle import Recycler
+from leptonstore.errors import ChunkCorrupt, ChunkMissing
 from leptonstore.format.page import REFERENCE, as_binary, is_variable
 from leptonstore.store import Store
+from leptonstore.tiers.chunks import ChunkFinder
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
+Told: TypeAlias = Callable[["Column", pa.Field], None]
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,16 @@ class Column:
         """Bytes of each value in the page (variable-width columns only)."""
         return pc.fill_null(pc.binary_length(self.values), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
+    def referenced_sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Bytes of each value that stands elsewhere, as its page says; 0 of the others."""
+        sizes = np.zeros(len(self.values), np.int64)
+        if self.references is not None:
+            sizes[self.references] = references_of(self.values, self.references)[1]
+        return sizes
+
     def referenced_bytes(self) -> int:
         """Bytes of the values that stand elsewhere."""
-        if self.references is None:
-            return 0
-        rows = self.references.nonzero()[0].tolist()
-        return sum(REFERENCE.unpack(self.values[row].as_py())[1] for row in rows)
+        return int(self.referenced_sizes().sum())
 
 
 def intern(store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTES_MAX) -> Column:
@@ -92,16 +101,42 @@ def take(column: Column, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Column:
     return Column(values, None if column.references is None else column.references[rows])
 
 
-def resolve(store: Store, column: Column, data_type: pa.DataType) -> pa.Array:
-    """The plain values: each reference is read and checked. Raises ChunkMissing or ChunkCorrupt."""
+class Asked:
+    """Rows whose large values are looked for, and of which `batch` makes a record batch, once. One thread at a time."""
+
+    def __init__(self, reader: ChunkFinder, columns: list[Column], fields: list[pa.Field], told: Told) -> None:
+        """told(column, field): raises the error of the row of `column` whose value cannot be had."""
+        self._reader, self._columns, self._fields, self._told = reader, columns, fields, told
+        self._large = [
+            None if column.references is None else LargeValues(reader, column.values, column.references, field.type)
+            for column, field in zip(columns, fields, strict=True)
+        ]
+
+    def begin(self) -> None:
+        """Have large values on their way while other work is done. Once."""
+        for large in self._large:
+            if large is not None:
+                large.begin()
+
+    def batch(self, memory: Recycler | None = None) -> pa.RecordBatch:
+        """The rows; large values in memory of `memory`'s. Raises ChunkMissing or ChunkCorrupt."""
+        arrays = []
+        for column, large, field in zip(self._columns, self._large, self._fields, strict=True):
+            try:
+                whole = large is not None and large.fits
+                arrays.append(large.array(memory) if large and whole else resolve(self._reader, column, field.type))
+            except (ChunkCorrupt, ChunkMissing):
+                self._told(column, field)
+                raise
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._fields))
+
+
+def resolve(reader: ChunkFinder, column: Column, data_type: pa.DataType) -> pa.Array:
+    """The plain values, one by one: each reference is read and checked. Raises ChunkMissing or ChunkCorrupt."""
     if column.references is None:
         return column.values
-    whole = read_into_array(store, column.values, column.references, data_type)
-    if whole is not None:
-        return whole
+    digests, _ = references_of(column.values, column.references)
+    large = reader.get_many(digests)
     values, references = column.values.to_pylist(), column.references.tolist()
-    large = store.get_many(
-        [REFERENCE.unpack(value)[0] for value, is_one in zip(values, references, strict=True) if is_one]
-    )
     out = [next(large) if is_one else value for value, is_one in zip(values, references, strict=True)]
     return pa.array(out, as_binary(data_type)).cast(data_type)

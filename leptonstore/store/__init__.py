@@ -7,6 +7,7 @@ builder    a pack being written
 store      Store: everything together
 walk       what a commit reaches, with the rows that each chunk belongs to
 check      finds what is damaged or missing
+transfer   versions from one store to another; lines: which of them; remotes: the others' names
 """
 
 from leptonstore.store.check import CheckReport, Problem, check_store

@@ -59,7 +59,7 @@ class Copy(Protocol):
 def open_copy(store: Store, url: str | Path) -> Copy:
     """The store at `url`, or the packs below that directory. Raises BadInput when there are none."""
     tier = open_tier(url)
-    if _is_same(tier, store.home):
+    if is_same_place(tier, store.home):
         raise BadInput(f"{tier.url} is the store that is to be repaired: give another copy")
     if not isinstance(tier, LocalTier):
         return StoreCopy(Store.open(tier.url, unlock=store.secret_source))
@@ -70,7 +70,7 @@ def open_copy(store: Store, url: str | Path) -> Copy:
     return FolderCopy(store, tier.root)
 
 
-def _is_same(tier: StoreHome, other: StoreHome) -> bool:
+def is_same_place(tier: StoreHome, other: StoreHome) -> bool:
     """Whether both are one place, also when a link leads there."""
     if isinstance(tier, LocalTier) and isinstance(other, LocalTier):
         return tier.root.resolve() == other.root.resolve()

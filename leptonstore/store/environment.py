@@ -14,10 +14,12 @@ Databases, all small integers little-endian in values and big-endian in keys:
     chunks   digest                 -> place: pack's ordinal u32, offset u64, stored u32, raw u32, kind, codec, flags, plane width u8,
                                        dictionary u32. The place that came first.
     copies   digest, ordinal u32    -> place. Further places of the same digest: few.
-    packs    pack id                -> ordinal u32, complete u8. An incomplete pack's rows are being added.
+    packs    pack id                -> ordinal u32, how far it is u8: 0 its rows are being added, 1 they are in, 2 it has none yet, because
+                                       its tier did not answer
     names    ordinal u32            -> pack id. Ordinals are never used again as long as the file lives.
     members  ordinal u32            -> the first 8 bytes of the digest of each of its rows: how a removed pack finds them
-    meta     "layout", "applied" (sequence u64 and digest of the log entry up to which this is complete), "next" ordinal u64
+    meta     "layout", "applied" (sequence u64 and digest of the log entry up to which this is complete), "next" ordinal u64,
+             "away": how many packs have none yet u64
 """
 
 from __future__ import annotations

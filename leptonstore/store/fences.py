@@ -13,6 +13,7 @@ protects it is still protected where the entry lands.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from leptonstore.digest import Digest, parse_hex
@@ -54,29 +55,50 @@ def heads_of(state: LogState) -> set[str]:
     return {record.commit for record in state.refs.values()}
 
 
-def doubtful(store: Store, state: LogState, updates: tuple[RefUpdate, ...]) -> tuple[str, ...]:
-    """The new commits of which `state` does not prove that everything they reach is there."""
+def protected_by_refs(store: Store, state: LogState, commits: Set[str]) -> set[str]:
+    """Those of `commits` that are the head of a ref, or came before one within the boundaries."""
+    return protected(store, heads_of(state), state.forgotten, commits)
+
+
+def doubtful(
+    store: Store, state: LogState, updates: tuple[RefUpdate, ...], forgotten: Set[str] = frozenset()
+) -> tuple[str, ...]:
+    """The new commits of which `state` does not prove that everything they reach is there.
+
+    forgotten: commits of which the same log entry says that history ends there.
+    """
     heads = heads_of(state)
     new = tuple(update.new for update in updates if update.new is not None and update.new not in heads)
     if state.gc_sequence != store._base or not all(map(state.present, store._writer.relied)):
         return new
-    return tuple(commit for commit in new if not _is_fresh(store, commit, heads)) if state.gc_sequence else ()
+    if not state.gc_sequence:
+        return ()
+    return tuple(commit for commit in new if not _is_fresh(store, commit, heads, state.forgotten | forgotten))
 
 
-def _is_fresh(store: Store, commit: str, heads: set[str]) -> bool:
-    """Whether this process just made the commit, on top of what refs protect: then it put all that is new in it."""
-    if parse_hex(commit) not in store._writer:
-        return False
-    parents = {parent.hex() for parent in _commit(store, commit).parents}
-    return protected(store, heads, store.state.forgotten, parents) == parents
+def _is_fresh(store: Store, commit: str, heads: set[str], forgotten: Set[str]) -> bool:
+    """Whether this process just made the commit, on top of what refs protect: then it put all that is new in it.
+
+    So it is with a line of commits of which it made each, down to what refs protect or to where history ends.
+    """
+    queue, made, others = [commit], set(), set()
+    while queue:
+        current = queue.pop()
+        if parse_hex(current) not in store._writer:
+            others.add(current)
+        elif current not in made:
+            made.add(current)
+            if current not in forgotten:
+                queue += [parent.hex() for parent in _commit(store, current).parents]
+    return commit in made and protected(store, heads, store.state.forgotten, others) == others
 
 
 def _commit(store: Store, commit: str) -> Commit:
     return parse_commit(store.get(parse_hex(commit)))
 
 
-def revalidate(store: Store, commits: tuple[str, ...]) -> Checked:
-    """Store again whatever `commits` reach and the newest state counts as absent.
+def revalidate(store: Store, commits: tuple[str, ...], ends: Set[str] = frozenset()) -> Checked:
+    """Store again whatever `commits` reach and the newest state counts as absent. ends: commits whose parents are not followed.
 
     Raises CommitExpired when something cannot be read any more, or StoreFull.
     """
@@ -90,7 +112,8 @@ def revalidate(store: Store, commits: tuple[str, ...]) -> Checked:
         parents = {parent.hex() for commit in commits for parent in _commit(store, commit).parents}
         safe = protected(store, heads, forgotten, parents.union(commits))
         walk = Reach(store, lambda digest: _keep(store, digest), store.cache_path("reach"))
-        walk.walk([commit for commit in commits if commit not in safe], forgotten, heads | safe, known=safe & parents)
+        new = [commit for commit in commits if commit not in safe]
+        walk.walk(new, forgotten | ends, heads | safe, known=safe & parents)
     except (ChunkMissing, ChunkCorrupt) as error:
         raise CommitExpired(
             f"garbage collection removed a chunk that this work relied on ({error.digest[:16]}…): nothing was published; "

@@ -43,7 +43,7 @@ from leptonstore.store.log import LogState
 from leptonstore.tiers.durable import full_disk_named
 
 _T = TypeVar("_T")
-ReadRows = Callable[[str], "Iterable[FooterRow] | Rows"]
+ReadRows = Callable[[str], "Iterable[FooterRow] | Rows | None"]
 
 
 def cache_home() -> Path:
@@ -117,18 +117,30 @@ class Index:
         """(sequence, digest of that entry) up to which this is complete; None when it is empty or of another layout."""
         return self._guarded(changes.applied)
 
-    def sync(self, state: LogState, entry_digest: Callable[[int], bytes | None], read_rows: ReadRows) -> None:
+    def sync(
+        self,
+        state: LogState,
+        entry_digest: Callable[[int], bytes | None],
+        read_rows: ReadRows,
+        with_away: bool = False,
+    ) -> None:
         """Make this complete up to `state`, or leave it when it is ahead (another process has seen more of the same log).
 
         `entry_digest` tells the digest of a log entry (to notice that this belongs to another history). `read_rows` gives a
-        pack's records, as footer rows or as an array of them; it is called from several threads. Neither is called when there
-        is nothing to do. One process at a time fills an index; the others wait, and find it filled. What is killed on the way is
-        taken up by the next call. Raises StoreFull, and what the callbacks raise.
+        pack's records, as footer rows or as an array of them, or None: its tier does not answer, it is "away"; it is called from
+        several threads. with_away: packs that were away are tried again. Neither is called when there is nothing to do.
+
+        One process at a time fills an index; the others wait, and find it filled. What is killed on the way is taken up by the next
+        call. Raises StoreFull, and what the callbacks raise.
         """
-        if self.applied() == (state.sequence, state.head):
+        if self.applied() == (state.sequence, state.head) and not (with_away and self.away()):
             return
         with self._filling():
-            self._guarded(lambda environment: self._sync(state, entry_digest, read_rows))
+            self._guarded(lambda environment: self._sync(state, entry_digest, read_rows, with_away))
+
+    def away(self) -> list[str]:
+        """Packs that are known without their rows: their tier did not answer. In next to no time when there are none."""
+        return self._guarded(changes.away)
 
     @contextlib.contextmanager
     def _filling(self) -> Iterator[None]:
@@ -139,12 +151,14 @@ class Index:
             self._open()
             yield
 
-    def _sync(self, state: LogState, entry_digest: Callable[[int], bytes | None], read_rows: ReadRows) -> None:
+    def _sync(
+        self, state: LogState, entry_digest: Callable[[int], bytes | None], read_rows: ReadRows, with_away: bool
+    ) -> None:
         if changes.other_layout(self._open()):
             self._delete()
         environment = self._open()
         applied = changes.applied(environment)
-        if applied == (state.sequence, state.head):
+        if applied == (state.sequence, state.head) and not (with_away and changes.away(environment)):
             return
         if applied is not None and applied[0] and entry_digest(applied[0]) != applied[1]:
             applied = None
@@ -153,7 +167,7 @@ class Index:
             self.rebuilt = True
         elif applied[0] > state.sequence:
             return
-        gone, new = changes.difference(environment, state.packs)
+        gone, new = changes.difference(environment, state.packs, with_away)
         if gone:
             changes.remove_packs(environment, gone)
         try:
@@ -164,19 +178,20 @@ class Index:
 
     def _add(self, environment: Environment, packs: list[str], read_rows: ReadRows, state: LogState | None) -> None:
         """Add whole packs, and then mark `state`."""
+        away: set[str] = set()
         with index_rows.Runs(Path(environment.path)) as runs:
-            batches = _batches(_read_ahead(packs, read_rows))
+            batches = _batches(_read_ahead(packs, read_rows, away))
             batch = next(batches, [])
             following = next(batches, None)
             if following is None and sum(len(entries) for _, entries in batch) <= limits.INDEX_COMMIT_ROWS:
-                environment.write(lambda txn: _add_small(environment, txn, batch, packs, state))
+                environment.write(lambda txn: _add_small(environment, txn, batch, packs, away, state))
                 return
             for some in itertools.chain((batch,), () if following is None else (following,), batches):
                 environment.write(lambda txn, some=some: changes.register(environment, txn, some))  # type: ignore[misc]
                 runs.add(_joined(some))
             for part in runs.merged():
                 changes.insert_sorted(environment, part)
-            environment.write(lambda txn: _finish(environment, txn, packs, state))
+            environment.write(lambda txn: _finish(environment, txn, packs, away, state))
 
     def add(self, pack: str, rows: Iterable[FooterRow] | Rows) -> None:
         """Add a pack's records. An older place of the same digest stays the one that `get` tells."""
@@ -343,11 +358,17 @@ def _some(environment: Environment, database: Any, after: bytes) -> list[tuple[b
     return next(changes.stream(environment, database, limits.INDEX_ITEMS_BATCH, after), [])
 
 
-def _read_ahead(packs: list[str], read_rows: ReadRows) -> Iterator[tuple[str, Rows]]:
-    """Each pack's rows as entries without an ordinal; footers are read by several threads, a few packs ahead."""
+def _read_ahead(packs: list[str], read_rows: ReadRows, away: set[str]) -> Iterator[tuple[str, Rows]]:
+    """Each pack's rows as entries without an ordinal; footers are read by several threads, a few packs ahead.
+
+    A pack that is away has none, and is added to `away`.
+    """
 
     def read(pack: str) -> Rows:
-        return index_rows.entries_of(index_rows.array_of(read_rows(pack)), 0)
+        rows = read_rows(pack)
+        if rows is None:
+            away.add(pack)
+        return index_rows.entries_of(index_rows.array_of(() if rows is None else rows), 0)
 
     if len(packs) <= 2:
         yield from ((pack, read(pack)) for pack in packs)
@@ -387,16 +408,21 @@ def _joined(batch: list[tuple[str, Rows]]) -> Rows:
 
 
 def _add_small(
-    environment: Environment, txn: Any, batch: list[tuple[str, Rows]], packs: list[str], state: LogState | None
+    environment: Environment,
+    txn: Any,
+    batch: list[tuple[str, Rows]],
+    packs: list[str],
+    away: set[str],
+    state: LogState | None,
 ) -> None:
     """What one publish adds, in one transaction: it costs one fsync."""
     if batch:
         changes.register(environment, txn, batch)
         changes.insert(environment, txn, index_rows.sort_entries(_joined(batch)))
-    _finish(environment, txn, packs, state)
+    _finish(environment, txn, packs, away, state)
 
 
-def _finish(environment: Environment, txn: Any, packs: list[str], state: LogState | None) -> None:
-    changes.complete(environment, txn, packs)
+def _finish(environment: Environment, txn: Any, packs: list[str], away: set[str], state: LogState | None) -> None:
+    changes.complete(environment, txn, packs, away)
     if state is not None:
         changes.mark(environment, txn, state.sequence, state.head)

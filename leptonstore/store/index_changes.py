@@ -1,6 +1,7 @@
 """Changes of an index: packs in, packs out, each step in a short transaction that can be done again after a crash.
 
     in     register (packs entry, incomplete; ordinal; members) -> insert sorted rows, slice by slice -> complete
+    away   its footer cannot be read now, because its tier does not answer: known without rows, and tried again when somebody asks
     out    delete or replace every place of the pack, slice by slice -> forget the pack
 
 Invariants:
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ from leptonstore.store import index_rows
 from leptonstore.store.environment import Environment
 from leptonstore.store.index_rows import KEY_AND_PLACE, PREFIX_BYTES, Rows
 
-LAYOUT = b"2"
+LAYOUT = b"3"
+_ADDING, _COMPLETE, _AWAY = range(3)  # how far a pack is
 ORDINALS_MAX = (1 << 32) - 1
 _APPLIED = struct.Struct("<Q32s")
 _PACK = struct.Struct("<IB")
 _KEY = struct.Struct(">I")
-_NEXT = struct.Struct("<Q")
+_COUNT = struct.Struct("<Q")
 
 
 # -- what it is complete for -------------------------------------------------------------------------------------------
@@ -68,6 +70,7 @@ def clear(environment: Environment, txn: Any) -> None:
     for database in (environment.chunks, environment.copies, environment.packs, environment.names, environment.members):
         txn.drop(database, delete=False)
     txn.delete(b"applied", db=environment.meta)
+    txn.delete(b"away", db=environment.meta)
     txn.put(b"layout", LAYOUT, db=environment.meta)
 
 
@@ -92,56 +95,85 @@ def stream(
         after = rows[-1][0]
 
 
-def difference(environment: Environment, packs: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(packs in here that are not in `packs`, complete or not; packs of `packs` that are not completely in here)."""
+def difference(environment: Environment, packs: dict[str, Any], with_away: bool = True) -> tuple[list[str], list[str]]:
+    """(packs in here that are not in `packs`, complete or not; packs of `packs` that are not completely in here).
+
+    with_away: those that were away are among the latter.
+    """
     gone: list[str] = []
+    done = (_COMPLETE,) if with_away else (_COMPLETE, _AWAY)
     complete = 0
     for rows in stream(environment, environment.packs, limits.INDEX_GET_BATCH):
         for key, value in rows:
             pack = key.hex()
             if pack not in packs:
                 gone.append(pack)
-            elif value[-1]:
+            elif value[-1] in done:
                 complete += 1
     # The newest stand at the end, and how many there are is known: mostly a few look-ups find them.
     new: list[str] = []
     names = reversed(packs)
     while len(new) < len(packs) - complete and (batch := list(itertools.islice(names, limits.INDEX_GET_BATCH))):
-        new += environment.read(lambda txn, batch=batch: _incomplete(txn, environment.packs, batch))  # type: ignore[misc]
+        new += environment.read(lambda txn, batch=batch: _without(txn, environment.packs, batch, done))  # type: ignore[misc]
     return gone, new[::-1]
 
 
-def _incomplete(txn: Any, database: Any, packs: list[str]) -> list[str]:
+def _without(txn: Any, database: Any, packs: list[str], done: tuple[int, ...]) -> list[str]:
     values = [txn.get(bytes.fromhex(pack), db=database) for pack in packs]
-    return [pack for pack, value in zip(packs, values, strict=True) if value is None or not value[-1]]
+    return [pack for pack, value in zip(packs, values, strict=True) if value is None or value[-1] not in done]
+
+
+def away(environment: Environment) -> list[str]:
+    """Packs whose tier did not answer when their footers were wanted."""
+    left = environment.read(lambda txn: _count(environment, txn, b"away"))
+    found: list[str] = []
+    rows = stream(environment, environment.packs, limits.INDEX_GET_BATCH) if left else iter(())
+    while len(found) < left and (batch := next(rows, None)):
+        found += [key.hex() for key, value in batch if value[-1] == _AWAY]
+    return found
+
+
+def _count(environment: Environment, txn: Any, name: bytes) -> int:
+    value = txn.get(name, db=environment.meta)
+    count: int = _COUNT.unpack(value)[0] if value is not None else 0
+    return count
 
 
 def register(environment: Environment, txn: Any, packs: Sequence[tuple[str, Rows]]) -> None:
     """Give each pack an ordinal, write it into its entries, and remember their digests. Raises OverflowError."""
-    value = txn.get(b"next", db=environment.meta)
-    ordinal = first = _NEXT.unpack(value)[0] if value is not None else 0
+    ordinal = first = _count(environment, txn, b"next")
     for pack, entries in packs:
         key = bytes.fromhex(pack)
         known = txn.get(key, db=environment.packs)
-        if known is not None:  # a crash interrupted its addition
+        if known is not None:  # a crash interrupted its addition, or it was away
             mine = _PACK.unpack(known)[0]
         else:
             mine, ordinal = ordinal, ordinal + 1
         if mine > ORDINALS_MAX:
             raise OverflowError("the index has used all pack ordinals")
         entries["ordinal"] = mine
-        txn.put(key, _PACK.pack(mine, 0), db=environment.packs)
+        _put_pack(environment, txn, key, mine, _ADDING)
         txn.put(_KEY.pack(mine), key, db=environment.names)
         txn.put(_KEY.pack(mine), index_rows.prefixes_of(entries), db=environment.members)
     if ordinal != first:
-        txn.put(b"next", _NEXT.pack(ordinal), db=environment.meta)
+        txn.put(b"next", _COUNT.pack(ordinal), db=environment.meta)
 
 
-def complete(environment: Environment, txn: Any, packs: Iterable[str]) -> None:
-    """All rows of these packs are in."""
+def _put_pack(environment: Environment, txn: Any, key: bytes, ordinal: int, how_far: int) -> None:
+    before = txn.get(key, db=environment.packs)
+    change = (how_far == _AWAY) - (before is not None and before[-1] == _AWAY)
+    if change:
+        count = _count(environment, txn, b"away") + change
+        txn.put(b"away", _COUNT.pack(count), db=environment.meta)
+    txn.put(key, _PACK.pack(ordinal, how_far), db=environment.packs)
+
+
+def complete(environment: Environment, txn: Any, packs: Iterable[str], away: Set[str]) -> None:
+    """All rows of these packs are in; those that are `away` have none yet."""
     for pack in packs:
         key = bytes.fromhex(pack)
-        txn.put(key, _PACK.pack(_PACK.unpack(txn.get(key, db=environment.packs))[0], 1), db=environment.packs)
+        ordinal = _PACK.unpack(txn.get(key, db=environment.packs))[0]
+        _put_pack(environment, txn, key, ordinal, _AWAY if pack in away else _COMPLETE)
 
 
 def name_of(environment: Environment, ordinal: int) -> str | None:
@@ -253,6 +285,9 @@ def _remove_first(environment: Environment, txn: Any, digest: bytes) -> None:
 
 def _forget(environment: Environment, txn: Any, packs: list[str]) -> None:
     for pack in packs:
-        ordinal = _PACK.unpack(txn.pop(bytes.fromhex(pack), db=environment.packs))[0]
+        key = bytes.fromhex(pack)
+        ordinal = _PACK.unpack(txn.get(key, db=environment.packs))[0]
+        _put_pack(environment, txn, key, ordinal, _ADDING)  # it is away no more
+        txn.delete(key, db=environment.packs)
         txn.delete(_KEY.pack(ordinal), db=environment.names)
         txn.delete(_KEY.pack(ordinal), db=environment.members)

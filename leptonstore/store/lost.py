@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from leptonstore.errors import TierUnavailable
 from leptonstore.store.check import Recent
 from leptonstore.store.mend import Mending
 from leptonstore.store.store import Store
@@ -39,20 +40,30 @@ class Lost:
 
 
 def find_lost(mending: Mending) -> list[Lost]:
-    """Walk every version through `mending`, which fetches what it can; what stays missing, for each version that needs it."""
+    """Walk every version through `mending`, which fetches what it can; what stays missing, for each version that needs it.
+
+    Raises TierUnavailable when a tier that may have it is away.
+    """
     store = cast(Store, mending)  # it is what walk uses of one
     seen = Recent()
     versions = all_versions(store)
     # What versions share is walked once; only when something is lost, every version is asked what that costs it.
-    if not any(reached.error is not None for version in versions for reached in walk(store, version.commit, seen)):
+    if not any(_is_lost(reached) for version in versions for reached in walk(store, version.commit, seen)):
         return []
     return [lost for version in versions for lost in _lost_of(store, version)]
+
+
+def _is_lost(reached: Reached) -> bool:
+    """Raises TierUnavailable: what is in a tier that is away is not lost."""
+    if isinstance(reached.error, TierUnavailable):
+        raise reached.error
+    return reached.error is not None
 
 
 def _lost_of(store: Store, version: Version) -> list[Lost]:
     found: dict[str, Lost] = {}
     for reached in walk(store, version.commit, Recent()):
-        if reached.error is not None:
+        if _is_lost(reached):
             lost = found.setdefault(reached.column, Lost(version.label, version.commit, reached.column))
             lost.chunks += 1
             _add_rows(lost.rows, reached)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from leptonstore.digest import Digest, digest_of
-from leptonstore.errors import ChunkMissing
+from leptonstore.errors import ChunkMissing, LeptonError
 from leptonstore.format import pack as lpk
 from leptonstore.store.copies import Copy, Found, find_piece
 from leptonstore.store.index import Place
@@ -31,6 +31,10 @@ class Mending:
     def state(self) -> LogState:
         """The log's state."""
         return self._store.state
+
+    def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
+        """As Store.why_absent."""
+        return self._store.why_absent(digest, where)
 
     def stored_name(self, digest: Digest) -> Digest:
         """As Store.stored_name."""

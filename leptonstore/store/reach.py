@@ -7,7 +7,7 @@ each commit stays in memory.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from leptonstore.format.page import REFERENCE, decode_page
 from leptonstore.store.runs import Keys, SortedRuns, iter_keys, positions
 
 _TAG_BYTES = 4  # which schema, or which type, a node or page has
+_READ_KEYS = 1_024  # nodes or pages that are asked for at a time
 
 
 class Source(Protocol):
@@ -30,6 +31,9 @@ class Source(Protocol):
 
     def get(self, digest: Digest) -> bytes:
         """Raises ChunkMissing or ChunkCorrupt."""
+
+    def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
+        """`get` of each, in order."""
 
 
 class Reach:
@@ -81,15 +85,21 @@ class Reach:
         for level in range(limits.NODE_LEVEL_MAX, -1, -1):
             nodes, self._levels[level] = self._levels[level].finish(), self._runs()
             others, self._known_levels[level] = self._known_levels[level].finish(), self._runs()
-            for key in iter_keys(others[~positions(nodes, others)[1]]):
-                self._pass_by(key, level)
+            for key, data in self._read(others[~positions(nodes, others)[1]]):
+                self._pass_by(key, data, level)
             parts, self._known_parts = self._known_parts.finish(), SortedRuns(DIGEST_BYTES, self._folder)
-            for key in iter_keys(nodes[~positions(others, nodes)[1]] if len(others) else nodes):
-                self._node(key[:-_TAG_BYTES], int.from_bytes(key[-_TAG_BYTES:], "little"), level, parts)
+            for key, data in self._read(nodes[~positions(others, nodes)[1]] if len(others) else nodes):
+                self._node(key[:-_TAG_BYTES], data, int.from_bytes(key[-_TAG_BYTES:], "little"), level, parts)
         pages, self._pages = self._pages.finish(), self._runs()
-        for key in iter_keys(pages):
-            self._page(key[:-_TAG_BYTES], self._types[int.from_bytes(key[-_TAG_BYTES:], "little")])
+        for key, data in self._read(pages):
+            self._page(data, self._types[int.from_bytes(key[-_TAG_BYTES:], "little")])
         return met
+
+    def _read(self, keys: Keys) -> Iterator[tuple[bytes, bytes]]:
+        """Each key with the bytes of its node or page. Where requests are dear, many are read together."""
+        for first in range(0, len(keys), _READ_KEYS):
+            batch = list(iter_keys(keys[first : first + _READ_KEYS]))
+            yield from zip(batch, self._source.get_many([key[:-_TAG_BYTES] for key in batch]), strict=True)
 
     def _commit(self, name: str) -> Commit:
         digest = parse_hex(name)
@@ -104,16 +114,16 @@ class Reach:
             level = node.level if isinstance(node, InternalNode) else 0
             levels[level].add(commit.root + _tag(self._schemas, commit.schema))
 
-    def _pass_by(self, key: bytes, level: int) -> None:
+    def _pass_by(self, key: bytes, data: bytes, level: int) -> None:
         """A node of a known tree that differs from those to be walked: what is below it may still be shared."""
-        node = parse_node(self._source.get(key[:-_TAG_BYTES]))
+        node = parse_node(data)
         if isinstance(node, InternalNode):
             self._known_levels[level - 1].add_all(child.digest + key[-_TAG_BYTES:] for child in node.children)
         else:
             self._known_parts.add_all(part.digest for parts in node.columns for part in parts)
 
-    def _node(self, digest: Digest, schema: int, level: int, known_parts: Keys) -> None:
-        node = parse_node(self._source.get(digest))
+    def _node(self, digest: Digest, data: bytes, schema: int, level: int, known_parts: Keys) -> None:
+        node = parse_node(data)
         self._visit(digest)
         if (node.level if isinstance(node, InternalNode) else 0) != level:
             raise FormatDamaged(f"tree node {digest.hex()[:16]} is not on the level that its parent says")
@@ -130,8 +140,8 @@ class Reach:
                 if part.has_references:
                     self._pages.add(part.digest + tagged)
 
-    def _page(self, digest: Digest, data_type: pa.DataType) -> None:
-        page = decode_page(self._source.get(digest), data_type)
+    def _page(self, data: bytes, data_type: pa.DataType) -> None:
+        page = decode_page(data, data_type)
         if page.references is None:
             return
         for value in page.values.filter(pa.array(page.references)).cast(pa.large_binary()).to_pylist():

@@ -1,39 +1,46 @@
 """`lepton repair`: save what damaged packs still hold, fetch what they lost from copies, and say what is lost for good.
 
-    1 examine every pack, every byte of it
-    2 each whole record of a damaged or missing pack, here or in a copy of that pack, is written again; one log entry lists the new
-      packs and removes the damaged ones
-    3 every version is walked; what is missing is taken from a copy, by digest, in whatever pack or pieces it lies there
-    4 what is still missing is reported by version, rows and column
+    1 examine every pack, every byte of every copy in every tier
+    2 a copy that is damaged or missing where another tier that the log counts on has a whole one is replaced by that (copy_pack)
+    3 each whole record of any other damaged or missing pack, in whatever tier or in a copy of that pack, is written again; one log
+      entry lists the new packs and removes the damaged ones
+    4 every version is walked; what is missing is taken from a copy, by digest, in whatever pack or pieces it lies there
+    5 what is still missing is reported by version, rows and column
 
-A damaged pack is never mended under its own id, even when a copy has it whole: an index anywhere may have been filled from the damaged
-file, and only the log tells all of them.
+A pack of which no tier that the log counts on has a whole copy is never mended under its own id, even when `--from` has it whole: an
+index anywhere may have been filled from the damaged file, and only the log tells all of them. (Where a tier has a whole copy, indexes are
+filled from that; decision 18.)
 
 Invariants:
-- A damaged file is moved to damaged/, never deleted, and only after what it held is durable and listed elsewhere.
+- A damaged file is moved to damaged/ (deleted only from tiers that have no such place), and only after what it held is durable and
+  listed elsewhere: in new packs, or in a tier that the log counts on, which this run has read in full.
 - Each step leaves a store that is no worse: interrupted anywhere and run again, repair goes on where it was.
 - What comes from a copy is checked against the digest that this store asks for.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from leptonstore import limits
 from leptonstore.digest import Digest, digest_of_parts
-from leptonstore.errors import ChunkCorrupt, ChunkMissing, Damaged, FormatTooNew
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, Conflict, Damaged, FormatTooNew, NotPermitted
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.copies import Copy
+from leptonstore.store.footers import positions_of
 from leptonstore.store.log import PackRecord
 from leptonstore.store.lost import Lost, find_lost
 from leptonstore.store.mend import Mending
 from leptonstore.store.opened import OpenedPack
-from leptonstore.store.scan import Examined, Windowed, examine_all, rows_of
+from leptonstore.store.placement import Placement, places_of
+from leptonstore.store.scan import Examined, ExaminedPack, Windowed, examine_all, rows_of
 from leptonstore.store.store import Store
-from leptonstore.tiers.roles import PackReader
+from leptonstore.tiers.moving import copy_pack
+from leptonstore.tiers.roles import PackPruner, PackReader
 
 
 @dataclass
@@ -48,11 +55,24 @@ class PackRepair:
 
 
 @dataclass
+class CopyRepair:
+    """One damaged or missing copy of a pack, in tier `tier`, that was replaced by the whole one in tier `source` (extra: removed;
+    that tier need not have one)."""
+
+    pack: str
+    tier: str
+    source: str
+    why: str
+    extra: bool
+
+
+@dataclass
 class RepairReport:
     """What repair found and did; with dry_run what it would do. `lost` is what no copy has."""
 
     dry_run: bool = False
     packs: int = 0
+    replaced: list[CopyRepair] = field(default_factory=list)
     repaired: list[PackRepair] = field(default_factory=list)
     fetched: int = 0  # chunks that came from elsewhere in a copy
     fetched_bytes: int = 0  # plain
@@ -65,7 +85,11 @@ class RepairReport:
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
-        lists = {"repaired": [vars(one) for one in self.repaired], "lost": [one.to_json() for one in self.lost]}
+        lists = {
+            "replaced": [vars(one) for one in self.replaced],
+            "repaired": [vars(one) for one in self.repaired],
+            "lost": [one.to_json() for one in self.lost],
+        }
         return {**vars(self), **lists, "whole": self.whole}
 
 
@@ -79,12 +103,17 @@ def repair_store(
     """Make `store` as whole as it can be. `progress(done bytes, all bytes)` of reading it, from several threads.
 
     force: go on although most packs' files are missing (otherwise Damaged: a file system may not be mounted). Raises StoreFull,
-    NotPermitted, Conflict (garbage collection ran meanwhile: run it again), FormatTooNew.
+    NotPermitted, Conflict (garbage collection ran meanwhile: run it again), FormatTooNew, TierUnavailable (what a tier has that does not
+    answer is neither damaged nor lost, so nothing is judged then).
     """
     store.refresh()
     base = store.state.gc_sequence
     report = RepairReport(dry_run)
-    damaged = _examine(store, report, progress)
+    damaged: list[Examined] = []
+    placement = store.placement
+    for pack in _examine(store, report, progress):
+        if not _replace_copies(store, pack, placement, report):
+            damaged += pack.damaged[:1]
     _require_mounted(store, damaged, copies, report.packs, force)
     mending = Mending(store, list(copies), dry_run)
     if dry_run:
@@ -99,7 +128,10 @@ def repair_store(
             store.replace_packs("repair", {found.pack for found in batch}, base)
             base = store.state.gc_sequence
             for found in batch:
-                store.home.set_aside(found.pack)
+                for tier in store.tier.tiers:
+                    # It is listed no more: in a tier that can only be read it may stay.
+                    with contextlib.suppress(*(() if tier is store.home else (NotPermitted,))):
+                        _set_aside(tier, found.pack)
     store.reindex()  # it may have been filled from a damaged file that somebody has replaced since
     report.lost = find_lost(mending)
     if not dry_run:
@@ -108,9 +140,10 @@ def repair_store(
     return report
 
 
-def _examine(store: Store, report: RepairReport, progress: Callable[[int, int], None]) -> list[Examined]:
+def _examine(store: Store, report: RepairReport, progress: Callable[[int, int], None]) -> list[ExaminedPack]:
+    """The packs of which a copy is damaged or missing."""
     listed = sorted(store.state.packs.items())
-    total, done = sum(record.bytes for _, record in listed), 0
+    total, done = sum(record.bytes * len(places_of(store.state, pack)) for pack, record in listed), 0
 
     def read(count: int) -> None:
         nonlocal done
@@ -119,12 +152,66 @@ def _examine(store: Store, report: RepairReport, progress: Callable[[int, int], 
 
     damaged = []
     for found in examine_all(store, ((pack, record, True) for pack, record in listed), read):
-        if isinstance(found.why, FormatTooNew):
-            raise found.why
+        for copy in found.copies:
+            if isinstance(copy.why, FormatTooNew):
+                raise copy.why
+        for error in found.silent.values():
+            raise error
         report.packs += 1
-        if found.damaged:
+        if found.damaged or found.lacking:
             damaged.append(found)
     return damaged
+
+
+def _replace_copies(store: Store, found: ExaminedPack, placement: Placement, report: RepairReport) -> bool:
+    """Replace what is damaged or missing of a pack by the whole copy of a tier that the log counts on; False when there is none.
+
+    The whole copy has just been read in full. It is counted on, so nobody deletes it while the damaged one is away; an interruption
+    leaves a copy too few, which the next run brings. Copies that the log does not count on are only removed. Raises Conflict when
+    the tiers are no longer those of `placement`, whose positions were examined.
+    """
+    store.refresh()
+    if store.placement.tiers != placement.tiers:
+        raise Conflict("the store's tiers were changed while this ran: run the command again")
+    if found.pack not in store.state.packs:
+        return True  # garbage collection removed it meanwhile
+    kept = positions_of(store.state, store.placement, found.pack)
+    whole, names = found.whole_in(kept), store.placement.names
+    if whole is None or (whole not in kept and found.damaged):
+        return False
+    source = store.tier.tiers[whole]
+    if source.pack_bytes(found.pack) != store.state.packs[found.pack].bytes:
+        return False  # somebody moved it meanwhile
+    for copy in found.damaged:
+        if copy.at is None:
+            continue
+        extra = copy.at not in kept
+        report.replaced.append(CopyRepair(found.pack, names[copy.at], names[whole], _why(copy), extra))
+        if not report.dry_run:
+            _set_aside(store.tier.tiers[copy.at], found.pack)
+            if not extra:
+                _bring(source, store.tier.tiers[copy.at], found.pack)
+    for at in found.lacking:
+        report.replaced.append(CopyRepair(found.pack, names[at], names[whole], "its file is missing", False))
+        if not report.dry_run:
+            _bring(source, store.tier.tiers[at], found.pack)
+    return True
+
+
+def _bring(source: PackReader, target: PackReader, pack: str) -> None:
+    if not isinstance(target, PackPruner):
+        raise NotPermitted(
+            f"{target.url} can only be read: pack {pack} cannot be replaced there by the copy in {source.url}"
+        )
+    copy_pack(source, target, pack)
+
+
+def _set_aside(tier: PackReader, pack: str) -> None:
+    """Take a damaged file out of use."""
+    if hasattr(tier, "set_aside"):
+        tier.set_aside(pack)
+    elif isinstance(tier, PackPruner):
+        tier.delete_pack(pack)
 
 
 def _why(found: Examined) -> str:
@@ -166,7 +253,11 @@ def _salvage(store: Store, found: Examined, copies: Sequence[Copy], mending: Men
     record = store.state.packs[found.pack]
     done = PackRepair(found.pack, _why(found))
     saved: set[Digest] = set()
-    named = _put_whole(store, store.tier, store.opened(found.pack), record, saved, mending)
+    named: set[Digest] | None = None
+    for tier in store.tier.tiers:
+        if tier.pack_bytes(found.pack) is not None:
+            opened = store.opened_in(tier, found.pack)
+            named = _put_whole(store, tier, opened, record, saved, mending) or named
     done.saved = len(saved)
     for copy in copies:
         if copy.packs.pack_bytes(found.pack) is not None:
@@ -190,7 +281,7 @@ def _put_whole(
         if row.kind == lpk.KIND_DICTIONARY or row.digest in saved:
             continue  # new packs have dictionaries of their own
         try:
-            kind, plain = reader.read_record(windowed, row, opened)
+            kind, plain = reader.read_record(windowed, row, opened, crc=True)
         except ChunkCorrupt:
             continue
         saved.add(row.digest)

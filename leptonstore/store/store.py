@@ -14,16 +14,17 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
+from leptonstore.codec import Encoded
 from leptonstore.crypto import SealedDocuments
-from leptonstore.digest import Buffer, Digest, digest_of
+from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
 from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
@@ -32,11 +33,12 @@ from leptonstore.errors import (
     LeptonError,
     PackDamaged,
     StoreMissing,
+    TierUnavailable,
     WrongKey,
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
-from leptonstore.store import fences, reader, together
+from leptonstore.store import fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -44,16 +46,17 @@ from leptonstore.store.index_rows import Rows
 from leptonstore.store.leases import Lease
 from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
 from leptonstore.store.opened import OpenedPack, OpenedPacks
-from leptonstore.store.placement import HOME, TIER_MARK, Placement, placement_of
+from leptonstore.store.placement import HOME, Placement, placement_of
 from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
+from leptonstore.store.tier_open import open_beside
 from leptonstore.store.writer import Writer
-from leptonstore.tiers.local import LocalTier
-from leptonstore.tiers.open import open_packs, open_tier
+from leptonstore.tiers.open import open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
+_T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
 
 
@@ -87,8 +90,11 @@ class Store:
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
+        self._silent = ""  # what a tier said that did not answer when the index was filled
+        self._away: footers.Away | None = None  # None: to be looked up
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
+        self.tier.save_reads = self._save_reads
         _stores.add(self)
         if unlocked is not None:
             store_keys.lend(unlocked)
@@ -159,13 +165,23 @@ class Store:
         """A folder of this store in the user's cache directory, which may not exist yet. What is in it can be deleted."""
         return self._index.path.parent / name
 
-    def _sync_tiers(self) -> None:
-        """Use the tiers that the log says. Raises FormatTooNew."""
+    def _save_reads(self) -> None:
+        if len(self.placement.tiers) > 1:
+            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
+
+    def _sync_tiers(self, again: bool = False) -> None:
+        """Use the tiers that the log says; again: try to open those that could not be opened. Raises FormatTooNew."""
         placement = placement_of(self._state)
-        if placement != self.placement:
-            made = dict(zip(self.placement.tiers, self.tier.tiers, strict=True))
+        absent = again and any(isinstance(tier, AbsentTier) for tier in self.tier.tiers)
+        if placement != self.placement or absent:
+            made = {
+                one: tier
+                for one, tier in zip(self.placement.tiers, self.tier.tiers, strict=True)
+                if not (absent and isinstance(tier, AbsentTier))
+            }
             tiers = [
-                self.home if one.name == HOME else made.get(one) or _opened_tier(one.url) for one in placement.tiers
+                self.home if one.name == HOME else made.get(one) or open_beside(one.url, self.config.store_id)
+                for one in placement.tiers
             ]
             self.tier.use(tiers, placement.position(placement.write_to))
             self.placement = placement
@@ -178,28 +194,61 @@ class Store:
         away = [pack for pack in packs if self.home.pack_bytes(pack) is None]
         return {pack: tuple(self.placement.names[at] for at in self.tier.where(pack)) for pack in away}
 
-    def _sync_index(self) -> None:
-        self._sync_tiers()
-        self._index.sync(self._state, self._entry_digest, self._index_rows)
+    def _sync_index(self, again: bool = False) -> None:
+        """again: also index packs whose tier did not answer before."""
+        self._sync_tiers(again)
+        try:
+            with self.tier.waiting_once():
+                self._index.sync(self._state, self._entry_digest, self._index_rows, again)
+        finally:
+            self._away = None
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
         return None if data is None else digest_of(data)
 
     def _footer_rows(self, pack: str) -> list[lpk.FooterRow]:
+        return self._footer(pack, reader.read_footer)
+
+    def _footer(self, pack: str, read: Callable[[PackReader, str, bytes], _T]) -> _T | list[lpk.FooterRow]:
+        """What `read` makes of the footer; of a damaged pack, the records that are still found. Raises TierUnavailable (of a tier that
+        may have a whole copy), NotPermitted or OSError."""
+        keep = footers.positions_of(self._state, self.placement, pack)
         try:
-            return reader.read_footer(self.tier, pack, self.config.store_id)
+            return footers.from_whole_copy(self.tier, keep, lambda tier: read(tier, pack, self.config.store_id))
         except PackDamaged as error:
             # One damaged pack must not take the others with it: index what is whole; `lepton check` tells the rest.
             self.damaged_packs[pack] = error.why
             return reader.salvage_rows(self.tier, self.opened(pack))
 
-    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow]:
-        """`_footer_rows`, as an array where the pack is whole. Any thread."""
+    def _index_rows(self, pack: str) -> Rows | list[lpk.FooterRow] | None:
+        """`_footer_rows`, as an array where the pack is whole; None when its tier does not answer. Any thread."""
         try:
-            return reader.read_footer_array(self.tier, pack, self.config.store_id)
-        except PackDamaged:
-            return self._footer_rows(pack)
+            return self._footer(pack, reader.read_footer_array)
+        except (TierUnavailable, OSError) as error:
+            # Without its home there is no store; without another tier, what the others have can be read.
+            if len(self.tier.tiers) == 1 or (isinstance(error, TierUnavailable) and error.tier == self.home.url):
+                raise
+            self._silent = str(error)
+            return None
+
+    def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
+        """The error for a chunk that is in no pack that is indexed: ChunkMissing, or TierUnavailable when it may be in one that could
+        not be, because its tier is away. `refresh` tries again."""
+        away = self._packs_away()
+        return away.error(digest) if away.packs else ChunkMissing(digest.hex(), where)
+
+    def _packs_away(self) -> footers.Away:
+        away = self._away
+        if away is None:  # once for all that is looked up until the next `refresh`
+            away = footers.away_of(self._index.away(), self._state, self.placement, self._silent)
+            self._away = away
+        return away
+
+    @property
+    def packs_away(self) -> list[str]:
+        """Packs that are not indexed here, because their tier did not answer: what they hold counts as unknown, not as missing."""
+        return list(self._packs_away().packs)
 
     def reindex(self) -> None:
         """Fill the index anew from every pack: before somebody is told that a chunk is missing."""
@@ -209,10 +258,10 @@ class Store:
             self._sync_index()
 
     def refresh(self) -> None:
-        """See what other writers published since."""
+        """See what other writers published since, and what tiers have that were away."""
         with self._lock:
             self._log.replay(self._state)
-            self._sync_index()
+            self._sync_index(again=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------
 
@@ -237,10 +286,13 @@ class Store:
         """`locate` of each."""
         return self._index.get_many([self.stored_name(digest) for digest in digests])
 
-    def opened(self, pack: str, anew: bool = False) -> OpenedPack:
-        """What decoding the records of a pack needs. anew: with nothing kept in memory, for those who look for damage."""
-        packs = OpenedPacks(self.tier, self.config.store_id, self._keys) if anew else self._opened
-        return packs.get(pack)
+    def opened(self, pack: str) -> OpenedPack:
+        """What decoding the records of a pack needs."""
+        return self._opened.get(pack)
+
+    def opened_in(self, tier: PackReader, pack: str) -> OpenedPack:
+        """`opened`, of the copy in one tier, with nothing kept in memory: for those who look for damage."""
+        return OpenedPacks(tier, self.config.store_id, self._keys).get(pack)
 
     def stored_name(self, digest: Digest) -> Digest:
         """What packs, footers and the index call a chunk: its digest, or in an encrypted store a keyed digest of that."""
@@ -270,13 +322,13 @@ class Store:
         return next((other for other in self._index.places(self.stored_name(digest)) if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
-        """The plain bytes. Raises ChunkMissing or ChunkCorrupt."""
+        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away."""
         kind, data = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return data
         pieces = lpk.parse_chunk_list(data)
         out = bytearray()
-        parts = together.get_many(self, [piece for piece, _ in pieces.pieces], self._piece)
+        parts = self.get_pieces([piece for piece, _ in pieces.pieces])
         for (piece, length), part in zip(pieces.pieces, parts, strict=True):
             if len(part) != length:
                 raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
@@ -290,11 +342,9 @@ class Store:
         """`get` of each, in order. On an object store, what lies close together is read together."""
         return together.get_many(self, digests, self.get)
 
-    def read_many_into(
-        self, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
-    ) -> None:
-        """`read_into` for each, with the `places` that `locate_many` told."""
-        together.read_many_into(self, digests, places, parts)
+    def find_many(self, digests: Sequence[Digest]) -> together.Found:
+        """Look for chunks that are to be read straight into their places. What is not published yet is left to `get`."""
+        return together.Found(self, digests)
 
     def _piece(self, digest: Digest) -> bytes:
         """A chunk; never a chunk list, which could lead back to the list that names it."""
@@ -313,19 +363,26 @@ class Store:
             self.refresh()  # another writer may have published it since
             place = self._index.get(self.stored_name(digest))
         if place is None:
-            raise ChunkMissing(digest.hex())
+            raise self.why_absent(digest)
         try:
-            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+            return self._record_at(place)
         except ChunkCorrupt:
             if self.tier.pass_over(place.pack):  # another tier has a copy
-                return reader.read_record(self.tier, place.row, self.opened(place.pack))
+                return self._record_at(place)
             if self.tier.pack_bytes(place.pack) is not None:
                 raise
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
         again = self._index.get(self.stored_name(digest))
         if again is None:
-            raise ChunkMissing(digest.hex())
-        return reader.read_record(self.tier, again.row, self.opened(again.pack))
+            raise self.why_absent(digest)
+        return self._record_at(again)
+
+    def _record_at(self, place: Place) -> tuple[int, bytes]:
+        """From the tier that it is read from. Raises ChunkCorrupt, which names that tier."""
+        try:
+            return reader.read_record(self.tier, place.row, self.opened(place.pack))
+        except ChunkCorrupt as error:
+            raise error.of(self.tier.last_of(place.pack)) from None
 
     def read_into(self, digest: Digest, out: memoryview, check: bool = True) -> None:
         """`get` of a value that is one chunk, into memory that is exactly as long. Raises ChunkMissing or ChunkCorrupt.
@@ -345,6 +402,10 @@ class Store:
         if len(data) != len(out):
             raise ChunkCorrupt(digest.hex(), "-", f"it has {len(data)} bytes where {len(out)} belong")
         out[:] = data
+
+    def get_pieces(self, pieces: Sequence[Digest]) -> Iterator[bytes]:
+        """`get_many` of the pieces of a large value, none of which may be a large value itself."""
+        return together.get_many(self, pieces, self._piece)
 
     def pieces(self, digest: Digest) -> tuple[tuple[Digest, int], ...] | None:
         """The pieces (digest and length) of a large value, None for one that is a single chunk.
@@ -379,6 +440,26 @@ class Store:
         pieces = [(self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)]
         self.put_chunk_list(digest, pieces, content)
         return digest
+
+    def put_checked(
+        self,
+        digest: Digest,
+        data: Buffer,
+        content: int = lpk.CONTENT_DATA,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
+    ) -> None:
+        """`put` of bytes that were just checked against their digest: they are not hashed again.
+
+        encoded: what they become, without a dictionary, when a store with the same settings has it: they are not compressed again.
+        """
+        view = memoryview(data).cast("B")
+        if len(view) > self.config.chunks.cut_above:
+            self.put(view, content, plane_width=plane_width)
+        elif not self._found(digest):
+            with self._lock:
+                self.put_bytes += len(view)
+            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width=plane_width, encoded=encoded)
 
     def put_piece(
         self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0
@@ -417,8 +498,8 @@ class Store:
         """A large value counts as present only when each of its pieces does."""
         try:
             _, data = self.record(digest)
-        except (ChunkCorrupt, ChunkMissing):
-            return False
+        except (ChunkCorrupt, ChunkMissing, TierUnavailable):
+            return False  # then it is stored again
         return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
     @property
@@ -433,15 +514,24 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
-    def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]], author: str = "") -> None:
+    def publish(
+        self,
+        action: str,
+        decide: Callable[[LogState], tuple[RefUpdate, ...]],
+        author: str = "",
+        ends: Set[str] = frozenset(),
+    ) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
+
+        ends: commits (hex) at which history ends, because what came before them was not put: the entry says that it is forgotten,
+        except of those that a ref protects by then.
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
         still be read. author: who the log says it was. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more);
         then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish(), author)
+        self._publish(action, decide, self._writer.finish(), author, ends)
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
@@ -453,15 +543,16 @@ class Store:
         decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
         round: int | None,
         author: str = "",
+        ends: Set[str] = frozenset(),
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author)
+                    self._append_work(action, decide, round, checked, author, ends)
                 return
             except fences.Fenced as fenced:
-                checked = fences.revalidate(self, fenced.commits)
+                checked = fences.revalidate(self, fenced.commits, ends)
             if round is not None:
                 round = self._writer.finish()
 
@@ -471,7 +562,8 @@ class Store:
         decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
         round: int | None,
         checked: fences.Checked | None,
-        author: str = "",
+        author: str,
+        ends: Set[str],
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -485,11 +577,12 @@ class Store:
             updates = decide(state) if callable(decide) else ()
             for update in updates:
                 require_ref(state, update)
-            doubtful = fences.doubtful(self, state, updates)
+            doubtful = fences.doubtful(self, state, updates, ends)
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
-            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), author=author)
+            cut = self._unprotected(state, ends) if ends else ()
+            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), forgotten=cut, author=author)
             require_quota(state, proposal)
             return proposal
 
@@ -500,6 +593,12 @@ class Store:
             raise
         self._sync_index()
         self._writer.published(set(sealed), round, bool(updates))
+
+    def _unprotected(self, state: LogState, commits: Set[str]) -> tuple[str, ...]:
+        """Those of `commits` that no ref protects. Of one that is in no listed pack that is known without reading history."""
+        self._sync_index()
+        there = {commit for commit in commits if self.locate(parse_hex(commit)) is not None}
+        return tuple(commits - fences.protected_by_refs(self, state, there) - state.forgotten)
 
     def _sweep(self) -> None:
         """Under the lock: remove the files of packs that a failure made us forget, so that a full disk is not fuller for them."""
@@ -570,8 +669,7 @@ class Store:
     def close(self) -> None:
         """Drop what was put but not flushed, and close files."""
         self._writer.close()
-        if len(self.placement.tiers) > 1:
-            add_reads(self.cache_path(READS_FILE), self.tier.take_reads())
+        self._save_reads()
         with self._lock:
             self._sweep()
             self._index.close()
@@ -587,17 +685,6 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
-
-
-def _opened_tier(url: str) -> PackReader:
-    """A tier beside the home. One that cannot be opened here must not keep the others from being read."""
-    try:
-        tier = open_packs(url)
-    except LeptonError as error:
-        return AbsentTier(url, str(error))
-    if isinstance(tier, LocalTier) and tier.read_document(TIER_MARK, limits.CONFIG_BYTES_MAX) is None:
-        return AbsentTier(url, "it is empty; is its disk mounted?")  # its packs must not look lost
-    return tier
 
 
 _stores = weakref.WeakSet()

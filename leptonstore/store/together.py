@@ -7,6 +7,7 @@ Anything out of the ordinary (not published yet, a chunk list, damage, a pack th
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeGuard
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
     """`get` (which is the store's, for one chunk) of each, in order. Memory: twice READ_TOGETHER_BYTES. Raises what `get` raises."""
     places = store.locate_many(digests)
-    for digest, place, data in zip(digests, places, _records(store, places), strict=True):
+    for digest, place, data in zip(digests, places, records(store, places), strict=True):
         if place is not None and data is not None:
             try:
                 yield reader.decode_record(data, place.row, store.opened(place.pack))[1]
@@ -35,29 +36,63 @@ def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], by
         yield get(digest)
 
 
-def read_many_into(
-    store: Store, digests: Sequence[Digest], places: Sequence[Place | None], parts: Sequence[memoryview]
-) -> None:
-    """Each of the chunks into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
-    for digest, place, out, data in zip(digests, places, parts, _records(store, places), strict=True):
-        if place is not None and data is not None:
-            try:
-                reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
-                continue
-            except ChunkCorrupt:
-                pass  # a short answer is not damage; what follows tells what is
-        store.read_into(digest, out)
+class Found:
+    """Chunks that were looked for in the index: FoundChunks of leptonstore/tiers/chunks.py."""
+
+    def __init__(self, store: Store, digests: Sequence[Digest]) -> None:
+        self._store, self._digests = store, digests
+        self._places = store.locate_many(digests)
+        self._records: Iterator[Buffer | None] | None = None
+
+    @property
+    def lengths(self) -> list[int | None]:
+        """What the index says; None for what is no published chunk of its own."""
+        return [
+            place.row.raw if place is not None and place.row.kind == lpk.KIND_CHUNK else None for place in self._places
+        ]
+
+    def begin(self) -> None:
+        """On a tier that reads many at once, the first requests are under way when this returns."""
+        self._records = records(self._store, self._places)
+
+    def read_into(self, parts: Sequence[memoryview]) -> None:
+        """Each into memory that is exactly as long. Memory besides: twice READ_TOGETHER_BYTES."""
+        if self._records is None:
+            self.begin()
+        assert self._records is not None
+        store, records = self._store, self._records
+        for digest, place, out, data in zip(self._digests, self._places, parts, records, strict=True):
+            if place is not None and data is not None:
+                try:
+                    reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
+                    continue
+                except ChunkCorrupt:
+                    pass  # a short answer is not damage; what follows tells what is
+            store.read_into(digest, out)
 
 
-def _records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
-    """The bytes of each record, None of one that cannot be had this way. While one batch is used, the next is on its way."""
+def records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | None]:
+    """The bytes of each record as they are stored, None of one that cannot be had this way.
+
+    The first requests are begun now, and while one batch is used, the next is on its way.
+    """
+    batches = _batches(places)
     waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
-    for first, end in _batches(places):
+    for first, end in itertools.islice(batches, 2):
         waiting.append((places[first:end], _begin(store, places[first:end])))
-        if len(waiting) > 1:
-            yield from _finish(*waiting.popleft())
+    return _in_order(store, places, batches, waiting)
+
+
+def _in_order(
+    store: Store,
+    places: Sequence[Place | None],
+    batches: Iterator[tuple[int, int]],
+    waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]],
+) -> Iterator[Buffer | None]:
     while waiting:
         yield from _finish(*waiting.popleft())
+        for first, end in itertools.islice(batches, 1):
+            waiting.append((places[first:end], _begin(store, places[first:end])))
 
 
 def _begin(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer]:

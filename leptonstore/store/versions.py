@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from leptonstore.digest import parse_hex
-from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew, TierUnavailable
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store.store import Store
 
@@ -29,7 +29,10 @@ class Version:
 
 
 def all_versions(store: Store) -> list[Version]:
-    """Sorted by name, heads first, then newest first along the parents. Damaged commits are there, without their parents."""
+    """Sorted by name, heads first, then newest first along the parents.
+
+    Commits that are damaged, or in a tier that is away, are there without their parents: a `walk` of them tells why.
+    """
     made: dict[tuple[str, str], Version] = {}
     for ref, record in sorted(store.state.refs.items()):
         name, branch = ref.rsplit("/", 1)
@@ -53,5 +56,5 @@ def all_versions(store: Store) -> list[Version]:
 def _commit(store: Store, commit: str) -> Commit | None:
     try:
         return parse_commit(store.get(parse_hex(commit)))
-    except (ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew):
+    except (ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew, TierUnavailable):
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from leptonstore.digest import Digest, parse_hex
-from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew, TierUnavailable
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.format.node import Part, RowGroup, parse_node
@@ -17,6 +17,7 @@ from leptonstore.format.page import REFERENCE, decode_page
 from leptonstore.store.store import Store
 
 Unreadable = (ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew)
+_Stops = (*Unreadable, TierUnavailable)  # of these, a walk goes on beside what cannot be read
 
 
 class Reached(NamedTuple):
@@ -41,12 +42,13 @@ class Reached(NamedTuple):
 def walk(store: Store, commit_digest: str, seen: set[Digest] | None = None) -> Iterator[Reached]:
     """Everything that one commit reaches (its parents are not followed), parents of the tree before their children.
 
-    With `seen`, whatever is in it is passed over, and what is met is added.
+    With `seen`, whatever is in it is passed over, and what is met is added. What a tier has that is away is told with the error
+    TierUnavailable: it is neither missing nor damaged.
     """
     digest = parse_hex(commit_digest)
     try:
         commit = parse_commit(store.get(digest))
-    except Unreadable as error:
+    except _Stops as error:
         yield Reached(digest, "commit", (0, 0), error=error)
         return
     yield from _with_pieces(store, Reached(digest, "commit", (0, commit.rows)))
@@ -73,7 +75,7 @@ def _walk_node(
     here = Reached(digest, "node", (first, first + rows))
     try:
         node = parse_node(store.get(digest))
-    except Unreadable as error:
+    except _Stops as error:
         yield here._replace(error=error)
         return
     yield from _with_pieces(store, here)
@@ -100,7 +102,7 @@ def _walk_part(store: Store, part: Part, first: int, field, seen: set[Digest]) -
         return
     try:
         page = decode_page(store.get(part.digest), field.type)
-    except Unreadable as error:
+    except _Stops as error:
         yield here._replace(error=error)
         return
     if page.references is None:
@@ -116,17 +118,16 @@ def _with_pieces(store: Store, here: Reached) -> Iterator[Reached]:
     """`here`, and its pieces when it is stored as a chunk list."""
     place = store.locate(here.digest)
     if place is None:
-        yield here if store.has(here.digest) else here._replace(error=ChunkMissing(here.digest.hex()))
+        yield here if store.has(here.digest) else here._replace(error=store.why_absent(here.digest))
         return
     yield here
     if place.row.kind == lpk.KIND_CHUNK_LIST:
         try:
             _, data = store.record(here.digest)
-        except Unreadable as error:
+        except _Stops as error:
             yield here._replace(error=error)
             return
         for piece, _ in lpk.parse_chunk_list(data).pieces:
             found = store.locate(piece) is not None
-            yield here._replace(
-                digest=piece, what="piece", error=None if found else ChunkMissing(piece.hex(), here.digest.hex()[:16])
-            )
+            why = None if found else store.why_absent(piece, here.digest.hex()[:16])
+            yield here._replace(digest=piece, what="piece", error=why)

@@ -8,7 +8,8 @@ those of data may share a dictionary (store/dictionaries.py).
 Invariants:
 - A digest is encoded once, however many threads put it: the first claims it.
 - From `put` on a value can be read back in this process: from memory, from the open pack, from the sealed one.
-- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too.
+- At most IN_FLIGHT_BYTES_MAX plain bytes wait to be encoded; beyond that, whoever puts encodes, too: what has waited longest, so that
+  packs hold values in about the order in which they were put, and who reads in that order reads from one end to the other.
 - A pack is claimed (store/leases.py) before anybody can see it, and until a ref reaches what it was made for.
 - After a failure (a full disk) everything unpublished is forgotten: nothing of it can be half there.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +38,8 @@ from leptonstore.store.dictionaries import DictionaryPolicy, Record, Shelf, Unit
 from leptonstore.store.leases import Claims
 from leptonstore.store.log import PackRecord
 from leptonstore.tiers.roles import LockHome, PackPruner
+
+Ready = list[tuple[Unit, Encoded, int]]  # units with their payloads and the payloads' CRC-32
 
 
 class Writer:
@@ -60,6 +64,8 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._claimed: dict[Digest, tuple[int, Buffer]] = {}  # kind and plain bytes on their way to a pack
         self._in_flight = 0  # bytes of them
+        # Batches to encode, their content, and what they become where that is known.
+        self._waiting: deque[tuple[Sequence[Record], int, Ready | None]] = deque()
         self._shelves = {content: Shelf() for content in (lpk.CONTENT_DATA, lpk.CONTENT_META)}
         self._dictionaries = DictionaryPolicy(self._config.zstd_level)
         self._builders: dict[int, PackBuilder] = {}
@@ -114,31 +120,60 @@ class Writer:
     # -- adding --------------------------------------------------------------------------------------------------
 
     def add(
-        self, digest: Digest, kind: int, plain: Buffer, content: int, here: bool = False, plane_width: int = 0
+        self,
+        digest: Digest,
+        kind: int,
+        plain: Buffer,
+        content: int,
+        here: bool = False,
+        plane_width: int = 0,
+        encoded: Encoded | None = None,
     ) -> None:
         """Keep a record that the store does not have. `plain` must not change until the next `finish`.
 
-        here: encode in the calling thread (one of a pool of the caller's). Raises StoreFull, now or at a later call.
+        here: encode in the calling thread (one of a pool of the caller's). encoded: what it becomes, without a dictionary, when that
+        is known already. Raises StoreFull, now or at a later call.
         """
-        small = _is_small(kind, plain, plane_width)
+        small = encoded is None and _is_small(kind, plain, plane_width)
         if small:
             plain = bytes(plain)  # a slice would keep all of its buffer alive on the shelf
         record = Record(digest, kind, plain, plane_width)
+        ready = None if encoded is None else self._ready(record, encoded)
         with self._lock:
             self._raise_error()
             if digest in self._claimed or self._holder(digest) is not None:
                 return
             self._claimed[digest] = (kind, plain)
-            here = here or self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
+            too_many = self._in_flight + len(plain) > limits.IN_FLIGHT_BYTES_MAX
             self._in_flight += len(plain)
             batch = self._shelves[content].add(record) if small else [record]
-            pool = None if here or not batch else self._workers()
-        if pool is not None:
-            pool.submit(self._encode, batch, content)
-        elif batch:
-            self._encode(batch, content)
-            with self._lock:
-                self._raise_error()
+            if batch and not here:
+                self._let_encode(batch, content, ready)
+        if batch and here:
+            self._encode(batch, content, ready)
+        elif batch and too_many:
+            self._encode_next()
+        else:
+            return
+        with self._lock:
+            self._raise_error()
+
+    def _let_encode(self, batch: Sequence[Record], content: int, ready: Ready | None = None) -> None:
+        """Under the lock."""
+        self._waiting.append((batch, content, ready))
+        self._workers().submit(self._encode_next)
+
+    def _encode_next(self) -> None:
+        """Encode what has waited longest, unless another thread has taken it already."""
+        try:
+            batch, content, ready = self._waiting.popleft()
+        except IndexError:
+            return
+        self._encode(batch, content, ready)
+
+    def _ready(self, record: Record, encoded: Encoded) -> Ready:
+        """As `_encoded`, of a record whose payload is known."""
+        return [(Unit(record.plain, (record,)), encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
 
     def _workers(self) -> ThreadPoolExecutor:
         """Under the lock."""
@@ -146,9 +181,7 @@ class Writer:
             self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lepton-write")
         return self._pool
 
-    def _encode(
-        self, batch: Sequence[Record], content: int, ready: list[tuple[Unit, Encoded, int]] | None = None
-    ) -> None:
+    def _encode(self, batch: Sequence[Record], content: int, ready: Ready | None = None) -> None:
         """Runs in any thread; an error is kept for the next caller."""
         error: BaseException | None = None
         full: list[PackBuilder] = []
@@ -176,7 +209,7 @@ class Writer:
                 with self._lock:
                     self._error = self._error or caught
 
-    def _encoded(self, batch: Sequence[Record], content: int) -> list[tuple[Unit, Encoded, int]]:
+    def _encoded(self, batch: Sequence[Record], content: int) -> Ready:
         """What the batch becomes: records and groups of them, each with its payload and the payload's CRC."""
 
         def held(dictionary: Dictionary) -> bool:
@@ -251,7 +284,7 @@ class Writer:
             while self._claimed:
                 for content, shelf in self._shelves.items():
                     if batch := shelf.take():
-                        self._workers().submit(self._encode, batch, content)
+                        self._let_encode(batch, content)
                 self._idle.wait()
             builders = list(self._builders.values()) if self._error is None else []
             for builder in builders:
@@ -319,10 +352,7 @@ class Writer:
         with self._lock:
             self._raise_error()
             self._in_flight += sum(len(record.plain) for record in batch)
-        ready = None
-        if encoded is not None:
-            unit = Unit(batch[0].plain, (batch[0],))
-            ready = [(unit, encoded, zlib.crc32(encoded.payload) if self._keys is None else 0)]
+        ready = None if encoded is None else self._ready(batch[0], encoded)
         small = []  # only these may share a group
         for record in batch:
             if ready is None and _is_small(record.kind, record.plain, record.plane_width):
@@ -384,6 +414,7 @@ class Writer:
         with self._lock:
             for shelf in self._shelves.values():
                 shelf.take()
+            self._waiting.clear()
             self._claimed.clear()
             self._drop()
 

@@ -25,8 +25,9 @@ from leptonstore.errors import FormatDamaged, TierUnavailable
 from leptonstore.tiers.object_client import Client, Counters
 from leptonstore.tiers.object_locks import CLOCK, Keeper, ObjectLock, is_dead
 from leptonstore.tiers.object_sink import ObjectPackSink
-from leptonstore.tiers.ranges import Job, coalesced
+from leptonstore.tiers.ranges import Run, pieces_of, runs_of
 from leptonstore.tiers.read_ahead import ReadAhead
+from leptonstore.tiers.windows import Windows
 
 _PACK = re.compile(r"packs/[0-9a-f]{2}/([0-9a-f]{32})\.pack")
 
@@ -40,7 +41,8 @@ class ObjectTier:
         self._keeper = Keeper(client)
         self._lock = threading.Lock()
         self._uploads: ThreadPoolExecutor | None = None
-        self._ahead = ReadAhead(self._fetch, self._threads)
+        self._windows = Windows(self._fetch, self._threads)
+        self._ahead = ReadAhead(self._fetch, self._windows)
 
     @property
     def url(self) -> str:
@@ -137,39 +139,41 @@ class ObjectTier:
         """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
 
         All requests are begun now; what is asked for first can be used while the rest is on its way. Memory: all of what is
-        asked for, and gaps of at most RANGE_GAP_BYTES.
+        asked for, gaps of at most RANGE_GAP_BYTES, and the rest of windows (ranges.py).
         """
-        jobs = coalesced(wanted)
-        if len(jobs) == 1:
-            answer: Future[Buffer] = Future()
-            answer.set_result(self._fetch(*jobs[0].range))
-            return self._as_they_come(wanted, jobs, [answer])
-        threads = self._threads()
-        return self._as_they_come(wanted, jobs, [threads.submit(self._fetch, *job.range) for job in jobs])
+        runs = runs_of(wanted)
+        return self._as_they_come(wanted, runs, [self._requests(run) for run in runs])
+
+    def _requests(self, run: Run) -> list[_Request]:
+        begun = []
+        for piece in pieces_of(run, self._windows.known):
+            if piece.window is not None:
+                answer, base = self._windows.window(run.pack, piece.window), piece.window * limits.WINDOW_BYTES
+            else:
+                answer = self._threads().submit(self._fetch, run.pack, piece.offset, piece.end - piece.offset)
+                base = piece.offset
+            begun.append(_Request(piece.offset, piece.end, base, answer))
+        return begun
 
     def _as_they_come(
-        self, wanted: Sequence[tuple[str, int, int]], jobs: Sequence[Job], answers: list[Future[Buffer]]
+        self, wanted: Sequence[tuple[str, int, int]], runs: Sequence[Run], requests: list[list[_Request]]
     ) -> Iterator[Buffer]:
-        job_of = {number: at for at, job in enumerate(jobs) for number in job.members}
-        left = [len(job.members) for job in jobs]
-        data: dict[int, memoryview] = {}  # of the jobs that are not used up
-        try:
-            for number, (_, offset, length) in enumerate(wanted):
-                if not length:
-                    yield b""
-                    continue
-                at = job_of[number]
-                if at not in data:
-                    data[at], answers[at] = memoryview(answers[at].result()), Future()
-                start = offset - jobs[at].offset
-                part = data[at][start : start + length]
-                left[at] -= 1
-                if not left[at]:
-                    del data[at]
-                yield part
-        finally:
-            for answer in answers:
-                answer.cancel()
+        run_of = {number: at for at, run in enumerate(runs) for number in run.members}
+        left = [len(run.members) for run in runs]
+        for number, (pack, offset, length) in enumerate(wanted):
+            if not length:
+                yield b""
+                continue
+            at = run_of[number]
+            try:
+                part = _cut(requests[at], offset, offset + length)
+            except BaseException:
+                self._windows.forget(pack)
+                raise
+            left[at] -= 1
+            if not left[at]:
+                requests[at] = []  # its memory goes now
+            yield part
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
@@ -249,6 +253,7 @@ class ObjectTier:
         self._client.after_fork()
         self._keeper.after_fork()
         self._ahead.clear()
+        self._windows.clear()
 
     def close(self) -> None:
         """End the threads that read and write; the next request starts them again. Locks that are held stay held."""
@@ -257,3 +262,36 @@ class ObjectTier:
         if uploads is not None:
             uploads.shutdown()
         self._ahead.clear()
+        self._windows.clear()
+
+
+class _Request:
+    """Bytes [start, end) of a pack, under way: part of an answer that begins at `base`."""
+
+    __slots__ = ("answer", "base", "end", "start", "view")
+
+    def __init__(self, start: int, end: int, base: int, answer: Future[Buffer]) -> None:
+        self.start, self.end, self.base, self.answer = start, end, base, answer
+        self.view: memoryview | None = None
+
+    def bytes(self) -> memoryview:
+        """All that was answered; waits for it, and raises what it raised."""
+        view = self.view
+        if view is None:
+            view = self.view = memoryview(self.answer.result())
+        return view
+
+
+def _cut(requests: list[_Request], offset: int, end: int) -> Buffer:
+    """[offset, end) out of pieces that have it; fewer bytes where the pack ends. A copy only where it lies in two of them."""
+    parts = []
+    for request in requests:
+        if request.end <= offset:
+            continue
+        base = request.base
+        if request.start <= offset and end <= request.end:
+            return request.bytes()[offset - base : end - base]
+        if request.start >= end:
+            break
+        parts.append(request.bytes()[max(offset, request.start) - base : min(end, request.end) - base])
+    return b"".join(parts)

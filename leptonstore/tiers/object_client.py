@@ -3,7 +3,8 @@
     ObjectTier -> Client.get/put/create/walk/... -> obstore -> HTTP
 
 Retries: obstore's own (exponential, with jitter), of what the server or the network failed at; a request that was answered with "no"
-is not repeated. All of it ends within about OBJECT_RETRY_S + OBJECT_STALL_S. Nothing is retried on top of that.
+is not repeated. All of it ends within about OBJECT_RETRY_S + OBJECT_STALL_S. On top of that only reads are retried, where obstore gives up
+although it has tries and time left (`Client._again`).
 
 Fork: obstore's runtime has threads, which a forked child lacks; a request there would wait for ever. A client knows the process that it
 was made in; in a child, requests go through a copy of obstore that is loaded again (object_fork.py).
@@ -12,14 +13,17 @@ was made in; in a child, requests go through a copy of obstore that is loaded ag
 from __future__ import annotations
 
 import os
+import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, LeptonError, NotPermitted, StoreFull, TierMissing, TierUnavailable
 
@@ -31,6 +35,8 @@ _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"}
 _FORBIDDEN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "401", "403"}
 _PAST_END = {"InvalidRange", "416"}
+_TRIES = re.compile(r"after (\d+) retries, max_retries: (\d+)")
+_T = TypeVar("_T")
 _METADATA_HOSTS = (
     "169.254.169.254",
     "169.254.170.2",
@@ -92,6 +98,7 @@ class Client:
         self._store: Any = None
         self._obstore: Any = None
         self._process = 0
+        self._bucket_seen = False
 
     def _ready(self) -> tuple[Any, Any]:
         """(obstore, the store) of this process."""
@@ -176,23 +183,37 @@ class Client:
     def _variables(self) -> str:
         return _VARIABLES.get(self.url.partition("://")[0], "the credentials")
 
+    def _again(self, kind: str, request: Callable[[Any, Any], _T]) -> _T:
+        """A request that changes nothing, made again where obstore gives up although it has tries left: a connection that the server
+        closed at that moment (`error sending request`), as load balancers do."""
+        obstore, store = self._ready()
+        end = time.monotonic() + limits.OBJECT_RETRY_S
+        for tries in range(1, limits.OBJECT_RETRIES_MAX + 1):
+            self.counters.add(kind)
+            try:
+                return request(obstore, store)
+            except Exception as error:
+                if not _gave_up_early(str(error)) or time.monotonic() >= end:
+                    raise
+            time.sleep(random.uniform(0, min(limits.OBJECT_BACKOFF_S_MAX, 0.05 * tries)))
+        self.counters.add(kind)
+        return request(obstore, store)
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     def get(self, path: str) -> bytes:
         """A whole object. Raises FileNotFoundError."""
-        obstore, store = self._ready()
-        self.counters.add("get")
         with self._typed(path):
-            data = bytes(obstore.get(store, path).bytes())
+            data = self._again("get", lambda obstore, store: bytes(obstore.get(store, path).bytes()))
         self.counters.add(bytes_read=len(data))
         return data
 
     def get_range(self, path: str, offset: int, length: int) -> Buffer:
         """At most `length` (> 0) bytes from `offset` on; fewer where the object ends. Raises FileNotFoundError."""
-        obstore, store = self._ready()
-        self.counters.add("get")
         try:
-            data = obstore.get_range(store, path, start=offset, end=offset + length)
+            data = self._again(
+                "get", lambda obstore, store: obstore.get_range(store, path, start=offset, end=offset + length)
+            )
         except Exception as error:
             if _is_past_end(error) and self.size(path) <= offset:
                 return b""
@@ -206,10 +227,21 @@ class Client:
 
     def entry(self, path: str) -> Entry:
         """What the server says of an object. Raises FileNotFoundError."""
-        obstore, store = self._ready()
-        self.counters.add("head")
-        with self._typed(path):
-            return _entry(obstore.head(store, path))
+        try:
+            with self._typed(path):
+                found = _entry(self._again("head", lambda obstore, store: obstore.head(store, path)))
+        except FileNotFoundError:
+            self._require_bucket()
+            raise
+        self._bucket_seen = True
+        return found
+
+    def _require_bucket(self) -> None:
+        """An answer to HEAD does not tell a missing bucket, in which nothing is lost, from a missing object. Raises TierMissing."""
+        if not self._bucket_seen:
+            with suppress(NotPermitted):  # who may read objects need not be allowed to list them
+                self.list_folder("HEAD")
+            self._bucket_seen = True
 
     def put(self, path: str, data: Buffer) -> None:
         """Create or replace an object with one request."""
@@ -284,6 +316,11 @@ def _entry(meta: Any) -> Entry:
 def _entries(metas: Any, folder: str) -> list[Entry]:
     """What is listed, without the empty object "folder/" by which consoles and some servers mark a folder."""
     return [entry for entry in map(_entry, metas) if entry.path != folder]
+
+
+def _gave_up_early(text: str) -> bool:
+    tries = _TRIES.search(text)
+    return "error sending request" in text and tries is not None and int(tries[1]) < int(tries[2])
 
 
 def _said(text: str) -> set[str]:

@@ -1,83 +1,75 @@
 """Reading ahead in packs that are read from one end to the other: for callers that ask for one record after the other.
 
-    reads of a pack ---- 50 KB, 50 KB, 50 KB: a stream ----> windows of READ_AHEAD_BYTES, the next one always under way
+    reads of a pack ---- 50 KB, 50 KB, 50 KB: a stream ----> whole windows, the next ones under way
 
 Two reads in a row that begin where another one ended (or up to READ_AHEAD_GAP_BYTES later) make a stream; anything else is read as it is
-asked for, so that reads in random order cost no more than their bytes. Packs never change: what is in a window stays right.
+asked for, so that reads in random order cost no more than their bytes. The more of a stream was read, the further ahead it is read.
 
-Locks: `_lock` guards every field; it is never held while bytes are fetched. The executor's threads must not read through this.
+Locks: `_lock` guards the streams; it is never held while bytes are fetched.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
+from leptonstore.tiers.windows import Fetch, Windows
 
-Fetch = Callable[[str, int, int], Buffer]
 STREAM_READS_MIN = 2  # that followed another one
 STREAMS_MAX = 8  # of one pack: as many threads may read it, each in its own place
 
 
 @dataclass
 class _Stream:
-    end: int
-    reads: int = 0
-
-
-@dataclass
-class _Window:
     start: int
     end: int
-    data: Future[Buffer]
+    reads: int = 0
 
 
 class ReadAhead:
     """Any thread."""
 
-    def __init__(self, fetch: Fetch, executor: Callable[[], Executor]) -> None:
-        """`fetch(pack, offset, length)` reads; `executor` runs it ahead."""
-        self._fetch, self._executor = fetch, executor
+    def __init__(self, fetch: Fetch, windows: Windows) -> None:
+        """`fetch(pack, offset, length)` reads what is in no stream."""
+        self._fetch, self._windows = fetch, windows
         self.clear()
 
     def clear(self) -> None:
         """Forget everything; also in a child process."""
         self._lock = threading.Lock()
         self._streams: OrderedDict[str, list[_Stream]] = OrderedDict()
-        self._windows: OrderedDict[tuple[str, int], _Window] = OrderedDict()
 
     def forget(self, pack: str) -> None:
         """It is gone."""
         with self._lock:
             self._streams.pop(pack, None)
-            for key in [key for key in self._windows if key[0] == pack]:
-                del self._windows[key]
+        self._windows.forget(pack)
 
     def read(self, pack: str, offset: int, length: int) -> Buffer:
         """As PackReader.read; `length` is not 0."""
         with self._lock:
-            follows = self._follows(pack, offset, offset + length)
-            windows = self._covering(pack, offset, offset + length) if follows else []
-        if not windows:
+            ahead = self._ahead(pack, offset, offset + length)
+        if ahead < 0:
             return self._fetch(pack, offset, length)
-        parts, at = [], offset  # windows of several streams may overlap
-        for window in windows:
+        size, end = limits.WINDOW_BYTES, offset + length
+        first, last = offset // size, (end - 1) // size
+        windows = [self._windows.window(pack, number) for number in range(first, last + 1 + ahead)]
+        parts = []
+        for number, window in zip(range(first, last + 1), windows, strict=False):
             try:
-                data = memoryview(window.data.result())
+                data = memoryview(window.result())
             except BaseException:
                 self.forget(pack)
                 raise
-            parts.append(data[at - window.start : min(window.end, offset + length) - window.start])
-            at = window.end
+            parts.append(data[max(0, offset - number * size) : end - number * size])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _follows(self, pack: str, offset: int, end: int) -> bool:
-        """Under the lock. Whether this read goes on where others ended; from now on, another may go on at `end`."""
+    def _ahead(self, pack: str, offset: int, end: int) -> int:
+        """Under the lock. How many windows beyond this read to fetch, -1 for a read that goes on from no other. From now on, another
+        one may go on at `end`."""
         streams = self._streams.setdefault(pack, [])
         self._streams.move_to_end(pack)
         if len(self._streams) > limits.READ_AHEAD_PACKS_MAX:
@@ -85,30 +77,9 @@ class ReadAhead:
         for stream in streams:
             if 0 <= offset - stream.end <= limits.READ_AHEAD_GAP_BYTES:
                 stream.end, stream.reads = end, stream.reads + 1
-                return stream.reads >= STREAM_READS_MIN
-        streams.append(_Stream(end))
+                if stream.reads < STREAM_READS_MIN:
+                    return -1
+                return min(limits.READ_AHEAD_WINDOWS_MAX, (end - stream.start) // limits.WINDOW_BYTES + 1)
+        streams.append(_Stream(offset, end))
         del streams[:-STREAMS_MAX]
-        return False
-
-    def _covering(self, pack: str, offset: int, end: int) -> list[_Window]:
-        """Under the lock. The windows that have [offset, end), made where they are missing; the next one is begun, too."""
-        found: list[_Window] = []
-        at = offset
-        while at < end:
-            window = next(
-                (one for key, one in self._windows.items() if key[0] == pack and one.start <= at < one.end), None
-            )
-            if window is None:
-                window = self._begin(pack, at, max(limits.READ_AHEAD_BYTES, end - at))
-            found.append(window)
-            at = window.end
-        if (pack, at) not in self._windows:
-            self._begin(pack, at, limits.READ_AHEAD_BYTES)
-        return found
-
-    def _begin(self, pack: str, start: int, length: int) -> _Window:
-        window = _Window(start, start + length, self._executor().submit(self._fetch, pack, start, length))
-        self._windows[pack, start] = window
-        while len(self._windows) > limits.READ_AHEAD_WINDOWS_MAX:
-            self._windows.popitem(last=False)
-        return window
+        return -1

@@ -10,8 +10,10 @@ here (leptonstore/store/placement.py); this only finds it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from leptonstore import limits
@@ -30,13 +32,20 @@ class TieredPacks:
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
         self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+        self._unsaved, self._saved_s = 0, time.monotonic()
+        self.save_reads: Callable[[], None] = lambda: (
+            None
+        )  # called now and then, by a thread that reads: `take_reads` is due
+        self._once = 0  # how many are in `waiting_once`
+        self._silent: dict[int, str] = {}  # position -> what it said then
         self.use(tiers, write_to)
 
     def use(self, tiers: Sequence[PackReader], write_to: int = 0) -> None:
         """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
         with self._lock:
             self.tiers, self.write_to = tuple(tiers), write_to
-            self._found.clear()  # it names positions
+            self._found.clear()  # they name positions
+            self._silent.clear()
 
     @property
     def url(self) -> str:
@@ -55,6 +64,39 @@ class TieredPacks:
             if len(self._found) > limits.TIERED_PACKS_REMEMBERED:
                 self._found.popitem(last=False)
 
+    @contextmanager
+    def waiting_once(self) -> Iterator[None]:
+        """Until the end of this block, a tier that did not answer is not asked again: waiting for one takes up to OBJECT_RETRY_S.
+
+        One of several that this user may not read counts as one that does not answer. For those who look at everything (check,
+        filling an index). Other threads are told the same meanwhile.
+        """
+        with self._lock:
+            self._once += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._once -= 1
+                if not self._once:
+                    self._silent.clear()
+
+    def ask(self, at: int, question: Callable[[PackReader], _T]) -> _T:
+        """What the tier at position `at` says. Raises as it does; TierUnavailable at once when it is not asked again."""
+        tier, said = self.tiers[at], self._silent.get(at)
+        if said is not None:
+            raise TierUnavailable(said, tier.url)
+        try:
+            return question(tier)
+        except (TierUnavailable, NotPermitted) as error:
+            with self._lock:
+                once = self._once > 0 and len(self.tiers) > 1
+                if once:
+                    self._silent[at] = str(error)
+            if once and isinstance(error, NotPermitted):
+                raise TierUnavailable(str(error), tier.url) from None
+            raise
+
     def _first(self, pack: str, ask: Callable[[PackReader], _T | None]) -> tuple[int, _T] | None:
         """The first tier that answers with something, and what; None when each says that it has none.
 
@@ -63,7 +105,7 @@ class TieredPacks:
         failed: Exception | None = None
         for at in self._order(pack):
             try:
-                answer = ask(self.tiers[at])
+                answer = self.ask(at, ask)
             except FileNotFoundError:
                 continue
             except (OSError, TierUnavailable, NotPermitted) as error:
@@ -89,9 +131,18 @@ class TieredPacks:
         if found is None:
             raise FileNotFoundError(f"pack {pack} is in none of {self.url}")
         data = found[1]
-        with self._lock:
-            self._reads[pack] += len(data)
+        self._count(pack, len(data))
         return data
+
+    def _count(self, pack: str, count: int) -> None:
+        with self._lock:
+            self._reads[pack] += count
+            self._unsaved += count
+            due = self._unsaved >= limits.READS_SAVE_BYTES and time.monotonic() - self._saved_s >= limits.READS_SAVE_S
+            if due:
+                self._unsaved, self._saved_s = 0, time.monotonic()  # nobody else does it now
+        if due:
+            self.save_reads()
 
     def take_reads(self) -> Counter[str]:
         """Pack -> bytes that were read of it since the last call, while there were several tiers."""
@@ -112,11 +163,14 @@ class TieredPacks:
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
+        only = self.tiers[0] if len(self.tiers) == 1 else None
+        if isinstance(only, ManyReader):
+            return only.read_many(wanted)
         places = [self._order(pack)[0] for pack, _, _ in wanted]
         running = {
             at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
             for at, tier in enumerate(self.tiers)
-            if isinstance(tier, ManyReader)
+            if isinstance(tier, ManyReader) and at not in self._silent
         }
         return self._merged(wanted, places, running)  # a generator of its own: the requests have begun
 
@@ -136,17 +190,22 @@ class TieredPacks:
                 yield self.read(pack, offset, length)
                 continue
             if len(self.tiers) > 1:
-                with self._lock:
-                    self._reads[pack] += len(data)
+                self._count(pack, len(data))
             yield data
+
+    def last_of(self, pack: str) -> str:
+        """URL of the tier that the pack was read from last; all of them when it is not known."""
+        with self._lock:
+            at = self._found.get(pack, 0 if len(self.tiers) == 1 else None)
+        return self.url if at is None else self.tiers[at].url
 
     def pass_over(self, pack: str) -> bool:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
         with self._lock:
             worse = self._found.get(pack)
-        for at, tier in enumerate(self.tiers):
+        for at in range(len(self.tiers)):
             try:
-                if at != worse and tier.pack_bytes(pack) is not None:
+                if at != worse and self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None:
                     self._remember(pack, at)
                     return True
             except (OSError, TierUnavailable, NotPermitted):
@@ -154,8 +213,9 @@ class TieredPacks:
         return False
 
     def after_fork(self) -> None:
-        """In a child process: another thread of the parent may have held the lock."""
+        """In a child process: another thread of the parent may have held the lock; what the parent read is the parent's to tell."""
         self._lock = threading.Lock()
+        self._reads, self._unsaved = Counter(), 0
         for tier in self.tiers:
             if hasattr(tier, "after_fork"):
                 tier.after_fork()
@@ -168,7 +228,8 @@ class TieredPacks:
 
     def where(self, pack: str) -> list[int]:
         """Positions of all tiers that have it. Raises TierUnavailable or OSError when one cannot say."""
-        return [at for at, tier in enumerate(self.tiers) if tier.pack_bytes(pack) is not None]
+        positions = range(len(self.tiers))
+        return [at for at in positions if self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None]
 
     def packs(self) -> Iterator[str]:
         """Ids of the packs of all tiers, each once. Raises TierUnavailable or OSError when one cannot say."""

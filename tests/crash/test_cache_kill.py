@@ -1,6 +1,6 @@
 """kill -9 of clients of a hot cache, at random moments and at each of their steps: no wrong byte, the budget kept, nobody stuck.
 
-python -m tests.crash.test_cache_kill --kills 200 --seed 1      random moments
+python -m tests.crash.test_cache_kill --kills 200 --seed 1      random moments; half of the clients read a dataset through the cache
 python -m tests.crash.test_cache_kill --steps 1                 every step (system call or store to shared memory) of a script; N: every Nth
 """
 
@@ -23,17 +23,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from leptonstore.cache import HotCache
+from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset.future import future_keys
 from leptonstore.digest import digest_of
+from leptonstore.errors import LeptonError
+from leptonstore.store import Store
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUDGET = 1 << 20
 CLIENTS = 4
 NUMBERS = 120
 STUCK_S = 20.0
-FETCHING, PUTTING, GETTING, PLANNING = 1, 2, 3, 4
+FETCHING, PUTTING, GETTING, PLANNING, READING = 1, 2, 3, 4, 5
 
 
 def key_of(number: int) -> bytes:
@@ -84,9 +90,36 @@ def client(folder: Path, seed: int, state: memoryview) -> None:
         state[1] += 1
 
 
+def make_dataset(place: Path) -> str:
+    """The values as a dataset of a store; where that is."""
+    table = pa.table({"id": list(VALUES), "value": pa.array(list(VALUES.values()), pa.binary())})
+    with Store.create(place) as store:
+        write_dataset(store, "values", Source(table.schema, ("id",), lambda: iter(table.to_batches())))
+        return store.url
+
+
+def reader(folder: Path, url: str, seed: int, state: memoryview) -> None:
+    """Reads rows without end, several at a time, and says which come next; exits with 7 at a wrong byte."""
+    rng = random.Random(seed)
+    with Store.open(url) as store:
+        ds = Dataset.open(store, "values").cached(folder, BUDGET)
+        chunks: Any = ds.chunks
+        while True:
+            rows = rng.sample(range(NUMBERS), rng.randrange(1, 20))
+            if rng.random() < 0.3:
+                state[0] = PLANNING
+                chunks.cache.plan(future_keys(ds, np.array(rows), [len(rows)], ["value"]), restart=True)
+            state[0] = READING
+            table = ds.take(rows)
+            if table.column("value").to_pylist() != [VALUES[row] for row in table.column("id").to_pylist()]:
+                os._exit(7)
+            state[1] += 1
+
+
 def run_kills(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """Kill one client after another, and look after each what is left."""
     rng = random.Random(seed)
+    url = make_dataset(folder.with_name("store"))
     shared = mmap.mmap(-1, 4096)
     states = [memoryview(shared).cast("Q")[2 * n : 2 * n + 2] for n in range(CLIENTS)]
     started = 0
@@ -98,6 +131,8 @@ def run_kills(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             try:
+                if n % 2:
+                    reader(folder, url, seed * 1_000_003 + started, states[n])
                 client(folder, seed * 1_000_003 + started, states[n])
             finally:
                 os._exit(8)
@@ -134,6 +169,7 @@ def run_kills(kills: int, seed: int, folder: Path) -> dict[str, Any]:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
     wrong += left_over(folder)
+    wrong += dataset_left_over(folder, url)
     return {"wrong": wrong, "kills": kills, "died_in": died_in, "operations": sum(state[1] for state in states)}
 
 
@@ -172,6 +208,16 @@ def left_over(folder: Path) -> list[str]:
             wrong.append(f"over budget: {stats}")
     left = [name for name in os.listdir(folder) if name.endswith((".tmp", ".plan"))]
     return wrong + problems + ([f"left behind: {left}"] if left else [])
+
+
+def dataset_left_over(folder: Path, url: str) -> list[str]:
+    """What is wrong with the dataset, read through the cache."""
+    with Store.open(url) as store:
+        try:
+            found = Dataset.open(store, "values").cached(folder, BUDGET).to_arrow().column("value").to_pylist()
+        except LeptonError as error:
+            return [f"the dataset cannot be read: {error}"]
+    return [] if found == list(VALUES.values()) else ["the dataset has wrong bytes"]
 
 
 # -- each step ----------------------------------------------------------------------------------------------------------

@@ -365,6 +365,17 @@ os.kill(os.getpid(), 9)
     assert cache.stats()["plans"] == 0 and not list(cache.path.glob("*.plan"))
 
 
+def test_batches_that_threads_read_out_of_turn_do_not_stop_the_plan(cache: HotCache) -> None:
+    """With a window of 1,024 keys, what a thread asked for beyond it was never passed by, and the plan stood still for good."""
+    batches = np.arange(4 * 4_096).reshape(4, 4_096)
+    keys = np.frombuffer(b"".join(key_of(number) for number in batches.ravel().tolist()), np.uint8).reshape(-1, 32)
+    cache.plan(keys)
+    for batch in (1, 0, 2):
+        for number in batches[batch].tolist():
+            cache.get(keys[number].tobytes())
+    assert cache.plan([]) == 4_096
+
+
 def test_keys_that_are_asked_for_out_of_turn_move_the_plan_on(cache: HotCache) -> None:
     cache.plan([key_of(number) for number in (0, 1, 2, 3, 0, 1, 2, 3)])
     for number in (1, 0, 3, 2):  # two threads of a loader

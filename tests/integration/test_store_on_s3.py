@@ -20,10 +20,10 @@ from leptonstore.store import Store, check_store
 from leptonstore.store.copies import open_copy
 from leptonstore.store.gc import collect
 from leptonstore.store.repair import repair_store
+from leptonstore.testing.seaweed import Server
 from leptonstore.testing.tiers import content
 from leptonstore.tiers.object import ObjectTier
 from tests.integration.proxy import Proxy
-from tests.integration.seaweed import Server
 from tests.integration.test_tiers_object import run_in_fork
 
 

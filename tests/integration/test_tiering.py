@@ -187,8 +187,10 @@ def test_a_pin_brings_what_its_ref_reaches_and_keeps_it(store: Store, tmp_path: 
     readable(reopened(store, tmp_path), "b", seed=1)
     with pytest.raises(TierUnavailable, match="is its disk mounted"):  # and not: the data is lost
         readable(reopened(store, tmp_path))
-    with pytest.raises(TierUnavailable):
-        reopened(store, tmp_path, "cache3")
+    fresh = reopened(store, tmp_path, "cache3")  # a host that has no index yet
+    readable(fresh, "b", seed=1)
+    with pytest.raises(TierUnavailable, match="tier cold"):
+        readable(fresh)
     shutil.move(tmp_path / "elsewhere", tmp_path / "cold")
     assert plan_for(store).moves == []
 

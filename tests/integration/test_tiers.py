@@ -16,6 +16,7 @@ from leptonstore.testing.faults import FaultyPacks
 from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite, add_pack, content, pack_id
 from leptonstore.tiers.durable import LockFile
 from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.mounted import MountedTier
 from leptonstore.tiers.moving import copy_pack
 from leptonstore.tiers.retrying import RetryingPacks
 from leptonstore.tiers.single_flight import SingleFlightPacks
@@ -35,6 +36,16 @@ class TestLocal(PackTierSuite, HomeSuite, LockSuite):
 
     def die(self, tier: LocalTier, lock: LockFile) -> None:
         lock.forget()
+
+
+class TestMounted(PackTierSuite):
+    @pytest.fixture
+    def tier(self, tmp_path: Path) -> LocalTier:
+        LocalTier(tmp_path / "tier").create_document("mark", b"ours")
+        return MountedTier(tmp_path / "tier", "mark")
+
+    def reopened(self, tier: LocalTier) -> LocalTier:
+        return MountedTier(tier.root, "mark")
 
 
 class _Wrapped(PackTierSuite):

@@ -22,6 +22,7 @@ from leptonstore import limits
 from leptonstore.errors import BadInput, MissingExtra, NotPermitted, TierMissing, TierUnavailable
 from leptonstore.store.log import Log, LogState, Proposal
 from leptonstore.testing import tiers as suite
+from leptonstore.testing.seaweed import KEY, SECRET, Server
 from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite
 from leptonstore.tiers import object_fork
 from leptonstore.tiers.object import ObjectTier
@@ -29,7 +30,6 @@ from leptonstore.tiers.object_locks import ObjectLock
 from leptonstore.tiers.object_uploads import Access, abort_stale
 from leptonstore.tiers.open import open_tier
 from tests.integration.proxy import Proxy
-from tests.integration.seaweed import KEY, SECRET, Server
 
 
 def object_tier(url: str) -> ObjectTier:

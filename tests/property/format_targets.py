@@ -8,10 +8,12 @@ checks is reached, too: whoever can write into a store can compute them as well.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from leptonstore import codec
 from leptonstore.crypto import StoreKeys
 from leptonstore.digest import digest_of, digest_of_parts
 from leptonstore.errors import LeptonError
-from leptonstore.format import framed
+from leptonstore.format import framed, volume
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import Commit, encode_commit, parse_commit
 from leptonstore.format.node import Child, InternalNode, Part, RowGroup, encode_internal, encode_row_group, parse_node
@@ -34,6 +36,7 @@ from leptonstore.store.config import StoreConfig, parse_config
 from leptonstore.store.keys import Key, parse_key
 from leptonstore.store.log import LogState
 from leptonstore.store.opened import OpenedPacks
+from leptonstore.tiers.block_scan import VolumeReader
 
 STORE_ID, PACK_ID = bytes(range(16)), bytes(range(16, 32))
 TENSOR = pa.fixed_shape_tensor(pa.uint8(), [2, 2])
@@ -236,6 +239,73 @@ def repair_list(data: bytes) -> bytes:
     return data[:-32] + digest_of(data[:-32]) if len(data) >= 32 else data
 
 
+# -- block volumes ---------------------------------------------------------------------------------------------------
+
+_LAID_OUT = volume.laid_out(bytes(range(16)), 80 << 10, volume.UNIT_BYTES_MIN, STORE_ID)
+assert _LAID_OUT is not None
+VOLUME = replace(_LAID_OUT, headers=4)
+_SEGMENTS = [
+    volume.SegmentHeader(0, 5, PACK_ID, 9_000, (2, 0, 7)),
+    volume.SegmentHeader(1, 4),
+    volume.SegmentHeader(2, 6, bytes(range(32, 48)), 4_096, (1,)),
+]
+# Where the sectors stand: superblocks, note, both copies of each header. Between them are only zeros.
+_SECTORS = (
+    0,
+    volume.BLOCK_BYTES,
+    volume.NOTE_OFFSET,
+    *(VOLUME.header_offset(number) + copy for number in range(VOLUME.headers) for copy in (0, 2_048)),
+)
+
+
+def volume_of(sectors: bytes) -> bytes:
+    """A whole volume of the sectors at their places; what is left over is where packs are."""
+    out = bytearray(VOLUME.size)
+    for at, place in enumerate(_SECTORS):
+        sector = sectors[at * volume.SECTOR_BYTES : (at + 1) * volume.SECTOR_BYTES]
+        out[place : place + len(sector)] = sector
+    rest = sectors[len(_SECTORS) * volume.SECTOR_BYTES :][: VOLUME.capacity]
+    out[VOLUME.data_offset : VOLUME.data_offset + len(rest)] = rest
+    return bytes(out)
+
+
+def _sectors() -> bytes:
+    whole = bytearray(VOLUME.size)
+    for one in (replace(VOLUME, generation=8), replace(VOLUME, generation=9)):
+        whole[one.copy_offset : one.copy_offset + volume.BLOCK_BYTES] = one.encode()
+    whole[volume.NOTE_OFFSET : volume.HEADERS_OFFSET] = volume.Note(6, 1_234, "host").encode()
+    for segment in _SEGMENTS:
+        place = VOLUME.header_offset(segment.number)
+        whole[place : place + volume.BLOCK_BYTES] = segment.encode(VOLUME)
+    return b"".join(bytes(whole[place : place + volume.SECTOR_BYTES]) for place in _SECTORS)
+
+
+def run_volume(sectors: bytes) -> None:
+    """Opened as a file: every pack that it says it has can be read, and lies where packs are; the note, if it has one."""
+    data = volume_of(sectors)
+    void(volume.parse_note(data[volume.NOTE_OFFSET : volume.HEADERS_OFFSET]))
+    fd = os.memfd_create("volume")
+    try:
+        os.write(fd, data)
+        opened = VolumeReader(Path(f"/proc/self/fd/{fd}"))
+        for pack in opened.packs():
+            header = opened.find(pack)
+            assert header is not None
+            runs = list(opened.superblock.runs(header.units, 0, header.length))
+            assert all(opened.superblock.data_offset <= place and place + size <= len(data) for place, size in runs)
+            assert len(opened.read_units(pack, header.units, 0, header.length)) == header.length
+    finally:
+        os.close(fd)
+
+
+def repair_sectors(data: bytes) -> bytes:
+    """The check of each sector."""
+    size, checked = volume.SECTOR_BYTES, volume.SECTOR_BYTES - 32
+    whole = len(data) // size * size
+    sectors = [data[at : at + size] for at in range(0, whole, size)]
+    return b"".join(one[:checked] + digest_of(one[:checked]) if any(one) else one for one in sectors) + data[whole:]
+
+
 # -- documents -----------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +424,7 @@ TARGETS: dict[str, Target] = {
     "footer": Target(run_footer, (ROWS,)),
     "group": Target(lambda data: void(lpk.parse_group(data)), (lpk.encode_group([b"a", b"", b"bc" * 9]),)),
     "salvage": Target(run_salvage, (PACK, b"".join(RECORDS))),
+    "volume": Target(run_volume, (_sectors(),), repair_sectors),
     "chunk list": Target(
         lambda data: void(lpk.parse_chunk_list(data)), (lpk.encode_chunk_list([(bytes(32), 5)] * 3),), repair_list
     ),

@@ -29,6 +29,7 @@ from format_targets import (
     pack_of,
     record,
     seal,
+    volume_of,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ from hypothesis import strategies as st
 from leptonstore import codec, limits
 from leptonstore.digest import digest_of
 from leptonstore.errors import ChunkCorrupt, FormatDamaged, FormatTooNew, LeptonError
-from leptonstore.format import framed
+from leptonstore.format import framed, volume
 from leptonstore.format import pack as lpk
 from leptonstore.format.node import parse_node
 from leptonstore.format.page import decode_page
@@ -159,9 +160,10 @@ def test_any_json_in_a_document_is_refused_or_harmless(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"salvage", "page", "footer"}))
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"salvage", "page", "footer", "volume"}))
 def test_every_truncation_and_every_tail_is_refused(name: str) -> None:
-    """Pages are read as one type each in test_format.py; a footer of fewer rows is one; salvage takes what is left."""
+    """Pages are read as one type each in test_format.py; a footer of fewer rows is one; salvage takes what is left; a volume has
+    each of its sectors twice."""
     target = TARGETS[name]
     for specimen in {target.repair(specimen) for specimen in target.specimens}:
         for length in range(0, len(specimen), max(1, len(specimen) // 200)):
@@ -358,3 +360,24 @@ def test_a_dictionary_that_needs_itself_is_refused() -> None:
     tier = MemoryTier(PACK[:end] + lpk.encode_end(PACK[: lpk.HEADER_BYTES], lie, end))
     with pytest.raises(ChunkCorrupt, match="its dictionary 0 is damaged"):
         reader.read_record(tier, chunk, OpenedPacks(tier, STORE_ID).get(PACK_ID.hex()))
+
+
+def test_the_specimen_of_a_volume_has_its_packs() -> None:
+    """Else the tests of alterations would look at nothing but superblocks."""
+    sectors = TARGETS["volume"].specimens[0]
+    superblock, mirrored = volume.parse_superblocks(volume_of(sectors), "it")
+    assert mirrored and superblock.generation == 9
+    lengths = []
+    for number in range(superblock.headers):
+        block = volume_of(sectors)[superblock.header_offset(number) :][: volume.BLOCK_BYTES]
+        lengths.append(volume.parse_header(block, number, superblock).length)
+    assert lengths == [9_000, 0, 4_096, 0]
+
+
+def test_a_volume_of_a_newer_version_is_named() -> None:
+    target = TARGETS["volume"]
+    for offset, value, why in ((4, 2, r"2\.0"), (11, 0x80, "0x80000000")):
+        data = bytearray(target.specimens[0])
+        data[offset] = data[512 + offset] = value
+        with pytest.raises(FormatTooNew, match=why):
+            target.run(target.repair(bytes(data)))

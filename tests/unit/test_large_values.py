@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from leptonstore.dataset.large_values import read_into_array
-from leptonstore.dataset.values import Column, intern, resolve
+from leptonstore.dataset.large_values import LargeValues
+from leptonstore.dataset.values import Asked, Column, intern, resolve
 from leptonstore.errors import ChunkCorrupt, ChunkMissing
 from leptonstore.format.page import REFERENCE
 from leptonstore.store import Store
@@ -23,32 +23,39 @@ def values_of(rng: random.Random, rows: int, text: bool) -> list[bytes | str | N
     return [None if rng.random() < 0.2 else rng.randbytes(size) for size in sizes]
 
 
+def all_of(store: Store, column: Column, kind: pa.DataType) -> pa.Array:
+    """As a dataset reads a column."""
+    field = pa.field("x", kind)
+    return Asked(store, [column], [field], lambda column, field: None).batch().column(0)
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.large_string()])
 def test_mixed_columns_and_slices_of_them_come_back(store: Store, kind: pa.DataType) -> None:
     rng = random.Random(1)
     values = values_of(rng, 60, pa.types.is_string(kind) or pa.types.is_large_string(kind))
     column = intern(store, pa.array(values, kind))
-    assert resolve(store, column, kind).to_pylist() == values, "not published yet"
+    assert all_of(store, column, kind).to_pylist() == values, "not published yet"
     store.flush()
     for start, stop in ((0, 60), (7, 23), (30, 30), (59, 60)):
         part = column.slice(start, stop)
-        found = resolve(store, part, kind)
-        assert found.type == kind and found.to_pylist() == values[start:stop]
-        found.validate(full=True)
+        for found in (all_of(store, part, kind), resolve(store, part, kind)):
+            assert found.type == kind and found.to_pylist() == values[start:stop]
+            found.validate(full=True)
 
 
 def test_a_length_that_lies_allocates_nothing(store: Store) -> None:
     digest = store.put(bytes(20_000))
     store.flush()
-    values = pa.array([REFERENCE.pack(digest, 1 << 60)], pa.binary())
-    assert read_into_array(store, values, np.array([True]), pa.binary()) is None
-    assert resolve(store, Column(values, np.array([True])), pa.binary()).to_pylist() == [bytes(20_000)]
+    for length in (1 << 60, (1 << 64) - 1):
+        values = pa.array([REFERENCE.pack(digest, length)], pa.binary())
+        assert not LargeValues(store, values, np.array([True]), pa.binary()).fits
+        assert all_of(store, Column(values, np.array([True])), pa.binary()).to_pylist() == [bytes(20_000)]
 
 
 def test_what_is_missing_or_altered_is_told(store: Store) -> None:
     missing = pa.array([REFERENCE.pack(bytes(32), 20_000)], pa.binary())
     with pytest.raises(ChunkMissing):
-        resolve(store, Column(missing, np.array([True])), pa.binary())
+        all_of(store, Column(missing, np.array([True])), pa.binary())
     column = intern(store, pa.array([random.Random(seed).randbytes(30_000) for seed in range(3)], pa.binary()))
     store.flush()
     assert isinstance(store.home, LocalTier)
@@ -58,4 +65,4 @@ def test_what_is_missing_or_altered_is_told(store: Store) -> None:
     data[40_000] ^= 1
     path.write_bytes(data)
     with pytest.raises(ChunkCorrupt):
-        resolve(store, column, pa.binary())
+        all_of(store, column, pa.binary())

@@ -11,6 +11,7 @@ import pytest
 
 from leptonstore import limits
 from leptonstore.tiers.read_ahead import ReadAhead
+from leptonstore.tiers.windows import Windows
 
 
 class Packs:
@@ -36,17 +37,28 @@ def packs() -> Packs:
 
 @pytest.fixture
 def ahead(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReadAhead]:
-    monkeypatch.setattr(limits, "READ_AHEAD_BYTES", 400_000)
+    monkeypatch.setattr(limits, "WINDOW_BYTES", 400_000)
     monkeypatch.setattr(limits, "READ_AHEAD_GAP_BYTES", 5_000)
-    monkeypatch.setattr(limits, "READ_AHEAD_WINDOWS_MAX", 6)
+    monkeypatch.setattr(limits, "WINDOWS_MAX", 6)
     with ThreadPoolExecutor(4) as pool:
-        yield ReadAhead(packs.fetch, lambda: pool)
+        yield ReadAhead(packs.fetch, Windows(packs.fetch, lambda: pool))
 
 
 def test_a_stream_costs_a_request_a_window(packs: Packs, ahead: ReadAhead) -> None:
     for offset in range(0, 3_000_000, 30_000):
         assert bytes(ahead.read("a", offset, 30_000)) == packs.packs["a"][offset : offset + 30_000]
-    assert len(packs.asked) <= 2 + 3_000_000 // 400_000 + 2
+    assert len(packs.asked) <= 2 + -(-3_000_000 // 400_000) + limits.READ_AHEAD_WINDOWS_MAX
+
+
+def test_a_stream_is_read_further_ahead_the_longer_it_is(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WINDOW_BYTES", 400_000)
+    with ThreadPoolExecutor(1) as pool:
+        windows = Windows(packs.fetch, lambda: pool)
+        ahead = ReadAhead(packs.fetch, windows)
+        for start, end, furthest in ((0, 120_000, 1), (120_000, 900_000, 5)):
+            for offset in range(start, end, 30_000):
+                ahead.read("a", offset, 30_000)
+            assert [number for number in range(9) if windows.known("a", number)][-1] == furthest
 
 
 def test_random_reads_fetch_what_they_ask_for(packs: Packs, ahead: ReadAhead) -> None:

@@ -1,0 +1,208 @@
+"""Reading pages: which parts of a column some rows stand in, and what those parts hold.
+
+    rows -> row groups (nodes) -> parts -> pages: kept, or read, all that one call needs together -> values in the order asked
+
+What is read and kept as one thing is a `Stretch` of a column: all parts of a row group, decoded and kept up to PAGE_CACHE_BYTES, so that
+rows in random order are one gather for each row group. Where the reader is the hot cache of the host it is one part, of which many are
+in a row group: decoding it copies nothing, and it is kept only when it holds hardly more than references (`is_directory`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore import limits
+from leptonstore.dataset import values as column_values
+from leptonstore.dataset.groups import told_at
+from leptonstore.dataset.tree import Leaves
+from leptonstore.dataset.values import Column
+from leptonstore.digest import Buffer
+from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
+from leptonstore.format.node import Part, RowGroup
+from leptonstore.format.page import decode_page
+from leptonstore.tiers.chunks import ChunkReader
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def is_directory(part: Part) -> bool:
+    """Whether a page is mostly references: small, needed again and again, and dear to miss."""
+    return (
+        part.has_references and part.page_bytes <= limits.DIRECTORY_BYTES + limits.DIRECTORY_ROW_BYTES_MAX * part.rows
+    )
+
+
+class Stretch(NamedTuple):
+    """Consecutive parts of a column, and the row of the version that they begin with."""
+
+    first: int
+    parts: tuple[Part, ...]
+    field: pa.Field
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is mostly references."""
+        return all(map(is_directory, self.parts))
+
+
+Key = tuple[int, str]  # of a stretch: its first row, its column
+
+
+class Pages:
+    """The pages of one version. Any thread.
+
+    named:   the version, as errors call it.
+    on_host: the reader keeps what it gives for all processes of the host; then what is returned here is a copy of it.
+    """
+
+    def __init__(self, chunks: ChunkReader, leaves: Leaves, schema: pa.Schema, named: str, on_host: bool) -> None:
+        self._chunks, self._leaves, self._schema = chunks, leaves, schema
+        self._named, self._on_host = named, on_host
+        self._groups: dict[int, RowGroup] = {}
+        self._stretches: dict[tuple[int, int], tuple[Rows, list[Stretch]]] = {}
+        self._kept: OrderedDict[Key, Column] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True) -> list[Column]:
+        """The values of some rows of the version, as the pages keep them, in the order asked; at least one row.
+
+        keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
+        """
+        return self.gather_spread(rows, [self.spread(rows, field) for field in fields], keep)
+
+    def gather_spread(
+        self, rows: Rows, spread: Sequence[tuple[list[Stretch], Rows]], keep: bool = True
+    ) -> list[Column]:
+        """`gather` of columns for which `spread` was asked already."""
+        columns = iter(self._columns([stretch for used, _ in spread for stretch in used], keep))
+        return [self._assembled(rows, used, which, columns) for used, which in spread]
+
+    def spread(self, rows: Rows, field: pa.Field) -> tuple[list[Stretch], Rows]:
+        """The stretches of a column that rows of the version stand in, ascending; and in which of them each row stands."""
+        groups = np.unique(np.searchsorted(self._leaves.starts, rows, side="right") - 1).tolist()
+        self._load(groups)
+        column = self._schema.get_field_index(field.name)
+        of_groups = [self._of_group(index, column, field) for index in groups]
+        stretches = [stretch for _, some in of_groups for stretch in some]
+        firsts = np.concatenate([firsts for firsts, _ in of_groups])
+        used, which = np.unique(np.searchsorted(firsts, rows, side="right") - 1, return_inverse=True)
+        return [stretches[at] for at in used.tolist()], which
+
+    def _load(self, groups: list[int]) -> None:
+        """Read the nodes that are not known yet."""
+        missing = [index for index in groups if index not in self._groups]
+        if not missing:
+            return
+        try:
+            self._groups.update(zip(missing, self._leaves.groups(missing), strict=True))
+        except (ChunkCorrupt, ChunkMissing):
+            starts = self._leaves.starts
+            for index in missing:
+                with told_at(f"{self._named} rows {starts[index]}-{starts[index + 1] - 1} (a tree node)"):
+                    list(self._leaves.groups([index]))
+            raise
+
+    def _of_group(self, index: int, column: int, field: pa.Field) -> tuple[Rows, list[Stretch]]:
+        """The stretches of a column in a row group, and the rows that they begin with."""
+        found = self._stretches.get((index, column))
+        if found is None:
+            parts, first = self._groups[index].columns[column], int(self._leaves.starts[index])
+            units = [(part,) for part in parts] if self._on_host else [parts]
+            firsts = first + np.cumsum([0, *(unit[0].rows for unit in units[:-1])], dtype=np.int64)
+            found = firsts, [Stretch(at, unit, field) for at, unit in zip(firsts.tolist(), units, strict=True)]
+            self._stretches[index, column] = found
+        return found
+
+    def _columns(self, wanted: list[Stretch], keep: bool) -> list[Column]:
+        found: dict[Key, Column] = {}
+        missing: dict[Key, Stretch] = {}
+        with self._lock:
+            for stretch in wanted:
+                key = stretch.first, stretch.field.name
+                kept = self._kept.get(key)
+                if kept is None:
+                    missing[key] = stretch
+                else:
+                    self._kept.move_to_end(key)
+                    found[key] = kept
+        # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
+        for key, column in zip(missing, self._read(list(missing.values())), strict=True):
+            found[key] = column
+            if keep and (not self._on_host or missing[key].is_directory):
+                self._keep(key, column)
+        return [found[stretch.first, stretch.field.name] for stretch in wanted]
+
+    def _read(self, missing: list[Stretch]) -> Iterator[Column]:
+        try:
+            pages = self._chunks.get_many([part.digest for stretch in missing for part in stretch.parts])
+            for stretch in missing:
+                copied = self._on_host and stretch.is_directory  # it is kept
+                at, pieces = stretch.first, []
+                for part in stretch.parts:
+                    data = next(pages)
+                    pieces.append(self._decoded(bytes(data) if copied else data, part, at, stretch.field))
+                    at += part.rows
+                yield column_values.concat(pieces)
+        except (ChunkCorrupt, ChunkMissing):
+            for stretch in missing:
+                at = stretch.first
+                for part in stretch.parts:
+                    with told_at(self._where(part, at, stretch.field)):
+                        self._chunks.get(part.digest)
+                    at += part.rows
+            raise
+
+    def _decoded(self, data: Buffer, part: Part, first: int, field: pa.Field) -> Column:
+        page = decode_page(data, field.type)
+        if len(page.values) != part.rows:
+            raise FormatDamaged(
+                f"{self._where(part, first, field)}: page has {len(page.values)} rows where its node says {part.rows}"
+            )
+        return Column(page.values, page.references)
+
+    def _where(self, part: Part, first: int, field: pa.Field) -> str:
+        return f"{self._named} rows {first}-{first + part.rows - 1} column {field.name!r}"
+
+    def _keep(self, key: Key, column: Column) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = column
+            self._kept_bytes += column.values.nbytes
+            while self._kept_bytes > limits.PAGE_CACHE_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].values.nbytes
+
+    def _assembled(self, rows: Rows, used: list[Stretch], which: Rows, columns: Iterator[Column]) -> Column:
+        """The rows of one column; `columns` has its parts next."""
+        if len(used) == 1:
+            return self._picked(next(columns), rows - used[0].first)
+        order = np.argsort(which, kind="stable")
+        cuts = np.flatnonzero(np.diff(which[order])) + 1
+        pieces = [
+            self._picked(next(columns), rows[chosen] - stretch.first)
+            for stretch, chosen in zip(used, np.split(order, cuts), strict=True)
+        ]
+        column = column_values.concat(pieces)
+        if bool((order[1:] > order[:-1]).all()):
+            return column
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return column_values.take(column, back)
+
+    def _picked(self, column: Column, rows: Rows) -> Column:
+        # Of what lies in the host's cache nothing is given away uncopied: whoever kept it would pin it there.
+        if not self._on_host and len(rows) == len(column.values) and bool((np.diff(rows) == 1).all()):
+            return column
+        return column_values.take(column, rows)

@@ -1,0 +1,134 @@
+"""Going through a version from one end to the other: what comes next is asked for while what came before is decoded.
+
+    plan     one thread     pages of the row group (small where values are large) -> slices of rows -> their large values are asked for
+    finish   READ_THREADS   decode and check each slice's values into memory that is used again
+    yield    in order       the caller has one slice, PLANNED_MAX more are on their way
+
+A slice is a row group, or as many of its rows as refer to SCAN_SLICE_BYTES: memory does not grow with the values of a row group. Each is
+four requests of an object store, so with three slices under way there are twelve: 50 ms a request are not noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore import limits
+from leptonstore.dataset.recycle import Recycler
+from leptonstore.dataset.values import Asked, Column
+
+if TYPE_CHECKING:
+    from leptonstore.dataset.dataset import Dataset
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+READ_THREADS = 2  # slices decoded at once
+PLANNED_MAX = 3  # slices whose values are asked for and not decoded yet
+
+_Slice = tuple[int, Asked]  # position of its first row in the view
+
+
+def scan(dataset: Dataset, fields: list[pa.Field], rows: Rows) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(position of the first row in `rows`, batch), in the order of `rows`, which are rows of the version."""
+    if not len(rows) or not fields:
+        return
+    cuts = _cuts(dataset.leaves.starts, rows)
+    slices = _planned(dataset, fields, rows, cuts)
+    memory = Recycler(limits.SCAN_SLAB_BYTES, READ_THREADS + 1)
+    if len(cuts) == 2:
+        yield from ((first, asked.batch(memory)) for first, asked in slices)
+        return
+    with (
+        ThreadPoolExecutor(1, "lepton-plan") as planner,
+        ThreadPoolExecutor(READ_THREADS, "lepton-read") as readers,
+    ):
+        try:
+            # Values that were found in the host's cache stay pinned there until they are copied.
+            yield from _Ahead(slices, 1 if dataset.cache else PLANNED_MAX, planner, readers, memory)
+        finally:
+            planner.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _cuts(starts: Rows, rows: Rows) -> list[int]:
+    """Where the rows of a row group end, or as many as one may have (a view may have a row several times)."""
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    ends = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(rows)]
+    step = limits.ROW_GROUP_ROWS_MAX
+    return [at for start, end in itertools.pairwise(ends) for at in range(start, end, step)] + [len(rows)]
+
+
+class _Ahead:
+    """Slices planned and finished ahead of whoever iterates. Used by one thread."""
+
+    def __init__(
+        self,
+        slices: Iterator[_Slice],
+        planned_max: int,
+        planner: ThreadPoolExecutor,
+        readers: ThreadPoolExecutor,
+        memory: Recycler,
+    ) -> None:
+        self._slices, self._planned_max = slices, planned_max
+        self._planner, self._readers, self._memory = planner, readers, memory
+        self._plans: deque[Future[_Slice | None]] = deque()
+        self._batches: deque[tuple[int, Future[pa.RecordBatch]]] = deque()
+        self._more = True
+
+    def __iter__(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        while True:
+            self._advance()
+            if not self._batches:
+                return
+            first, batch = self._batches.popleft()
+            yield first, batch.result()
+
+    def _advance(self) -> None:
+        """Plan and begin as much as is allowed; wait for a plan only when there is nothing else to hand out."""
+        while True:
+            while self._more and len(self._plans) < self._planned_max:
+                self._plans.append(self._planner.submit(next, self._slices, None))
+            if not self._plans or len(self._batches) > READ_THREADS:
+                return
+            if self._batches and not self._plans[0].done():
+                return
+            planned = self._plans.popleft().result()
+            if planned is None:
+                self._more = False
+                self._plans.clear()
+                return
+            first, asked = planned
+            self._batches.append((first, self._readers.submit(asked.batch, self._memory)))
+
+
+def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[int]) -> Iterator[_Slice]:
+    for start, end in itertools.pairwise(cuts):
+        base = rows[start:end]
+        columns = dataset.pages.gather(base, fields)
+        at = 0
+        for stop in _slice_ends(columns, len(base)):
+            asked = dataset.ask([column.slice(at, stop) for column in columns], fields, base[at:stop])
+            asked.begin()
+            yield start + at, asked
+            at = stop
+
+
+def _slice_ends(columns: list[Column], rows: int) -> list[int]:
+    """Where a row group is sliced, so that each slice but one of a single row refers to at most SCAN_SLICE_BYTES."""
+    sizes = np.zeros(rows, np.int64)
+    for column in columns:
+        if column.references is not None:
+            sizes += column.referenced_sizes()
+    ends: list[int] = []
+    total, start = np.cumsum(sizes), 0
+    while start < rows:
+        before = int(total[start - 1]) if start else 0
+        end = int(np.searchsorted(total, before + limits.SCAN_SLICE_BYTES, side="right"))
+        start = min(max(end, start + 1), rows)
+        ends.append(start)
+    return ends
