@@ -87,7 +87,9 @@ class _Lazy(click.Group):
 @click.group(
     cls=_Lazy,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
+    epilog="A version is NAME (branch main), NAME@BRANCH, NAME@TAG, NAME@DIGITS of its digest, NAME@2026-11-01 or "
+    "NAME@BRANCH@2026-11-01T12:00 (what the branch was then), each with ~2 (versions back) or ^2 (the other parent of a merge). "
+    "The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
     "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 9 not permitted, 10 wrong passphrase or key file, "
     "11 a tier does not answer, 130 interrupted.",
 )

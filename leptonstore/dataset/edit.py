@@ -13,7 +13,7 @@ An edit that changes nothing makes no commit and returns the version that there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,7 +169,7 @@ def delete(
     progress: Progress = _silent,
 ) -> Dataset:
     """Take rows out: those for which `where` holds (text or expression, see where.py), those with these `keys` (a table with the key
-    columns; keys that are not there are passed over), or these row numbers. Exactly one of the three.
+    columns, or a list of values when that is one; keys that are not there are passed over), or these row numbers. One of the three.
 
     Raises BadInput, SchemaError; Conflict for row numbers of a version that is not the newest.
     """
@@ -177,6 +177,7 @@ def delete(
         raise BadInput("say which rows to delete: by a condition, by keys, or by row numbers, and by one of these only")
     if keys is not None:
         _require_keyed(base, "delete by keys")
+        keys = _key_table(base, keys)
 
     def change(head: Dataset) -> Changed | None:
         count = 0
@@ -287,6 +288,19 @@ def _splices(found: list[tuple[int, bool]], columns: list[Column]) -> Iterator[S
             continue
         yield Splice(row, (at - start) if there else 0, [[column.slice(start, at) for column in columns]])
         start = at
+
+
+def _key_table(head: Dataset, keys: RowsIn) -> RowsIn:
+    """A list or array of values as a table, where the key is one column."""
+    plain = isinstance(keys, (list, tuple)) and not any(isinstance(one, Mapping) for one in keys)
+    if not plain and not isinstance(keys, (pa.Array, pa.ChunkedArray, np.ndarray)):
+        return keys
+    if len(head.identity) != 1:
+        raise BadInput(f"the key of {head.name} is {', '.join(head.identity)}: give a table with these columns")
+    try:
+        return pa.table({head.identity[0]: pa.array(keys) if plain or isinstance(keys, np.ndarray) else keys})
+    except pa.ArrowException as error:
+        raise BadInput(f"these keys are no column: {error}") from None
 
 
 def _rows_of_keys(head: Dataset, keys: RowsIn) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:

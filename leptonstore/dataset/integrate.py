@@ -136,12 +136,8 @@ def restore(store: Store, spec: str, into: str | None = None, message: str = "",
     name, label, old = resolve_ref(store, "dataset", spec)
     onto = _branch(store, into or f"{name}@{_branch_of(store, name, label)}")
     found, head = read_commit(store, old), read_commit(store, onto.head)
-    if (found.root, found.schema, found.identity, found.keyed) == (
-        head.root,
-        head.schema,
-        head.identity,
-        head.keyed,
-    ) and (found.schema.equals(head.schema, check_metadata=True)):
+    same_schema = found.schema.equals(head.schema, check_metadata=True)
+    if same_schema and (found.root, found.identity, found.keyed) == (head.root, head.identity, head.keyed):
         return Integrated(onto.label, onto.head, onto.head, "nothing to do")
     made = replace(
         found,

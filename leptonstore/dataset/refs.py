@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from leptonstore import limits
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
@@ -121,23 +121,18 @@ def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     parts = _SPEC.fullmatch(spec)
     if parts is None:
         raise BadInput(f"{spec!r} is no version: write NAME, NAME@REF, NAME@REF~2 or NAME@2026-11-01")
-    name, ref, date, steps = (
-        check_name(parts["name"], "dataset name"),
-        parts["ref"] or MAIN,
-        parts["date"],
-        parts["steps"],
-    )
+    name, ref = check_name(parts["name"], "dataset name"), parts["ref"] or MAIN
+    date, steps = parts["date"], parts["steps"]
     if date is None and is_date(ref) and ref_name_or_none(kind, name, ref) not in store.state.refs:
         ref, date = MAIN, ref
     known = list_refs(store, kind, name)
     if not known and date is None:
         there = sorted({info.name for info in list_refs(store, kind)})
         raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {', '.join(there) or 'none yet'}")
-    commit = (
-        _commit_of_ref(store, kind, spec, name, ref, known)
-        if date is None
-        else _commit_then(store, kind, name, ref, date)
-    )
+    if date is None:
+        commit = _commit_of_ref(store, kind, spec, name, ref, known)
+    else:
+        commit = _commit_then(store, kind, name, ref, date)
     for kind_of_step, count in _STEP.findall(steps):
         commit = _step(store, spec, commit, kind_of_step, count)
     return name, spec[len(name) + 1 :] if "@" in spec and parts["ref"] else MAIN + steps, commit
@@ -195,11 +190,11 @@ def _step(store: Store, spec: str, commit: str, kind: str, count: str) -> str:
     return commit
 
 
-def _raise_at_end(store: Store, spec: str, commit: str, wanted: int, parents: int) -> None:
+def _raise_at_end(store: Store, spec: str, commit: str, wanted: int, parents: int) -> NoReturn:
     if commit in store.state.forgotten:
         raise RefMissing(f"{spec}: the history before version {commit[:12]} was forgotten")
     if parents:
-        raise RefMissing(f"{spec}: version {commit[:12]} has {parents} parents, no {wanted + 1}.")
+        raise RefMissing(f"{spec}: version {commit[:12]} has {parents} parent{'s' * (parents > 1)}, no {wanted + 1}.")
     raise RefMissing(f"{spec} goes back too far: version {commit[:12]} is the first")
 
 

@@ -261,6 +261,17 @@ def test_delete_by_row_numbers(store: Store, ds: Dataset) -> None:
         ds.delete(where="id = 1", rows=[1])
 
 
+def test_delete_by_a_list_of_keys(store: Store, source_of: Make, ds: Dataset) -> None:
+    for keys in ([2, 7], (2,), np.array([2, 9]), pa.array([2]), pa.chunked_array([[2], [5]]), [{"id": 2}]):
+        assert ids_of(ds.delete(keys=keys))[:3] == [0, 4, 6]
+        ds = Dataset.open(store, "d").upsert(table_of([2]))
+    two = write_dataset(store, "two", replace(source_of(table_of([1, 2]), ("id", "kind")), keyed=True))
+    with pytest.raises(BadInput, match="the key of two is id, kind"):
+        two.delete(keys=[1])
+    with pytest.raises(SchemaError, match="'id' is int64"):
+        ds.delete(keys=["x"])
+
+
 def test_everything_can_be_deleted_and_rows_come_back(ds: Dataset) -> None:
     none = ds.delete(where="id >= 0")
     assert len(none) == 0 and none.commit_object.root is None

@@ -76,7 +76,7 @@ def test_a_version_is_named_by_steps_back(store: Store) -> None:
         assert resolve_ref(store, "dataset", spec)[2] == found[expected], spec
     assert Dataset.open(store, "d@main~2").ref == "main~2"
     for spec, said in {
-        "d~4": "is the first", "d^2": "has 1 parents", "d@nope": "its refs: main", "e": "there is: d", "d@~x": "no version",
+        "d~4": "is the first", "d^2": "has 1 parent,", "d@nope": "its refs: main", "e": "there is: d", "d@~x": "no version",
         "d@main@": "not a date", "": "dataset name",
     }.items():  # fmt: skip
         with pytest.raises((RefMissing, BadInput), match=said):
@@ -246,6 +246,22 @@ def test_a_merge_has_two_parents_and_survives_gc(store: Store, parted: tuple[Dat
     with Store.open(store.url) as again:
         assert check_store(again, read_data=True).clean
         assert rows_of(Dataset.open(again, "d")) == expected and rows_of(Dataset.open(again, "d^2")) == rows_of(theirs)
+
+
+def test_history_is_methods_of_a_dataset(store: Store) -> None:
+    base = commit_rows(store, BASE, keyed=True, message="first")
+    base.tag("v1")
+    side = base.branch("side").upsert(table_of([Row(100, 1, "new")]), message="one more")
+    main = base.delete(rows=[3])
+    assert [(change.kind, change.key["id"]) for change in base.diff(side).rows()] == [("added", 100)]
+    assert base.diff("d@v1").stat().to_json()["schema"] == {} and not base.diff(base)
+    merged = main.merge(side, message="both")
+    assert (merged.ref, len(merged)) == ("main", len(BASE)) and Dataset.open(store, "d").commit == merged.commit
+    found = merged.history()
+    assert [one.commit.message for one in found] == ["both", "one more", "delete 1 rows", "first"]
+    assert found[-1].refs == ("d@v1 (tag)",) and found[0].published is not None
+    with pytest.raises(BadInput, match="place in history"):
+        Dataset.open(store, "d~1").merge(side)
 
 
 def test_a_branch_that_only_has_to_move_moves(store: Store) -> None:
