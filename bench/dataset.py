@@ -9,7 +9,7 @@ read     single rows, filters, whole tables, Parquet that is nowhere stored (ben
 remotes  what a push to an S3 store sends (bench/dataset_remotes.py).
 
 Contract of edits: 3,000 rows inserted in 30 places <= 6.7 %, 4,000 deleted in 40 places <= 9.7 %, 3,000 inserted as one block <= 4 %, 300
-single rows changed <= 25 %; keeping 95 % of the images < 1 %; the column <= 1.2x of it alone, in < 2 s. Of the others: as their modules say.
+single rows changed <= 25 %; keeping 95 % of the images < 1 %; the column <= 1.2x of it alone, in < 2 s. Others: their modules.
 """
 
 from __future__ import annotations
