@@ -128,7 +128,7 @@ def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = 
     """
     try:
         if row.is_member:
-            opened.group = row.offset, _group(data, row, opened, crc)
+            opened.group = row.offset, _group(data, row, opened)
             return row.kind, _member(opened.group[1], row, opened)
         header, payload = _open_record(data, row, opened, crc or row.kind == lpk.KIND_CHUNK_LIST)
         plain = codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
@@ -182,9 +182,12 @@ def _open_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = T
     return header, payload if cipher is None else cipher.open(header, row.offset, payload)
 
 
-def _group(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = True) -> bytes:
-    """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members."""
-    header, payload = _open_record(data, row, opened, crc)
+def _group(data: Buffer, row: lpk.FooterRow, opened: Opened) -> bytes:
+    """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members.
+
+    Its CRC is checked: it is kept for the next member, which another copy of the pack may have whole.
+    """
+    header, payload = _open_record(data, row, opened)
     if header.raw > limits.GROUP_BYTES_MAX or header.raw != row.unpacked:
         raise FormatDamaged(f"a group of {header.raw} bytes where the footer says {row.unpacked}")
     return codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))

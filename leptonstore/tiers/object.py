@@ -146,7 +146,8 @@ class ObjectTier:
 
     def _requests(self, run: Run) -> list[_Request]:
         begun = []
-        for piece in pieces_of(run, self._windows.known):
+        follows = self._ahead.follows(run.pack, run.offset, run.end)
+        for piece in pieces_of(run, self._windows.known, follows):
             if piece.window is not None:
                 answer, base = self._windows.window(run.pack, piece.window), piece.window * limits.WINDOW_BYTES
             else:
