@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset.recycle import Recycler
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Asked, Column
 
 if TYPE_CHECKING:
     from leptonstore.dataset.dataset import Dataset
@@ -109,6 +110,7 @@ class _Ahead:
 
 
 def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[int]) -> Iterator[_Slice]:
+    alone = threading.Lock()
     for start, end in itertools.pairwise(cuts):
         base = rows[start:end]
         if not dataset.pages.refers(int(base[0]), fields):
@@ -119,8 +121,14 @@ def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[in
         for stop in slice_ends(columns, len(base)):
             asked = dataset.ask([column.slice(at, stop) for column in columns], fields, base[at:stop])
             asked.begin()
-            yield start + at, asked.batch
+            yield start + at, functools.partial(_alone, alone, asked) if asked.light else asked.batch
             at = stop
+
+
+def _alone(lock: threading.Lock, asked: Asked, memory: Recycler) -> pa.RecordBatch:
+    """What is only copied and digested holds the interpreter's lock for half of its time: two threads took a fifth longer than one."""
+    with lock:
+        return asked.batch(memory)
 
 
 def _in_pages(dataset: Dataset, fields: list[pa.Field], base: Rows, memory: Recycler) -> pa.RecordBatch:

@@ -173,8 +173,15 @@ class ObjectTier:
                 raise
             left[at] -= 1
             if not left[at]:
+                self._forget_used(runs[at], requests[at])
                 requests[at] = []  # its memory goes now
             yield part
+
+    def _forget_used(self, run: Run, requests: list[_Request]) -> None:
+        for request in requests:
+            end = request.base + limits.WINDOW_BYTES
+            if request.base % limits.WINDOW_BYTES == 0 and end <= run.end:
+                self._windows.used_up(run.pack, request.base // limits.WINDOW_BYTES)
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
