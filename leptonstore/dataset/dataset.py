@@ -35,7 +35,7 @@ from leptonstore.dataset.stats import DatasetStats, version_stats
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError, listed
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
 from leptonstore.tiers.chunks import ChunkFinder
@@ -172,8 +172,12 @@ class Dataset(Editing, History):
     # -- selections ----------------------------------------------------------------------------------------------
 
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
-        """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
-        view = self._view(self._base_rows(np.asarray(rows, np.int64)), self.cache)
+        """A view of some rows of this one, in the order given. Raises BadInput for rows out of range, or what is no row number."""
+        try:
+            numbers = np.asarray(rows, np.int64)
+        except (TypeError, ValueError):
+            raise BadInput(f"select takes row numbers, not {rows!r}; columns are named where rows are read") from None
+        view = self._view(self._base_rows(numbers), self.cache)
         view._chunks, view._leaves = self._chunks, self.leaves
         view._pages, view._rows = self.pages, self._row_reader
         return view
@@ -229,7 +233,9 @@ class Dataset(Editing, History):
             return list(self.schema)
         unknown = [name for name in columns if name not in self.schema.names]
         if unknown:
-            raise SchemaError(f"{self.name}@{self.ref} has no column {unknown[0]!r}; it has {self.schema.names}")
+            raise SchemaError(
+                f"{self.name}@{self.ref} has no column {unknown[0]!r}; it has {listed(self.schema.names)}"
+            )
         return [self.schema.field(name) for name in columns]
 
     @property

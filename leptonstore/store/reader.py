@@ -128,8 +128,10 @@ def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = 
     """
     try:
         if row.is_member:
-            opened.group = row.offset, _group(data, row, opened, crc)
-            return row.kind, _member(opened.group[1], row, opened)
+            group = _group(data, row, opened, crc)
+            plain = _member(group, row, opened)
+            opened.group = row.offset, group  # only now: another tier's copy is not read where a damaged one is kept
+            return row.kind, plain
         header, payload = _open_record(data, row, opened, crc or row.kind == lpk.KIND_CHUNK_LIST)
         plain = codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
         if header.kind == lpk.KIND_CHUNK_LIST:
@@ -219,8 +221,8 @@ def read_record(tier: PackReader, row: lpk.FooterRow, opened: Opened, crc: bool 
     if row.is_member and group is not None and group[0] == row.offset:
         try:
             return row.kind, _member(group[1], row, opened)
-        except FormatDamaged as error:
-            raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
+        except FormatDamaged:
+            opened.group = None  # it may be of a copy that is passed over by now
     return decode_record(_record_bytes(tier.read, row, opened), row, opened, crc)
 
 

@@ -174,3 +174,22 @@ def test_every_subcommand_has_help_with_an_example_and_json(group: str) -> None:
         output = CliRunner().invoke(lepton, [group, name, "--help"]).output
         assert "Example:" in output and "--json" in output, name
     assert len(names) >= 3
+
+
+def test_what_is_said_of_bad_arguments_is_about_the_arguments(sh: Shell) -> None:
+    """No class of a parser, and one wording of types, whichever command reads them."""
+    with pytest.raises(BadInput, match=r"something is missing.*Line 1") as told:
+        sh("delete", "d", "--where", "n >")
+    assert "class" not in str(told.value)
+    for command in (
+        ["import", sh.file("x.csv", "a\n1\n"), "x", "--type", "a=whole"],
+        ["column", "cast", "d", "n", "--type", "whole"],
+    ):
+        with pytest.raises(BadInput, match="no type 'whole'; say int32"):
+            sh(*command)
+    with pytest.raises(BadInput, match="COLUMN=TYPE"):
+        sh("import", sh.file("x.csv", "a\n1\n"), "x", "--type", "int32")
+    for command in (["head", "d", "--column", "z"], ["column", "drop", "d", "z"]):
+        with pytest.raises(SchemaError, match=r"d@main has no column 'z'; it has id, name, n$"):
+            sh(*command)
+    assert "no remote yet" in sh("remote", "ls")

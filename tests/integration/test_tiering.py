@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from leptonstore import limits
 from leptonstore.cli.tier import command as tier_command
+from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, FormatTooNew, NotFound, StoreFull, TierUnavailable
 from leptonstore.store import RefUpdate, Store, check_store
 from leptonstore.store import moves as store_moves
@@ -147,6 +149,24 @@ def test_hot_packs_come_nearer_as_extras(store: Store, tmp_path: Path) -> None:
     assert hot in held(tmp_path / "store") and places_of(store.state, hot) == ("cold",)
     LocalTier(tmp_path / "store").delete_pack(hot)
     readable(reopened(store, tmp_path))
+
+
+def test_one_plan_does_not_move_a_pack_out_and_back_in(store: Store, tmp_path: Path) -> None:
+    """What the watermark sends away is not hot in the same plan: it was copied for nothing, and told as changed by others."""
+    fill(store)
+    place(store, tmp_path, watermark=100_000)
+    plan = plan_for(store, dict.fromkeys(store.state.packs, 10_000_000))
+    moved = [move.pack for move in plan.moves]
+    assert moved and len(set(moved)) == len(moved)
+    assert apply_moves(store, plan.moves).skipped == 0
+
+
+def test_apply_tells_json_why_packs_moved(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    place(store, tmp_path, watermark=100_000)
+    done = CliRunner().invoke(tier_command, ["apply", "--store", str(tmp_path / "store"), "--json"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["moved"] > 0 and told["why"] == {"watermark": told["moved"]}
 
 
 def test_reads_are_remembered_and_make_packs_hot(store: Store, tmp_path: Path) -> None:
@@ -432,3 +452,23 @@ def test_a_malformed_price_table_is_named(store: Store, tmp_path: Path) -> None:
         )
     table.write_text(CliRunner().invoke(tier_command, ["prices"]).output)
     run_tier(tmp_path, "plan", "--prices", str(table))
+
+
+def test_a_group_kept_of_a_damaged_copy_does_not_hide_a_whole_one(store: Store, tmp_path: Path) -> None:
+    """Small values share a record. One of them is whole in the damaged copy, which is then kept for the others."""
+    first, second = os.urandom(2_000), os.urandom(2_000)  # do not shrink: the record holds them as they are
+    chunks = {digest_of(value): value for value in (first, second)}
+    for value in chunks.values():
+        store.put(value)
+    store.flush()
+    fill(store)  # publishes the packs
+    place(store, tmp_path, copies=2)
+    apply_moves(store, plan_for(store).moves)
+    damaged = 0
+    for path in (tmp_path / "store/packs").rglob("*.pack"):
+        data = path.read_bytes()
+        damaged += data.count(second)
+        path.write_bytes(data.replace(second, second[:-1] + bytes([second[-1] ^ 1])))
+    assert damaged == 1
+    other = reopened(store, tmp_path)
+    assert [other.get(digest) for digest in chunks] == [first, second]
