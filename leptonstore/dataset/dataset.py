@@ -333,21 +333,24 @@ class Dataset(Editing, History):
         """How many rows `expression` is true for. Raises BadInput."""
         return sum(len(positions) for positions, _ in _scan(self, expression, None))
 
-    def filter(self, expression: pc.Expression) -> Dataset:
-        """A view of the rows that `expression` is true for. Reads the columns that it names, now. Raises BadInput."""
+    def filter(self, expression: pc.Expression | str) -> Dataset:
+        """A view of the rows that `expression` is true for: of pyarrow.compute, or as in `lepton delete --where`.
+
+        Reads the columns that it names, now. Raises BadInput.
+        """
         found = [positions for positions, _ in _scan(self, expression, None)]
         return self.select(np.concatenate(found) if found else [])
 
-    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> pa.Table:
         """The view (or what `filter` is true for, as in `scan`) as a table in memory."""
         return pa.Table.from_batches(list(self.scan(columns, filter)), pa.schema(self.fields(columns)))
 
-    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> Any:
         """`to_arrow` as a DataFrame; a tensor becomes a flat list. Raises MissingExtra without pandas."""
         require_module("to_pandas", "pandas", "pandas")
         return self.to_arrow(columns, filter).to_pandas()
 
-    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> Any:
         """`to_arrow` as a DataFrame of polars; Raises MissingExtra without polars."""
         polars = require_module("to_polars", "polars", "polars")
         return polars.from_arrow(self.to_arrow(columns, filter))
