@@ -142,6 +142,10 @@ def status(label: str) -> Iterator[Callable[[Callable[[], str]], None]]:
         yield tell
 
 
+class ReaderGone(Exception):
+    """The reader of our output has gone (`lepton log | head`): nothing is left to say. No OSError, for which click would exit with 1."""
+
+
 _interrupt = threading.Event()
 
 
@@ -175,8 +179,7 @@ def run(group: click.Group, arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("lepton: interrupted; what was stored is intact, run the command again to go on", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`lepton log | head`): nothing left to say.
+    except (BrokenPipeError, ReaderGone):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except errors.LeptonError as error:

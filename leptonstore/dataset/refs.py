@@ -21,7 +21,7 @@ from leptonstore import limits
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
 from leptonstore.dataset.reflog import commit_at, is_date
 from leptonstore.digest import parse_hex
-from leptonstore.errors import BadInput, RefMissing
+from leptonstore.errors import BadInput, RefMissing, listed
 from leptonstore.format.commit import KINDS
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.log import RefRecord
@@ -128,7 +128,7 @@ def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     known = list_refs(store, kind, name)
     if not known and date is None:
         there = sorted({info.name for info in list_refs(store, kind)})
-        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {', '.join(there) or 'none yet'}")
+        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {listed(there)}")
     if date is None:
         commit = _commit_of_ref(store, kind, spec, name, ref, known)
     else:
@@ -203,7 +203,5 @@ def delete_ref(store: Store, kind: str, name: str, branch: str) -> None:
     full = ref_name(kind, name, branch)
     record = store.state.refs.get(full)
     if record is None:
-        raise RefMissing(
-            f"no {full} in {store.url}; there is: {', '.join(sorted(store.state.refs)[:10]) or 'none yet'}"
-        )
+        raise RefMissing(f"no {full} in {store.url}; there is: {listed(sorted(store.state.refs))}")
     store.publish("delete-ref", lambda state: (RefUpdate(full, record.commit, None),))
