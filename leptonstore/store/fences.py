@@ -7,13 +7,15 @@ publishes, against the newest state of the log:
   lead to a commit that it did not just make and that no ref protects, everything that the commit reaches and its protected parents do
   not is looked up, and what counts as absent is stored again from wherever it can still be read. When it cannot be read any more, the
   work has to be done again.
+- what was put before an erasure is not published after it (`require_epoch`), nor is what came from a version that was erased.
 The log entry is appended only if no further entry of garbage collection came in between, and if what was left out because a ref
 protects it is still protected where the entry lands.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leptonstore.digest import Digest, parse_hex
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, CommitExpired, RefMissing
@@ -35,6 +37,10 @@ class Fenced(Exception):
         self.commits = commits
 
 
+class Outdated(Exception):
+    """What is unpublished was put before an erasure, and must be put again."""
+
+
 class Checked(NamedTuple):
     """What `revalidate` found of `commits`. It holds for states with this gc_sequence that protect `leaning_on`."""
 
@@ -52,6 +58,43 @@ class Checked(NamedTuple):
 def heads_of(state: LogState) -> set[str]:
     """The commits that refs lead to."""
     return {record.commit for record in state.refs.values()}
+
+
+def require_epoch(store: Store, state: LogState, updates: tuple[RefUpdate, ...]) -> None:
+    """Raises Outdated when work began in an earlier epoch; CommitExpired when a new version says that it was made from an erased one.
+
+    What was put before may hold the erased rows: no program can tell by looking at digests whether its author would put them now.
+    """
+    if state.epoch != store._writer.epoch:
+        if store._writer.busy:
+            raise Outdated("rows were erased from this store while this ran: nothing was published; run it again")
+        store._writer.begin_epoch(state.epoch)
+    for update in updates if state.replaced else ():
+        if update.new is None or parse_hex(update.new) not in store._writer:
+            continue
+        commit = _commit(store, update.new)
+        if commit.kind == "dataset":  # a model may say that it was trained on what was erased since
+            _require_standing(state, set(_texts(commit.lineage)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text anywhere in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _require_standing(state: LogState, commits: set[str]) -> None:
+    for commit in sorted(commits & state.replaced.keys()):
+        raise CommitExpired(
+            f"version {commit[:12]} was erased, and {state.stands_for(commit)[:12]} stands for it: nothing was published; "
+            "run it again from that one (a copy from another store: erase the rows there first)"
+        )
 
 
 def doubtful(store: Store, state: LogState, updates: tuple[RefUpdate, ...]) -> tuple[str, ...]:
@@ -90,7 +133,9 @@ def revalidate(store: Store, commits: tuple[str, ...]) -> Checked:
         parents = {parent.hex() for commit in commits for parent in _commit(store, commit).parents}
         safe = protected(store, heads, forgotten, parents.union(commits))
         walk = Reach(store, lambda digest: _keep(store, digest), store.cache_path("reach"))
-        walk.walk([commit for commit in commits if commit not in safe], forgotten, heads | safe, known=safe & parents)
+        wanted = [commit for commit in commits if commit not in safe]
+        met = walk.walk(wanted, forgotten, heads | safe, known=safe & parents)
+        _require_standing(store.state, met)
     except (ChunkMissing, ChunkCorrupt) as error:
         raise CommitExpired(
             f"garbage collection removed a chunk that this work relied on ({error.digest[:16]}…): nothing was published; "

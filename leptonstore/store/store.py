@@ -15,10 +15,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
@@ -28,6 +28,7 @@ from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
     ChunkMissing,
+    CommitExpired,
     Conflict,
     LeptonError,
     PackDamaged,
@@ -57,6 +58,8 @@ from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
 _T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
+Decide: TypeAlias = Callable[[LogState], tuple[RefUpdate, ...]]
+Erasure: TypeAlias = Callable[[LogState, Proposal], Proposal]
 
 
 class Store:
@@ -88,6 +91,7 @@ class Store:
         # Garbage collection up to here does not concern our work. A publication does not move it: other threads may have
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
+        self._writer.epoch = self._state.epoch
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self._silent = ""  # what a tier said that did not answer when the index was filled
         self._away: footers.Away | None = None  # None: to be looked up
@@ -489,7 +493,7 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
-    def publish(self, action: str, decide: Callable[[LogState], tuple[RefUpdate, ...]], author: str = "") -> None:
+    def publish(self, action: str, decide: Decide, author: str = "") -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
@@ -503,18 +507,40 @@ class Store:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
         self._publish("packs", (), None)
 
+    @contextmanager
+    def erasing(self) -> Iterator[None]:
+        """Inside, what is put belongs to the epoch that `publish_erasure` begins. Raises BadInput when something unpublished was put before.
+
+        What is not published in it is forgotten at its end.
+        """
+        with self._lock:
+            self.refresh()
+            if self._writer.busy:
+                raise BadInput("this Store object has unpublished work: publish it, or erase with one of its own")
+            self._writer.begin_epoch(self._state.epoch + 1)
+        try:
+            yield
+        finally:
+            if self._writer.epoch != self._state.epoch:
+                self._writer.begin_epoch(self._state.epoch)
+
+    def publish_erasure(self, decide: Decide, erasure: Erasure, author: str = "") -> None:
+        """As `publish`, of what was put in `erasing`: with what `erasure` adds to the proposal, an epoch begins. Tags may move, too."""
+        self._publish("erase", decide, self._writer.finish(), author, erasure)
+
     def _publish(
         self,
         action: str,
-        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        decide: Decide | tuple[()],
         round: int | None,
         author: str = "",
+        erasure: Erasure | None = None,
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author)
+                    self._append_work(action, decide, round, checked, author, erasure)
                 return
             except fences.Fenced as fenced:
                 checked = fences.revalidate(self, fenced.commits)
@@ -524,10 +550,11 @@ class Store:
     def _append_work(
         self,
         action: str,
-        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        decide: Decide | tuple[()],
         round: int | None,
         checked: fences.Checked | None,
         author: str = "",
+        erasure: Erasure | None = None,
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -539,13 +566,19 @@ class Store:
         def propose(state: LogState) -> Proposal:
             nonlocal updates
             updates = decide(state) if callable(decide) else ()
-            for update in updates:
-                require_ref(state, update)
+            if erasure is None:
+                fences.require_epoch(self, state, updates)
+                for update in updates:
+                    require_ref(state, update)
+            elif state.epoch + 1 != self._writer.epoch:
+                raise Conflict("another erasure went through while this ran: nothing was erased; run it again")
             doubtful = fences.doubtful(self, state, updates)
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), author=author)
+            if erasure is not None:
+                proposal = erasure(state, proposal)
             require_quota(state, proposal)
             return proposal
 
@@ -554,6 +587,9 @@ class Store:
         except OverQuota:
             self._writer.discard(set(sealed))
             raise
+        except fences.Outdated as error:
+            self._writer.begin_epoch(self._state.epoch)
+            raise CommitExpired(str(error)) from None
         self._sync_index()
         self._writer.published(set(sealed), round, bool(updates))
 
