@@ -3,8 +3,8 @@
     which rows of which versions -> every version that has them, written anew without -> one log entry moves all refs and begins an epoch
       -> purge: garbage, dictionaries, tiers -> caches of this host -> search of everything that is left
 
-Until the entry nothing is visible; from it on, no ref leads to the rows, and names of erased versions lead to those that stand for them. What
-comes after may be interrupted anywhere: `resume` (or the same call) goes on, and `ErasureReport.complete` is true only when it is done.
+Until the entry nothing is visible; from it on, no ref leads to the rows, and names of erased versions lead to those that stand for
+them. What comes after may be interrupted anywhere: `resume` (or the same call) goes on, and `ErasureReport.complete` is true only when it is done.
 docs/decisions/0024-erase.md says why each step is needed, and what no program can do from here.
 """
 
@@ -119,9 +119,9 @@ def erase(
     """Erase the samples of dataset `name` (several: of each) for which `where` holds, with these `keys` (a table with the key columns), or
     of these row numbers of version `name` (NAME@REF), from every version of it.
 
-    everywhere: in all datasets in which the same can be told. same_identity: without a key, whether rows that have the identity of one that is
-    meant but do not fit the condition go, too (None: BadInput when there are any). caches: hot caches of this host to empty. confirm: is
-    shown the plan, and says whether to go on. Raises BadInput, RefMissing, Conflict (readers or writers are at work, or somebody published
+    everywhere: in all datasets in which the same can be told. same_identity: without a key, whether rows go, too, that have the identity
+    of one that is meant but do not fit the condition (None: BadInput when there are any). caches: hot caches of this host to empty.
+    confirm: is shown the plan, and says whether to go on. Raises BadInput, RefMissing, Conflict (readers or writers are at work, or somebody published
     meanwhile: nothing was erased, or what is pending is told), Damaged, StoreFull, TierUnavailable.
     """
     store.refresh()

@@ -185,7 +185,9 @@ class _Holder:
         rows = set()
         if self._wanted(part.digest):
             one_by_one = (page.values.slice(row, 1) for row in range(len(page.values)))
-            rows = {row for row, value in enumerate(one_by_one) if self._needles is None or _holds(value, self._needles)}
+            rows = {
+                row for row, value in enumerate(one_by_one) if self._needles is None or _holds(value, self._needles)
+            }
         if page.references is not None:
             values = page.values.cast(as_binary(kind.type))
             for row in np.flatnonzero(page.references).tolist():

@@ -38,7 +38,7 @@ class Fenced(Exception):
 
 
 class Outdated(Exception):
-    """What is unpublished was put before an erasure, and must be put again."""
+    """What is unpublished was put before an erasure, or comes from what was erased: it must be forgotten, and put again."""
 
 
 class Checked(NamedTuple):
@@ -61,20 +61,25 @@ def heads_of(state: LogState) -> set[str]:
 
 
 def require_epoch(store: Store, state: LogState, updates: tuple[RefUpdate, ...]) -> None:
-    """Raises Outdated when work began in an earlier epoch; CommitExpired when a new version says that it was made from an erased one.
+    """Raises Outdated when work began in an earlier epoch, or a new version says that it was made from an erased one.
 
     What was put before may hold the erased rows: no program can tell by looking at digests whether its author would put them now.
     """
-    if state.epoch != store._writer.epoch:
-        if store._writer.busy:
-            raise Outdated("rows were erased from this store while this ran: nothing was published; run it again")
-        store._writer.begin_epoch(state.epoch)
+    if state.epoch != store._writer.epoch and not follow_epoch(store):
+        raise Outdated("rows were erased from this store while this ran: nothing was published; run it again")
     for update in updates if state.replaced else ():
         if update.new is None or parse_hex(update.new) not in store._writer:
             continue
         commit = _commit(store, update.new)
         if commit.kind == "dataset":  # a model may say that it was trained on what was erased since
             _require_standing(state, set(_texts(commit.lineage)))
+
+
+def follow_epoch(store: Store) -> bool:
+    """Be in the epoch of the state, when nothing unpublished is of an earlier one: whether that is so."""
+    if store._writer.epoch < store.state.epoch and not store._writer.busy:
+        store._writer.begin_epoch(store.state.epoch)
+    return store._writer.epoch >= store.state.epoch
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -91,7 +96,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _require_standing(state: LogState, commits: set[str]) -> None:
     for commit in sorted(commits & state.replaced.keys()):
-        raise CommitExpired(
+        raise Outdated(
             f"version {commit[:12]} was erased, and {state.stands_for(commit)[:12]} stands for it: nothing was published; "
             "run it again from that one (a copy from another store: erase the rows there first)"
         )
@@ -121,7 +126,7 @@ def _commit(store: Store, commit: str) -> Commit:
 def revalidate(store: Store, commits: tuple[str, ...]) -> Checked:
     """Store again whatever `commits` reach and the newest state counts as absent.
 
-    Raises CommitExpired when something cannot be read any more, or StoreFull.
+    Raises CommitExpired when something cannot be read any more, Outdated when an erased version is among what they reach, or StoreFull.
     """
     with store._lock:
         store.refresh()

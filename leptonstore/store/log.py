@@ -16,8 +16,8 @@ Garbage collection (leptonstore/store/gc.py) speaks through the log: a FENCE con
 RESCUE takes that back; packs_removed is appended before the files are deleted. A fence may name packs that no entry lists yet: they
 must not be listed any more.
 
-An erasure (leptonstore/store/purge.py) begins an epoch: refs lead to versions without the rows (`replaced` tells which stands for which), and
-what was put in an earlier epoch must not be listed any more. `purged` says that the bytes of everything before that epoch are gone.
+An erasure (leptonstore/store/purge.py) begins an epoch: refs lead to versions without the rows (`replaced` tells which stands for
+which), and what was put in an earlier epoch must not be listed any more. `purged` says that what was unreachable then is gone.
 """
 
 from __future__ import annotations

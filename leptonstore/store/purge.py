@@ -67,8 +67,8 @@ def require_alone(store: Store, commits: set[str]) -> None:
 def purge(store: Store, progress: Progress = lambda what, done, total: None) -> PurgeReport:
     """Remove everything that no version needs, and `finish` when nothing of it is left.
 
-    Raises Conflict (readers, writers: what is to be done stays pending, and is done by the next run), Damaged (a pack that cannot be read may
-    hold anything: repair first), StoreFull, TierUnavailable.
+    Raises Conflict (readers, writers: what is to be done stays pending, and is done by the next run), Damaged (a pack that cannot be
+    read may hold anything: repair first), StoreFull, TierUnavailable.
     """
     store.refresh()
     require_alone(store, set(store.state.replaced))

@@ -264,6 +264,7 @@ class Store:
         """See what other writers published since, and what tiers have that were away."""
         with self._lock:
             self._log.replay(self._state)
+            fences.follow_epoch(self)
             self._sync_index(again=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------
@@ -543,9 +544,20 @@ class Store:
                     self._append_work(action, decide, round, checked, author, erasure)
                 return
             except fences.Fenced as fenced:
-                checked = fences.revalidate(self, fenced.commits)
+                lacking = fenced.commits
+            except fences.Outdated as error:
+                raise self._expired(error) from None
+            try:
+                checked = fences.revalidate(self, lacking)
+            except fences.Outdated as error:
+                raise self._expired(error) from None
             if round is not None:
                 round = self._writer.finish()
+
+    def _expired(self, error: fences.Outdated) -> CommitExpired:
+        """Forget what must not be listed any more."""
+        self._writer.begin_epoch(self._state.epoch)
+        return CommitExpired(str(error))
 
     def _append_work(
         self,
@@ -587,9 +599,6 @@ class Store:
         except OverQuota:
             self._writer.discard(set(sealed))
             raise
-        except fences.Outdated as error:
-            self._writer.begin_epoch(self._state.epoch)
-            raise CommitExpired(str(error)) from None
         self._sync_index()
         self._writer.published(set(sealed), round, bool(updates))
 

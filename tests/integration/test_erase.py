@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,17 +15,27 @@ import pytest
 from leptonstore.cache import HotCache
 from leptonstore.chunking import ChunkSizes
 from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
+from leptonstore.dataset import erase as dataset_erase
 from leptonstore.dataset.branches import create_ref
-from leptonstore.dataset.erase import erase
+from leptonstore.dataset.erase import erase, resume
+from leptonstore.dataset.forget import forget_all_but
 from leptonstore.dataset.graph import ancestry
+from leptonstore.dataset.write import publish_commit, write_table
+from leptonstore.errors import BadInput, CommitExpired, Conflict, Damaged
 from leptonstore.format import pack as lpk
-from leptonstore.store import Store, check_store, reader
+from leptonstore.format.commit import Commit
+from leptonstore.store import RefUpdate, Store, check_store, reader
+from leptonstore.store import purge as store_purge
 from leptonstore.store.config import StoreConfig
+from leptonstore.store.gc import collect
 from leptonstore.store.keys import Passphrase, ScryptCost
+from leptonstore.store.moves import apply_moves, plan_for
 from leptonstore.store.placement import HOME, Placement, TierSetting
+from leptonstore.store.repair import repair_store
 from leptonstore.store.scan import rows_of
 from leptonstore.store.tier_mark import claim_tier
 from leptonstore.tiers.block_format import format_block
+from tests.crash.kill import die_at
 
 # Small pieces, so that a value of 100 KB is a chunk list.
 CONFIG = StoreConfig(chunks=ChunkSizes(cut_above=64 << 10, min_size=4 << 10, avg_size=16 << 10, max_size=64 << 10))
@@ -213,3 +226,307 @@ def test_nothing_to_erase_is_said_and_nothing_is_written(plain: Store) -> None:
     sequence = plain.state.sequence
     report = erase(plain, "people", "id = 999999")
     assert not report.replaced and plain.state.sequence == sequence
+
+
+# -- which rows ------------------------------------------------------------------------------------------------------
+
+
+def test_a_keyed_sample_goes_in_every_form_that_it_had(plain: Store) -> None:
+    """The condition fits only one version of the row: it is the same sample in the others."""
+    ds = write(plain, "people", table(range(1200)), keyed=True)
+    old = str(person(9)["text"])
+    ds.update([{"id": 9, "text": "somebody else altogether, who writes to nobody"}])
+    report = erase(plain, "people", "text = 'somebody else altogether, who writes to nobody'")
+    assert report.absent
+    assert Dataset.open(plain, "people~1").to_arrow().equals(without(table(range(1200)), {9}))
+    assert not found_in(plain, [old.encode()[:60]])
+
+
+def test_an_edited_row_without_a_key_is_asked_about(plain: Store) -> None:
+    ds = write(plain, "people", table(range(1200)))
+    rows = table(range(1200))
+    edited = rows.set_column(2, "score", pa.array([-1.0 if one == 9 else 0.0 for one in range(1200)]))
+    second = write(plain, "people", edited)
+    with pytest.raises(BadInput, match="--same-identity"):
+        erase(plain, "people", "score < 0")
+    assert Dataset.open(plain, "people").commit == second.commit
+    kept = erase(plain, "people", "score < 0", same_identity=False)
+    assert kept.rows == {second.commit: 1}, "the version before still has the row, as it was told"
+    assert Dataset.open(plain, "people~1").commit == ds.commit
+
+
+def test_row_numbers_are_those_of_the_version_that_is_named(plain: Store) -> None:
+    write(plain, "people", table(range(1200)))
+    Dataset.open(plain, "people").delete(rows=[0, 1, 2])
+    assert erase(plain, "people", rows=[10, 11]).absent, "ids 13 and 14"
+    assert Dataset.open(plain, "people").to_arrow().equals(without(table(range(3, 1200)), {13, 14}))
+    assert Dataset.open(plain, "people~1").to_arrow().equals(without(table(range(1200)), {13, 14}))
+
+
+def test_rows_go_from_versions_that_lack_the_column_of_the_condition(plain: Store) -> None:
+    write(plain, "people", table(range(1200)))
+    Dataset.open(plain, "people").drop_columns(["score"])
+    report = erase(plain, "people~1", f"score = {person(77)['score']!r}")
+    assert report.absent and len(report.rows) == 2
+    assert 77 not in Dataset.open(plain, "people").to_arrow(["id"]).column(0).to_pylist()
+
+
+def test_all_rows_can_go(plain: Store) -> None:
+    write(plain, "people", table(range(1100)))
+    assert erase(plain, "people", "id >= 0").absent
+    assert len(Dataset.open(plain, "people")) == 0
+
+
+def test_what_was_forgotten_is_gone_too(plain: Store) -> None:
+    """Versions that nothing leads to any more, whose bytes no collection has taken yet."""
+    write(plain, "people", table(range(1200)))
+    Dataset.open(plain, "people").delete(where="id = 50")
+    Dataset.open(plain, "people").append(table([1200]))
+    forget_all_but(plain, "dataset", "people", 1)
+    wanted = secrets_of({50, 51})
+    assert found_in(plain, wanted)
+    report = erase(plain, "people", "id = 51")
+    assert report.absent and len(report.rows) == 1
+    assert not found_in(plain, wanted), "row 50 stood in garbage only"
+    assert Dataset.open(plain, "people").to_arrow().num_rows == 1199
+
+
+# -- content that others share ---------------------------------------------------------------------------------------
+
+
+def test_rows_with_the_same_content_are_named_and_stay(plain: Store) -> None:
+    """Another row with the same large value, and another dataset with the same text."""
+    rows = table(range(1200))
+    data = rows.column("data").to_pylist()
+    data[1100] = data[3]  # a value of its own
+    rows = rows.set_column(3, SCHEMA.field("data"), pa.array(data, pa.large_binary()))
+    write(plain, "people", rows, keyed=True)
+    write(plain, "copy", table([4]))
+    foreseen = erase(plain, "people", "id in (3, 4)", dry_run=True)
+    assert [(one.rows, one.column) for one in foreseen.shared] == [((1100,), "data")]
+    report = erase(plain, "people", "id in (3, 4)")
+    assert report.absent
+    named = {(one.version, one.rows, one.column) for one in report.shared}
+    assert {one for one in named if one[0] == "dataset/people/main"} == {("dataset/people/main", (1098,), "data")}
+    # Its bounds are the values of the only row: nodes are told, too.
+    assert {one[1:] for one in named if one[0] == "dataset/copy/main"} == {
+        ((0,), "text"),
+        ((0,), "score"),
+        ((0,), "data"),
+        ((), ""),
+    }
+    assert Dataset.open(plain, "copy").to_arrow().equals(table([4]))
+    assert Dataset.open(plain, "people")[1098]["data"] == data[3]
+
+
+def test_everywhere_takes_them_from_other_datasets_too(plain: Store) -> None:
+    write(plain, "people", table(range(1200)), keyed=True)
+    write(plain, "copy", table([4, 5000]))
+    report = erase(plain, "people", "id = 4", everywhere=True)
+    assert report.absent and not report.shared
+    assert Dataset.open(plain, "copy").to_arrow().equals(table([5000]))
+
+
+def test_what_versions_say_of_themselves_does_not_quote_erased_rows(plain: Store) -> None:
+    name = str(person(31)["text"])
+    ds = write(plain, "people", table(range(1200)), source=name)
+    ds.append(table([2000]), message=f"one more than {name}")
+    report = erase(plain, "people", "id = 31")
+    assert report.absent and not report.shared
+    assert Dataset.open(plain, "people").commit_object.message == "one more than (erased)"
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_copies_in_every_tier_and_what_lies_about_go(tmp_path: Path) -> None:
+    """Two copies of each pack, an extra in a nearer tier, what repair set aside, and what a killed writer left."""
+    with Store.create(tmp_path / "store", CONFIG) as store:
+        claim_tier(str(tmp_path / "far"), store)
+        tiers = (TierSetting(HOME), TierSetting("far", str(tmp_path / "far")))
+        store.configure(Placement(tiers, copies=2).setting(), ("tiers",))
+        write(store, "people", table(range(1200)), keyed=True)
+        apply_moves(store, plan_for(store).moves)
+        wanted = secrets_of({7, 8})
+        holding = sorted(found_in(store, wanted))
+        home, far = (tmp_path / "store", tmp_path / "far")
+        copy = home / "packs" / holding[0][:2] / f"{holding[0]}.pack"
+        for place in (
+            home / "damaged" / copy.name,
+            far / "damaged" / copy.name,
+            home / "tmp" / "x.tmp",
+            far / "tmp" / "y.tmp",
+        ):
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(copy.read_bytes())
+        report = erase(store, "people", "id in (7, 8)")
+        assert report.absent and report.purged.set_aside == 2 and report.purged.temporaries == 2
+        assert not found_in(store, wanted) and not raw_found(tmp_path, wanted)
+        assert not list((home / "damaged").iterdir()) and not list((far / "tmp").iterdir())
+        holds(store, {"people": without(table(range(1200)), {7, 8})})
+
+
+def test_free_space_of_a_volume_is_zero_and_so_are_the_ends_of_units(tmp_path: Path) -> None:
+    with make(tmp_path, "block") as store:
+        write(store, "people", table(range(1200)), keyed=True)
+        wanted = secrets_of({7})
+        assert raw_found(tmp_path, wanted), "random values are stored as they are"
+        collect(store)
+        report = erase(store, "people", "id = 7")
+        assert report.absent and report.purged.wiped_bytes > 0
+        assert store.tier.tiers[1].free_not_zero() == 0  # type: ignore[attr-defined]
+        assert not raw_found(tmp_path, wanted)
+
+
+def test_dictionaries_that_were_trained_before_are_gone_even_from_packs_without_the_rows(plain: Store) -> None:
+    write(plain, "people", table(range(2000)), keyed=True)
+    write(plain, "others", table(range(3000, 5000)))  # by the same object: it goes on with the dictionary that it has
+    before = {plain_bytes for _, kind, plain_bytes in records(plain) if kind == lpk.KIND_DICTIONARY}
+    assert before
+    assert erase(plain, "people", "id = 7").absent
+    after = {plain_bytes for _, kind, plain_bytes in records(plain) if kind == lpk.KIND_DICTIONARY}
+    assert after and not before & after
+    assert all(
+        lpk.parse_header(plain.tier.read(pack, 0, lpk.HEADER_BYTES)).epoch == 1
+        for pack, kind, _ in records(plain)
+        if kind == lpk.KIND_DICTIONARY
+    )
+
+
+def test_a_damaged_pack_stops_the_erasure_before_it_counts_as_complete(plain: Store) -> None:
+    write(plain, "people", table(range(1200)), keyed=True)
+    write(plain, "others", table(range(3000, 3400)))
+    pack = plain.locate(plain_root(plain, "others")).pack  # type: ignore[union-attr]
+    path = Path(plain.url) / "packs" / pack[:2] / f"{pack}.pack"
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with Store.open(plain.url, cache_dir=Path(plain.url).parent / "elsewhere") as fresh:
+        with pytest.raises(Damaged, match="repair"):
+            erase(fresh, "people", "id = 7")
+        assert fresh.state.purged < fresh.state.epoch, "pending, not done"
+        repair_store(fresh)
+        assert resume(fresh).absent
+        assert not found_in(fresh, secrets_of({7}))
+
+
+def plain_root(store: Store, name: str) -> bytes:
+    root = Dataset.open(store, name).commit_object.root
+    assert root is not None
+    return root
+
+
+# -- others at work --------------------------------------------------------------------------------------------------
+
+
+def test_readers_and_writers_are_named_and_waited_for(plain: Store) -> None:
+    ds = write(plain, "people", table(range(1200)), keyed=True)
+    with Store.open(plain.url) as other:
+        other.put(b"not published yet" * 100)
+        other.put(random.Random(1).randbytes(50_000))
+        other._writer.finish()
+        with pytest.raises(Conflict, match="writers are at work"):
+            erase(plain, "people", "id = 7")
+    with plain.lease(ds.commit), pytest.raises(Conflict, match="is being read by process"):
+        erase(plain, "people", "id = 7")
+    assert Dataset.open(plain, "people").commit == ds.commit and plain.state.epoch == 0
+    assert erase(plain, "people", "id = 7").absent
+
+
+def test_a_writer_that_publishes_late_is_told_and_brings_nothing_back(
+    plain: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had put the rows before, some of them in packs that the log lists already; nobody saw it when the erasure began."""
+    write(plain, "people", table(range(1200)), keyed=True)
+    with Store.open(plain.url) as zombie:
+        root, rows, plain_bytes = write_table(zombie, _source(table(range(1200, 2400))))
+        zombie.flush()
+        root, rows, plain_bytes = write_table(zombie, _source(table(range(1190, 2500))))
+        for module in (store_purge, dataset_erase):
+            monkeypatch.setattr(module, "require_alone", lambda store, commits: None)
+        assert erase(plain, "people", "id = 1195").complete
+        with pytest.raises(CommitExpired):
+            _publish(zombie, root, rows, plain_bytes)
+        assert "dataset/late/main" not in zombie.state.refs
+        # Done again from its source, it is another matter: somebody wants these rows.
+        root, rows, plain_bytes = write_table(zombie, _source(table(range(1200, 2400))))
+        _publish(zombie, root, rows, plain_bytes)
+    monkeypatch.undo()
+    plain.refresh()
+    assert Dataset.open(plain, "late").to_arrow().equals(table(range(1200, 2400)))
+    assert resume(plain).complete and not found_in(plain, secrets_of({1195}))
+    assert check_store(plain, read_data=True).clean
+
+
+def test_what_comes_from_an_erased_version_is_not_published(plain: Store) -> None:
+    """By its lineage, and by its history, as a transfer from a clone would bring it."""
+    ds = write(plain, "people", table(range(1200)), keyed=True)
+    with Store.open(plain.url) as other:
+        old = Dataset.open(other, "people")
+        assert len(old.to_arrow()) == 1200
+        assert erase(plain, "people", "id = 7").absent
+        with pytest.raises(CommitExpired, match="was erased"):
+            write_dataset(other, "derived", _source(table([7])), lineage={"source": ds.commit})  # it refreshes, idle
+        with pytest.raises(CommitExpired):
+            write_dataset(other, "derived", _source(table([8])), parents=(ds.commit,))
+        with pytest.raises(CommitExpired):
+            other.publish("branch", lambda state: (RefUpdate("dataset/people/back", None, ds.commit),))
+        appended = old.append(table([3000]))
+        assert appended.to_arrow().equals(pa.concat_tables([without(table(range(1200)), {7}), table([3000])]))
+    assert not found_in(plain, secrets_of({7}))
+
+
+def _source(rows: pa.Table) -> Source:
+    return Source(rows.schema, ("id",), lambda: iter(rows.to_batches(300)), rows.num_rows, {})
+
+
+def _publish(store: Store, root: bytes | None, rows: int, plain_bytes: int) -> str:
+    commit = Commit("dataset", SCHEMA, ("id",), root, rows, plain_bytes)
+    return publish_commit(store, commit, "dataset/late/main", None)
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_anywhere_and_run_again_it_is_complete(tmp_path: Path) -> None:
+    """The process dies before an operation on a file, early or late: the refs are all as they were, or all moved; the next run ends it."""
+    with Store.create(tmp_path / "store", CONFIG) as store:
+        first = write(store, "people", table(range(1200)), keyed=True)
+        create_ref(store, "dataset", "people", "v1", first.commit, tag=True)
+        head = first.append(table([1200]))
+        before = {info.branch: info.commit for info in list_refs(store)}
+    wanted, before_entry, after_entry, finished = secrets_of({7, 8}), 0, 0, False
+    for operation in range(1, 1000, 13):
+        place = tmp_path / str(operation)
+        shutil.copytree(tmp_path / "store", place)
+        child = os.fork()
+        if not child:
+            try:
+                with Store.open(place, tmp_path / f"cache{operation}") as mine:
+                    die_at(operation, reads=False)
+                    erase(mine, "people", "id in (7, 8)")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+        finished = not os.WIFSIGNALED(status)
+        with Store.open(place, tmp_path / f"again{operation}") as again:
+            refs = {info.branch: info.commit for info in list_refs(again)}
+            moved = [refs[name] != before[name] for name in before]
+            assert all(moved) or not any(moved)
+            before_entry, after_entry = before_entry + (not any(moved)), after_entry + all(moved)
+            if not any(moved):
+                assert Dataset.open(again, "people").commit == head.commit
+            report = resume(again) if operation % 2 and all(moved) else erase(again, "people", "id in (7, 8)")
+            assert report.absent or finished, report
+            assert not found_in(again, wanted) and not raw_found(place, wanted)
+            holds(
+                again, {"people": without(table(range(1201)), {7, 8}), "people@v1": without(table(range(1200)), {7, 8})}
+            )
+        shutil.rmtree(place)
+        if finished:
+            break
+    assert before_entry > 1 and after_entry > 3 and finished
