@@ -141,6 +141,9 @@ GC_REPACK_SHARE = 0.5
 GC_SMALL_PACK_BYTES = PACK_BYTES_MAX // 4
 GC_SMALL_PACKS_MIN = 16  # as many small packs of one content are merged: each byte moves about log16(packs) times
 PURGE_ROUNDS_MAX = 4  # collections of an erasure: one, and as many more as others write garbage meanwhile
+# Of one erasure: the mapping from old to new versions (140 bytes each) and the refs that move (400 bytes each) stand in one log entry.
+ERASE_VERSIONS_MAX = 20_000
+ERASE_REFS_MAX = 3_000
 # What is searched for after an erasure: values of this many bytes and more; shorter ones are found everywhere, whoever wrote them.
 SEARCH_BYTES_MIN = 8
 SEARCH_DISTINCT_MIN = 4  # different bytes in it: zeros are found everywhere, too

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff
@@ -128,12 +129,15 @@ def erase(
     made = plan_erasure(store, name, where, keys, rows, everywhere, same_identity, progress)
     report = ErasureReport(dry_run, store.state.epoch, _counts(made), shared=made.shared, short=made.erased.short)
     report.refs = sorted(made.refs)
-    if not made.order and store.state.purged == store.state.epoch:
+    pending = store.state.purged < store.state.epoch
+    if not made.order and not pending:
         report.complete = True
         return report
     if dry_run or not confirm(made):
         report.dry_run = True
         return report
+    if pending:  # an earlier one was interrupted: both are finished and proven together
+        made.erased.add(_values_of_pending(store, progress))
     if made.order:
         require_alone_for(store, made)
         report.replaced = _rewrite(store, made, author, progress)
@@ -208,6 +212,11 @@ def plan_erasure(
         if commit in found or any(parent in order for parent in parents[commit]):
             order.append(commit)
     refs = {full: record.commit for full, record in store.state.refs.items() if record.commit in order}
+    if len(order) > limits.ERASE_VERSIONS_MAX or len(refs) > limits.ERASE_REFS_MAX:
+        raise BadInput(
+            f"{len(order)} versions and {len(refs)} branches and tags would change, more than one log entry can tell "
+            f"({limits.ERASE_VERSIONS_MAX} and {limits.ERASE_REFS_MAX}): forget old history first (`lepton forget --keep N`)"
+        )
     erased = erased_values(store, commits, found, lambda done: progress("values", done, 0))
     shared = holders(store, {digest: set() for digest in erased.large}, erased=found) if erased.large else []
     return ErasePlan(tuple(names), found, order, commits, refs, erased, shared)
@@ -305,10 +314,7 @@ def _values_of_pending(store: Store, progress: Progress) -> Erased:
         with suppress(RefMissing, ChunkMissing):
             commits = {old: read_commit(store, old)}
             lost = [block.removed for block in Diff(store, old, new).blocks()]
-            some = erased_values(store, commits, {old: np.concatenate(lost)} if lost else {})
-            total.patterns |= some.patterns
-            total.large |= some.large
-            total.short += some.short
+            total.add(erased_values(store, commits, {old: np.concatenate(lost)} if lost else {}))
         progress("values", 0, 0)
     return total
 

@@ -52,6 +52,13 @@ class Erased:
     texts: set[str]
     short: int = 0
 
+    def add(self, other: Erased) -> None:
+        """The values of others, too."""
+        self.patterns |= other.patterns
+        self.large |= other.large
+        self.texts |= other.texts
+        self.short += other.short
+
 
 def erased_values(
     store: Store,

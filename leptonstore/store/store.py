@@ -516,7 +516,7 @@ class Store:
         """
         with self._lock:
             self.refresh()
-            if self._writer.busy:
+            if self._writer.pending:
                 raise BadInput("this Store object has unpublished work: publish it, or erase with one of its own")
             self._writer.begin_epoch(self._state.epoch + 1)
         try:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import random
 import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner, Result
 
 from leptonstore.cache import HotCache
 from leptonstore.chunking import ChunkSizes
+from leptonstore.cli.group import lepton
 from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
 from leptonstore.dataset import erase as dataset_erase
 from leptonstore.dataset.branches import create_ref
 from leptonstore.dataset.erase import erase, resume
 from leptonstore.dataset.forget import forget_all_but
 from leptonstore.dataset.graph import ancestry
+from leptonstore.dataset.importers import open_source
+from leptonstore.dataset.integrate import merge
+from leptonstore.dataset.reflog import publications
 from leptonstore.dataset.write import publish_commit, write_table
-from leptonstore.errors import BadInput, CommitExpired, Conflict, Damaged
+from leptonstore.errors import BadInput, CommitExpired, Conflict, Damaged, LeptonWarning
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import Commit
 from leptonstore.store import RefUpdate, Store, check_store, reader
@@ -29,6 +37,7 @@ from leptonstore.store import purge as store_purge
 from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import collect
 from leptonstore.store.keys import Passphrase, ScryptCost
+from leptonstore.store.log import LogState
 from leptonstore.store.moves import apply_moves, plan_for
 from leptonstore.store.placement import HOME, Placement, TierSetting
 from leptonstore.store.repair import repair_store
@@ -336,6 +345,74 @@ def test_what_versions_say_of_themselves_does_not_quote_erased_rows(plain: Store
     assert Dataset.open(plain, "people").commit_object.message == "one more than (erased)"
 
 
+def test_descendants_are_linked_anew_whatever_their_name(plain: Store) -> None:
+    """A merge, a branch of another dataset, and a version that has none of the rows: all name the versions that stand for the old ones."""
+    first = write(plain, "people", table(range(1200)), keyed=True)
+    create_ref(plain, "dataset", "people", "side", first.commit)
+    Dataset.open(plain, "people@side").append(table([3000]))
+    first.append(table([4000]))
+    merge(plain, "people@side", "people")
+    derived = write_dataset(plain, "derived", _source(table([9, 5000])), parents=(first.commit,))
+    model = Commit("model", SCHEMA, ("id",), None, 0, 0, lineage={"data": first.commit})
+    publish_commit(plain, model, "model/net/main", None)
+    report = erase(plain, "people", "id = 9")
+    assert report.absent and len(report.rows) == 4 and len(report.replaced) == 5
+    merged = Dataset.open(plain, "people")
+    assert merged.to_arrow().equals(without(table([*range(1200), 3000, 4000]), {9}))
+    new_first = report.replaced[first.commit]
+    assert new_first in ancestry(plain, merged.commit) and len(ancestry(plain, merged.commit)) == 4
+    again = Dataset.open(plain, "derived")
+    assert again.commit == report.replaced[derived.commit]
+    assert [parent.hex() for parent in again.commit_object.parents] == [new_first]
+    assert again.to_arrow().equals(table([9, 5000])), "nobody asked for these rows"
+    assert {one.version for one in report.shared} == {"dataset/derived/main"}
+    assert plain.state.refs["model/net/main"].commit not in plain.state.replaced, (
+        "what it was trained on stays what it was"
+    )
+
+
+def test_dates_lead_to_what_stands_for_the_version_of_then(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    yesterday = time.time() - 86_400
+    with monkeypatch.context() as clock:
+        clock.setattr("leptonstore.store.log.time.time_ns", lambda: int(yesterday * 1e9))
+        first = write(plain, "people", table(range(1200)), keyed=True)
+    first.append(table([3000]))
+    date = datetime.datetime.fromtimestamp(yesterday).date().isoformat()
+    report = erase(plain, "people", "id = 9")
+    with pytest.warns(LeptonWarning, match="was erased"):
+        then = Dataset.open(plain, f"people@{date}")
+    assert then.commit == report.replaced[first.commit] and len(then) == 1199
+    assert round(publications(plain)[then.commit].time_s) == round(yesterday)
+
+
+def test_a_second_erasure_goes_on_from_the_first(plain: Store) -> None:
+    first = write(plain, "people", table(range(1200)), keyed=True)
+    assert erase(plain, "people", "id = 9").absent and erase(plain, "people", "id = 10").absent
+    assert plain.state.epoch == plain.state.purged == 2
+    with pytest.warns(LeptonWarning):
+        assert Dataset.open(plain, f"people@{first.commit[:10]}").commit == Dataset.open(plain, "people").commit
+    with Store.open(plain.url) as fresh:  # also from a snapshot
+        data = fresh.documents.encode("snapshot", fresh.state.to_json())
+        assert LogState.from_json(fresh.documents.parse(data, "snapshot", "s"), "s") == fresh.state
+
+
+def test_a_file_of_a_directory_can_be_erased(plain: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(str(person(number)["text"]))
+    source = open_source(folder, "files")
+    write_dataset(plain, "files", source)
+    report = erase(plain, "files", "path = '7.txt'")
+    assert report.absent and len(Dataset.open(plain, "files")) == 30
+    assert not found_in(plain, secrets_of({7})[:1])
+    assert not [path for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*") if b"7.txt" in _content(path)]
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
 # -- places ----------------------------------------------------------------------------------------------------------
 
 
@@ -530,3 +607,32 @@ def test_killed_anywhere_and_run_again_it_is_complete(tmp_path: Path) -> None:
         if finished:
             break
     assert before_entry > 1 and after_entry > 3 and finished
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_asks_prints_the_proof_and_no_value(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(plain, "people", table(range(1200)), keyed=True)
+    text = str(person(9)["text"])
+    plain.close()
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(lepton, ["erase", *arguments, "--store", plain.url])
+
+    assert run("people", "--key", "9", "--key", "11", "--dry-run").output.startswith(
+        "2 rows would be erased from 1 versions"
+    )
+    refused = run("people", "--key", "9")
+    assert refused.exit_code == 2 and "--yes" in refused.output
+    done = run("people", "--key", "9", "--key", "11", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "nothing was found" in done.output and "proof: every record" in done.output and text not in done.output
+    again = run("--resume", "--json")
+    assert again.exit_code == 0 and json.loads(again.output.splitlines()[-1])["absent"]
+    assert run("people", "--rows", "0-2,5", "--yes").exit_code == 0
+    with Store.open(plain.url) as store:
+        left = without(table(range(1200)), {9, 11, 0, 1, 2, 5})
+        assert Dataset.open(store, "people").to_arrow().equals(left)
+    assert run("people", "--yes").exit_code == 1, "which rows?"
+    assert run().exit_code == 2
