@@ -4,7 +4,8 @@
       -> purge: garbage, dictionaries, tiers -> caches of this host -> search of everything that is left
 
 Until the entry nothing is visible; from it on, no ref leads to the rows, and names of erased versions lead to those that stand for
-them. What comes after may be interrupted anywhere: `resume` (or the same call) goes on, and `ErasureReport.complete` is true only when it is done.
+them. What comes after may be interrupted anywhere: `resume` (or the same call) goes on, and `ErasureReport.complete` is true only
+when it is done.
 docs/decisions/0024-erase.md says why each step is needed, and what no program can do from here.
 """
 
@@ -35,7 +36,7 @@ from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.format.pack import CONTENT_META
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.log import LogState, Proposal
-from leptonstore.store.purge import FEATURES, PurgeReport, purge, require_alone
+from leptonstore.store.purge import FEATURES, PurgeReport, finish, purge, require_alone
 from leptonstore.store.search import Needles, Searched, search, search_files
 
 Progress = Callable[[str, int, int], None]
@@ -122,8 +123,8 @@ def erase(
 
     everywhere: in all datasets in which the same can be told. same_identity: without a key, whether rows go, too, that have the identity
     of one that is meant but do not fit the condition (None: BadInput when there are any). caches: hot caches of this host to empty.
-    confirm: is shown the plan, and says whether to go on. Raises BadInput, RefMissing, Conflict (readers or writers are at work, or somebody published
-    meanwhile: nothing was erased, or what is pending is told), Damaged, StoreFull, TierUnavailable.
+    confirm: is shown the plan, and says whether to go on. Raises BadInput, RefMissing, Conflict (readers or writers are at work, or
+    somebody published meanwhile: nothing was erased, or what is pending is told), Damaged, StoreFull, TierUnavailable.
     """
     store.refresh()
     made = plan_erasure(store, name, where, keys, rows, everywhere, same_identity, progress)
@@ -323,10 +324,12 @@ def _complete(
     store: Store, report: ErasureReport, erased: Erased, caches: Sequence[HotCache], progress: Progress
 ) -> ErasureReport:
     report.purged = purge(store, progress)
-    report.complete = store.state.purged == store.state.epoch and not report.purged.left
     needles = Needles(erased.patterns)
     report.caches = _clear_caches(store, caches, needles, report)
     store.reindex()
+    if not report.purged.left:
+        finish(store, report.purged.epoch)  # after the caches: who is killed before this does all of it again
+        report.complete = True
     report.searched = search(store, needles, progress)
     report.short = report.short or erased.short
     _account_for(store, report, needles)

@@ -1,6 +1,6 @@
 """Nothing is left of what no version reaches: the second half of an erasure, after the log entry that begins its epoch.
 
-    [entry: refs lead to versions without the rows, epoch E] -> purge -> leftovers? -> [entry: purged E]
+    [entry: refs lead to versions without the rows, epoch E] -> purge -> nothing left? caches cleared? -> [entry: purged E]
 
 Garbage collection frees most of the space that garbage takes; this frees all of it, and does not trust what was learned from it:
 - every pack that holds anything but what some version needs is rewritten without it, groups of small records too (their members are
@@ -24,7 +24,7 @@ from leptonstore.format import pack as lpk
 from leptonstore.store.gc import FEATURE as FENCES
 from leptonstore.store.gc import Collector, Progress
 from leptonstore.store.leases import claimed_packs, readers, writers
-from leptonstore.store.log import LogState, Proposal
+from leptonstore.store.log import Proposal
 from leptonstore.store.store import Store
 from leptonstore.tiers.roles import FreeSpace, HomePruner, PackPruner, PackReader
 
@@ -34,8 +34,9 @@ FEATURES = (FEATURE, FENCES)
 
 @dataclass
 class PurgeReport:
-    """What was removed. Sizes are bytes."""
+    """What was removed. Sizes are bytes. epoch: that of the store when it began."""
 
+    epoch: int = 0
     packs_removed: int = 0
     bytes_freed: int = 0
     repacked: int = 0
@@ -65,14 +66,14 @@ def require_alone(store: Store, commits: set[str]) -> None:
 
 
 def purge(store: Store, progress: Progress = lambda what, done, total: None) -> PurgeReport:
-    """Remove everything that no version needs, and `finish` when nothing of it is left.
+    """Remove everything that no version needs. Then clear what else may hold it, and `finish`.
 
     Raises Conflict (readers, writers: what is to be done stays pending, and is done by the next run), Damaged (a pack that cannot be
     read may hold anything: repair first), StoreFull, TierUnavailable.
     """
     store.refresh()
     require_alone(store, set(store.state.replaced))
-    report = PurgeReport()
+    report = PurgeReport(store.state.epoch)
     for _ in range(limits.PURGE_ROUNDS_MAX):
         old = {pack for pack in store.state.packs if has_old_dictionary(store, pack)}
         done = Collector(store, heed_claims=False, progress=progress, retire=old, repack_share=1.0).run()
@@ -88,17 +89,14 @@ def purge(store: Store, progress: Progress = lambda what, done, total: None) -> 
             break
     _remove_leftovers(store, report)
     report.left = leftovers(store)
-    require_alone(store, set(store.state.replaced))
-    if not report.left and store.state.purged < store.state.epoch:
-        _finish(store)
     return report
 
 
-def _finish(store: Store) -> None:
-    def propose(state: LogState) -> Proposal:
-        return Proposal("erase", purged=state.epoch)
-
-    store.append(propose)
+def finish(store: Store, epoch: int) -> None:
+    """Say in the log that nothing is left of what was unreachable when `epoch` began. Raises Conflict while somebody is at work who may still bring it back."""
+    require_alone(store, set(store.state.replaced))
+    if store.state.purged < epoch:
+        store.append(lambda state: Proposal("erase", purged=max(epoch, state.purged)))
 
 
 def has_old_dictionary(store: Store, pack: str) -> bool:

@@ -28,7 +28,10 @@ def plan_repack(
     wanted: Container[str] = (),
     share: float = limits.GC_REPACK_SHARE,
 ) -> list[str]:
-    """The packs worth copying (of which less than `share` is needed), and those `wanted`, in a fixed order. Not those that keep nothing, are damaged, or `untouched`."""
+    """The packs worth copying (of which less than `share` is needed), and those `wanted`, in a fixed order.
+
+    Not those that keep nothing, are damaged, or `untouched`.
+    """
     plan = set()
     small: dict[int, list[str]] = {}
     for pack, record in packs.items():

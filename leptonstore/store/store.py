@@ -510,9 +510,9 @@ class Store:
 
     @contextmanager
     def erasing(self) -> Iterator[None]:
-        """Inside, what is put belongs to the epoch that `publish_erasure` begins. Raises BadInput when something unpublished was put before.
+        """Inside, what is put belongs to the epoch that `publish_erasure` begins; what is not published in it is forgotten at its end.
 
-        What is not published in it is forgotten at its end.
+        Raises BadInput when something unpublished was put before.
         """
         with self._lock:
             self.refresh()
