@@ -149,6 +149,9 @@ SEARCH_BYTES_MIN = 8
 SEARCH_DISTINCT_MIN = 4  # different bytes in it: zeros are found everywhere, too
 # A longer value is searched for by blocks of this size (at least one of which lies whole in any piece that it was cut into).
 SEARCH_BLOCK_BYTES = 4 * KIB
+SEARCH_PATTERNS_BYTES_MAX = (
+    256 * MIB
+)  # of all patterns, held in memory; of values beyond that the proof is the structural one
 SEARCH_WINDOWS_MAX = 1 << 20  # 8-byte windows of all patterns that are compared to choose rare ones: 0.5 s
 WRITER_CLAIMS_BYTES_MAX = 64 * MIB  # 34 bytes a pack: 2 million packs, 128 TiB by one writer
 LEASE_BYTES_MAX = 4 * KIB

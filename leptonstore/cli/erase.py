@@ -18,7 +18,7 @@ from leptonstore.cli.gc import stages
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.erase import ErasePlan, ErasureReport, erase, resume
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, NotFound
 from leptonstore.store import Store
 
 EXIT_FOUND = 4
@@ -144,6 +144,9 @@ def _numbers(text: str | None) -> list[int] | None:
 def _caches(folders: tuple[Path, ...]) -> Iterator[list[HotCache]]:
     """The hot caches that were named; else this user's, if there is one."""
     usual = cache_path(None)
+    for place in folders:
+        if not (place / "table").exists():
+            raise NotFound(f"there is no hot cache at {place}: name the directory of one")
     places = list(folders) or ([usual] if str(usual) != NO_CACHE and (usual / "table").exists() else [])
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(HotCache(place)) for place in places]
@@ -194,7 +197,8 @@ def print_report(report: ErasureReport) -> None:
     )
     if report.short:
         click.echo(
-            f"{report.short:,} values are too short to search for: of these the proof is that no record is left that no version needs"
+            f"{report.short:,} values are too short, or too many, to search for: of these the proof is that no record is left that "
+            "no version needs"
         )
     for line in [*report.found, *searched.unreadable, *gone.left]:
         click.echo(f"NOT GONE: {line}")

@@ -24,7 +24,7 @@ from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff
-from leptonstore.dataset.erase_rows import Asked, Rows, Rowsets
+from leptonstore.dataset.erase_rows import Asked, Rows, Rowsets, fits
 from leptonstore.dataset.erase_values import Erased, Shared, erased_values, holders, redacted
 from leptonstore.dataset.graph import in_order, read_commit
 from leptonstore.dataset.refs import resolve_ref
@@ -40,7 +40,9 @@ from leptonstore.store.purge import FEATURES, PurgeReport, finish, purge, requir
 from leptonstore.store.search import Needles, Searched, search, search_files
 
 Progress = Callable[[str, int, int], None]
-_HOST_CACHES = ("trees", "sort", "gc", "reach")  # of a store, in the user's cache directory: what names rows, or might
+_HOST_CACHES = (
+    "trees",
+)  # of a store, in the user's cache directory: what names rows beside the index, which is filled anew
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -195,23 +197,17 @@ def plan_erasure(
         mine = _before(
             {r.commit for full, r in store.state.refs.items() if full.startswith(f"dataset/{own}/")}, parents
         )
-        versions = {
-            commit: commits[commit] for commit in commits if commit in mine and commits[commit].root is not None
-        }
-        if start not in versions:
-            continue
+        versions = {commit: commits[commit] for commit in commits if commit in mine}
+        asked = Asked(where, keys, rows, start)
+        if number >= len(specs) and not fits(versions[start], asked):
+            continue  # what was named has to fit; of the others, those that do
         looker = Rowsets(store, versions, lambda done: progress("look", done, 0))
-        try:
-            asked = Asked(where, keys, rows, start)
-            for commit, some in looker.find(asked, same_identity).items():
-                found[commit] = np.union1d(found.get(commit, some), some)
-        except BadInput:
-            if number < len(specs):
-                raise  # what was named has to fit; of the others, those that do
-    order: list[str] = []
+        for commit, some in looker.find(asked, same_identity).items():
+            found[commit] = np.union1d(found.get(commit, some), some)
+    order: dict[str, None] = {}
     for commit in commits:
         if commit in found or any(parent in order for parent in parents[commit]):
-            order.append(commit)
+            order[commit] = None
     refs = {full: record.commit for full, record in store.state.refs.items() if record.commit in order}
     if len(order) > limits.ERASE_VERSIONS_MAX or len(refs) > limits.ERASE_REFS_MAX:
         raise BadInput(
@@ -220,7 +216,7 @@ def plan_erasure(
         )
     erased = erased_values(store, commits, found, lambda done: progress("values", done, 0))
     shared = holders(store, {digest: set() for digest in erased.large}, erased=found) if erased.large else []
-    return ErasePlan(tuple(names), found, order, commits, refs, erased, shared)
+    return ErasePlan(tuple(names), found, list(order), commits, refs, erased, shared)
 
 
 def _others(store: Store, specs: list[str]) -> list[str]:

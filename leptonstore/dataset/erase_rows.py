@@ -275,6 +275,23 @@ def split(leaves: Leaves, rows: Rows) -> Iterator[tuple[int, Digest, RowGroup, R
             yield first, leaves.digests[index], leaves.group(index), some - first
 
 
+def fits(version: Commit, asked: Asked) -> bool:
+    """Whether in a version like this can be told what is meant."""
+    if asked.keys is not None:
+        return version.keyed and set(version.identity) <= set(_names_of(asked.keys))
+    try:
+        Filter(version.schema, asked.where)
+    except (SchemaError, BadInput):
+        return False
+    return True
+
+
+def _names_of(rows: RowsIn) -> list[str]:
+    if isinstance(rows, (list, tuple)):
+        return list(rows[0]) if rows else []
+    return list(rows.schema.names) if hasattr(rows, "schema") else list(pa.table(rows).column_names)
+
+
 def _row_numbers(version: Commit, rows: Sequence[int]) -> Rows:
     chosen = np.unique(np.asarray(list(rows), np.int64))
     if len(chosen) and (chosen[0] < 0 or chosen[-1] >= version.rows):

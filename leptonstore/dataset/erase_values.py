@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from leptonstore import limits
 from leptonstore.dataset.erase_rows import Rows, split
 from leptonstore.dataset.groups import read_column
 from leptonstore.dataset.tree import Leaves
@@ -45,12 +46,26 @@ def bytes_of(array: pa.Array) -> Iterator[bytes]:
 
 @dataclass
 class Erased:
-    """What is known of the values of erased rows. short: how many were too short, or too plain, to be searched for."""
+    """What is known of the values of erased rows. short: how many were too short, too plain or too many to be searched for."""
 
     patterns: set[bytes]
     large: set[Digest]  # values that are chunks of their own
     texts: set[str]
     short: int = 0
+    size: int = 0  # bytes of `patterns`
+
+    def take(self, value: bytes, piece_bytes_min: int) -> bool:
+        """Search for this value, too: whether it is searched for as a whole."""
+        parts = set(patterns_of(value, piece_bytes_min))
+        new = parts - self.patterns
+        size = sum(map(len, new))
+        if self.size + size > limits.SEARCH_PATTERNS_BYTES_MAX:
+            parts = set()
+        else:
+            self.patterns |= new
+            self.size += size
+        self.short += not parts
+        return value in parts
 
     def add(self, other: Erased) -> None:
         """The values of others, too."""
@@ -58,6 +73,7 @@ class Erased:
         self.large |= other.large
         self.texts |= other.texts
         self.short += other.short
+        self.size += other.size
 
 
 def erased_values(
@@ -83,10 +99,7 @@ def erased_values(
                     chosen = np.flatnonzero(column.references).tolist()
                     found.large.update(REFERENCE.unpack(binary[at].as_py())[0] for at in chosen)
                 for value in bytes_of(resolve(store, column, field.type)):
-                    parts = set(patterns_of(value, piece))
-                    found.patterns |= parts
-                    found.short += not parts
-                    if parts and pa.types.is_unicode(field.type) and value in parts:
+                    if found.take(value, piece) and pa.types.is_unicode(field.type):
                         found.texts.add(value.decode())
             done += len(within)
             progress(done)

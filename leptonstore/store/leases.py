@@ -84,6 +84,11 @@ class Claims:
         """Of the document; empty when nothing is claimed."""
         return "" if self._lock is None else self._lock.name
 
+    @property
+    def any(self) -> bool:
+        """Whether something is claimed, also where that could not be shown."""
+        return bool(self._claimed)
+
     def claim(self, pack: str) -> None:
         """Ask for `pack` to be spared, before it is sealed or relied on."""
         with self._guard:

@@ -93,7 +93,10 @@ def purge(store: Store, progress: Progress = lambda what, done, total: None) -> 
 
 
 def finish(store: Store, epoch: int) -> None:
-    """Say in the log that nothing is left of what was unreachable when `epoch` began. Raises Conflict while somebody is at work who may still bring it back."""
+    """Say in the log that nothing is left of what was unreachable when `epoch` began.
+
+    Raises Conflict while somebody is at work who may still bring it back.
+    """
     require_alone(store, set(store.state.replaced))
     if store.state.purged < epoch:
         store.append(lambda state: Proposal("erase", purged=max(epoch, state.purged)))

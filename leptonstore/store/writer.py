@@ -297,7 +297,7 @@ class Writer:
     @property
     def busy(self) -> bool:
         """Whether there is work that no ref reaches yet: some of it may be in packs that the log lists already."""
-        return self.pending or bool(self._claims.name)
+        return self.pending or self._claims.any
 
     @property
     def claim(self) -> str:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
@@ -278,6 +279,32 @@ def test_rows_go_from_versions_that_lack_the_column_of_the_condition(plain: Stor
     report = erase(plain, "people~1", f"score = {person(77)['score']!r}")
     assert report.absent and len(report.rows) == 2
     assert 77 not in Dataset.open(plain, "people").to_arrow(["id"]).column(0).to_pylist()
+
+
+def test_rows_of_history_go_when_the_newest_version_has_none(plain: Store) -> None:
+    write(plain, "people", table(range(1200)), keyed=True)
+    Dataset.open(plain, "people").delete(where="id >= 0")
+    assert erase(plain, "people", keys=[{"id": 5}]).absent
+    assert Dataset.open(plain, "people~1").to_arrow().equals(without(table(range(1200)), {5}))
+
+
+def test_samples_may_be_told_apart_by_images_or_long_texts(plain: Store) -> None:
+    """Identity columns with tensors, and with values that are chunks of their own; a later version has another column."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 255, 1200 * 36, np.uint8)
+    images = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.uint8(), (6, 6)), pa.FixedSizeListArray.from_arrays(pa.array(numbers), 36)
+    )
+    texts = [str(person(one)["text"]) for one in range(1200)]
+    texts[9] = "long " * 5000 + texts[9]
+    rows = pa.table({"image": images, "text": texts})
+    source = Source(rows.schema, ("image", "text"), lambda: iter(rows.to_batches()), rows.num_rows, {})
+    ds = write_dataset(plain, "pictures", source)
+    ds.add_column("number", list(range(1200)))
+    report = erase(plain, "pictures", "number in (9, 10)")
+    assert report.absent and set(report.rows.values()) == {2} and len(report.rows) == 2
+    left = Dataset.open(plain, "pictures~1").to_arrow()
+    assert left.column("text").to_pylist() == texts[:9] + texts[11:]
 
 
 def test_all_rows_can_go(plain: Store) -> None:
