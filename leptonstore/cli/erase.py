@@ -178,6 +178,8 @@ def print_report(report: ErasureReport) -> None:
         click.echo("no version has such rows")
     for one in report.shared:
         click.echo(f"the same content stays in {one}")
+    if report.remotes:
+        click.echo(f"stores that may have them, too (erase them there as well): {', '.join(report.remotes)}")
     searched = report.searched
     if searched is None:
         return

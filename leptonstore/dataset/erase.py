@@ -57,7 +57,8 @@ class ErasePlan:
     rows: dict[str, Rows]
     order: list[str]
     commits: dict[str, Commit]
-    refs: dict[str, str]  # ref -> the erased version that it leads to
+    heads: dict[str, str]  # every ref of the store -> the version that it led to when this was planned
+    refs: dict[str, str]  # of these, the ones that move
     erased: Erased
     shared: list[Shared] = field(default_factory=list)
 
@@ -85,6 +86,7 @@ class ErasureReport:
     short: int = 0  # values too short to be searched for
     found: list[str] = field(default_factory=list)  # where values were found that no version which stays accounts for
     caches: list[str] = field(default_factory=list)  # what became of caches of this host
+    remotes: list[str] = field(default_factory=list)  # other stores that this one remembers: they may have the rows
     complete: bool = False
 
     @property
@@ -132,6 +134,7 @@ def erase(
     made = plan_erasure(store, name, where, keys, rows, everywhere, same_identity, progress)
     report = ErasureReport(dry_run, store.state.epoch, _counts(made), shared=made.shared, short=made.erased.short)
     report.refs = sorted(made.refs)
+    report.remotes = _remotes(store)
     pending = store.state.purged < store.state.epoch
     if not made.order and not pending:
         report.complete = True
@@ -155,7 +158,7 @@ def resume(store: Store, caches: Sequence[HotCache] = (), progress: Progress = _
     """
     store.refresh()
     pending = store.state.purged < store.state.epoch
-    report = ErasureReport(False, store.state.epoch, replaced=dict(store.state.replaced))
+    report = ErasureReport(False, store.state.epoch, replaced=dict(store.state.replaced), remotes=_remotes(store))
     erased = _values_of_pending(store, progress) if pending else Erased(set(), set(), set())
     return _complete(store, report, erased, caches, progress)
 
@@ -185,8 +188,8 @@ def plan_erasure(
     specs = [name] if isinstance(name, str) else list(name)
     if rows is not None and (len(specs) > 1 or everywhere):
         raise BadInput("row numbers are those of one version: erase by a condition or by keys in several datasets")
-    heads = {record.commit for record in store.state.refs.values()}
-    newest_first = in_order(store, sorted(heads))
+    heads = _heads(store.state)
+    newest_first = in_order(store, sorted(set(heads.values())))
     commits = {commit: read_commit(store, commit) for commit in reversed(newest_first)}  # parents first
     parents = {commit: _kept_parents(store, commit, commits) for commit in commits}
     found: dict[str, Rows] = {}
@@ -194,9 +197,7 @@ def plan_erasure(
     for number, spec in enumerate([*specs, *(_others(store, specs) if everywhere else [])]):
         own, _, start = resolve_ref(store, "dataset", spec)
         names.append(own)
-        mine = _before(
-            {r.commit for full, r in store.state.refs.items() if full.startswith(f"dataset/{own}/")}, parents
-        )
+        mine = _before({head for full, head in heads.items() if full.startswith(f"dataset/{own}/")}, parents)
         versions = {commit: commits[commit] for commit in commits if commit in mine}
         asked = Asked(where, keys, rows, start)
         if number >= len(specs) and not fits(versions[start], asked):
@@ -208,7 +209,7 @@ def plan_erasure(
     for commit in commits:
         if commit in found or any(parent in order for parent in parents[commit]):
             order[commit] = None
-    refs = {full: record.commit for full, record in store.state.refs.items() if record.commit in order}
+    refs = {full: head for full, head in heads.items() if head in order}
     if len(order) > limits.ERASE_VERSIONS_MAX or len(refs) > limits.ERASE_REFS_MAX:
         raise BadInput(
             f"{len(order)} versions and {len(refs)} branches and tags would change, more than one log entry can tell "
@@ -216,7 +217,11 @@ def plan_erasure(
         )
     erased = erased_values(store, commits, found, lambda done: progress("values", done, 0))
     shared = holders(store, {digest: set() for digest in erased.large}, erased=found) if erased.large else []
-    return ErasePlan(tuple(names), found, list(order), commits, refs, erased, shared)
+    return ErasePlan(tuple(names), found, list(order), commits, heads, refs, erased, shared)
+
+
+def _heads(state: LogState) -> dict[str, str]:
+    return {full: record.commit for full, record in state.refs.items()}
 
 
 def _others(store: Store, specs: list[str]) -> list[str]:
@@ -256,10 +261,11 @@ def _rewrite(store: Store, made: ErasePlan, author: str, progress: Progress) -> 
         for done, commit in enumerate(made.order):
             progress("rewrite", done, len(made.order))
             mapping[commit] = _written_anew(store, commit, made, mapping)
-        refs_then = {full: record.commit for full, record in store.state.refs.items()}
 
         def decide(state: LogState) -> tuple[RefUpdate, ...]:
-            if {full: record.commit for full, record in state.refs.items()} != refs_then:
+            if (
+                _heads(state) != made.heads
+            ):  # a version that is not planned for may have the rows, or lead to one that has
                 raise Conflict("somebody published while this ran: nothing was erased; run it again")
             return tuple(
                 RefUpdate(full, record.commit, mapping[record.commit], record.metrics, record.tag)
@@ -330,6 +336,12 @@ def _complete(
     report.short = report.short or erased.short
     _account_for(store, report, needles)
     return report
+
+
+def _remotes(store: Store) -> list[str]:
+    """Stores that this one pushes to or was cloned from (the setting `remotes`, {name: URL})."""
+    known = store.state.settings.get("remotes")
+    return [f"{name} ({url})" for name, url in sorted(known.items())] if isinstance(known, dict) else []
 
 
 def _clear_caches(store: Store, caches: Sequence[HotCache], needles: Needles, report: ErasureReport) -> list[str]:
