@@ -6,6 +6,7 @@ splice      rows out, rows in: the primitive of every edit
 refs        names of versions        dataset     Dataset: read a version          write                  make a version
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
+erase       rows out of every version and every byte (`leptonstore.dataset.erase.erase`)
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 """
 

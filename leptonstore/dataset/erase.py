@@ -33,7 +33,7 @@ from leptonstore.dataset.splice import Splice, splice
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import BadInput, ChunkMissing, Conflict, RefMissing
 from leptonstore.format.commit import Commit, encode_commit
-from leptonstore.format.pack import CONTENT_META
+from leptonstore.format.pack import CONTENT_META, KIND_DICTIONARY
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.log import LogState, Proposal
 from leptonstore.store.purge import FEATURES, PurgeReport, finish, purge, require_alone
@@ -363,16 +363,25 @@ def _clear_caches(store: Store, caches: Sequence[HotCache], needles: Needles, re
 
 
 def _account_for(store: Store, report: ErasureReport, needles: Needles) -> None:
-    """Hits in records that some version needs are content that other rows share; all others must not be."""
+    """Hits in records that some version needs are content that other rows share; all others must not be.
+
+    A dictionary may have learned it from such rows, and from nothing else.
+    """
     searched = report.searched
     assert searched is not None
     listed = store.state.packs
     hits: dict[bytes, set[int]] = {}
     for hit in searched.hits:
-        if hit.pack in listed:
-            hits.setdefault(hit.name, set()).add(hit.pattern)
-        else:
+        if hit.pack not in listed:
             report.found.append(f"pack {hit.pack} of tier {hit.tier}, which no entry of the log lists")
+        elif hit.kind != KIND_DICTIONARY:
+            hits.setdefault(hit.name, set()).add(hit.pattern)
+    in_rows = {pattern for patterns in hits.values() for pattern in patterns}
+    report.found += [
+        f"a dictionary of pack {hit.pack} of tier {hit.tier}"
+        for hit in searched.hits
+        if hit.kind == KIND_DICTIONARY and hit.pack in listed and hit.pattern not in in_rows
+    ]
     if hits and not report.complete:
         report.found.append(f"{len(hits)} records, some of which no version may need: the erasure is not complete")
     elif hits:

@@ -7,6 +7,8 @@ builder    a pack being written
 store      Store: everything together
 walk       what a commit reaches, with the rows that each chunk belongs to
 check      finds what is damaged or missing
+purge      removes all that no version needs, and dictionaries from before: the second half of an erasure
+search     looks for bytes in every decoded record: its proof
 """
 
 from leptonstore.store.check import CheckReport, Problem, check_store

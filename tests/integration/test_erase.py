@@ -521,6 +521,28 @@ def plain_root(store: Store, name: str) -> bytes:
     return root
 
 
+def test_the_proof_fails_when_something_was_left(plain: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purge that forgets dictionaries, and one that lets a file lie: the search sees both."""
+    write(plain, "people", table(range(2000)), keyed=True)
+    monkeypatch.setattr(store_purge, "has_old_dictionary", lambda store, pack: False)
+    monkeypatch.setattr(store_purge, "leftovers", lambda store: [])
+    pack = sorted(found_in(plain, secrets_of({7})))[0]
+    data = (Path(plain.url) / "packs" / pack[:2] / f"{pack}.pack").read_bytes()
+    remove = store_purge._remove_leftovers
+
+    def put_back(store: Store, report: store_purge.PurgeReport) -> None:
+        remove(store, report)
+        (Path(store.url) / "packs" / pack[:2]).mkdir(exist_ok=True)
+        (Path(store.url) / "packs" / pack[:2] / f"{pack}.pack").write_bytes(data)
+
+    monkeypatch.setattr(store_purge, "_remove_leftovers", put_back)
+    report = erase(plain, "people", "id = 7")
+    assert not report.absent and any("no entry of the log lists" in line for line in report.found)
+    monkeypatch.undo()
+    assert plain.tier.pack_bytes(pack) is not None
+    assert resume(plain).absent and plain.tier.pack_bytes(pack) is None
+
+
 # -- others at work --------------------------------------------------------------------------------------------------
 
 
