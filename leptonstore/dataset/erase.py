@@ -27,7 +27,7 @@ from leptonstore.dataset.diff import Diff
 from leptonstore.dataset.erase_rows import Asked, Rows, Rowsets, fits
 from leptonstore.dataset.erase_values import Erased, Shared, erased_values, holders, redacted
 from leptonstore.dataset.graph import in_order, read_commit
-from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.refs import MAIN, list_refs, resolve_ref
 from leptonstore.dataset.rows_in import RowsIn
 from leptonstore.dataset.splice import Splice, splice
 from leptonstore.digest import digest_of, parse_hex
@@ -199,6 +199,10 @@ def plan_erasure(
         names.append(own)
         mine = _before({head for full, head in heads.items() if full.startswith(f"dataset/{own}/")}, parents)
         versions = {commit: commits[commit] for commit in commits if commit in mine}
+        if start not in versions:
+            raise BadInput(
+                f"no branch or tag leads to {spec} any more: whatever is in it goes with any erasure; name another version"
+            )
         asked = Asked(where, keys, rows, start)
         if number >= len(specs) and not fits(versions[start], asked):
             continue  # what was named has to fit; of the others, those that do
@@ -226,8 +230,10 @@ def _heads(state: LogState) -> dict[str, str]:
 
 def _others(store: Store, specs: list[str]) -> list[str]:
     named = {spec.partition("@")[0] for spec in specs}
-    there = {full.split("/")[1] for full in store.state.refs if full.startswith("dataset/") and full.endswith("/main")}
-    return sorted(there - named)
+    branches: dict[str, list[str]] = {}
+    for info in list_refs(store, "dataset"):
+        branches.setdefault(info.name, []).append(info.branch)
+    return [f"{name}@{MAIN if MAIN in some else some[0]}" for name, some in branches.items() if name not in named]
 
 
 def _kept_parents(store: Store, commit: str, commits: Mapping[str, Commit]) -> list[str]:

@@ -357,10 +357,12 @@ def test_rows_with_the_same_content_are_named_and_stay(plain: Store) -> None:
 
 def test_everywhere_takes_them_from_other_datasets_too(plain: Store) -> None:
     write(plain, "people", table(range(1200)), keyed=True)
-    write(plain, "copy", table([4, 5000]))
-    report = erase(plain, "people", "id = 4", everywhere=True)
+    write_dataset(plain, "copy", _source(table([4, 5000])), branch="only")
+    write(plain, "unlike", pa.table({"id": ["4"], "number": [4]}))
+    report = erase(plain, "people", "id = 4 and score >= 0", everywhere=True)
     assert report.absent and not report.shared
-    assert Dataset.open(plain, "copy").to_arrow().equals(table([5000]))
+    assert Dataset.open(plain, "copy@only").to_arrow().equals(table([5000]))
+    assert len(Dataset.open(plain, "unlike")) == 1, "it has no such columns"
 
 
 def test_what_versions_say_of_themselves_does_not_quote_erased_rows(plain: Store) -> None:
