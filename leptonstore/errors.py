@@ -220,5 +220,9 @@ class MissingExtra(LeptonError):
         self.module = module
 
 
+class LeptonWarning(UserWarning):
+    """Something that a caller should know although what was asked for was done. The command line prints it in one line."""
+
+
 class Stopped(LeptonError):
     """Stopped on request; what was acknowledged is kept and the work can be resumed."""

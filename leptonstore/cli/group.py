@@ -39,6 +39,7 @@ SUMMARIES = {
     "checkout": "Write a version out: another name of export.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",
+    "erase": "Erase rows from every version and every byte of the store.",
     "gc": "Remove what no version, reader or writer needs.",
     "check": "Find what is damaged or missing.",
     "repair": "Mend damaged and missing packs, and say what is lost.",

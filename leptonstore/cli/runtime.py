@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -164,6 +165,15 @@ def _raise_interrupt() -> None:
 def run(group: click.Group, arguments: list[str]) -> int:
     """Run the command line; returns the exit code. One line on stderr for every error that has a name."""
     debug = "--debug" in arguments[:1]
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, errors.LeptonWarning):
+            click.echo(f"lepton: warning: {message}", err=True)
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = tell
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, and jobs in the background of a shell
             signal.signal(number, _interrupted)

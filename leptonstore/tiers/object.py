@@ -243,8 +243,8 @@ class ObjectTier:
         """None is needed."""
         return True
 
-    def remove_dead_temporaries(self) -> int:
-        """Remove what crashed processes left behind. Returns how many objects and uploads."""
+    def remove_dead_temporaries(self, young_too: bool = False) -> int:
+        """Remove what crashed processes left behind. Returns how many objects and uploads. Younger uploads stay in any case."""
         uploads = self._abort_stale_uploads()
         probes, _ = self._client.list_folder(CLOCK)
         if not probes:
