@@ -147,9 +147,10 @@ class _Merge:
         for diff in (one, other):
             if diff.identity is not None or diff.keyed is not None:
                 before, after = diff.identity or (self._base.commit_object.identity,) * 2
+                how = f"{', '.join(before)} before, {', '.join(after)} now" if before != after else "a key, or none"
                 raise MergeConflict(
-                    f"rows are told apart by other columns since the base ({', '.join(before)} -> {', '.join(after)}): "
-                    "import the branch anew with the --key of the other, or restore one of them"
+                    f"the columns that tell rows apart are others than at the base ({how}): import the branch anew with the "
+                    "--key or --identity of the other, or restore one of them"
                 )
         if not other:
             return
