@@ -51,7 +51,7 @@ def materialize(
             store.flush()  # found by the next attempt
         raise
     store.flush()
-    return work.report
+    return work.finish()
 
 
 class _Materialize:
@@ -90,5 +90,10 @@ class _Materialize:
             self.report.plain_bytes += len(data)
         self._waiting.clear()
         self._bytes = 0
+        self.finish()
+
+    def finish(self) -> MaterializeReport:
+        """The report as of now: what waits to be compressed is not in it yet."""
         self.report.new_bytes = self._store.new_bytes - self._before
         self._progress(self.report)
+        return self.report

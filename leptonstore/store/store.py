@@ -568,12 +568,13 @@ class Store:
         return True
 
     def _refers(self, place: Place, reference: bytes | None) -> bool:
-        """Whether the reference at `place` will do for `reference`: only one to the same object, as it is now, is as good."""
+        """Whether the reference at `place` will do for `reference`: the same one, or one whose object is as it was."""
         if not reference:
             return reference is not None
         try:
-            return self._record_at(place)[1] == reference
-        except (ChunkCorrupt, TierUnavailable):
+            found = self._record_at(place)[1]
+            return found == reference or not self.references.changed(parse_reference(found))
+        except (ChunkCorrupt, TierUnavailable, NotPermitted):
             return False
 
     def _pieces_found(self, digest: Digest, referred: bool) -> bool:
