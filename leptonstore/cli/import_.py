@@ -85,7 +85,7 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option(
     "--reference",
     is_flag=True,
-    help="Do not copy: large values stay in SRC, which must stay as it is (image-folder, webdataset, files).",
+    help="Do not copy: large values stay in SRC, which must stay as it is (image-folder, webdataset, mds, files).",
 )
 @click.option("-m", "--message", default="", help="What this version is; default: import of SRC.")
 @click.option("--author", default="", help="Who made it (default: the user).")

@@ -34,25 +34,20 @@ def ls(store: str | None, as_json: bool) -> None:
     """
     with open_store(store) as opened:
         counts = count_references(opened) if opened.references.used else {}
-        allowed = opened.references.allowed
         found = [
-            {
-                "root": root,
-                "references": counts.get(number, (0, 0))[0],
-                "bytes": counts.get(number, (0, 0))[1],
-                "allowed": root in allowed,
-            }
+            (root, *counts.get(number, (0, 0)), root in opened.references.allowed)
             for number, root in opened.references.roots.items()
         ]
 
         def text() -> None:
-            for one in found:
-                may = "allowed here" if one["allowed"] else "not allowed on this host"
-                click.echo(f"{one['root']}  {one['references']:,} values, {human_bytes(one['bytes'])}, {may}")
+            for root, count, size, allowed in found:
+                may = "allowed here" if allowed else "not allowed on this host"
+                click.echo(f"{root}  {count:,} values, {human_bytes(size)}, {may}")
             if not found:
                 click.echo("this store refers to nothing outside of it")
 
-        emit({"store": opened.url, "roots": found}, as_json, text)
+        listed = [dict(zip(("root", "references", "bytes", "allowed"), one, strict=True)) for one in found]
+        emit({"store": opened.url, "roots": listed}, as_json, text)
 
 
 @command.command("allow")

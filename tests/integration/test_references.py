@@ -21,6 +21,7 @@ from leptonstore.cache import HotCache
 from leptonstore.cli.group import lepton
 from leptonstore.dataset import Dataset, delete_ref, write_dataset
 from leptonstore.dataset.exchange import push
+from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, NotPermitted, ReferenceBroken, SourceError
@@ -79,7 +80,14 @@ def files(root: Path) -> Path:
     return root
 
 
-SOURCES: dict[str, Callable[[Path], Path]] = {"image-folder": images, "webdataset": tars, "files": files}
+def mds(root: Path) -> Path:
+    """By our own exporter, of which the library itself reads the shards (test_mds_peer.py)."""
+    with Store.create(root.parent / "before") as before:
+        export_dataset(put(before, tars(root.parent / "tars"), "webdataset"), root, "mds")
+    return root
+
+
+SOURCES: dict[str, Callable[[Path], Path]] = {"image-folder": images, "webdataset": tars, "mds": mds, "files": files}
 
 
 @pytest.fixture
@@ -413,7 +421,10 @@ def test_a_link_that_leads_out_is_not_followed(tmp_path: Path, store: Store) -> 
 
 def test_what_refuses_references(tmp_path: Path, store: Store) -> None:
     source = images(tmp_path / "source")
-    with Store.create(tmp_path / "sealed", unlock=Passphrase(b"secret words")) as sealed, pytest.raises(BadInput, match="encrypted"):
+    with (
+        Store.create(tmp_path / "sealed", unlock=Passphrase(b"secret words")) as sealed,
+        pytest.raises(BadInput, match="encrypted"),
+    ):
         refer(sealed, source)
     with Store.create(f"memory://{tmp_path.name}") as away, pytest.raises(BadInput, match="folder of one machine"):
         refer(away, source)
