@@ -76,4 +76,7 @@ def _print(found: CheckReport) -> None:
         click.echo("clean as far as could be seen: run it again when every tier answers")
     else:
         count = len(found.problems) + found.problems_more
+        if all(problem.kind in ("reference", "unavailable") for problem in found.problems):
+            click.echo(f"{count:,} problems: put the objects back as they were, or import the data again")
+            return
         click.echo(f"{count:,} problems: run `lepton repair`, with --from when there is a copy")

@@ -59,7 +59,15 @@ def roots_of(state: LogState) -> dict[int, str]:
 
 def _is_root(number: int, url: str) -> bool:
     """Only as we write one down ourselves: no secret, no "..", no other scheme. Raises BadInput, TypeError."""
-    return 0 < number < 1 << 32 and len(url) <= limits.REMOTE_URL_CHARS_MAX and "://" in url and root_of(url) == url
+    named = 0 < number < 1 << 32 and not _unfit(url) and "://" in url
+    return named and root_of(url) == url
+
+
+def _unfit(url: str) -> str:
+    """Why a URL is not remembered, "" when it may be. It is shown on terminals."""
+    if len(url) > limits.REMOTE_URL_CHARS_MAX:
+        return f"its URL has more than {limits.REMOTE_URL_CHARS_MAX} characters"
+    return "" if url.isprintable() else "its URL holds characters that cannot be shown"
 
 
 class References:
@@ -95,9 +103,9 @@ class References:
     def add_root(self, url: str | Path) -> int:
         """The number of a root, which is added to the store's if it is new, and allowed here: who asks has named it. Raises BadInput."""
         root = root_of(url)
-        why = self._refused(root)
+        why = self._refused(root) or _unfit(root)
         if why:
-            raise BadInput(f"{root} cannot be referred to: {why}")
+            raise BadInput(f"{root!r} cannot be referred to: {why}")
         if self._store.config.encryption is not None:
             raise BadInput(
                 f"{self._store.url} is encrypted, and what it would refer to stands in the clear: import without --reference"
@@ -222,7 +230,8 @@ class References:
     def name(self, reference: Reference) -> str:
         """For people: where it leads."""
         root = self.roots.get(reference.root, f"(root {reference.root})")
-        return f"{root.rstrip('/')}/{reference.path} bytes {reference.offset}-{reference.offset + reference.length - 1}"
+        path = "".join(char if char.isprintable() else "?" for char in reference.path)
+        return f"{root.rstrip('/')}/{path} bytes {reference.offset}-{reference.offset + reference.length - 1}"
 
     def _broken(self, digest: Digest, reference: Reference, why: str) -> ReferenceBroken:
         return ReferenceBroken(digest.hex(), self.name(reference), why)

@@ -339,7 +339,10 @@ class Store:
         return next((other for other in others if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
-        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away."""
+        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away.
+
+        Of a value that stands outside of the store: ReferenceBroken, or NotPermitted when nobody allowed this host to read there.
+        """
         kind, data = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return data
@@ -508,7 +511,8 @@ class Store:
     def put_reference(self, data: Buffer, root: int, spot: Spot) -> Digest:
         """`put` of a value that stands at `spot` of an object outside: `data` is hashed and not kept, only where it stands.
 
-        root: of `references.add_root`. A chunk that the store has is left as it is. Raises BadInput for a name that cannot be kept.
+        root: of `references.add_root`. A chunk that the store has is left as it is; until the next flush, so is a reference by whoever puts
+        the same bytes. Raises BadInput for a name that cannot be kept.
         """
         view = memoryview(data).cast("B")
         digest = digest_of(view)

@@ -110,6 +110,8 @@ def _in_order(
 def _begin(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer]:
     """Where a tier can, all requests are under way when this returns."""
     rows = [(place.pack, place.row) for place in places if _is_plain(place)]
+    if not rows:
+        return iter(())
     return store.tier.read_many([(pack, row.offset, row.end - row.offset) for pack, row in rows])
 
 

@@ -87,20 +87,22 @@ class FolderObjects:
     """Files below a folder."""
 
     def __init__(self, root: str) -> None:
-        self.url, self._folder = root, unquote(urlsplit(root).path)
+        self.url, self._folder = root, unquote(urlsplit(root).path).rstrip("/") + "/"
+        self._real = os.path.realpath(self._folder).rstrip("/") + "/"
 
     def _open(self, path: str) -> int:
-        full = os.path.join(self._folder, path)
-        inside = os.path.realpath(full)
-        folder = os.path.realpath(self._folder)
-        if os.path.commonpath([inside, folder]) != folder:
-            raise FileNotFoundError(2, "it is a link that leads out of its folder", full)
-        # Opened as resolved; a pipe that somebody put there must not hold us up.
-        fd = os.open(inside, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FileNotFoundError(2, "it is no regular file any more", full)
-        return fd
+        full = self._folder + path
+        # First only its place is opened, which waits for no pipe and wakes no device. Then that very file, wherever links lead by now.
+        place = os.open(full, os.O_PATH | os.O_CLOEXEC)
+        try:
+            here = f"/proc/self/fd/{place}"
+            if not os.readlink(here).startswith(self._real):
+                raise FileNotFoundError(2, "it is a link that leads out of its folder", full)
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise FileNotFoundError(2, "it is no regular file any more", full)
+            return os.open(here, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
 
     def stamp(self, path: str) -> Stamp:
         """As ExternalReader."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import multiprocessing
 import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,27 @@ from hypothesis import strategies as st
 from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.cli.group import lepton
-from leptonstore.dataset import Dataset, delete_ref, write_dataset
+from leptonstore.dataset import Dataset, delete_ref, edit, write_dataset
 from leptonstore.dataset.exchange import push
 from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
+from leptonstore.dataset.source import Referred
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, NotPermitted, ReferenceBroken, SourceError
 from leptonstore.format import pack as lpk
 from leptonstore.format.framed import NAMED_FEATURES
 from leptonstore.format.reference import Reference, encode_reference, parse_reference
 from leptonstore.store import Store, check_store
-from leptonstore.store.gc import collect
+from leptonstore.store.gc import Collector, collect
 from leptonstore.store.keys import Passphrase
 from leptonstore.store.log import Proposal
 from leptonstore.store.materialize import materialize
+from leptonstore.store.moves import apply_moves, plan_for
+from leptonstore.store.placement import HOME, Placement, TierSetting
 from leptonstore.store.references import SETTING, Spot
 from leptonstore.store.references_check import count_references
 from leptonstore.store.repair import repair_store
+from leptonstore.store.tier_mark import claim_tier
 from leptonstore.tiers.external import Stamp, root_of
 
 CHUNKS = 5  # values of a source that are references
@@ -254,6 +260,23 @@ def test_materialize_copies_them_in_and_changes_no_version(format: str, tmp_path
     assert check_store(store, read_data=True).clean
 
 
+def test_a_tree_of_files_goes_out_as_it_came_in(tmp_path: Path, store: Store) -> None:
+    source = files(tmp_path / "source")
+    export_dataset(refer(store, source, "files"), tmp_path / "out", "files")
+    for path in source.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "out" / path.relative_to(source)).read_bytes() == path.read_bytes()
+
+
+def test_a_keyed_table_and_edits_keep_references(tmp_path: Path, store: Store) -> None:
+    source = tars(tmp_path / "source")
+    dataset = put(store, source, "webdataset", key="__key__", reference=True)
+    expected, before = rows(dataset), store.new_bytes
+    left = edit.delete(dataset, "__key__ = '1-2'")
+    assert rows(left) == [row for row in expected if row["__key__"] != "1-2"]
+    assert store.new_bytes - before < 10_000
+
+
 def test_materialize_that_met_a_broken_object_goes_on_later(tmp_path: Path, store: Store) -> None:
     source = images(tmp_path / "source")
     dataset = refer(store, source)
@@ -329,6 +352,54 @@ def test_a_hot_cache_keeps_what_was_read(tmp_path: Path, store: Store) -> None:
         assert rows(cached) == expected
         (source / "dog/3.jpg").unlink()
         assert cached[4]["image"] == noise(4, 20_000)
+
+
+def test_references_that_are_condemned_before_a_ref_leads_to_them_are_written_again(
+    tmp_path: Path, store: Store
+) -> None:
+    source = open_source(images(tmp_path / "source"), "image-folder", reference=True)
+    assert source.referred is not None
+    batches = source.referred.batches
+    with Store.open(store.url) as other:
+
+        def condemned() -> Any:
+            yield from batches()
+            store.flush()  # listed, and no ref leads there yet
+            for _ in Collector(other, repack=False, heed_claims=False).steps():
+                if other.state.condemned:
+                    return
+
+        late = replace(source, referred=Referred(source.referred.root, condemned))
+        dataset = write_dataset(store, "d", late)
+        assert other.state.condemned
+    assert lpk.KIND_REFERENCE in kinds(store) and store.new_bytes < 100_000
+    collect(store)
+    assert len(rows(dataset)) == CHUNKS
+    assert check_store(store, read_data=True).clean
+
+
+def test_references_move_from_tier_to_tier_with_their_packs(tmp_path: Path, store: Store) -> None:
+    dataset = refer(store, images(tmp_path / "source"))
+    expected = rows(dataset)
+    claim_tier(str(tmp_path / "cold"), store)
+    tiers = (TierSetting(HOME, watermark=1), TierSetting("cold", str(tmp_path / "cold")))
+    store.configure(Placement(tiers).setting(), ("tiers",))
+    assert apply_moves(store, plan_for(store).moves).moved
+    with Store.open(store.url) as again:
+        assert rows(Dataset.open(again, "d")) == expected
+        assert check_store(again, read_data=True).clean
+
+
+def test_a_child_of_a_fork_and_another_process_read_them(tmp_path: Path, store: Store) -> None:
+    dataset = refer(store, images(tmp_path / "source"))
+    expected = [row["image"] for row in rows(dataset)]
+    for how in ("fork", "spawn"):
+        with multiprocessing.get_context(how).Pool(1) as pool:
+            assert pool.apply(images_of, (dataset,)) == expected
+
+
+def images_of(dataset: Dataset) -> list[bytes]:
+    return [row["image"] for row in dataset.to_arrow(["image"]).to_pylist()]
 
 
 # -- who is led where ----------------------------------------------------------------------------------------------
