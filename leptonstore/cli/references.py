@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
+from leptonstore.errors import BadInput
 from leptonstore.store.references_check import count_references
+from leptonstore.tiers.external import root_of
 
 
 @click.group("references")
@@ -62,6 +64,11 @@ def allow(root: str, store: str | None, as_json: bool) -> None:
       lepton references allow s3://bucket/photos
     """
     with open_store(store) as opened:
+        known = opened.references.roots.values()
+        if root_of(root) not in known:
+            raise BadInput(
+                f"this store refers to nothing below {root_of(root)}; it does below: {', '.join(known) or 'nothing'}"
+            )
         kept = opened.references.allow(root)
         emit({"root": kept, "allowed": True}, as_json, f"{kept} may be read on this host")
 
