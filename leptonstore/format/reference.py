@@ -10,6 +10,8 @@ between names, none of which is empty, "." or "..". `version` is what the object
 
 from __future__ import annotations
 
+import functools
+import re
 import struct
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ from leptonstore.errors import FormatDamaged
 
 _HEAD = struct.Struct("<4sIQQQHH")
 _UNKNOWN = (1 << 64) - 1
+_NAME = r"(?!\.\.?(?:/|\Z))[^/\\\x00-\x1f\x7f]+"  # neither empty nor "." nor ".."; no backslash, no control characters
+_PATH = re.compile(f"{_NAME}(?:/{_NAME})*")
 
 
 class Reference(NamedTuple):
@@ -33,8 +37,7 @@ class Reference(NamedTuple):
 
 def is_path(path: str) -> bool:
     """Whether it is relative, and leads nowhere but downwards."""
-    plain = "\\" not in path and not any(ord(char) < 32 or ord(char) == 127 for char in path)
-    return plain and not any(part in ("", ".", "..") for part in path.split("/"))
+    return _PATH.fullmatch(path) is not None
 
 
 def encode_reference(reference: Reference) -> bytes:
@@ -45,6 +48,7 @@ def encode_reference(reference: Reference) -> bytes:
     return head + path + version
 
 
+@functools.lru_cache(maxsize=1024)  # whoever decodes a record parses it, and whoever reads what it leads to does so again
 def parse_reference(data: bytes) -> Reference:
     """Bytes -> reference. Raises FormatDamaged."""
     if not _HEAD.size <= len(data) <= limits.REFERENCE_BYTES_MAX:
