@@ -4,8 +4,12 @@ edits    100,000 rows of a text of about 900 B (words of a vocabulary by Zipf's 
          as a share of what the first version takes. Then 3,000 images of 50 KB (random bytes) of which a random 95 % is kept, and a column
          of labels that is added to 1,000,000 rows (bytes beside those of its pages alone in a store, and seconds).
 
-Contract: 3,000 rows inserted in 30 places <= 6.7 %, 4,000 deleted in 40 places <= 9.7 %, 3,000 inserted as one block <= 4 %, 300 single
-rows changed <= 25 %; keeping 95 % of the images < 1 %; the column <= 1.2x of it alone, in < 2 s.
+history  opening a version of 1,000,000 rows, and comparing and merging versions of them (bench/dataset_history.py).
+read     single rows, filters, whole tables, Parquet that is nowhere stored (bench/dataset_read.py).
+remotes  what a push to an S3 store sends (bench/dataset_remotes.py).
+
+Contract of edits: 3,000 rows inserted in 30 places <= 6.7 %, 4,000 deleted in 40 places <= 9.7 %, 3,000 inserted as one block <= 4 %, 300
+single rows changed <= 25 %; keeping 95 % of the images < 1 %; the column <= 1.2x of it alone, in < 2 s. Others: their modules.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import zstandard
 
-from bench import harness
+from bench import dataset_history, dataset_read, dataset_remotes, harness
 from bench.harness import Figure
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.schema import class_label_field, image_field
@@ -202,7 +206,12 @@ def _place() -> Iterator[Path]:
                 os.environ["XDG_CACHE_HOME"] = before
 
 
-MEASURES = {"edits": measure_edits}
+MEASURES = {
+    "edits": measure_edits,
+    "history": dataset_history.measure,
+    "read": dataset_read.measure,
+    "remotes": dataset_remotes.measure,
+}
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

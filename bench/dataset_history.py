@@ -82,8 +82,3 @@ def measure(quick: bool) -> list[Figure]:
             ("merge_ms", merged_ms, ""),
         ]
     return [Figure(name, value, "ms", bound) for name, value, bound in figures]
-
-
-if __name__ == "__main__":
-    for figure in measure(quick=False):
-        print(f"{figure.name:<24} {figure.value:>10.1f} {figure.unit}  {figure.bound}")

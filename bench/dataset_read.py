@@ -1,6 +1,4 @@
-"""Reading a version in place: single rows, opening, filters, whole tables, and Parquet that is nowhere stored.
-
-python -m bench.dataset_read [--quick] [--json] [--history]
+"""Reading a version in place: single rows, opening, filters, whole tables, and Parquet that is nowhere stored. For bench/dataset.py.
 
 1,000,000 rows (50,000 with --quick, without the bounds that are meant for the full size): an integer, a float, a label and a text of about
 100 bytes. Opening is in a process that has the store open already; a row is one of 20,000 at random, each read once before ("cached") or
@@ -10,7 +8,6 @@ from the page cache; that of `pandas.read_parquet` on lepton:// the same call on
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench import harness
-from bench.harness import Figure
+from bench.harness import Figure, median
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.optional import require_module
 from leptonstore.store import Store
@@ -50,7 +46,7 @@ def _seconds(work: Callable[[], object], runs: int = RUNS) -> float:
         start = time.perf_counter()
         work()
         taken.append(time.perf_counter() - start)
-    return harness.median(taken)
+    return median(taken)
 
 
 def _rows(store: Store, count: int) -> list[Figure]:
@@ -134,13 +130,3 @@ def measure(quick: bool) -> list[Figure]:
         with Store.open(Path(folder) / "store", cache_dir=Path(folder) / "cache") as store:
             figures = [*_opening(store), *_rows(store, min(rows // 5, 20_000)), *_filters(store)]
             return [*figures, *_whole(store, parquet), *_parquet_in_place(store, parquet)]
-
-
-def main() -> None:
-    """The command line."""
-    arguments: argparse.Namespace = harness.parser("dataset_read", (__doc__ or "").split("\n")[0]).parse_args()
-    harness.main("dataset_read", arguments, lambda given: measure(given.quick))
-
-
-if __name__ == "__main__":
-    main()

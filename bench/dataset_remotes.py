@@ -1,4 +1,4 @@
-"""`python -m bench.dataset_remotes`: what a push sends, and how fast.
+"""Remotes: what a push sends, and how fast. For bench/dataset.py.
 
 100,000 rows, a text of about 900 bytes of words and three numbers each (about 90 MB), are pushed to a new store on a real S3 server
 (SeaweedFS on loopback). Then 1 % of the rows change, in one place or scattered, and that version is pushed: what the object store was
@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bench import harness
-from bench.harness import Figure
+from bench.harness import Figure, median
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.dataset.exchange import push
 from leptonstore.store import Store
@@ -161,7 +160,7 @@ def measure_rate(place: Path, table: pa.Table, rounds: int) -> list[Figure]:
             begin = time.perf_counter()
             push(source, destination, [REF])
             pushes.append(table.nbytes / (time.perf_counter() - begin) / 1e6)
-    return [Figure("remote_rate", harness.median(pushes), "MB/s", "", "import", harness.median(imports))]
+    return [Figure("remote_rate", median(pushes), "MB/s", "", "import", median(imports))]
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -175,13 +174,3 @@ def measure(quick: bool) -> list[Figure]:
             figures += measure_shares(place, bucket, table)
             figures += measure_resumed(place, bucket, table)
     return figures
-
-
-def main() -> None:
-    """See the module."""
-    arguments = harness.parser("dataset_remotes", __doc__ or "").parse_args()
-    harness.main("dataset_remotes", arguments, lambda given: measure(given.quick))
-
-
-if __name__ == "__main__":
-    main()

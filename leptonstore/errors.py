@@ -33,8 +33,10 @@ that is not a `LeptonError` is a bug of ours or of the machine. The command line
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+_LISTED_MAX = 10  # names in one message
 
 
 class LeptonError(Exception):
@@ -42,6 +44,13 @@ class LeptonError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
+
+
+def listed(names: Iterable[str], none: str = "none yet") -> str:
+    """What there is instead, for a message: the first names and how many more, so that it stays one line."""
+    every = list(names)
+    more = len(every) - _LISTED_MAX
+    return ", ".join(every[:_LISTED_MAX]) + (f" and {more:,} more" if more > 0 else "") or none
 
 
 def _restored(kind: type[LeptonError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> LeptonError:
@@ -231,6 +240,10 @@ class MissingExtra(LeptonError):
         super().__init__(f'{what} needs an optional part{lacking}: pip install "leptonstore[{extra}]"')
         self.extra = extra
         self.module = module
+
+
+class LeptonWarning(UserWarning):
+    """Something that a caller should know although what was asked for was done. The command line prints it in one line."""
 
 
 class Stopped(LeptonError):

@@ -140,6 +140,19 @@ GC_KEY_BYTES = 16  # of a digest, in the sorted runs: two that share 128 bits co
 GC_REPACK_SHARE = 0.5
 GC_SMALL_PACK_BYTES = PACK_BYTES_MAX // 4
 GC_SMALL_PACKS_MIN = 16  # as many small packs of one content are merged: each byte moves about log16(packs) times
+PURGE_ROUNDS_MAX = 4  # collections of an erasure: one, and as many more as others write garbage meanwhile
+# Of one erasure: the mapping from old to new versions (140 bytes each) and the refs that move (400 bytes each) stand in one log entry.
+ERASE_VERSIONS_MAX = 20_000
+ERASE_REFS_MAX = 3_000
+# What is searched for after an erasure: values of this many bytes and more; shorter ones are found everywhere, whoever wrote them.
+SEARCH_BYTES_MIN = 8
+SEARCH_DISTINCT_MIN = 4  # different bytes in it: zeros are found everywhere, too
+# A longer value is searched for by blocks of this size (at least one of which lies whole in any piece that it was cut into).
+SEARCH_BLOCK_BYTES = 4 * KIB
+SEARCH_PATTERNS_BYTES_MAX = (
+    256 * MIB
+)  # of all patterns, held in memory; of values beyond that the proof is the structural one
+SEARCH_WINDOWS_MAX = 1 << 20  # 8-byte windows of all patterns that are compared to choose rare ones: 0.5 s
 WRITER_CLAIMS_BYTES_MAX = 64 * MIB  # 34 bytes a pack: 2 million packs, 128 TiB by one writer
 LEASE_BYTES_MAX = 4 * KIB
 
@@ -184,7 +197,7 @@ WINDOW_BYTES = OBJECT_PART_BYTES  # requests for long stretches end where the pa
 # Of a window, from which on all of it is fetched: readers that want so much in one place come back for the rest (writers fill several packs
 # at a time, so a scan meets each window in a few stretches). Reads in random order hardly ever want so much of one.
 WINDOW_WANTED_SHARE = 1 / 8
-WINDOWS_MAX = 12  # the latest, that a tier keeps: 96 MiB
+WINDOWS_MAX = 8  # the latest, that a tier keeps: 64 MiB
 # Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
 # order of a pack of 64 MiB do that once in 10,000 times.
 READ_AHEAD_WINDOWS_MAX = 4  # 32 MiB: 640 MB/s where a request takes 50 ms

@@ -132,6 +132,11 @@ class _Found:
         there = self._looked.there
         return [len(there[digest].data) if digest in there else known[digest] for digest in self._looked.digests]
 
+    @property
+    def light(self) -> bool:
+        """As far as the reader's part is."""
+        return self._rest.light
+
     def begin(self) -> None:
         """Nothing yet: what another process fetches meanwhile is not fetched here."""
 

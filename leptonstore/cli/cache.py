@@ -211,9 +211,7 @@ def warm(
         size = usual_budget_bytes(path)
     with open_store(store) as opened:
         dataset = Dataset.open(opened, name)
-        unknown = sorted(set(columns) - set(dataset.column_names))
-        if unknown:
-            raise NotFound(f"{dataset.name} has no column {unknown[0]!r}: it has {', '.join(dataset.column_names)}")
+        dataset.fields(columns)  # an unknown column is named before anything is read
         with (
             _open(path, size, ram_only=opened.sealer is not None) as cache,
             progress(dataset.name, None, "values") as tell,

@@ -12,7 +12,7 @@ from leptonstore.cli.runtime import human_bytes, status
 from leptonstore.cli.secret import given_remote_secret, remote_secret_options
 from leptonstore.dataset.exchange import Exchange
 from leptonstore.dataset.refs import MAIN
-from leptonstore.errors import Conflict
+from leptonstore.errors import BadInput, Conflict
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
 from leptonstore.store.remotes import remote_url
@@ -48,6 +48,12 @@ def exchange_options(command: _F) -> _F:
     text = "All branches and tags of each NAME; without a NAME, of everything."
     command = click.option("--all", "whole", is_flag=True, help=text)(command)
     return depth_option(kind_option(command))
+
+
+def require_names(names: tuple[str, ...], whole: bool, verb: str) -> None:
+    """Raise BadInput for neither names nor --all."""
+    if not names and not whole:
+        raise BadInput(f"say what to {verb}: NAME[@BRANCH], or --all")
 
 
 def open_remote(store: Store, name_or_url: str) -> tuple[str, Store]:

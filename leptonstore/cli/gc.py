@@ -32,13 +32,13 @@ def command(store: str | None, dry_run: bool, repack: bool, as_json: bool) -> No
       lepton gc --dry-run
     """
     with open_store(store) as opened:
-        with _stages() as report:
+        with stages() as report:
             done = collect(opened, dry_run, repack, report)
         emit({"store": opened.url, **done.to_json()}, as_json, lambda: print_report(done))
 
 
 @contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages() -> Iterator[Callable[[str, int, int], None]]:
     """One bar for each stage of a collection."""
     with contextlib.ExitStack() as stack:
         current, advance = "", lambda done: None

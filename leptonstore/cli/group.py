@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from typing import Any
 
 import click
 
 from leptonstore.cli.completion import offer_names
+from leptonstore.cli.runtime import ReaderGone
 from leptonstore.errors import MissingExtra
 from leptonstore.version import __version__
 
@@ -37,6 +39,7 @@ SUMMARIES = {
     "checkout": "Write a version out: another name of export.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",
+    "erase": "Erase rows from every version and every byte of the store.",
     "gc": "Remove what no version, reader or writer needs.",
     "check": "Find what is damaged or missing.",
     "repair": "Mend damaged and missing packs, and say what is lost.",
@@ -79,6 +82,12 @@ class _Lazy(click.Group):
             offer_names(command)
             return command
         return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import pyarrow as pa
 
+from leptonstore.cli.edits import type_of
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.dataset import write_dataset
 from leptonstore.dataset.importers import FORMATS, open_source
@@ -23,12 +24,9 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
     found = {}
     for value in values:
         column, _, name = value.rpartition("=")
-        try:
-            found[column] = pa.type_for_alias(name)
-        except ValueError:
-            raise click.BadParameter(
-                f"{value!r}: give COLUMN=TYPE, such as id=int32, day=date32 or seen=timestamp[us]"
-            ) from None
+        if not column:
+            raise BadInput(f"--type {value}: give COLUMN=TYPE, such as id=int32, day=date32 or seen=timestamp[us]")
+        found[column] = type_of(name)
     return found
 
 

@@ -1,4 +1,4 @@
-"""lepton key list | add | remove | rotate"""
+"""lepton key ls | add | remove | rotate"""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def command() -> None:
 
     \b
     Example:
-      lepton key list
+      lepton key ls
       lepton key add --label backup --new-key-file ~/backup.key
       lepton key rotate
-      lepton key remove backup
+      lepton key rm backup
     """
 
 
-@command.command("list")
+@command.command("ls")
 @store_option
 @json_option
-def list_(store: str | None, as_json: bool) -> None:
+def ls(store: str | None, as_json: bool) -> None:
     """List the keys of a store, oldest first. Needs no passphrase.
 
     \b
     Example:
-      lepton key list --json
+      lepton key ls --json
     """
     tier, config = Store.read_config(store_url(store))
     if config.encryption is None:
@@ -76,18 +76,18 @@ def add(
         emit({"store": opened.url, **_told(key)}, as_json, f"added {_line(key)}")
 
 
-@command.command("remove")
+@command.command("rm")
 @click.argument("key")
 @store_option
 @json_option
-def remove(key: str, store: str | None, as_json: bool) -> None:
+def rm(key: str, store: str | None, as_json: bool) -> None:
     """Remove KEY (the beginning of its id, or its label). The last one stays.
 
     It opens the store no more, but whoever kept a copy of its file in keys/ can still use that on a copy of the store.
 
     \b
     Example:
-      lepton key remove 3f2a
+      lepton key rm 3f2a
     """
     with open_store(store) as opened:
         ring, _ = _ring(opened)

@@ -33,7 +33,9 @@ def print_refs(refs: list[RefInfo], none: str = "nothing here yet; `lepton impor
     """A line for each, tags marked."""
     if not refs:
         click.echo(none)
-    for ref in refs:
+    versions = [f"{ref.name}@{ref.branch}" for ref in refs]
+    width = max(map(len, versions), default=0)
+    for ref, version in zip(refs, versions, strict=True):
         time = datetime.fromtimestamp(ref.time_s).strftime("%Y-%m-%d %H:%M")
         tag = "  tag" if ref.tag else ""
-        click.echo(f"{ref.kind:<10}  {ref.name}@{ref.branch:<24}  {ref.commit[:12]}  {time}  {ref.author}{tag}")
+        click.echo(f"{ref.kind:<10}  {version:<{width}}  {ref.commit[:12]}  {time}  {ref.author}{tag}")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import click
 
-from leptonstore.cli.exchange import exchange_options, open_remote, print_exchange, require_joined, transfer_progress
+from leptonstore.cli.exchange import (
+    exchange_options,
+    open_remote,
+    print_exchange,
+    require_joined,
+    require_names,
+    transfer_progress,
+)
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.dataset.exchange import pull, refs_of
-from leptonstore.errors import BadInput
 from leptonstore.store.remotes import DEFAULT
 
 
@@ -40,8 +46,7 @@ def command(
       lepton pull birds
       lepton pull birds@v2 --from s3://bucket/birds
     """
-    if not names and not whole:
-        raise BadInput("say what to pull: NAME[@BRANCH], or --all")
+    require_names(names, whole, "pull")
     with open_store(store) as opened:
         name, other = open_remote(opened, remote)
         with other, transfer_progress("pull") as progress:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from leptonstore.cli.exchange import exchange_options, open_remote, print_exchange, transfer_progress
+from leptonstore.cli.exchange import exchange_options, open_remote, print_exchange, require_names, transfer_progress
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.dataset.exchange import push, refs_of
-from leptonstore.errors import BadInput
 from leptonstore.store.remotes import DEFAULT
 
 
@@ -45,8 +44,7 @@ def command(
       lepton push birds --dry-run
       lepton push birds
     """
-    if not names and not whole:
-        raise BadInput("say what to push: NAME[@BRANCH], or --all")
+    require_names(names, whole, "push")
     with open_store(store) as opened:
         _, other = open_remote(opened, remote)
         with other, transfer_progress("push") as progress:

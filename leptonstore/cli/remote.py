@@ -50,6 +50,8 @@ def ls(store: str | None, as_json: bool) -> None:
         known = remotes_of(opened.state)
 
         def text() -> None:
+            if not known:
+                click.echo("no remote yet; `lepton remote add NAME URL` remembers one")
             for name, url in known.items():
                 click.echo(f"{name:<12} {url}")
 

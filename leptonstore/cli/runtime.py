@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -142,6 +143,10 @@ def status(label: str) -> Iterator[Callable[[Callable[[], str]], None]]:
         yield tell
 
 
+class ReaderGone(Exception):
+    """The reader of our output has gone (`lepton log | head`): nothing is left to say. No OSError, for which click would exit with 1."""
+
+
 _interrupt = threading.Event()
 
 
@@ -160,6 +165,15 @@ def _raise_interrupt() -> None:
 def run(group: click.Group, arguments: list[str]) -> int:
     """Run the command line; returns the exit code. One line on stderr for every error that has a name."""
     debug = "--debug" in arguments[:1]
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, errors.LeptonWarning):
+            click.echo(f"lepton: warning: {message}", err=True)
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = tell
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, and jobs in the background of a shell
             signal.signal(number, _interrupted)
@@ -175,8 +189,7 @@ def run(group: click.Group, arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("lepton: interrupted; what was stored is intact, run the command again to go on", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`lepton log | head`): nothing left to say.
+    except (BrokenPipeError, ReaderGone):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except errors.LeptonError as error:

@@ -25,6 +25,8 @@ SIGNS = {ADDED: ("+", "green"), REMOVED: ("-", "red"), CHANGED: ("~", "yellow")}
 
 def shown(value: Any) -> str:
     """A value in a few characters: what is long by its size and its digest."""
+    if value is None:
+        return "null"
     if isinstance(value, LargeValue):
         return f"<{human_bytes(value.size)} {value.digest[:12]}>"
     if isinstance(value, bytes):

@@ -13,7 +13,7 @@ import click
 
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable
+from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable, listed
 from leptonstore.store import Store
 from leptonstore.store.gc import collect
 from leptonstore.store.moves import Move, MovePlan, apply_moves, leaving, plan_for
@@ -197,7 +197,7 @@ def _ref(store: Store, name: str) -> str:
     for candidate in (name, f"dataset/{dataset}/{branch or 'main'}"):
         if candidate in store.state.refs:
             return candidate
-    raise RefMissing(f"there is no ref {name!r}; there is: {', '.join(sorted(store.state.refs)[:10]) or 'none yet'}")
+    raise RefMissing(f"there is no ref {name!r}; there is: {listed(sorted(store.state.refs))}")
 
 
 _prices_option = click.option(

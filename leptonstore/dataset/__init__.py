@@ -7,6 +7,7 @@ keyed       sorting by key, finding keys  where       conditions                
 refs        names of versions        dataset     Dataset: read a version          write                  make a version
 graph       what came before         reflog      what the log remembers           versions, branches     log, branches, tags
 diff        two versions             merge       three versions                   integrate              merge, restore, revert
+erase       rows out of every version and every byte (`leptonstore.dataset.erase.erase`)
 files       tables of files (checkpoints, models)                                 stats                  rows, bytes, chunks
 pages       rows <-> pages               cached      through the hot cache               future                 what it will be asked for
 rows        ds[i]                        scan        from end to end                     predicate, filtering   filters and columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leptonstore.dataset.graph import ancestry, read_commit
 from leptonstore.dataset.refs import RefInfo, check_new, delete_ref, list_refs, ref_name
-from leptonstore.errors import BadInput, RefMissing
+from leptonstore.errors import BadInput, RefMissing, listed
 from leptonstore.store import RefUpdate, Store
 
 
@@ -41,7 +41,7 @@ def remove_ref(store: Store, kind: str, name: str, branch: str, tag: bool, force
     if record is None:
         known = [info.branch for info in list_refs(store, kind, name) if info.tag == tag]
         raise RefMissing(
-            f"{kind} {name!r} has no {'tag' if tag else 'branch'} {branch!r}; there is: {', '.join(known) or 'none'}"
+            f"{kind} {name!r} has no {'tag' if tag else 'branch'} {branch!r}; there is: {listed(known, 'none')}"
         )
     if record.tag != tag:
         other = "tag" if record.tag else "branch"

@@ -35,7 +35,7 @@ from leptonstore.dataset.stats import DatasetStats, version_stats
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Asked, Column
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError
+from leptonstore.errors import BadInput, ChunkCorrupt, SchemaError, listed
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store import Store
 from leptonstore.tiers.chunks import ChunkFinder
@@ -172,8 +172,12 @@ class Dataset(Editing, History):
     # -- selections ----------------------------------------------------------------------------------------------
 
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
-        """A view of some rows of this one, in the order given. Raises BadInput for rows out of range."""
-        view = self._view(self._base_rows(np.asarray(rows, np.int64)), self.cache)
+        """A view of some rows of this one, in the order given. Raises BadInput for rows out of range, or what is no row number."""
+        try:
+            numbers = np.asarray(rows, np.int64)
+        except (TypeError, ValueError):
+            raise BadInput(f"select takes row numbers, not {rows!r}; columns are named where rows are read") from None
+        view = self._view(self._base_rows(numbers), self.cache)
         view._chunks, view._leaves = self._chunks, self.leaves
         view._pages, view._rows = self.pages, self._row_reader
         return view
@@ -229,7 +233,9 @@ class Dataset(Editing, History):
             return list(self.schema)
         unknown = [name for name in columns if name not in self.schema.names]
         if unknown:
-            raise SchemaError(f"{self.name}@{self.ref} has no column {unknown[0]!r}; it has {self.schema.names}")
+            raise SchemaError(
+                f"{self.name}@{self.ref} has no column {unknown[0]!r}; it has {listed(self.schema.names)}"
+            )
         return [self.schema.field(name) for name in columns]
 
     @property
@@ -327,21 +333,24 @@ class Dataset(Editing, History):
         """How many rows `expression` is true for. Raises BadInput."""
         return sum(len(positions) for positions, _ in _scan(self, expression, None))
 
-    def filter(self, expression: pc.Expression) -> Dataset:
-        """A view of the rows that `expression` is true for. Reads the columns that it names, now. Raises BadInput."""
+    def filter(self, expression: pc.Expression | str) -> Dataset:
+        """A view of the rows that `expression` is true for: of pyarrow.compute, or as in `lepton delete --where`.
+
+        Reads the columns that it names, now. Raises BadInput.
+        """
         found = [positions for positions, _ in _scan(self, expression, None)]
         return self.select(np.concatenate(found) if found else [])
 
-    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+    def to_arrow(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> pa.Table:
         """The view (or what `filter` is true for, as in `scan`) as a table in memory."""
         return pa.Table.from_batches(list(self.scan(columns, filter)), pa.schema(self.fields(columns)))
 
-    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+    def to_pandas(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> Any:
         """`to_arrow` as a DataFrame; a tensor becomes a flat list. Raises MissingExtra without pandas."""
         require_module("to_pandas", "pandas", "pandas")
         return self.to_arrow(columns, filter).to_pandas()
 
-    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> Any:
+    def to_polars(self, columns: Sequence[str] | None = None, filter: pc.Expression | str | None = None) -> Any:
         """`to_arrow` as a DataFrame of polars; Raises MissingExtra without polars."""
         polars = require_module("to_polars", "polars", "polars")
         return polars.from_arrow(self.to_arrow(columns, filter))

@@ -36,6 +36,7 @@ from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, CommitExpired, Conflict, DuplicateKey, RefMissing, SchemaError
 from leptonstore.format.commit import Commit
 from leptonstore.format.node import RowGroup
+from leptonstore.store import Store
 
 Progress = Callable[[int], None]
 
@@ -213,16 +214,21 @@ def matching(head: Dataset, where: Any) -> Iterator[np.ndarray[Any, np.dtype[np.
         span, group = reader.node(0, row)
         assert isinstance(group, RowGroup)
         row = span.end
-        if not condition.may_hold(group):
-            continue
-        arrays = []
-        for column in condition.columns:
-            field = head.schema.field(column)
-            stored = read_column(
-                head.store, group.columns[head.schema.get_field_index(column)], field, span.start, name
-            )
-            arrays.append(resolve(head.store, stored, field.type))
-        yield span.start + condition.rows(pa.RecordBatch.from_arrays(arrays, condition.columns))
+        yield span.start + matching_in(head.store, head.schema, condition, group, span.start, name)
+
+
+def matching_in(
+    store: Store, schema: pa.Schema, condition: Filter, group: RowGroup, first: int, name: str
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions in a row group (which begins at row `first` of version `name`) of the rows for which a condition holds."""
+    if not condition.may_hold(group):
+        return np.empty(0, np.int64)
+    arrays = []
+    for column in condition.columns:
+        field = schema.field(column)
+        stored = read_column(store, group.columns[schema.get_field_index(column)], field, first, name)
+        arrays.append(resolve(store, stored, field.type))
+    return condition.rows(pa.RecordBatch.from_arrays(arrays, condition.columns))
 
 
 def _require_keyed(base: Dataset, what: str) -> None:

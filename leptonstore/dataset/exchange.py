@@ -29,6 +29,7 @@ from leptonstore.errors import (
     FormatDamaged,
     NotPermitted,
     RefMissing,
+    listed,
 )
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.copies import is_same_place
@@ -92,10 +93,10 @@ def refs_of(store: Store, specs: Sequence[str], kind: str = "dataset", whole: bo
         own = [ref for ref in there if not is_tracking(store.state.refs[ref])]
         wanted = own if whole else [ref for ref in there if ref == prefix + branch]
         if not wanted:
-            listed = ", ".join(ref[len(prefix) :] for ref in there)
-            names = ", ".join(sorted({ref.split("/")[1] for ref in _all_refs(store) if ref.startswith(f"{kind}/")}))
-            known = f"{kind} {name!r} has no branch or tag {branch!r}; it has: {listed}" if there else ""
-            raise RefMissing(known or f"no {kind} {name!r} in {store.url}; there is: {names or 'none yet'}")
+            has = listed(ref[len(prefix) :] for ref in there)
+            names = sorted({ref.split("/")[1] for ref in _all_refs(store) if ref.startswith(f"{kind}/")})
+            known = f"{kind} {name!r} has no branch or tag {branch!r}; it has: {has}" if there else ""
+            raise RefMissing(known or f"no {kind} {name!r} in {store.url}; there is: {listed(names)}")
         found.update(dict.fromkeys(wanted))
     return list(found)
 

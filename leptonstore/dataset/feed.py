@@ -14,7 +14,7 @@ from leptonstore.dataset.groups import read_column
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import Span, TreeReader
 from leptonstore.dataset.values import resolve
-from leptonstore.errors import BadInput, SchemaError
+from leptonstore.errors import BadInput, SchemaError, listed
 
 Function = Callable[[pa.RecordBatch], Any]
 
@@ -23,7 +23,7 @@ def column_index(head: Dataset, name: str) -> int:
     """Where a column stands. Raises SchemaError, naming what there is."""
     at = head.schema.get_field_index(name)
     if at < 0:
-        raise SchemaError(f"{head.name}@{head.ref} has no column {name!r}; it has {', '.join(head.schema.names)}")
+        raise SchemaError(f"{head.name}@{head.ref} has no column {name!r}; it has {listed(head.schema.names)}")
     return int(at)
 
 

@@ -107,7 +107,13 @@ class LeptonFileSystem(AbstractFileSystem):
         path = self._strip_protocol(path)
         url, spec, _ = self._split(path)
         if not spec:
-            self._listed(url)
+            try:
+                self._listed(url)
+            except FileNotFoundError as error:
+                # pyarrow drops what a FileNotFoundError says, and the usual cause is a NAME without its @REF.
+                raise OSError(
+                    f"lepton://{path} names no version: write lepton://STORE/NAME@REF, such as {path}@main ({error})"
+                ) from error
             return {"name": path, "size": 0, "type": "directory"}
         return _info(path, self._found(path)[2])
 
@@ -142,7 +148,7 @@ class LeptonFileSystem(AbstractFileSystem):
             raise NotPermitted(f"lepton://{path}: a version never changes; write a new one with the store's own tools")
         mounted, inner, entry = self._found(path)
         if not entry.is_file:
-            raise IsADirectoryError(f"lepton://{path} is a directory")
+            raise IsADirectoryError(f"lepton://{path} is a directory: open the files below it (data/*.parquet)")
         options.setdefault("cache_type", "none")  # pages are kept already; reading ahead would read other columns
         return LeptonFile(self, path, mounted.reader(inner), entry.size, block_size, cache_options, **options)
 

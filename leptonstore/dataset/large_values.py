@@ -54,6 +54,11 @@ class LargeValues:
             self.fits = bool(self._offsets[-1] <= _OFFSETS_32_MAX or self._binary != pa.binary())
         self._found = found if self.fits else None
 
+    @property
+    def light(self) -> bool:
+        """As FoundChunks."""
+        return self._found is not None and self._found.light
+
     def begin(self) -> None:
         """Have them on their way while other work is done. Once."""
         if self._found is not None:

@@ -146,7 +146,11 @@ class _Merge:
         one, other = self._diff.schema, self._source_diff.schema
         for diff in (one, other):
             if diff.identity is not None or diff.keyed is not None:
-                raise MergeConflict("the sides tell rows apart by different columns; bring them to one key first")
+                before, after = diff.identity or (self._base.commit_object.identity,) * 2
+                raise MergeConflict(
+                    f"rows are told apart by other columns since the base ({', '.join(before)} -> {', '.join(after)}): "
+                    "import the branch anew with the --key of the other, or restore one of them"
+                )
         if not other:
             return
         same = self._target.schema.equals(self._source.schema, check_metadata=True)

@@ -171,6 +171,12 @@ class Pages:
             found = self._layouts.add(leaf.first, Layout(group, starts, units), size)
         return found
 
+    def refers(self, row: int, fields: Sequence[pa.Field]) -> bool:
+        """Whether values of some columns stand elsewhere than in their pages, in the row group of a row of the version."""
+        columns = self.layout(self._leaves.find(row)).group.columns
+        indices = [self._schema.get_field_index(field.name) for field in fields]
+        return any(part.has_references for column in indices for part in columns[column])
+
     def _units(self, parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
         small = len(parts) == 1 or sum(part.page_bytes for part in parts) <= limits.COLUMN_WHOLE_BYTES_MAX
         return [parts] if small and not self._on_host else [(part,) for part in parts]

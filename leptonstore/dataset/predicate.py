@@ -23,6 +23,7 @@ from pyarrow import acero
 from pyarrow.fs import LocalFileSystem
 
 from leptonstore import limits
+from leptonstore.dataset.where import parse_where
 from leptonstore.errors import BadInput
 from leptonstore.format.node import Part, RowGroup
 
@@ -32,11 +33,18 @@ _FORMAT, _NOWHERE = pads.ParquetFileFormat(), LocalFileSystem()
 
 
 class Predicate:
-    """`expression`, over tables of `schema`. Any thread. Raises BadInput: unknown columns, types that do not fit, not boolean."""
+    """`expression`, or a condition as text (see where.py), over tables of `schema`. Any thread.
 
-    def __init__(self, expression: pc.Expression, schema: pa.Schema) -> None:
+    Raises BadInput: unknown columns, types that do not fit, not boolean.
+    """
+
+    def __init__(self, expression: pc.Expression | str, schema: pa.Schema) -> None:
+        if isinstance(expression, str):
+            expression = parse_where(expression, schema)
         if not isinstance(expression, pc.Expression):
-            raise BadInput(f"a filter is a pyarrow.compute expression, such as pc.field('x') > 3, not {expression!r}")
+            raise BadInput(
+                f"a filter is a pyarrow.compute expression, such as pc.field('x') > 3, or text, not {expression!r}"
+            )
         schema = widened(schema)  # Arrow compares no float16
         self.expression, self._schema = expression, schema
         found = _evaluate(expression, schema.empty_table()).type

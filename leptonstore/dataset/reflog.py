@@ -28,7 +28,8 @@ class Published:
 
 
 def publications(store: Store) -> dict[str, Published]:
-    """Commit -> its first publication. A version that came with a later one (a transfer of history) has none of its own."""
+    """Commit -> its first publication. A version that came with a later one (a transfer of history) has none of its own; one that
+    stands for an erased one has that one's."""
     out: dict[str, Published] = {}
     for entry in store.history():
         for ref in entry["refs"]:
@@ -36,6 +37,10 @@ def publications(store: Store) -> dict[str, Published]:
                 out[ref["new"]] = Published(
                     ref["name"], entry["time_ns"] / 1e9, entry["author"], entry["host"], entry["sequence"]
                 )
+    for erased in store.state.replaced:
+        standing = store.state.stands_for(erased)
+        if erased in out and (standing not in out or out[erased].sequence < out[standing].sequence):
+            out[standing] = out[erased]
     return out
 
 

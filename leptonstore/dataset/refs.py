@@ -7,6 +7,8 @@
     NAME@BRANCH@2026-11-01        the same of another branch or tag
     any of these and ~N or ^N     N versions back by first parents; the N-th parent (^ and ~ alone: the first)
 
+A version that was erased is read as the one that stands for it (LogState.replaced), with a LeptonWarning.
+
 A ref is called <kind>/<name>/<branch> in the log; kinds are dataset, checkpoint and model. Branches and tags share one space of names:
 a tag is a ref that never moves, which its entry in the log says. `resolve_ref` is the one place that reads such names.
 """
@@ -14,6 +16,7 @@ a tag is a ref that never moves, which its entry in the log says. `resolve_ref` 
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,7 +24,7 @@ from leptonstore import limits
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
 from leptonstore.dataset.reflog import commit_at, is_date
 from leptonstore.digest import parse_hex
-from leptonstore.errors import BadInput, RefMissing
+from leptonstore.errors import BadInput, LeptonWarning, RefMissing, listed
 from leptonstore.format.commit import KINDS
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.log import RefRecord
@@ -128,11 +131,20 @@ def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     known = list_refs(store, kind, name)
     if not known and date is None:
         there = sorted({info.name for info in list_refs(store, kind)})
-        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {', '.join(there) or 'none yet'}")
-    if date is None:
-        commit = _commit_of_ref(store, kind, spec, name, ref, known)
-    else:
-        commit = _commit_then(store, kind, name, ref, date)
+        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {listed(there)}")
+    commit = (
+        _commit_of_ref(store, kind, spec, name, ref, known)
+        if date is None
+        else _commit_then(store, kind, name, ref, date)
+    )
+    if commit in store.state.replaced:
+        standing = store.state.stands_for(commit)
+        warnings.warn(
+            f"version {commit[:12]} ({spec}) was erased; {standing[:12]} stands for it, without the rows",
+            LeptonWarning,
+            stacklevel=3,
+        )
+        commit = standing
     for kind_of_step, count in _STEP.findall(steps):
         commit = _step(store, spec, commit, kind_of_step, count)
     return name, spec[len(name) + 1 :] if "@" in spec and parts["ref"] else MAIN + steps, commit
@@ -150,7 +162,7 @@ def _commit_of_ref(store: Store, kind: str, spec: str, name: str, ref: str, know
     if _HEX.fullmatch(ref):
         commits = sorted(
             {commit for info in known for commit in ancestry(store, info.commit) if commit.startswith(ref)}
-        )
+        ) or sorted(commit for commit in store.state.replaced if commit.startswith(ref))
         if len(commits) == 1:
             return commits[0]
         if commits:
@@ -168,7 +180,8 @@ def _commit_then(store: Store, kind: str, name: str, ref: str, date: str) -> str
         known = ", ".join(info.branch for info in list_refs(store, kind, name))
         raise RefMissing(f"{error}; refs of {kind} {name!r} now: {known or 'none'}") from None
     state = store.state
-    if not protected(store, {record.commit for record in state.refs.values()}, state.forgotten, {commit}):
+    standing = state.stands_for(commit)
+    if not protected(store, {record.commit for record in state.refs.values()}, state.forgotten, {standing}):
         raise RefMissing(
             f"what {full} was at {date} ({commit}) was forgotten: no branch or tag leads to it. As long as gc has not taken it, its whole "
             "digest names it"
@@ -203,7 +216,5 @@ def delete_ref(store: Store, kind: str, name: str, branch: str) -> None:
     full = ref_name(kind, name, branch)
     record = store.state.refs.get(full)
     if record is None:
-        raise RefMissing(
-            f"no {full} in {store.url}; there is: {', '.join(sorted(store.state.refs)[:10]) or 'none yet'}"
-        )
+        raise RefMissing(f"no {full} in {store.url}; there is: {listed(sorted(store.state.refs))}")
     store.publish("delete-ref", lambda state: (RefUpdate(full, record.commit, None),))

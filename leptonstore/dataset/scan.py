@@ -1,7 +1,7 @@
 """Going through a version from one end to the other: what comes next is asked for while what came before is decoded.
 
-    plan     one thread     pages of the row group (small where values are large) -> slices of rows -> their large values are asked for
-    finish   READ_THREADS   decode and check each slice's values into memory that is used again
+    plan     one thread     of a row group with large values: its pages (small then) -> slices of rows -> the values are asked for
+    finish   READ_THREADS   decode and check each slice's values into memory that is used again; pages, where all values are in them
     yield    in order       the caller has one slice, PLANNED_MAX more are on their way
 
 A slice is a row group, or as many of its rows as refer to SCAN_SLICE_BYTES: memory does not grow with the values of a row group. Each is
@@ -10,9 +10,11 @@ four requests of an object store, so with three slices under way there are twelv
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,8 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 READ_THREADS = 2  # slices decoded at once
 PLANNED_MAX = 3  # slices whose values are asked for and not decoded yet
 
-_Slice = tuple[int, Asked]  # position of its first row in the view
+_Batch = Callable[[Recycler], pa.RecordBatch]
+_Slice = tuple[int, _Batch]  # position of its first row in the view, and what makes it
 
 
 def scan(dataset: Dataset, fields: list[pa.Field], rows: Rows) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -41,7 +44,7 @@ def scan(dataset: Dataset, fields: list[pa.Field], rows: Rows) -> Iterator[tuple
     slices = _planned(dataset, fields, rows, cuts)
     memory = Recycler(limits.SCAN_SLAB_BYTES, READ_THREADS + 1)
     if len(cuts) == 2:
-        yield from ((first, asked.batch(memory)) for first, asked in slices)
+        yield from ((first, batch(memory)) for first, batch in slices)
         return
     with (
         ThreadPoolExecutor(1, "lepton-plan") as planner,
@@ -102,20 +105,34 @@ class _Ahead:
                 self._more = False
                 self._plans.clear()
                 return
-            first, asked = planned
-            self._batches.append((first, self._readers.submit(asked.batch, self._memory)))
+            first, batch = planned
+            self._batches.append((first, self._readers.submit(batch, self._memory)))
 
 
 def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[int]) -> Iterator[_Slice]:
+    alone = threading.Lock()
     for start, end in itertools.pairwise(cuts):
         base = rows[start:end]
+        if not dataset.pages.refers(int(base[0]), fields):
+            yield start, functools.partial(_in_pages, dataset, fields, base)
+            continue
         columns = dataset.pages.gather(base, fields)
         at = 0
         for stop in slice_ends(columns, len(base)):
             asked = dataset.ask([column.slice(at, stop) for column in columns], fields, base[at:stop])
             asked.begin()
-            yield start + at, asked
+            yield start + at, functools.partial(_alone, alone, asked) if asked.light else asked.batch
             at = stop
+
+
+def _alone(lock: threading.Lock, asked: Asked, memory: Recycler) -> pa.RecordBatch:
+    """What is only copied and digested holds the interpreter's lock for half of its time: two threads took a fifth longer than one."""
+    with lock:
+        return asked.batch(memory)
+
+
+def _in_pages(dataset: Dataset, fields: list[pa.Field], base: Rows, memory: Recycler) -> pa.RecordBatch:
+    return dataset.ask(dataset.pages.gather(base, fields), fields, base).batch(memory)
 
 
 def slice_ends(columns: list[Column], rows: int) -> list[int]:

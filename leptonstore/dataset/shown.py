@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from leptonstore.dataset.schema import class_names
+from leptonstore.dataset.schema import class_names, semantic_of
 
 _CHARS_MAX = 40
 
@@ -19,6 +20,8 @@ def shown(value: Any, field: pa.Field | None = None) -> str:
     names = class_names(field) if field is not None else None
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
         return one_line(f"{value} {names[value]}")
+    if isinstance(value, bytes) and field is not None and semantic_of(field) == "path":
+        return one_line(os.fsdecode(value))  # names of files are bytes that are mostly text
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, np.ndarray):

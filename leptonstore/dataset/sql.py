@@ -24,7 +24,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.predicate import Predicate
 from leptonstore.dataset.refs import list_refs, split_spec
-from leptonstore.errors import BadInput, LeptonError, RefMissing
+from leptonstore.errors import BadInput, LeptonError, RefMissing, listed
 from leptonstore.store import Store
 
 _T = TypeVar("_T")
@@ -155,5 +155,5 @@ class _Errors:
             text = " ".join(str(error).split("\n\n")[0].split())
             if isinstance(error, self._duckdb.CatalogException):
                 there = sorted({info.name for info in list_refs(self._store, "dataset")})
-                text += f'; datasets here: {", ".join(there) or "none yet"} (versions other than main as "NAME@REF")'
+                text += f'; datasets here: {listed(there)} (versions other than main as "NAME@REF")'
             raise BadInput(f"SQL: {text}") from None

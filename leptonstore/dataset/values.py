@@ -151,6 +151,11 @@ class Asked:
             for column, field in zip(columns, fields, strict=True)
         ]
 
+    @property
+    def light(self) -> bool:
+        """Whether `batch` is hardly more than checking and copying."""
+        return all(large is None or large.light for large in self._large)
+
     def begin(self) -> None:
         """Have large values on their way while other work is done. Once."""
         for large in self._large:

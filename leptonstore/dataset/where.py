@@ -21,7 +21,7 @@ import pyarrow.dataset as pads
 from pyarrow.fs import LocalFileSystem
 
 from leptonstore.dataset.schema import class_names
-from leptonstore.errors import BadInput, MissingExtra, SchemaError
+from leptonstore.errors import BadInput, MissingExtra, SchemaError, listed
 from leptonstore.format.node import Part, RowGroup
 
 _POSITION = "\0row"  # a column name that no schema has
@@ -99,7 +99,9 @@ def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["it is nested too deeply"])[0].strip().rstrip(".")
+    """What sqlglot says, without the names of its own classes."""
+    line = (str(error).splitlines() or ["it is nested too deeply"])[0].strip().rstrip(".")
+    return re.sub(r"Required keyword: .*?<class .*?>\.?", "something is missing", line)
 
 
 class _Parser:
@@ -161,7 +163,7 @@ class _Parser:
         if not isinstance(node, self._exp.Column) or node.table:
             raise self._refused(node)
         if node.name not in self._schema.names:
-            raise SchemaError(f"no column {node.name!r}; there are {', '.join(self._schema.names)}")
+            raise SchemaError(f"no column {node.name!r}; there are {listed(self._schema.names)}")
         return pc.field(node.name), self._schema.field(node.name)
 
     def _value(self, node: Any, kind: pa.Field) -> pa.Scalar:

@@ -19,7 +19,7 @@ from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.dataset.values import Column, Spots
 from leptonstore.digest import digest_of, parse_hex
-from leptonstore.errors import SchemaError
+from leptonstore.errors import SchemaError, listed
 from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.format.keys import check_key
 from leptonstore.format.pack import CONTENT_META
@@ -38,7 +38,7 @@ def write_table(
     schema_to_json(source.schema)  # says at once, by column, what cannot be kept
     missing = [name for name in source.identity if name not in source.schema.names]
     if missing or not source.identity:
-        raise SchemaError(f"identity columns {missing} are not in the schema; there are {source.schema.names}")
+        raise SchemaError(f"identity columns {missing} are not in the schema; there are {listed(source.schema.names)}")
     writer = TreeWriter(store, source.schema, source.identity, source.keyed)
     if source.keyed:
         check_key(source.schema, source.identity)

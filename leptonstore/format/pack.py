@@ -83,7 +83,8 @@ _ROW_STORED_BYTES = 35  # of a footer row in the compressed footer, about: a dig
 
 @dataclass(frozen=True)
 class PackHeader:
-    """The fixed header of a pack. `epoch` counts what forces packs to be rewritten (erase, key rotation): 0 here."""
+    """The fixed header of a pack. `epoch`: that of the store when it was begun, which counts erasures; what is
+    in the pack, its dictionaries too, was put and trained from then on."""
 
     content: int
     store_id: bytes

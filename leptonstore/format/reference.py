@@ -48,7 +48,9 @@ def encode_reference(reference: Reference) -> bytes:
     return head + path + version
 
 
-@functools.lru_cache(maxsize=1024)  # whoever decodes a record parses it, and whoever reads what it leads to does so again
+@functools.lru_cache(
+    maxsize=1024
+)  # whoever decodes a record parses it, and whoever reads what it leads to does so again
 def parse_reference(data: bytes) -> Reference:
     """Bytes -> reference. Raises FormatDamaged."""
     if not _HEAD.size <= len(data) <= limits.REFERENCE_BYTES_MAX:

@@ -8,6 +8,8 @@ store      Store: everything together
 walk       what a commit reaches, with the rows that each chunk belongs to
 check      finds what is damaged or missing
 transfer   versions from one store to another; lines: which of them; remotes: the others' names
+purge      removes all that no version needs, and dictionaries from before: the second half of an erasure
+search     looks for bytes in every decoded record: its proof
 """
 
 from leptonstore.store.check import CheckReport, Problem, check_store

@@ -23,8 +23,10 @@ from leptonstore.tiers.roles import PackWriter
 class PackBuilder:
     """One open pack of one content (data or metadata)."""
 
-    def __init__(self, tier: PackWriter, store_id: bytes, content: int, keys: StoreKeys | None = None) -> None:
-        """With `keys`, payloads are sealed and digests named as those say."""
+    def __init__(
+        self, tier: PackWriter, store_id: bytes, content: int, keys: StoreKeys | None = None, epoch: int = 0
+    ) -> None:
+        """With `keys`, payloads are sealed and digests named as those say. epoch: in which all that comes in was put."""
         identity, salt = secrets.token_bytes(16), secrets.token_bytes(32)
         self.cipher = None if keys is None else keys.pack(salt, identity)
         self._tag = 0 if keys is None else TAG_BYTES  # bytes that a seal adds
@@ -33,7 +35,7 @@ class PackBuilder:
         self.rows: dict[Digest, lpk.FooterRow] = {}  # plain digest -> row, of chunks and chunk lists
         self._dictionaries: dict[Digest, tuple[lpk.FooterRow, Dictionary]] = {}  # in the order of their ordinals
         self.group: tuple[int, bytes] | None = None  # as in store/opened.py
-        self._header = lpk.PackHeader(content, store_id, identity, salt, required=features).encode()
+        self._header = lpk.PackHeader(content, store_id, identity, salt, epoch, features).encode()
         self._offset = len(self._header)
         self._sink = tier.create_pack(self.id)
         try:

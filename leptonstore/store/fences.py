@@ -7,14 +7,15 @@ publishes, against the newest state of the log:
   lead to a commit that it did not just make and that no ref protects, everything that the commit reaches and its protected parents do
   not is looked up, and what counts as absent is stored again from wherever it can still be read. When it cannot be read any more, the
   work has to be done again.
+- what was put before an erasure is not published after it (`require_epoch`), nor is what came from a version that was erased.
 The log entry is appended only if no further entry of garbage collection came in between, and if what was left out because a ref
 protects it is still protected where the entry lands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leptonstore.digest import Digest, parse_hex
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, CommitExpired, RefMissing
@@ -34,6 +35,10 @@ class Fenced(Exception):
     def __init__(self, commits: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.commits = commits
+
+
+class Outdated(Exception):
+    """What is unpublished was put before an erasure, or comes from what was erased: it must be forgotten, and put again."""
 
 
 class Checked(NamedTuple):
@@ -58,6 +63,48 @@ def heads_of(state: LogState) -> set[str]:
 def protected_by_refs(store: Store, state: LogState, commits: Set[str]) -> set[str]:
     """Those of `commits` that are the head of a ref, or came before one within the boundaries."""
     return protected(store, heads_of(state), state.forgotten, commits)
+
+
+def require_epoch(store: Store, state: LogState, updates: tuple[RefUpdate, ...]) -> None:
+    """Raises Outdated when work began in an earlier epoch, or a new version says that it was made from an erased one.
+
+    What was put before may hold the erased rows: no program can tell by looking at digests whether its author would put them now.
+    """
+    if state.epoch != store._writer.epoch and not follow_epoch(store):
+        raise Outdated("rows were erased from this store while this ran: nothing was published; run it again")
+    for update in updates if state.replaced else ():
+        if update.new is None or parse_hex(update.new) not in store._writer:
+            continue
+        commit = _commit(store, update.new)
+        if commit.kind == "dataset":  # a model may say that it was trained on what was erased since
+            _require_standing(state, set(_texts(commit.lineage)))
+
+
+def follow_epoch(store: Store) -> bool:
+    """Be in the epoch of the state, when nothing unpublished is of an earlier one: whether that is so."""
+    if store._writer.epoch < store.state.epoch and not store._writer.busy:
+        store._writer.begin_epoch(store.state.epoch)
+    return store._writer.epoch >= store.state.epoch
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text anywhere in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _require_standing(state: LogState, commits: set[str]) -> None:
+    for commit in sorted(commits & state.replaced.keys()):
+        raise Outdated(
+            f"version {commit[:12]} was erased, and {state.stands_for(commit)[:12]} stands for it: nothing was published; "
+            "run it again from that one (a copy from another store: erase the rows there first)"
+        )
 
 
 def doubtful(
@@ -100,7 +147,7 @@ def _commit(store: Store, commit: str) -> Commit:
 def revalidate(store: Store, commits: tuple[str, ...], ends: Set[str] = frozenset()) -> Checked:
     """Store again whatever `commits` reach and the newest state counts as absent. ends: commits whose parents are not followed.
 
-    Raises CommitExpired when something cannot be read any more, or StoreFull.
+    Raises CommitExpired when something cannot be read any more, Outdated when an erased version is among what they reach, or StoreFull.
     """
     with store._lock:
         store.refresh()
@@ -113,7 +160,8 @@ def revalidate(store: Store, commits: tuple[str, ...], ends: Set[str] = frozense
         safe = protected(store, heads, forgotten, parents.union(commits))
         walk = Reach(store, lambda digest: _keep(store, digest), store.cache_path("reach"))
         new = [commit for commit in commits if commit not in safe]
-        walk.walk(new, forgotten | ends, heads | safe, known=safe & parents)
+        met = walk.walk(new, forgotten | ends, heads | safe, known=safe & parents)
+        _require_standing(store.state, met)
     except (ChunkMissing, ChunkCorrupt) as error:
         raise CommitExpired(
             f"garbage collection removed a chunk that this work relied on ({error.digest[:16]}…): nothing was published; "

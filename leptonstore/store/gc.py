@@ -110,15 +110,17 @@ class Collector:
         heed_claims: bool = True,
         progress: Progress = lambda what, done, total: None,
         retire: Collection[str] = (),
+        repack_share: float = limits.GC_REPACK_SHARE,
     ) -> None:
         """heed_claims=False takes live writers' unpublished packs, too: they have to be stored again. It is not unsafe.
 
         retire: packs of which everything that is needed is copied into new ones, whatever their state.
+        repack_share: packs of which less than this share is needed are rewritten; 1.0: all that hold anything else.
         """
         self._store, self._dry_run, self._heed_claims, self._progress = store, dry_run, heed_claims, progress
         self._folder = store.cache_path("gc")
         self._may_repack, self._may_fence = repack and not dry_run, True
-        self._retire = frozenset(retire)
+        self._retire, self._repack_share = frozenset(retire), repack_share
         self._keys: Keys
         self._walked: set[str]  # commits with their history
         self._walked_bare: set[str]
@@ -155,15 +157,24 @@ class Collector:
             if self._reserve_released:
                 self._store.home.restore_reserve()
 
+    def judge(self) -> tuple[View, Keepers]:
+        """What is needed now, and which packs keep it; nothing is changed. Raises as `run`."""
+        view = self._look()
+        self._mark(view)
+        return view, self._choose(view)
+
+    def _choose(self, view: View) -> Keepers:
+        return choose_keepers(
+            self._store, view.packs, view.condemned, self._retiring, self._keys, self._folder, self._progress
+        )
+
     def _round(self) -> Generator[str, None, bool]:
         """Up to one entry of the log; returns whether nothing is left to do."""
         view = self._look()
         yield "looked"
         self._mark(view)
         yield "marked"
-        keepers = choose_keepers(
-            self._store, view.packs, view.condemned, self._retiring, self._keys, self._folder, self._progress
-        )
+        keepers = self._choose(view)
         self._describe(view, keepers)
         if self._may_repack:
             self._may_repack = False
@@ -292,7 +303,8 @@ class Collector:
 
     def _repack(self, view: View, keepers: Keepers) -> bool:
         """Copy what is live out of packs that are mostly garbage, or small. They are garbage then."""
-        plan = plan_repack(view.packs, keepers, view.claims | view.condemned.keys(), self._retire)
+        untouched = view.claims | view.condemned.keys()
+        plan = plan_repack(view.packs, keepers, untouched, self._retire, self._repack_share)
         self._retiring = set(plan)
         try:
             for done, pack in enumerate(plan):

@@ -273,7 +273,7 @@ class KeyRing:
         if len(label) > limits.KEY_LABEL_CHARS_MAX or not label.isprintable():
             raise BadInput(f"a label has at most {limits.KEY_LABEL_CHARS_MAX} printable characters")
         if len(self._home.documents(FOLDER)) >= limits.KEYS_MAX:
-            raise BadInput(f"{self._url} has {limits.KEYS_MAX} keys already: remove one with `lepton key remove`")
+            raise BadInput(f"{self._url} has {limits.KEYS_MAX} keys already: remove one with `lepton key rm`")
         scrypt_cost = (cost or ScryptCost()) if isinstance(secret, Passphrase) else None
         identity, salt = secrets.token_hex(16), secrets.token_bytes(SALT_BYTES)
         key = Key(identity, kind_of(secret), label, time.time_ns(), self._store_id, salt, scrypt_cost)
@@ -290,7 +290,7 @@ class KeyRing:
         """The key whose id begins with `prefix`, or whose label it is. Raises NotFound or BadInput."""
         found = [key for key in self.all() if key.label == prefix or (prefix and key.id.startswith(prefix))]
         if not found:
-            raise NotFound(f"no key {prefix!r} in {self._url}: see `lepton key list`")
+            raise NotFound(f"no key {prefix!r} in {self._url}: see `lepton key ls`")
         if len(found) > 1:
             raise BadInput(f"{prefix!r} names {len(found)} keys of {self._url}: give more of the id")
         return found[0]

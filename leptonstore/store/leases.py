@@ -1,7 +1,8 @@
 """Who is alive: readers hold commits, writers ask for packs to be spared. Both are files that their process keeps locked.
 
     leases/<id>    a framed document of kind "lease" with {"commit", "pid", "host"}: garbage collection treats the commit as a root
-    writers/<id>   "+<pack>" and "-<pack>" lines: packs of unpublished work, and packs that it counts on
+    writers/<id>   "=<epoch>", in which the work began; "+<pack>" and "-<pack>" lines: packs of unpublished work, and packs that it
+                   counts on
 
 A lease is part of the protocol: it is made first, then the log is read again, then the commit must still be one that the refs protect;
 garbage collection reads leases after the log, so it cannot miss a lease whose reader saw the ref. A writer's claims are advice:
@@ -14,7 +15,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 
@@ -54,23 +55,39 @@ def _release(lock: HeldLock, pid: int) -> None:
 
 def leased_commits(home: LockHome, documents: Documents) -> set[str]:
     """The commits that live readers hold. Raises FormatDamaged for a lease that does not say which."""
-    out = set()
+    return set(readers(home, documents))
+
+
+def readers(home: LockHome, documents: Documents) -> dict[str, str]:
+    """Commit -> a live reader that holds it, for people. Raises FormatDamaged."""
+    out = {}
     for name, data in home.live_locks(LEASES, limits.LEASE_BYTES_MAX).items():
         body = documents.parse(data, "lease", f"lease {name}")
         if not isinstance(body.get("commit"), str):
             raise FormatDamaged(f"lease {name} names no commit: remove {LEASES}/{name} when its reader has ended")
-        out.add(body["commit"])
+        out[body["commit"]] = f"process {body.get('pid')} on {body.get('host')}"
     return out
 
 
 class Claims:
     """The packs that a live writer asks to be spared. Never fails: without it, work may have to be done again. Any thread."""
 
-    def __init__(self, home: LockHome) -> None:
-        self._home = home
+    def __init__(self, home: LockHome, epoch: Callable[[], int] = lambda: 0) -> None:
+        """epoch: that of the work for which packs are claimed."""
+        self._home, self._epoch = home, epoch
         self._guard = threading.Lock()
         self._lock: HeldLock | None = None
         self._claimed: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """Of the document; empty when nothing is claimed."""
+        return "" if self._lock is None else self._lock.name
+
+    @property
+    def any(self) -> bool:
+        """Whether something is claimed, also where that could not be shown."""
+        return bool(self._claimed)
 
     def claim(self, pack: str) -> None:
         """Ask for `pack` to be spared, before it is sealed or relied on."""
@@ -92,7 +109,7 @@ class Claims:
     def _write(self, data: bytes) -> None:
         with suppress(LeptonError, OSError):
             if self._lock is None:
-                self._lock = self._home.hold_lock(WRITERS, data)
+                self._lock = self._home.hold_lock(WRITERS, f"={self._epoch()}\n".encode() + data)
             else:
                 self._lock.append(data)
 
@@ -111,7 +128,7 @@ class Claims:
         """In a child process: the parent's claims stay the parent's."""
         if self._lock is not None:
             self._lock.forget()
-        self.__init__(self._home)  # type: ignore[misc]
+        self.__init__(self._home, self._epoch)  # type: ignore[misc]
 
 
 def claimed_packs(home: LockHome) -> set[str]:
@@ -122,4 +139,13 @@ def claimed_packs(home: LockHome) -> set[str]:
         for line in data.decode("ascii", "replace").splitlines():
             (mine.add if line[:1] == "+" else mine.discard)(line[1:])
         out |= mine
+    return out
+
+
+def writers(home: LockHome) -> dict[str, int]:
+    """Name -> epoch of the work of each live writer that has something unpublished."""
+    out = {}
+    for name, data in home.live_locks(WRITERS, limits.WRITER_CLAIMS_BYTES_MAX).items():
+        first = data[:32].decode("ascii", "replace").partition("\n")[0]
+        out[name] = int(first[1:]) if first[:1] == "=" and first[1:].isdigit() else 0
     return out

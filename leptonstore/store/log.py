@@ -9,11 +9,15 @@ A lost race is not an error: the loser replays what came in between and decides 
 Entry: {"sequence", "write_id", "previous", "time_ns", "author", "host", "action",
         "packs_added": [{"id", "bytes", "content"}], "packs_removed": [id], "refs": [{"name", "old", "new", "metrics", "tag"?: true}],
         "settings"?: {name: value, null: taken away}, "requires"?: [feature, see format.framed],
-        "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit], "placed"?: {pack: [tier]}}
+        "fence"?: [pack], "rescue"?: [pack], "forgotten"?: [commit], "placed"?: {pack: [tier]},
+        "epoch"?: n, "replaced"?: {commit: commit}, "purged"?: n}
 
 Garbage collection (leptonstore/store/gc.py) speaks through the log: a FENCE condemns packs, which count as absent from there on; a
 RESCUE takes that back; packs_removed is appended before the files are deleted. A fence may name packs that no entry lists yet: they
 must not be listed any more.
+
+An erasure (leptonstore/store/purge.py) begins an epoch: refs lead to versions without the rows (`replaced` tells which stands for
+which), and what was put in an earlier epoch must not be listed any more. `purged` says that what was unreachable then is gone.
 """
 
 from __future__ import annotations
@@ -109,6 +113,9 @@ class Proposal:
         default_factory=dict
     )  # pack -> the tiers that keep it (store/placement.py)
     author: str = ""  # who the entry says it was; by default the user that runs this
+    epoch: int = 0  # the epoch that begins with this entry; 0: none does
+    replaced: dict[str, str] = field(default_factory=dict)  # commit -> the one that stands for it since an erasure
+    purged: int = 0  # nothing is left of what was unreachable when this epoch began; 0: says nothing
 
 
 @dataclass
@@ -123,12 +130,23 @@ class LogState:
     requires: tuple[str, ...] = ()  # features that the log turned on, sorted
     condemned: dict[str, int] = field(default_factory=dict)  # pack -> the sequence of the fence that names it
     forgotten: set[str] = field(default_factory=set)
-    gc_sequence: int = 0  # of the last entry with a fence, a rescue or packs_removed
+    gc_sequence: int = 0  # of the last entry with a fence, a rescue, packs_removed or a new epoch
     placed: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # packs that are not kept by the home alone -> tiers
+    epoch: int = 0  # how many erasures there were
+    purged: int = 0  # the last epoch whose erasure is complete: less than `epoch` while bytes are still to be removed
+    replaced: dict[str, str] = field(default_factory=dict)  # erased commit -> the one without the rows
     # Packs that entries removed since this object was made: what a writer may still have in mind. In no snapshot.
     gone: set[str] = field(default_factory=set, compare=False)
+
+    def stands_for(self, commit: str) -> str:
+        """The version (hex) that stands for `commit` since erasures; itself, when it was not erased."""
+        for _ in range(len(self.replaced)):
+            if commit not in self.replaced:
+                break
+            commit = self.replaced[commit]
+        return commit
 
     def present(self, pack: str) -> bool:
         """Whether new work may rely on this pack."""
@@ -163,14 +181,20 @@ class LogState:
             fence, rescue = ([_hex(pack, 32) for pack in body.get(key, ())] for key in ("fence", "rescue"))
             forgotten = [_hex(commit, 64) for commit in body.get("forgotten", ())]
             placed = _placed(body.get("placed", {}))
+            replaced = _replaced(body.get("replaced", {}))
+            epoch, purged = int(body.get("epoch", self.epoch)), int(body.get("purged", self.purged))
+            if not self.epoch <= epoch <= self.epoch + 1 or not self.purged <= purged <= epoch:
+                raise ValueError(f"epoch {epoch} (purged: {purged}) does not follow epoch {self.epoch}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.requires = tuple(sorted({*self.requires, *body.get("requires", ())}))
         self.packs.update(added)
         self.placed.update(placed)
-        self._apply_gc(rescue, fence, removed)
+        self._apply_gc(rescue, fence, removed, epoch > self.epoch)
         self.forgotten.update(forgotten)
+        self.epoch, self.purged = epoch, purged
+        self.replaced.update(replaced)
         for name, new, metrics, tag in moves:
             if new is None:
                 self.refs.pop(name, None)
@@ -180,7 +204,7 @@ class LogState:
         self.head = digest_of(data)
         return body
 
-    def _apply_gc(self, rescue: list[str], fence: list[str], removed: list[str]) -> None:
+    def _apply_gc(self, rescue: list[str], fence: list[str], removed: list[str], erased: bool) -> None:
         for pack in rescue:
             self.condemned.pop(pack, None)
         self.condemned.update(dict.fromkeys(fence, self.sequence + 1))
@@ -189,7 +213,7 @@ class LogState:
             self.placed.pop(pack, None)
             self.condemned.pop(pack, None)
         self.gone.update(removed)
-        if fence or rescue or removed:
+        if fence or rescue or removed or erased:
             self.gc_sequence = self.sequence + 1
 
     def to_json(self) -> dict[str, Any]:
@@ -205,6 +229,7 @@ class LogState:
             "forgotten": sorted(self.forgotten),
             "gc_sequence": self.gc_sequence,
             **({"placed": self.placed} if self.placed else {}),
+            **({"epoch": self.epoch, "purged": self.purged, "replaced": self.replaced} if self.epoch else {}),
         }
 
     @classmethod
@@ -222,6 +247,9 @@ class LogState:
                 forgotten={_hex(commit, 64) for commit in body.get("forgotten", ())},
                 gc_sequence=int(body.get("gc_sequence", 0)),
                 placed=_placed(body.get("placed", {})),
+                epoch=int(body.get("epoch", 0)),
+                purged=int(body.get("purged", 0)),
+                replaced=_replaced(body.get("replaced", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"{what} is damaged: {error}") from None
@@ -242,6 +270,11 @@ def _placed(value: Any) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{str(names)[:80]!r} are not the names of tiers")
         found[_hex(pack, 32)] = tuple(names)
     return found
+
+
+def _replaced(value: Any) -> dict[str, str]:
+    """Commit -> commit. Raises ValueError or AttributeError."""
+    return {_hex(old, 64): _hex(new, 64) for old, new in value.items()}
 
 
 def _document(sequence: int) -> str:
@@ -355,6 +388,9 @@ class Log:
         for key in ("fence", "rescue", "forgotten"):
             if getattr(proposal, key):
                 body[key] = sorted(getattr(proposal, key))
+        for key in ("epoch", "replaced", "purged"):
+            if getattr(proposal, key):
+                body[key] = getattr(proposal, key)
         if proposal.settings:
             body["settings"] = proposal.settings
         if proposal.placed:

@@ -9,7 +9,6 @@ copy is deleted only where the log does not count on it, after a look that those
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
@@ -144,10 +143,11 @@ class _Planner:
         nearest = self.placement.tiers[0]
         room = float("inf") if nearest.watermark is None else limits.WATERMARK_LOW * nearest.watermark
         used = sum(self.packs[pack] for pack in self.held[nearest.name])
+        moving = {move.pack for move in self.plan.moves}  # one plan does not move a pack out and back in
         for pack in sorted(self.reads, key=lambda pack: -self.reads[pack]):
             size = self.packs.get(pack, 0)
             hot = size and self.reads[pack] >= limits.HOT_READS * size and pack not in self.held[nearest.name]
-            if hot and used + size <= room:
+            if hot and pack not in moving and used + size <= room:
                 self.add(pack, "hot", nearest.name, None, self.places[pack])
                 used += size
 
@@ -203,7 +203,7 @@ class MoveReport:
     bytes_copied: int = 0
     deleted: int = 0
     skipped: int = 0
-    why: Counter[str] = field(default_factory=Counter)
+    why: dict[str, int] = field(default_factory=dict)  # reason -> moves
 
 
 class _Superfluous(LeptonError):
@@ -230,7 +230,7 @@ def apply_moves(
         report.skipped += len(batch) - len(done)
         for move in done:
             report.moved += 1
-            report.why[move.why] += 1
+            report.why[move.why] = report.why.get(move.why, 0) + 1
             report.deleted += _delete(store, move)
     return report
 

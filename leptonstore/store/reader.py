@@ -131,8 +131,10 @@ def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = 
     """
     try:
         if row.is_member:
-            opened.group = row.offset, _group(data, row, opened, crc)
-            return row.kind, _member(opened.group[1], row, opened)
+            group = _group(data, row, opened)
+            plain = _member(group, row, opened)
+            opened.group = row.offset, group  # only now: another tier's copy is not read where a damaged one is kept
+            return row.kind, plain
         header, payload = _open_record(data, row, opened, crc or row.kind in _BY_CRC)
         plain = codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
         if header.kind == lpk.KIND_CHUNK_LIST:
@@ -188,9 +190,12 @@ def _open_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = T
     return header, payload if cipher is None else cipher.open(header, row.offset, payload)
 
 
-def _group(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = True) -> bytes:
-    """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members."""
-    header, payload = _open_record(data, row, opened, crc)
+def _group(data: Buffer, row: lpk.FooterRow, opened: Opened) -> bytes:
+    """The plain bytes of a group, given the row of a member or of the record. Its digest is left to those of the members.
+
+    Its CRC is checked: it is kept for the next members, which have no other check of it.
+    """
+    header, payload = _open_record(data, row, opened)
     if header.raw > limits.GROUP_BYTES_MAX or header.raw != row.unpacked:
         raise FormatDamaged(f"a group of {header.raw} bytes where the footer says {row.unpacked}")
     return codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
@@ -225,8 +230,8 @@ def read_record(tier: PackReader, row: lpk.FooterRow, opened: Opened, crc: bool 
     if row.is_member and group is not None and group[0] == row.offset:
         try:
             return row.kind, _member(group[1], row, opened)
-        except FormatDamaged as error:
-            raise ChunkCorrupt(row.digest.hex(), opened.id, str(error)) from None
+        except FormatDamaged:
+            opened.group = None  # it may be of a copy that is passed over by now
     return decode_record(_record_bytes(tier.read, row, opened), row, opened, crc)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from leptonstore import limits
-from leptonstore.errors import BadInput, FormatTooNew, NotFound
+from leptonstore.errors import BadInput, FormatTooNew, NotFound, listed
 from leptonstore.store.log import LogState, Proposal
 from leptonstore.store.store import Store
 
@@ -93,5 +93,5 @@ def absolute_url(url: str) -> str:
 
 
 def _unknown(store: Store, name: str) -> str:
-    known = ", ".join(remotes_of(store.state)) or "none yet"
+    known = listed(remotes_of(store.state))
     return f"no remote {name!r} in {store.url}; there is: {known}; add it with `lepton remote add {name} URL`"

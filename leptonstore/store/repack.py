@@ -22,15 +22,22 @@ from leptonstore.store.store import Store
 
 
 def plan_repack(
-    packs: dict[str, PackRecord], keepers: Keepers, untouched: Container[str], wanted: Container[str] = ()
+    packs: dict[str, PackRecord],
+    keepers: Keepers,
+    untouched: Container[str],
+    wanted: Container[str] = (),
+    share: float = limits.GC_REPACK_SHARE,
 ) -> list[str]:
-    """The packs worth copying, and those `wanted`, in a fixed order. Not those that keep nothing, are damaged, or `untouched`."""
+    """The packs worth copying (of which less than `share` is needed), and those `wanted`, in a fixed order.
+
+    Not those that keep nothing, are damaged, or `untouched`.
+    """
     plan = set()
     small: dict[int, list[str]] = {}
     for pack, record in packs.items():
         if pack in untouched or pack in keepers.damaged or not keepers.kept[pack]:
             continue
-        if pack in wanted or keepers.kept[pack] < limits.GC_REPACK_SHARE * keepers.held[pack]:
+        if pack in wanted or keepers.kept[pack] < share * keepers.held[pack]:
             plan.add(pack)
         if record.bytes < limits.GC_SMALL_PACK_BYTES:
             small.setdefault(record.content, []).append(pack)

@@ -15,10 +15,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
@@ -29,6 +29,7 @@ from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
     ChunkMissing,
+    CommitExpired,
     Conflict,
     LeptonError,
     NotPermitted,
@@ -62,6 +63,8 @@ from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
 _T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
+Decide: TypeAlias = Callable[[LogState], tuple[RefUpdate, ...]]
+Erasure: TypeAlias = Callable[[LogState, Proposal], Proposal]
 
 
 class Store:
@@ -94,6 +97,7 @@ class Store:
         # Garbage collection up to here does not concern our work. A publication does not move it: other threads may have
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
+        self._writer.epoch = self._state.epoch
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self._silent = ""  # what a tier said that did not answer when the index was filled
         self._away: footers.Away | None = None  # None: to be looked up
@@ -266,6 +270,7 @@ class Store:
         """See what other writers published since, and what tiers have that were away."""
         with self._lock:
             self._log.replay(self._state)
+            fences.follow_epoch(self)
             self._sync_index(again=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------
@@ -602,13 +607,7 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
-    def publish(
-        self,
-        action: str,
-        decide: Callable[[LogState], tuple[RefUpdate, ...]],
-        author: str = "",
-        ends: Set[str] = frozenset(),
-    ) -> None:
+    def publish(self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset()) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         ends: commits (hex) at which history ends, because what came before them was not put: the entry says that it is forgotten,
@@ -625,33 +624,67 @@ class Store:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
         self._publish("packs", (), None)
 
+    @contextmanager
+    def erasing(self) -> Iterator[None]:
+        """Inside, what is put belongs to the epoch that `publish_erasure` begins; what is not published in it is forgotten at its end.
+
+        Raises BadInput when something unpublished was put before.
+        """
+        with self._lock:
+            self.refresh()
+            if self._writer.pending:
+                raise BadInput("this Store object has unpublished work: publish it, or erase with one of its own")
+            self._writer.begin_epoch(self._state.epoch + 1)
+        try:
+            yield
+        finally:
+            if self._writer.epoch != self._state.epoch:
+                self._writer.begin_epoch(self._state.epoch)
+
+    def publish_erasure(self, decide: Decide, erasure: Erasure, author: str = "") -> None:
+        """As `publish`, of what was put in `erasing`: with what `erasure` adds to the proposal, an epoch begins. Tags may move, too."""
+        self._publish("erase", decide, self._writer.finish(), author, erasure=erasure)
+
     def _publish(
         self,
         action: str,
-        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        decide: Decide | tuple[()],
         round: int | None,
         author: str = "",
         ends: Set[str] = frozenset(),
+        erasure: Erasure | None = None,
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends)
+                    self._append_work(action, decide, round, checked, author, ends, erasure)
                 return
             except fences.Fenced as fenced:
-                checked = fences.revalidate(self, fenced.commits, ends)
+                lacking = fenced.commits
+            except fences.Outdated as error:
+                raise self._expired(error) from None
+            try:
+                checked = fences.revalidate(self, lacking, ends)
+            except fences.Outdated as error:
+                raise self._expired(error) from None
             if round is not None:
                 round = self._writer.finish()
+
+    def _expired(self, error: fences.Outdated) -> CommitExpired:
+        """Forget what must not be listed any more."""
+        self._writer.begin_epoch(self._state.epoch)
+        return CommitExpired(str(error))
 
     def _append_work(
         self,
         action: str,
-        decide: Callable[[LogState], tuple[RefUpdate, ...]] | tuple[()],
+        decide: Decide | tuple[()],
         round: int | None,
         checked: fences.Checked | None,
-        author: str,
-        ends: Set[str],
+        author: str = "",
+        ends: Set[str] = frozenset(),
+        erasure: Erasure | None = None,
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -663,14 +696,20 @@ class Store:
         def propose(state: LogState) -> Proposal:
             nonlocal updates
             updates = decide(state) if callable(decide) else ()
-            for update in updates:
-                require_ref(state, update)
+            if erasure is None:
+                fences.require_epoch(self, state, updates)
+                for update in updates:
+                    require_ref(state, update)
+            elif state.epoch + 1 != self._writer.epoch:
+                raise Conflict("another erasure went through while this ran: nothing was erased; run it again")
             doubtful = fences.doubtful(self, state, updates, ends)
             proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
             proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), forgotten=cut, author=author)
+            if erasure is not None:
+                proposal = erasure(state, proposal)
             require_quota(state, proposal)
             return proposal
 

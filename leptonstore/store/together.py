@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from leptonstore import limits
+from leptonstore.codec import CODEC_RAW
 from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import ChunkCorrupt, ReferenceBroken
 from leptonstore.format import pack as lpk
@@ -23,6 +24,10 @@ from leptonstore.store.index import Place
 
 if TYPE_CHECKING:
     from leptonstore.store.store import Store
+
+Wanted: TypeAlias = (
+    tuple[str, int, int] | None
+)  # (pack, offset, bytes) of a record, None of one that is read another way
 
 
 def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], bytes]) -> Iterator[bytes]:
@@ -57,6 +62,13 @@ class Found:
         """What the index says; None for what is no published chunk of its own."""
         return [None if place is None else place.row.plain for place in self._places]
 
+    @property
+    def light(self) -> bool:
+        """Whether all are stored as they are, in the clear, and here: what a reference leads to is opened first."""
+        in_clear = self._store.unlocked is None
+        light = in_clear and all(place is None or place.row.codec == CODEC_RAW for place in self._places)
+        return light and not any(map(_is_reference, self._places))
+
     def begin(self) -> None:
         """On a tier that reads many at once, the first requests are under way when this returns."""
         self._records = records(self._store, self._places)
@@ -67,16 +79,18 @@ class Found:
         if self._records is None:
             self.begin()
         assert self._records is not None
-        store, records = self._store, self._records
-        for digest, place, out, data in zip(self._digests, self._places, parts, records, strict=True):
+        store, opened = self._store, None
+        for digest, place, out, data in zip(self._digests, self._places, parts, self._records, strict=True):
             if _is_reference(place):
                 value = next(self._elsewhere)
                 if value is not None and len(value) == len(out):
                     out[:] = value
                     continue
             elif place is not None and data is not None:
+                if opened is None or opened.id != place.pack:
+                    opened = store.opened(place.pack)
                 try:
-                    reader.decode_chunk_into(data, place.row, store.opened(place.pack), out)
+                    reader.decode_chunk_into(data, place.row, opened, out)
                     continue
                 except ChunkCorrupt:
                     pass  # a short answer is not damage; what follows tells what is
@@ -88,42 +102,44 @@ def records(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer | N
 
     The first requests are begun now, and while one batch is used, the next is on its way.
     """
-    batches = _batches(places)
-    waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]] = deque()
-    for first, end in itertools.islice(batches, 2):
-        waiting.append((places[first:end], _begin(store, places[first:end])))
-    return _in_order(store, places, batches, waiting)
+    # A chunk with a record of its own. (Those of a group are read one by one: the group is decoded once.)
+    plain = [
+        place is not None and place.row.kind == lpk.KIND_CHUNK and not place.row.flags & lpk.FLAG_MEMBER
+        for place in places
+    ]
+    wanted = [
+        (place.pack, place.row.offset, place.row.stored + lpk.RECORD_HEADER_BYTES) if is_plain and place else None
+        for place, is_plain in zip(places, plain, strict=True)
+    ]
+    batches = _batches(wanted)
+    waiting = deque((some, _begin(store, some)) for some in itertools.islice(batches, 2))
+    return _in_order(store, batches, waiting)
 
 
 def _in_order(
-    store: Store,
-    places: Sequence[Place | None],
-    batches: Iterator[tuple[int, int]],
-    waiting: deque[tuple[Sequence[Place | None], Iterator[Buffer]]],
+    store: Store, batches: Iterator[Sequence[Wanted]], waiting: deque[tuple[Sequence[Wanted], Iterator[Buffer]]]
 ) -> Iterator[Buffer | None]:
     while waiting:
         yield from _finish(*waiting.popleft())
-        for first, end in itertools.islice(batches, 1):
-            waiting.append((places[first:end], _begin(store, places[first:end])))
+        for some in itertools.islice(batches, 1):
+            waiting.append((some, _begin(store, some)))
 
 
-def _begin(store: Store, places: Sequence[Place | None]) -> Iterator[Buffer]:
+def _begin(store: Store, wanted: Sequence[Wanted]) -> Iterator[Buffer]:
     """Where a tier can, all requests are under way when this returns."""
-    rows = [(place.pack, place.row) for place in places if _is_plain(place)]
-    if not rows:
-        return iter(())
-    return store.tier.read_many([(pack, row.offset, row.end - row.offset) for pack, row in rows])
+    listed = [one for one in wanted if one is not None]
+    return store.tier.read_many(listed) if listed else iter(())
 
 
-def _finish(places: Sequence[Place | None], records: Iterator[Buffer]) -> Iterator[Buffer | None]:
-    for number, place in enumerate(places):
-        if not _is_plain(place):
+def _finish(wanted: Sequence[Wanted], records: Iterator[Buffer]) -> Iterator[Buffer | None]:
+    for number, one in enumerate(wanted):
+        if one is None:
             yield None
             continue
         try:
             data = next(records)
         except OSError:  # a pack is gone: other ways know where else to look
-            yield from [None] * (len(places) - number)
+            yield from [None] * (len(wanted) - number)
             return
         yield data
 
@@ -133,26 +149,34 @@ def referred(store: Store, digests: Sequence[Digest], places: Sequence[Place | N
     wanted = [(digest, place) for digest, place in zip(digests, places, strict=True) if _is_reference(place)]
     if not wanted:
         return iter(())
-    batches = _batches([place for _, place in wanted])
-    waiting: deque[Iterator[Buffer | None]] = deque()
-    for first, end in itertools.islice(batches, 2):
-        waiting.append(_referred(store, wanted[first:end]))
-    return _all_referred(store, wanted, batches, waiting)
+    batches = _stretches(wanted)
+    waiting = deque(_referred(store, some) for some in itertools.islice(batches, 2))
+    return _all_referred(store, batches, waiting)
 
 
 def _all_referred(
     store: Store,
-    wanted: list[tuple[Digest, Place]],
-    batches: Iterator[tuple[int, int]],
+    batches: Iterator[Sequence[tuple[Digest, Place]]],
     waiting: deque[Iterator[Buffer | None]],
 ) -> Iterator[Buffer | None]:
     while waiting:
         yield from waiting.popleft()
-        for first, end in itertools.islice(batches, 1):
-            waiting.append(_referred(store, wanted[first:end]))
+        for some in itertools.islice(batches, 1):
+            waiting.append(_referred(store, some))
 
 
-def _referred(store: Store, wanted: list[tuple[Digest, Place]]) -> Iterator[Buffer | None]:
+def _stretches(wanted: Sequence[tuple[Digest, Place]]) -> Iterator[Sequence[tuple[Digest, Place]]]:
+    """References to READ_TOGETHER_BYTES each."""
+    first, room = 0, limits.READ_TOGETHER_BYTES
+    for at, (_, place) in enumerate(wanted):
+        if room <= 0:
+            yield wanted[first:at]
+            first, room = at, limits.READ_TOGETHER_BYTES
+        room -= place.row.plain or 0
+    yield wanted[first:]
+
+
+def _referred(store: Store, wanted: Sequence[tuple[Digest, Place]]) -> Iterator[Buffer | None]:
     """Of a batch: its records are read, and the requests for what they lead to are under way, when this returns."""
     found: list[Reference | None] = []
     try:
@@ -179,20 +203,13 @@ def _is_reference(place: Place | None) -> TypeGuard[Place]:
     return place is not None and place.row.kind == lpk.KIND_REFERENCE
 
 
-def _is_plain(place: Place | None) -> TypeGuard[Place]:
-    """Whether it is a chunk with a record of its own. (Those of a group are read one by one: the group is decoded once.)"""
-    return place is not None and place.row.kind == lpk.KIND_CHUNK and not place.row.is_member
-
-
-def _batches(places: Sequence[Place | None]) -> Iterator[tuple[int, int]]:
-    """Stretches of `places` of READ_TOGETHER_BYTES each."""
-    first = 0
-    while first < len(places):
-        end, room = first, limits.READ_TOGETHER_BYTES
-        while end < len(places) and (end == first or room > 0):
-            place = places[end]
-            if place is not None:
-                room -= (place.row.plain or 0) if _is_reference(place) else place.row.end - place.row.offset
-            end += 1
-        yield first, end
-        first = end
+def _batches(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """Stretches of READ_TOGETHER_BYTES each."""
+    first, room = 0, limits.READ_TOGETHER_BYTES
+    for at, one in enumerate(wanted):
+        if room <= 0:
+            yield wanted[first:at]
+            first, room = at, limits.READ_TOGETHER_BYTES
+        room -= 0 if one is None else one[2]
+    if first < len(wanted):
+        yield wanted[first:]

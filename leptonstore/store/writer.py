@@ -30,6 +30,7 @@ from leptonstore import codec, limits
 from leptonstore.codec import Dictionary, Encoded
 from leptonstore.crypto import StoreKeys
 from leptonstore.digest import Buffer, Digest, digest_of
+from leptonstore.errors import CommitExpired
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.builder import PackBuilder
@@ -55,7 +56,8 @@ class Writer:
     ) -> None:
         """`publish_packs` is called, without the lock and from any thread, when sealed packs wait to be published."""
         self._tier, self._config, self._publish_packs, self._keys = tier, config, publish_packs, keys
-        self._claims = Claims(home)
+        self.epoch = 0  # of the store, in which what is unpublished was put
+        self._claims = Claims(home, lambda: self.epoch)
         self._reset()
         self.new_bytes = 0  # stored bytes of the records that were added
 
@@ -246,7 +248,9 @@ class Writer:
             self._sealing[builder] = Future()
             builder = None
         if builder is None:
-            builder = self._builders[content] = PackBuilder(self._tier, self._config.store_id, content, self._keys)
+            builder = self._builders[content] = PackBuilder(
+                self._tier, self._config.store_id, content, self._keys, self.epoch
+            )
             self._claims.claim(builder.id)
         if len(unit.members) == 1:
             self.new_bytes += builder.add(unit.members[0].digest, unit.members[0].kind, encoded, crc)
@@ -307,6 +311,26 @@ class Writer:
         """Whether anything waits to be published."""
         with self._lock:
             return bool(self._claimed or self._builders or self._sealing or self._sealed or self._error)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that no ref reaches yet: some of it may be in packs that the log lists already."""
+        return self.pending or self._claims.any
+
+    @property
+    def claim(self) -> str:
+        """Name of the document by which this writer shows that it lives; empty when it has nothing unpublished."""
+        return self._claims.name
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Forget everything unpublished, and what dictionaries have learned. What is put from now on is of `epoch`."""
+        with self._lock:
+            self._error = self._error or CommitExpired("an erasure began")  # nothing is appended meanwhile
+            self._let_claimed_go()
+            self._drop()
+            self._error = None
+            self._dictionaries = DictionaryPolicy(self._config.zstd_level)
+            self.epoch = epoch
 
     def sealed(self) -> dict[str, PackRecord]:
         """The packs that are durable and that no log entry lists yet."""
@@ -388,14 +412,18 @@ class Writer:
         if self._error is None:
             return
         error, self._error = self._error, None
+        self._let_claimed_go()
+        self._drop()
+        raise error
+
+    def _let_claimed_go(self) -> None:
+        """Under the lock: nothing waits to be encoded, or is being encoded, any more."""
         while self._claimed:
             for record in [record for shelf in self._shelves.values() for record in shelf.take()]:
                 del self._claimed[record.digest]
                 self._in_flight -= len(record.plain)
             if self._claimed:
                 self._idle.wait()
-        self._drop()
-        raise error
 
     def _drop(self) -> None:
         for builder in (*self._builders.values(), *self._sealing, *self._sealed, *self._stale):

@@ -18,7 +18,7 @@ from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput
 from leptonstore.format.volume import UNITS_PER_PACK_MAX, SegmentHeader
-from leptonstore.tiers import durable
+from leptonstore.tiers import block_wipe, durable
 from leptonstore.tiers.block_scan import volume_path
 from leptonstore.tiers.block_volume import Volume, parse_pack, shared_volume
 from leptonstore.tiers.direct import ALIGN, REFUSED, Appender, ThreadMemory
@@ -230,6 +230,14 @@ class BlockTier:
     def delete_pack(self, pack: str) -> None:
         """Remove a pack, durably; no error when it is not there. Raises Conflict while another process writes, or NotPermitted."""
         self._volume.delete(pack)
+
+    def wipe_free(self) -> int:
+        """As FreeSpace.wipe_free. Raises Conflict while another process writes, NotPermitted or FormatDamaged."""
+        return block_wipe.wipe(self._volume)
+
+    def free_not_zero(self) -> int:
+        """As FreeSpace.free_not_zero."""
+        return block_wipe.not_zero(self._volume)
 
     def after_fork(self) -> None:
         """In a child process: volumes see to that by themselves."""

@@ -188,6 +188,10 @@ class VolumeReader:
                     raise OSError(errno.EIO, "the volume ends before its packs do: is it truncated?", str(self.path))
                 done += count
 
+    def read_at(self, place: int, length: int) -> bytes:
+        """What stands anywhere on the device. Raises OSError."""
+        return os.pread(self._file.fd, length, place)
+
     def read_units(self, pack: str, units: Sequence[int], offset: int, length: int) -> bytes:
         """Bytes of a pack, through the page cache. Raises OSError."""
         runs = list(self.superblock.runs(units, offset, length))

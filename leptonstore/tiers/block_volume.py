@@ -200,6 +200,15 @@ class Volume(VolumeReader):
             self._next_unit = at + 1 if units else at
             return units
 
+    def take(self, unit: int) -> bool:
+        """Make a free unit used, until `release`; False when it is not free."""
+        with self._lock:
+            if self._used[unit]:
+                return False
+            self._used[unit] = 1
+            self._free_units -= 1
+            return True
+
     def release(self, units: Sequence[int]) -> None:
         """They are free again."""
         with self._lock:
@@ -220,6 +229,10 @@ class Volume(VolumeReader):
         for place, length in self.superblock.runs(units, offset, len(data)):
             self._write(data[done : done + length], place)
             done += length
+
+    def write_at(self, place: int, data: memoryview) -> None:
+        """Write whole blocks to the device; for those who know what stands there. Not durable before `sync`."""
+        self._write(data, place)
 
     def _write(self, data: memoryview, place: int) -> None:
         if self._direct_writer is not None:

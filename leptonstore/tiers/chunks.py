@@ -36,6 +36,10 @@ class FoundChunks(Protocol):
     def lengths(self) -> Sequence[int | None]:
         """Plain bytes of each, as whoever keeps it knows them; None for one that only `get` can read."""
 
+    @property
+    def light(self) -> bool:
+        """Whether reading them is hardly more than checking and copying: several threads would only wait for each other."""
+
     def begin(self) -> None:
         """Have what `read_into` needs on its way while other work is done, where a tier can; may be left out. Called once."""
 

@@ -212,12 +212,15 @@ def replace_file(path: Path, data: bytes, tmp: Path) -> None:
             raise
 
 
-def remove_dead_temporaries(tmp: Path) -> int:
-    """Remove temporaries whose writer is gone. Returns how many."""
+def remove_dead_temporaries(tmp: Path, young_too: bool = False) -> int:
+    """Remove temporaries whose writer is gone. Returns how many.
+
+    young_too: for an erasure, which begins when nobody writes: a writer that just made one and has not locked it yet would fail.
+    """
     removed = 0
     for entry in os.scandir(tmp):  # those that another user wrote may be unreadable: left to their owner
         with contextlib.suppress(OSError):
-            if time.time() - entry.stat().st_mtime < TEMPORARY_AGE_S_MIN:
+            if time.time() - entry.stat().st_mtime < TEMPORARY_AGE_S_MIN and not young_too:
                 continue
             fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
             try:

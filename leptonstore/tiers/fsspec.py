@@ -188,7 +188,7 @@ class FsspecTier:
         """None is kept."""
         return True
 
-    def remove_dead_temporaries(self) -> int:
+    def remove_dead_temporaries(self, young_too: bool = False) -> int:
         """Remove what a crash of the only writer left under tmp/."""
         names = self._names("tmp")
         for name in names:

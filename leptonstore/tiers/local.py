@@ -320,9 +320,9 @@ class LocalTier:
             return False
         return True
 
-    def remove_dead_temporaries(self) -> int:
+    def remove_dead_temporaries(self, young_too: bool = False) -> int:
         """Remove what crashed writers left under tmp/. Returns how many files."""
-        return durable.remove_dead_temporaries(self._tmp) if self._tmp.is_dir() else 0
+        return durable.remove_dead_temporaries(self._tmp, young_too) if self._tmp.is_dir() else 0
 
     def after_fork(self) -> None:
         """In a child process: another thread of the parent may have held the lock. Descriptors stay usable."""

@@ -146,7 +146,8 @@ class ObjectTier:
 
     def _requests(self, run: Run) -> list[_Request]:
         begun = []
-        for piece in pieces_of(run, self._windows.known):
+        follows = self._ahead.follows(run.pack, run.offset, run.end)
+        for piece in pieces_of(run, self._windows.known, follows):
             if piece.window is not None:
                 answer, base = self._windows.window(run.pack, piece.window), piece.window * limits.WINDOW_BYTES
             else:
@@ -172,8 +173,15 @@ class ObjectTier:
                 raise
             left[at] -= 1
             if not left[at]:
+                self._forget_used(runs[at], requests[at])
                 requests[at] = []  # its memory goes now
             yield part
+
+    def _forget_used(self, run: Run, requests: list[_Request]) -> None:
+        for request in requests:
+            end = request.base + limits.WINDOW_BYTES
+            if request.base % limits.WINDOW_BYTES == 0 and end <= run.end:
+                self._windows.used_up(run.pack, request.base // limits.WINDOW_BYTES)
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
@@ -235,8 +243,8 @@ class ObjectTier:
         """None is needed."""
         return True
 
-    def remove_dead_temporaries(self) -> int:
-        """Remove what crashed processes left behind. Returns how many objects and uploads."""
+    def remove_dead_temporaries(self, young_too: bool = False) -> int:
+        """Remove what crashed processes left behind. Returns how many objects and uploads. Younger uploads stay in any case."""
         uploads = self._abort_stale_uploads()
         probes, _ = self._client.list_folder(CLOCK)
         if not probes:

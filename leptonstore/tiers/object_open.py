@@ -43,7 +43,17 @@ def open_client(url: str) -> Client:
         )
     if any(part in ("", ".", "..") for part in parsed.path.split("/")[1:]):
         raise BadInput(f"{url}: a prefix has no empty parts, and neither . nor ..")
+    if parsed.scheme == "s3":
+        _require_endpoint()
     return Client(url, lambda obstore: _make(obstore, parsed.scheme, url))
+
+
+def _require_endpoint() -> None:
+    """obstore ends in a panic where the endpoint is no URL. Raises BadInput."""
+    for name in _ENDPOINTS:
+        value = os.environ.get(name)
+        if value and (urlparse(value).scheme not in ("http", "https") or not urlparse(value).hostname):
+            raise BadInput(f"{name} is {value[:200]!r}: give http://HOST[:PORT] or https://HOST[:PORT]")
 
 
 def _make(obstore: Any, scheme: str, url: str) -> Any:

@@ -58,8 +58,9 @@ def runs_of(wanted: Sequence[tuple[str, int, int]]) -> list[Run]:
     return runs
 
 
-def pieces_of(run: Run, known: Callable[[str, int], bool]) -> list[Piece]:
+def pieces_of(run: Run, known: Callable[[str, int], bool], whole: bool = False) -> list[Piece]:
     """The requests that have all of a run, in order and without overlap; known(pack, number): such a window is here already.
+    whole: it is known to be part of a longer read.
 
     A run that comes from far enough is taken for a part of a longer read: the window that it ends in is fetched whole, and whoever goes
     on finds it.
@@ -69,7 +70,7 @@ def pieces_of(run: Run, known: Callable[[str, int], bool]) -> list[Piece]:
         start, end = max(run.offset, number * size), min(run.end, (number + 1) * size)
         goes_on = start - run.offset >= size // 2
         enough = run.wanted[number] >= size * limits.WINDOW_WANTED_SHARE
-        if enough or goes_on or known(run.pack, number):
+        if whole or enough or goes_on or known(run.pack, number):
             pieces.append(Piece(start, end, number))
         elif pieces and pieces[-1].window is None:
             pieces[-1] = Piece(pieces[-1].offset, end)

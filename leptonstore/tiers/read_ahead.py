@@ -50,15 +50,14 @@ class ReadAhead:
 
     def read(self, pack: str, offset: int, length: int) -> Buffer:
         """As PackReader.read; `length` is not 0."""
-        with self._lock:
-            ahead = self._ahead(pack, offset, offset + length)
-        if ahead < 0:
+        end = offset + length
+        if not self.follows(pack, offset, end):
             return self._fetch(pack, offset, length)
-        size, end = limits.WINDOW_BYTES, offset + length
+        size = limits.WINDOW_BYTES
         first, last = offset // size, (end - 1) // size
-        windows = [self._windows.window(pack, number) for number in range(first, last + 1 + ahead)]
+        windows = [self._windows.window(pack, number) for number in range(first, last + 1)]
         parts = []
-        for number, window in zip(range(first, last + 1), windows, strict=False):
+        for number, window in zip(range(first, last + 1), windows, strict=True):
             try:
                 data = memoryview(window.result())
             except BaseException:
@@ -67,9 +66,22 @@ class ReadAhead:
             parts.append(data[max(0, offset - number * size) : end - number * size])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _ahead(self, pack: str, offset: int, end: int) -> int:
-        """Under the lock. How many windows beyond this read to fetch, -1 for a read that goes on from no other. From now on, another
-        one may go on at `end`."""
+    def follows(self, pack: str, offset: int, end: int) -> bool:
+        """Whether a read of [offset, end) goes on where others ended; then the windows behind it are under way. From now on, another one
+        may go on at `end`."""
+        with self._lock:
+            stream = self._stream(pack, offset, end)
+            if stream is None or stream.reads < STREAM_READS_MIN:
+                return False
+            size = limits.WINDOW_BYTES
+            ahead = min(limits.READ_AHEAD_WINDOWS_MAX, (end - stream.start) // size + 1)
+        last = (end - 1) // size
+        for number in range(last + 1, min(last + 1 + ahead, -(-limits.PACK_BYTES_MAX // size))):
+            self._windows.window(pack, number)
+        return True
+
+    def _stream(self, pack: str, offset: int, end: int) -> _Stream | None:
+        """Under the lock. The one that this read goes on with, None when it begins another."""
         streams = self._streams.setdefault(pack, [])
         self._streams.move_to_end(pack)
         if len(self._streams) > limits.READ_AHEAD_PACKS_MAX:
@@ -77,9 +89,7 @@ class ReadAhead:
         for stream in streams:
             if 0 <= offset - stream.end <= limits.READ_AHEAD_GAP_BYTES:
                 stream.end, stream.reads = end, stream.reads + 1
-                if stream.reads < STREAM_READS_MIN:
-                    return -1
-                return min(limits.READ_AHEAD_WINDOWS_MAX, (end - stream.start) // limits.WINDOW_BYTES + 1)
+                return stream
         streams.append(_Stream(offset, end))
         del streams[:-STREAMS_MAX]
-        return -1
+        return None

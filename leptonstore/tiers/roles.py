@@ -75,6 +75,17 @@ class PackPruner(PackWriter, Protocol):
 
 
 @runtime_checkable
+class FreeSpace(Protocol):
+    """Keeps the bytes of packs that were deleted until others take their place, and can zero them."""
+
+    def wipe_free(self) -> int:
+        """Zero everything that is in no pack, durably; returns the bytes of what was not zero."""
+
+    def free_not_zero(self) -> int:
+        """Bytes of what is in no pack and is not zero: an upper bound."""
+
+
+@runtime_checkable
 class HomeReader(Protocol):
     """Reads the small documents of a store's home: config, log entries, snapshots, hint."""
 
@@ -152,8 +163,11 @@ class StoreHome(PackPruner, PackStreamer, HomePruner, LockHome, Protocol):
     def restore_reserve(self) -> bool:
         """Make the reserve unless it is there: whether it is there now."""
 
-    def remove_dead_temporaries(self) -> int:
-        """Remove what crashed processes left half-written. Returns how many files or objects."""
+    def remove_dead_temporaries(self, young_too: bool = False) -> int:
+        """Remove what crashed processes left half-written. Returns how many files or objects.
+
+        young_too: also what is so young that it could be that of a process which is about to show that it lives.
+        """
 
     def after_fork(self) -> None:
         """In a child process: forget what only the parent may use."""

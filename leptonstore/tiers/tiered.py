@@ -44,6 +44,9 @@ class TieredPacks:
         """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
         with self._lock:
             self.tiers, self.write_to = tuple(tiers), write_to
+            # Asked once: whether an object plays a role is found out by looking at each of its attributes.
+            self._many = {at: tier for at, tier in enumerate(tiers) if isinstance(tier, ManyReader)}
+            self._nearest = tiers[0] if isinstance(tiers[0], PackStreamer) else None
             self._found.clear()  # they name positions
             self._silent.clear()
 
@@ -152,8 +155,8 @@ class TieredPacks:
 
     def read_once(self, pack: str, offset: int, length: int) -> Buffer:
         """As PackStreamer.read_once, of the nearest tier; what is farther away is read as usual."""
-        nearest = self.tiers[0]
-        if isinstance(nearest, PackStreamer) and self._order(pack)[0] == 0:
+        nearest = self._nearest
+        if nearest is not None and (len(self.tiers) == 1 or self._order(pack)[0] == 0):
             try:
                 return nearest.read_once(pack, offset, length)
             except (OSError, TierUnavailable, NotPermitted):
@@ -163,14 +166,13 @@ class TieredPacks:
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
-        only = self.tiers[0] if len(self.tiers) == 1 else None
-        if isinstance(only, ManyReader):
-            return only.read_many(wanted)
+        if len(self.tiers) == 1:
+            return self._many[0].read_many(wanted) if self._many else (self.tiers[0].read(*one) for one in wanted)
         places = [self._order(pack)[0] for pack, _, _ in wanted]
         running = {
             at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
-            for at, tier in enumerate(self.tiers)
-            if isinstance(tier, ManyReader) and at not in self._silent
+            for at, tier in self._many.items()
+            if at not in self._silent
         }
         return self._merged(wanted, places, running)  # a generator of its own: the requests have begun
 

@@ -38,6 +38,11 @@ class Windows:
             for key in [key for key in self._windows if key[0] == pack]:
                 del self._windows[key]
 
+    def used_up(self, pack: str, number: int) -> None:
+        """Whoever read from it went on beyond its end: its memory is worth more to the next window."""
+        with self._lock:
+            self._windows.pop((pack, number), None)
+
     def known(self, pack: str, number: int) -> bool:
         """Whether `window` would cost nothing."""
         return (pack, number) in self._windows

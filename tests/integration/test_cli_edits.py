@@ -174,3 +174,38 @@ def test_every_subcommand_has_help_with_an_example_and_json(group: str) -> None:
         output = CliRunner().invoke(lepton, [group, name, "--help"]).output
         assert "Example:" in output and "--json" in output, name
     assert len(names) >= 3
+
+
+def test_what_is_said_of_bad_arguments_is_about_the_arguments(sh: Shell) -> None:
+    """No class of a parser, and one wording of types, whichever command reads them."""
+    with pytest.raises(BadInput, match=r"something is missing.*Line 1") as told:
+        sh("delete", "d", "--where", "n >")
+    assert "class" not in str(told.value)
+    for command in (
+        ["import", sh.file("x.csv", "a\n1\n"), "x", "--type", "a=whole"],
+        ["column", "cast", "d", "n", "--type", "whole"],
+    ):
+        with pytest.raises(BadInput, match="no type 'whole'; say int32"):
+            sh(*command)
+    with pytest.raises(BadInput, match="COLUMN=TYPE"):
+        sh("import", sh.file("x.csv", "a\n1\n"), "x", "--type", "int32")
+    for command in (["head", "d", "--column", "z"], ["column", "drop", "d", "z"]):
+        with pytest.raises(SchemaError, match=r"d@main has no column 'z'; it has id, name, n$"):
+            sh(*command)
+    assert "no remote yet" in sh("remote", "ls")
+
+
+def test_one_language_of_conditions_for_commands_and_filters(sh: Shell) -> None:
+    with Store.open(sh.folder / "store") as store:
+        ds = Dataset.open(store, "d")
+        assert ds.filter("n > 10 and name <> 'c'").to_arrow(["id"]).column(0).to_pylist() == [2]
+        assert ds.to_arrow(["id"], filter="n = 30").num_rows == 1
+        with pytest.raises(SchemaError, match="no column 'z'"):
+            ds.filter("z > 1")
+
+
+def test_paths_of_files_are_shown_as_text(sh: Shell) -> None:
+    (sh.folder / "tree").mkdir()
+    sh.file("tree/notes.md", "#")
+    sh("import", str(sh.folder / "tree"), "tree", "--format", "files")
+    assert "notes.md" in sh("head", "tree")

@@ -419,7 +419,7 @@ def test_keys_are_added_removed_and_rotated_and_the_last_one_stays(tmp_path: Pat
         file_key = ring.add(master, FILE, "vault")
         assert [key.id for key in ring.all()] == [first, file_key.id]
         assert ring.find("vault") == ring.find(file_key.id[:8]) == file_key
-        with pytest.raises(NotFound, match="lepton key list"):
+        with pytest.raises(NotFound, match="lepton key ls"):
             ring.find("nothing")
         packs = files_of(root / "packs")
         new = ring.rotate(master, first, other, SMALL)
@@ -572,20 +572,20 @@ def test_key_commands(tmp_path: Path, run: Run) -> None:
     (tmp_path / "new").write_text("new sesame\n")
     old, new = ("--passphrase-file", "old"), ("--new-passphrase-file", "new")
     run("init", "--encrypt", *old, "--scrypt-cost", "10")
-    (first,) = json.loads(run("key", "list", "--json").stdout)["keys"]
+    (first,) = json.loads(run("key", "ls", "--json").stdout)["keys"]
     assert (first["kind"], first["n"], first["r"], first["p"]) == ("scrypt", 1024, 8, 1)
-    assert "is the last key" in run("key", "remove", first["id"], *old, code=2).stderr
+    assert "is the last key" in run("key", "rm", first["id"], *old, code=2).stderr
     run("key", "add", *old, "--new-key-file", "vault.key", "--label", "vault")
     assert (tmp_path / "vault.key").stat().st_mode & 0o777 == 0o600
     run("key", "rotate", *old, *new, "--scrypt-cost", "10")
     run("ls", *old, code=10)
     run("ls", "--passphrase-file", "new")
     run("ls", LEPTON_KEY_FILE="vault.key")
-    listed = run("key", "list").stdout
+    listed = run("key", "ls").stdout
     assert len(listed.splitlines()) == 2 and "vault" in listed and first["id"][:12] not in listed
-    run("key", "remove", "vault", LEPTON_PASSPHRASE_FILE="new")
+    run("key", "rm", "vault", LEPTON_PASSPHRASE_FILE="new")
     run("ls", "--key-file", "vault.key", code=10)
-    run("key", "remove", "vault", code=3, LEPTON_PASSPHRASE="new sesame")
+    run("key", "rm", "vault", code=3, LEPTON_PASSPHRASE="new sesame")
 
 
 def test_a_key_file_is_made_for_a_new_store(tmp_path: Path, run: Run) -> None:
@@ -596,7 +596,7 @@ def test_a_key_file_is_made_for_a_new_store(tmp_path: Path, run: Run) -> None:
     run("init", "x", LEPTON_KEY_FILE="k")
     run("ls", "--store", "x", LEPTON_KEY_FILE="k")
     assert "is not encrypted" in run("ls", "--store", "x", "--key-file", "k", code=2).stderr
-    run("key", "list", "--store", "x", code=2)
+    run("key", "ls", "--store", "x", code=2)
 
 
 # -- without the package ---------------------------------------------------------------------------------------------

@@ -74,6 +74,17 @@ def test_a_store_is_a_directory_of_versions(store: Store, source_of: Make, url: 
         fs.ls(f"{root}/nowhere")
 
 
+def test_a_name_without_its_ref_is_told_how_to_be_written(url: str) -> None:
+    """pandas and pyarrow pass on what is said: a FileNotFoundError would arrive as the bare path."""
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(OSError, match="d@main"):
+        pandas.read_parquet(f"{url}/d")
+    fs, root = fsspec.url_to_fs(url)
+    assert not fs.exists(f"{root}/d") and not fs.isdir(f"{root}/d")
+    with pytest.raises(IsADirectoryError, match=r"data/\*.parquet"):
+        fs.open(f"{root}/d@main")
+
+
 def test_pandas_reads_it(url: str) -> None:
     pandas = pytest.importorskip("pandas")
     wanted = TABLE.to_pandas()

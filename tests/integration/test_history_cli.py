@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_diff_for_people_and_for_machines(store: Store) -> None:
     commit_rows(store, [*edited(BASE, 3, x=7)[1:], new])
     text = ran("diff", "d~1", "d").stdout.splitlines()
     assert text[0].startswith('- id=0    x=0  text="row 0"') and text[1] == "~ id=3    x: 0 -> 7"
-    assert text[2].startswith("+ id=100  x=None  text=<150 B ") and text[2].endswith(">  tags=[1, 2]")
+    assert text[2].startswith("+ id=100  x=null  text=<150 B ") and text[2].endswith(">  tags=[1, 2]")
     assert text[3] == "1 rows added, 1 removed, 1 changed (30 -> 30)" and text[4].split() == ["x", "1", "rows"]
     assert ran("diff", "d").stdout.splitlines() == text, "one version: against the one before it"
     lines = [json.loads(line) for line in ran("diff", "d~1", "d", "--json").stdout.splitlines()]
@@ -151,3 +152,36 @@ def test_lines_part_and_meet_in_the_graph() -> None:
     assert list(graph_lines(versions)) == [("*", ["|\\"]), ("| *", []), ("* |", ["|/"]), ("*", [])]
     two = [("x", ("a",)), ("y", ("a",)), ("a", ())]
     assert [before for before, _ in graph_lines(two)] == ["*", "| *", "*"]
+
+
+def test_lists_of_refs_are_aligned(store: Store) -> None:
+    commit_rows(store, BASE, keyed=True)
+    ran("branch", "d@a-branch-with-a-long-name")
+    ran("tag", "d@v1")
+    lines = ran("ls").stdout.splitlines()
+    assert len(lines) == 3 and len({line.index(line.split()[2]) for line in lines}) == 1
+
+
+def test_errors_name_a_few_of_many_names(store: Store) -> None:
+    commit_rows(store, BASE, keyed=True)
+    for at in range(30):
+        ran("branch", f"d@b{at:02}")
+    assert str(ran("branch", "-d", "d@nope", fails=errors.RefMissing).exception).endswith("b08, b09 and 21 more")
+
+
+def test_a_reader_that_has_gone_is_no_failure(store: Store) -> None:
+    """click would answer a broken pipe with exit code 1: `lepton log | head` fails a script under pipefail."""
+    commit_rows(store, BASE, keyed=True)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        command = [sys.executable, "-c", "from leptonstore.cli.main import main; main()", "log", "d"]
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_null_is_shown_as_in_a_condition(store: Store) -> None:
+    commit_rows(store, BASE, keyed=True)
+    ran("column", "add", "d", "note", "--value", "null", "--type", "string")
+    ran("delete", "d", "--where", "id = 3 and note is null")
+    assert "note=null" in ran("diff", "d").stdout

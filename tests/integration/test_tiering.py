@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from leptonstore import limits
 from leptonstore.cli.tier import command as tier_command
+from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, FormatTooNew, NotFound, StoreFull, TierUnavailable
 from leptonstore.store import RefUpdate, Store, check_store
 from leptonstore.store import moves as store_moves
@@ -147,6 +148,24 @@ def test_hot_packs_come_nearer_as_extras(store: Store, tmp_path: Path) -> None:
     assert hot in held(tmp_path / "store") and places_of(store.state, hot) == ("cold",)
     LocalTier(tmp_path / "store").delete_pack(hot)
     readable(reopened(store, tmp_path))
+
+
+def test_one_plan_does_not_move_a_pack_out_and_back_in(store: Store, tmp_path: Path) -> None:
+    """What the watermark sends away is not hot in the same plan: it was copied for nothing, and told as changed by others."""
+    fill(store)
+    place(store, tmp_path, watermark=100_000)
+    plan = plan_for(store, dict.fromkeys(store.state.packs, 10_000_000))
+    moved = [move.pack for move in plan.moves]
+    assert moved and len(set(moved)) == len(moved)
+    assert apply_moves(store, plan.moves).skipped == 0
+
+
+def test_apply_tells_json_why_packs_moved(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    place(store, tmp_path, watermark=100_000)
+    done = CliRunner().invoke(tier_command, ["apply", "--store", str(tmp_path / "store"), "--json"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["moved"] > 0 and told["why"] == {"watermark": told["moved"]}
 
 
 def test_reads_are_remembered_and_make_packs_hot(store: Store, tmp_path: Path) -> None:
@@ -432,3 +451,15 @@ def test_a_malformed_price_table_is_named(store: Store, tmp_path: Path) -> None:
         )
     table.write_text(CliRunner().invoke(tier_command, ["prices"]).output)
     run_tier(tmp_path, "plan", "--prices", str(table))
+
+
+def test_a_group_kept_of_a_damaged_copy_does_not_hide_a_whole_one(store: Store, tmp_path: Path) -> None:
+    """Small values share a record, which is kept decoded when one of them is whole, though it be of a copy that is not."""
+    fill(store)
+    digest = parse_hex(store.state.refs["dataset/a/main"].commit)
+    other = reopened(store, tmp_path)
+    wanted, place = other.get(digest), other.locate(digest)
+    offset, plain = other.opened(place.pack).group or (0, b"")
+    assert place.row.is_member and offset == place.row.offset
+    other.opened(place.pack).group = offset, bytes(len(plain))
+    assert other.get(digest) == wanted

@@ -137,6 +137,14 @@ def test_an_endpoint_that_is_down_is_told_soon(
                 request()
 
 
+@pytest.mark.parametrize("endpoint", ["localhost:8333", "16,3,2", "ftp://127.0.0.1", "http://", "s3.example.com"])
+def test_an_endpoint_that_is_no_url_is_told_by_its_variable(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore ended in a panic, which no handler of exceptions catches."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(BadInput, match=r"AWS_ENDPOINT_URL is .*: give http://HOST"):
+        open_tier("s3://bucket/prefix")
+
+
 def test_an_endpoint_that_hangs_is_given_up(bucket_url: str, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))

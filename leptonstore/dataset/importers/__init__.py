@@ -113,8 +113,7 @@ def detect_format(path: str | os.PathLike[str] | Place) -> str:
     with reading(place):
         found = _detect_directory(place) if place.is_dir() else _detect_file(place)
     if found is None:
-        listed = "; ".join(f"{name}: {entry.description}" for name, entry in FORMATS.items())
-        raise SourceError(f"cannot tell the format of {place}; name one of these ({listed})", str(place))
+        raise SourceError(f"cannot tell the format of {place}; name it (--format): {', '.join(FORMATS)}", str(place))
     return found
 
 
