@@ -22,6 +22,7 @@ from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.cli.group import lepton
 from leptonstore.dataset import Dataset, delete_ref, edit, write_dataset
+from leptonstore.dataset.erase import erase
 from leptonstore.dataset.exchange import push
 from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
@@ -311,6 +312,19 @@ def test_repack_copies_references_as_they_are(tmp_path: Path, store: Store) -> N
     ((count, size),) = count_references(store).values()
     assert count >= more and size > 5_000_000 > sum(record.bytes for record in store.state.packs.values())
     assert rows(dataset) == expected
+    assert check_store(store, read_data=True).clean
+
+
+def test_erase_forgets_where_a_value_stands_and_leaves_its_source_to_its_owner(tmp_path: Path, store: Store) -> None:
+    source = images(tmp_path / "source")
+    expected = rows(refer(store, source))
+    gone = digest_of(expected[4]["image"])
+    assert erase(store, "d", "path = 'dog/3.jpg'").complete
+    assert rows(Dataset.open(store, "d")) == expected[:4]
+    left = [row for pack in store.state.packs for row in store._footer_rows(pack)]
+    assert gone not in {row.digest for row in left} and lpk.KIND_REFERENCE in {row.kind for row in left}
+    assert not any(b"dog/3.jpg" in path.read_bytes() for path in (tmp_path / "store" / "packs").rglob("*.pack"))
+    assert (source / "dog/3.jpg").exists()
     assert check_store(store, read_data=True).clean
 
 
