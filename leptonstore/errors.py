@@ -15,6 +15,7 @@
     │   ├── FormatDamaged       a header, footer, node, page, commit or log entry does not parse
     │   ├── PackDamaged         a pack is truncated, or its header, footer or trailer is altered
     │   └── ChunkCorrupt        a record's bytes do not match its digest
+    │       └── ReferenceBroken     the object that a chunk was imported from without copying is gone or changed: put it back
     ├── FormatTooNew        written by a newer LeptonStore: upgrade
     ├── Conflict            somebody else was faster: read again and retry
     │   ├── CommitExpired       garbage collection took what this work relied on: run it again
@@ -163,6 +164,27 @@ class ChunkCorrupt(Damaged):
     def of(self, tier: str) -> ChunkCorrupt:
         """The same error, told by a layer that knows which tier was read."""
         return ChunkCorrupt(self.digest, self.pack, self.why, self.where, tier)
+
+
+class ReferenceBroken(ChunkCorrupt):
+    """A chunk stands in an object outside of the store, and that is gone or changed. `object` names it, and which bytes of it."""
+
+    def __init__(self, digest: str, object: str, why: str, where: str = "") -> None:
+        super().__init__(digest, "-", why, where)
+        place = f" of {where}" if where else ""
+        self.args = (
+            f"the value{place} (chunk {digest[:16]}…) stands in {object}: {why}; put the object back as it was, or import the data "
+            "again (`lepton check` says which values are concerned; `lepton materialize` keeps this from happening)",
+        )
+        self.object = object
+
+    def at(self, where: str) -> ReferenceBroken:
+        """As ChunkCorrupt.at."""
+        return ReferenceBroken(self.digest, self.object, self.why, where)
+
+    def of(self, tier: str) -> ReferenceBroken:
+        """As ChunkCorrupt.of: no tier has it."""
+        return self
 
 
 class FormatTooNew(LeptonError):

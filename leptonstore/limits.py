@@ -320,6 +320,13 @@ READS_FILE_BYTES_MAX = 16 * MIB
 READS_SAVE_BYTES = 64 * MIB
 READS_SAVE_S = 10.0
 
+# -- references: chunks whose bytes stay in the object that they were imported from (decisions/0026) -----------------
+REFERENCE_BYTES_MAX = 2 * KIB  # of one: a path of 1,024 bytes (what S3 takes), and what the object's keeper calls it
+REFERENCE_VERSION_BYTES_MAX = 256  # an ETag or a time
+REFERENCE_ROOTS_MAX = 256  # of one store: each stands in every snapshot of the log
+REFERENCE_STAMPS_MAX = 65_536  # objects of which a check remembers what their keeper said: about 200 bytes each
+OBJECT_BYTES_MAX = 1 << 46  # 64 TiB: more than any object store keeps as one object
+
 # -- remotes -------------------------------------------------------------------------------------------------------
 REMOTES_MAX = 64  # remembered by one store
 REMOTE_URL_CHARS_MAX = 2_000

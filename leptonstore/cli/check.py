@@ -66,7 +66,8 @@ def _print(found: CheckReport) -> None:
     if found.read_share:
         sample = "" if found.read_share == 1 else f" ({found.read_share:.0%} of the data; --seed {found.seed})"
         read = f", {human_bytes(found.bytes_read)} read{sample}"
-    click.echo(f"{found.packs:,} packs, {found.records:,} records, {found.versions:,} versions{read}")
+    referred = f", {found.references:,} references" if found.references else ""
+    click.echo(f"{found.packs:,} packs, {found.records:,} records{referred}, {found.versions:,} versions{read}")
     if found.unlisted_packs:
         click.echo(f"{found.unlisted_packs:,} packs of interrupted writers are not in use (harmless; `lepton gc`)")
     if found.clean:
@@ -75,4 +76,7 @@ def _print(found: CheckReport) -> None:
         click.echo("clean as far as could be seen: run it again when every tier answers")
     else:
         count = len(found.problems) + found.problems_more
+        if all(problem.kind in ("reference", "unavailable") for problem in found.problems):
+            click.echo(f"{count:,} problems: put the objects back as they were, or import the data again")
+            return
         click.echo(f"{count:,} problems: run `lepton repair`, with --from when there is a copy")

@@ -71,7 +71,8 @@ def command(
 
     All versions that have the rows are written anew; names of the old ones lead to those that stand for them. Then garbage,
     dictionaries, tiers and this host's caches are cleared, everything that is left is decoded and searched, and the proof is printed.
-    Readers of these versions and all writers must have ended. Interrupted, `lepton erase --resume` goes on.
+    Readers of these versions and all writers must have ended. Interrupted, `lepton erase --resume` goes on. Objects that were imported
+    with --reference are not the store's: remove those where they stand.
 
     Exit codes: 0 done and nothing found, 2 usage, 3 no such name, 4 something was found, or could not be removed or read, 5 readers or
     writers are at work, 6 disk full, 11 a tier does not answer.

@@ -51,6 +51,8 @@ SUMMARIES = {
     "pull": "Get versions from another store: only what is not here travels.",
     "clone": "Make a new store with what another one has.",
     "remote": "Remember other stores by name.",
+    "references": "Show and allow where values stand that were not copied.",
+    "materialize": "Copy values that a dataset refers to into the store.",
     "upgrade": "Upgrade a store that an older version made.",
     "completion": "Print what makes a shell complete commands and names.",
     "doctor": "Show what this machine has: devices, codecs, versions.",

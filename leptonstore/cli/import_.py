@@ -37,6 +37,9 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
     SRC is a path, or a URL (s3://, gs://, az://, https://, memory://, and what else fsspec knows). Importing the same data
     again adds nothing. Interrupted, it leaves the dataset as it was; run it again: what was stored is found.
 
+    With --reference values that would be chunks of their own are not copied: the store keeps where they stand, and their digests. SRC
+    must then stay as it is, on this machine or in a bucket; every read is checked. `lepton materialize` copies them later.
+
     With --key the table is keyed: sorted by these columns, of which no two rows may have the same values; then `lepton upsert`
     works.
 
@@ -52,6 +55,7 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
       lepton import corpus/ corpus --format files
       lepton import 's3://bucket/train-{{000000..000099}}.tar' web --extensions jpg,cls
       lepton import events.jsonl events --key id --type day=date32
+      lepton import s3://bucket/photos photos --format image-folder --reference
     """,
 )
 @click.argument("src")
@@ -76,6 +80,11 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--extensions", metavar="A,B", help="The files of each sample that are read (webdataset; default: all).")
 @click.option("--column", metavar="NAME", help="Of the array in a .npy file (default: values).")
 @click.option("--paranoid", is_flag=True, help="Read every file, also those that look unchanged (format files).")
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Do not copy: large values stay in SRC, which must stay as it is (image-folder, webdataset, mds, files).",
+)
 @click.option("-m", "--message", default="", help="What this version is; default: import of SRC.")
 @click.option("--author", default="", help="Who made it (default: the user).")
 @json_option
@@ -91,6 +100,7 @@ def command(
     column: str | None,
     identity: tuple[str, ...],
     paranoid: bool,
+    reference: bool,
     author: str,
     message: str,
     as_json: bool,
@@ -109,6 +119,7 @@ def command(
         "extensions": extensions.split(",") if extensions else None,
         "column": column,
         "paranoid": paranoid,
+        "reference": reference,
     }
     options: dict[str, Any] = {option: value for option, value in given.items() if value}
     source = open_source(src, source_format, **options)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from leptonstore import limits
 from leptonstore.dataset.cut import RowCutter, part_ends, row_hashes
 from leptonstore.dataset.schema import inline_bytes, part_bytes
-from leptonstore.dataset.values import Column, concat, intern
+from leptonstore.dataset.values import Column, Spots, concat, intern
 from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
 from leptonstore.format.keys import encode_keys
 from leptonstore.format.node import Child, Part, RowGroup, encode_row_group
@@ -21,8 +21,10 @@ from leptonstore.format.page import decode_page, encode_binary_pages, encode_pag
 from leptonstore.store import Store
 
 
-def stored_columns(store: Store, schema: pa.Schema, batch: pa.RecordBatch, first_row: int = 0) -> list[Column]:
-    """The columns of `batch` as pages keep them: large values are put into the store.
+def stored_columns(
+    store: Store, schema: pa.Schema, batch: pa.RecordBatch, first_row: int = 0, spots: Spots | None = None
+) -> list[Column]:
+    """The columns of `batch` as pages keep them: large values are put into the store; where `spots` says where they stand, as references.
 
     first_row: of the batch, for errors. Raises SchemaError when the batch does not fit `schema` (whose metadata does not count), StoreFull.
     """
@@ -31,7 +33,10 @@ def stored_columns(store: Store, schema: pa.Schema, batch: pa.RecordBatch, first
     for field, array in zip(schema, batch.columns, strict=True):
         if not field.nullable and array.null_count:
             raise SchemaError(f"column {field.name!r} has nulls near row {first_row}, but is declared without")
-    return [intern(store, array, inline_bytes(field)) for field, array in zip(schema, batch.columns, strict=True)]
+    return [
+        intern(store, array, inline_bytes(field), None if spots is None else spots.of(field.name))
+        for field, array in zip(schema, batch.columns, strict=True)
+    ]
 
 
 class GroupWriter:

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from leptonstore.dataset.dataset import Dataset
     from leptonstore.dataset.values import Column
     from leptonstore.store import Store
+    from leptonstore.store.references import Spot
+
+
+@dataclass(frozen=True)
+class Referred:
+    """A table whose large values stand byte for byte in objects, so that a store can keep where they stand instead of them.
+
+    root:    URL of the folder that the objects lie in, as leptonstore.tiers.external.root_of writes it.
+    batches: like those of the source, each with what is known of columns: for each row where its value stands, or None.
+    """
+
+    root: str
+    batches: Callable[[], Iterator[tuple[pa.RecordBatch, dict[str, list[Spot | None]]]]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Source:
     unchanged: (store, ref, head version) -> whether an import would change nothing, found out without reading content.
     published: called with (store, ref, commit) when the version is published, or found to be there already.
     notes:    what people should know, in lines; may grow while rows are read.
+    referred: for an import by reference: used instead of `batches` where it is given; the rows are the same.
     keyed:    the identity columns are a key: rows are sorted by it, and two rows of one key are refused.
     lineage:  JSON-able and deterministic: format, file names (never absolute paths), sizes, digests. Part of the commit.
     """
@@ -46,3 +60,4 @@ class Source:
     published: Callable[[Store, str, str], None] | None = None
     notes: list[str] = field(default_factory=list)
     keyed: bool = False
+    referred: Referred | None = None

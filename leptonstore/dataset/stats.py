@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.usage import placed_once
 
@@ -48,7 +47,7 @@ def version_stats(store: Store, commit: str, logical_bytes: int, rows: int, grou
         if reached.what in ("commit", "node"):
             metadata += size
             continue
-        plain = place.row.raw if place.row.kind == lpk.KIND_CHUNK else 0
+        plain = place.row.plain or 0
         unique += plain
         column = columns[reached.column]
         column["stored_bytes"] += size

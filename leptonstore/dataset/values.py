@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 from leptonstore import limits
 from leptonstore.dataset.large_values import LargeValues, references_of
 from leptonstore.dataset.recycle import Recycler
+from leptonstore.digest import Digest
 from leptonstore.errors import ChunkCorrupt, ChunkMissing
 from leptonstore.format.page import REFERENCE, as_binary, is_variable
 from leptonstore.store import Store
+from leptonstore.store.references import Spot
 from leptonstore.tiers.chunks import ChunkFinder
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
@@ -65,8 +67,28 @@ class Column:
         return int(self.referenced_sizes().sum())
 
 
-def intern(store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTES_MAX) -> Column:
-    """Put every value over `inline` bytes into the store and keep its reference. Raises StoreFull."""
+@dataclass(frozen=True)
+class Spots:
+    """Where the values of some columns stand outside of the store: below `root` (a number), for each row of a batch, or None."""
+
+    root: int
+    columns: dict[str, list[Spot | None]]
+
+    def of(self, column: str) -> Spots | None:
+        """Of one column alone."""
+        return Spots(self.root, {"": self.columns[column]}) if column in self.columns else None
+
+    def put(self, store: Store, row: int, data: memoryview) -> Digest:
+        """The value of that row, of the one column."""
+        spot = self.columns[""][row]
+        return store.put(data) if spot is None else store.put_reference(data, self.root, spot)
+
+
+def intern(
+    store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTES_MAX, spots: Spots | None = None
+) -> Column:
+    """Put every value over `inline` bytes into the store (with `spots`, of one column: where it stands) and keep its reference. Raises
+    StoreFull."""
     if not is_variable(array.type):
         return Column(array)
     large = pc.fill_null(pc.greater(pc.binary_length(array), inline), False)
@@ -75,10 +97,12 @@ def intern(store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTE
         return Column(array)
     binary = array.cast(as_binary(array.type))
     out: list[bytes | None] = []
-    for value, is_large in zip(binary, references.tolist(), strict=True):
+    for row, (value, is_large) in enumerate(zip(binary, references.tolist(), strict=True)):
         if is_large:
             data = value.as_buffer()
-            out.append(REFERENCE.pack(store.put(memoryview(data)), data.size))
+            view = memoryview(data)
+            digest = store.put(view) if spots is None else spots.put(store, row, view)
+            out.append(REFERENCE.pack(digest, data.size))
         else:
             out.append(value.as_py())
     return Column(pa.array(out, binary.type), references)

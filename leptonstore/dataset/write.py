@@ -17,7 +17,7 @@ from leptonstore.dataset.refs import MAIN, writable_ref
 from leptonstore.dataset.rules import check_rows, check_unique, keep_rules
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Column, Spots
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.errors import SchemaError, listed
 from leptonstore.format.commit import Commit, encode_commit
@@ -59,6 +59,13 @@ def write_table(
 
 def _stored(store: Store, source: Source) -> Iterator[list[Column]]:
     rows = 0
+    if source.referred is not None:
+        root = store.references.add_root(source.referred.root)
+        for batch, spots in source.referred.batches():
+            check_rows(source.schema, batch, rows)
+            yield stored_columns(store, source.schema, batch, rows, Spots(root, spots))
+            rows += batch.num_rows
+        return
     for batch in source.batches():
         check_rows(source.schema, batch, rows)
         yield stored_columns(store, source.schema, batch, rows)
@@ -127,8 +134,9 @@ def write_dataset(
     parents: "head" (the branch's last commit, none for a new branch) or commit digests (hex). When the branch already
     has the same rows, schema, identity and lineage at its head (with "head"), or the same commit, nothing is written.
     The rules of the version before go on for columns of the same names.
-    Raises BadInput (a tag), SourceError, SchemaError, RuleBroken, DuplicateKey, StoreFull, or Conflict when another writer moved the
-    branch meanwhile.
+    A source that was opened with `reference` is kept as references to its objects, which must stay as they are; the commit is the same.
+    Raises BadInput (a tag, a root that cannot be referred to), SourceError, SchemaError, RuleBroken, DuplicateKey, StoreFull, or Conflict
+    when another writer moved the branch meanwhile.
     """
     store.refresh()
     ref, record = writable_ref(store, "dataset", name, branch)

@@ -14,14 +14,16 @@
     footer   one zstd frame; in it, as 64 byte planes, rows of 64 bytes sorted by (offset, start in the group):
              0 digest (32) | 32 offset of the record u64 | 40 stored length u64 | 48 raw length u64
              56 kind u8 | 57 codec u8 | 58 flags u8 (1: member of a group) | 59 plane width u8
-             60 dictionary ordinal u32; of a member: start in the group u16, plain bytes of the group u16
+             60 dictionary ordinal u32; of a member: start in the group u16, plain bytes of the group u16;
+                of a reference: plain bytes of the chunk that it stands for
     trailer  0 magic "LEND" | 4 major u8 | 5 minor u8 | 6 zero u16 | 8 records u64 | 16 footer offset u64
              24 footer length u64 | 32 pack length u64 | 40 zero u64 | 48 BLAKE3-256 of header + footer + trailer 0..48
 
-Required features: 1 encrypted (see leptonstore/crypto.py: payloads are sealed, digests are keyed). Kinds: 1 chunk, 2 chunk
-list, 3 dictionary, 4 group. Codecs: 0 raw, 1 zstd, 2 byte planes of `plane width` bytes, then zstd. The dictionary of ordinal n is the
-n-th dictionary record of the same pack, counted from 0 in the order of offsets; it stands before the records that use it (codec 1
-only) and carries its own ordinal in that field, so that a walk that misses one does not shift the others.
+Required features: 1 encrypted (see leptonstore/crypto.py: payloads are sealed, digests are keyed). Kinds: 1 chunk, 2
+chunk list, 3 dictionary, 4 group, 5 reference (leptonstore/format/reference.py; codec 0, in no encrypted pack). Codecs:
+0 raw, 1 zstd, 2 byte planes of `plane width` bytes, then zstd. The dictionary of ordinal n is the n-th dictionary
+record of the same pack, counted from 0 in the order of offsets; it stands before the records that use it (codec 1 only)
+and carries its own ordinal in that field, so that a walk that misses one does not shift the others.
 
 A group holds chunks of less than 4 KiB that were put one after another, at most 16 KiB of plain bytes with its table:
 
@@ -57,7 +59,8 @@ HEADER_BYTES, RECORD_HEADER_BYTES, FOOTER_ROW_BYTES, TRAILER_BYTES = 128, 64, 64
 OVERHEAD_BYTES = HEADER_BYTES + TRAILER_BYTES
 
 CONTENT_DATA, CONTENT_META = 1, 2
-KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY, KIND_GROUP = 1, 2, 3, 4
+KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY, KIND_GROUP, KIND_REFERENCE = 1, 2, 3, 4, 5
+_KINDS_IN_FOOTER = (KIND_CHUNK, KIND_CHUNK_LIST, KIND_DICTIONARY, KIND_REFERENCE)
 FLAG_MEMBER = 1
 CODEC_RAW, CODEC_ZSTD, CODEC_PLANES = 0, 1, 2
 PLANE_WIDTHS = (2, 4, 8)
@@ -179,6 +182,13 @@ class FooterRow(NamedTuple):
     def unpacked(self) -> int:
         """Plain bytes of the record, which a read decodes."""
         return self.dictionary >> 16 if self.is_member else self.raw
+
+    @property
+    def plain(self) -> int | None:
+        """Plain bytes of the chunk that it tells, which for a reference stand elsewhere; None of a large value, whose pieces say."""
+        if self.kind == KIND_REFERENCE:
+            return self.dictionary
+        return self.raw if self.kind == KIND_CHUNK else None
 
     @property
     def share(self) -> int:
@@ -320,13 +330,14 @@ def parse_footer(
     return rows
 
 
-def check_row(row: FooterRow, records_end: int, kind_max: int = KIND_DICTIONARY) -> None:
-    """Bounds of one footer row. Raises FormatDamaged or FormatTooNew (a kind or codec that we do not know)."""
+def check_row(row: FooterRow, records_end: int, group: bool = False) -> None:
+    """Bounds of one footer row; group: or of a group's record. Raises FormatDamaged or FormatTooNew (an unknown kind or codec)."""
     if row.offset < HEADER_BYTES or row.end > records_end:
         raise FormatDamaged("footer places a record outside the pack")
     if row.raw > limits.CHUNK_BYTES_MAX:
         raise FormatDamaged(f"a record of {row.raw} bytes is over the limit of {limits.CHUNK_BYTES_MAX}")
-    if not KIND_CHUNK <= row.kind <= kind_max or row.codec > CODEC_PLANES:
+    known = row.kind in _KINDS_IN_FOOTER or (group and row.kind == KIND_GROUP)
+    if not known or row.codec > CODEC_PLANES:
         raise FormatTooNew(f"a record has kind {row.kind} and codec {row.codec}: upgrade LeptonStore")
     if (row.codec == CODEC_PLANES) != (row.plane_width in PLANE_WIDTHS):
         raise FormatDamaged(f"a record of codec {row.codec} has plane width {row.plane_width}")
@@ -334,6 +345,11 @@ def check_row(row: FooterRow, records_end: int, kind_max: int = KIND_DICTIONARY)
         inside = row.start + row.raw <= row.unpacked <= limits.GROUP_BYTES_MAX
         if row.kind != KIND_CHUNK or row.codec != CODEC_ZSTD or not inside:
             raise FormatDamaged("footer places a chunk outside its group")
+    elif row.kind == KIND_REFERENCE:
+        if row.codec != CODEC_RAW or row.raw > limits.REFERENCE_BYTES_MAX:
+            raise FormatDamaged(f"a reference of codec {row.codec} and {row.raw} bytes")
+        if not 0 < row.dictionary <= limits.CHUNK_BYTES_MAX:
+            raise FormatDamaged(f"a reference to {row.dictionary} bytes is over the limit of {limits.CHUNK_BYTES_MAX}")
     elif row.dictionary != DICTIONARY_NONE and row.kind != KIND_DICTIONARY and row.codec != CODEC_ZSTD:
         raise FormatDamaged(f"a record of codec {row.codec} names a dictionary")
 
@@ -382,7 +398,7 @@ def _record_at(view: memoryview, at: int) -> FooterRow | int:
         header.dictionary,
     )
     try:
-        check_row(row, len(view), KIND_GROUP)
+        check_row(row, len(view), group=True)
         parse_record(view[at:end])
     except (FormatDamaged, FormatTooNew):
         return header.stored

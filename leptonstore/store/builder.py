@@ -15,6 +15,7 @@ from leptonstore.crypto import TAG_BYTES, StoreKeys
 from leptonstore.digest import Digest
 from leptonstore.errors import FormatDamaged
 from leptonstore.format import pack as lpk
+from leptonstore.format.reference import parse_reference
 from leptonstore.store.log import PackRecord
 from leptonstore.tiers.roles import PackWriter
 
@@ -60,6 +61,8 @@ class PackBuilder:
         start, ordinal = self._offset, lpk.DICTIONARY_NONE
         if encoded.dictionary is not None:
             ordinal = self._ordinal(encoded.dictionary)
+        elif kind == lpk.KIND_REFERENCE:
+            ordinal = parse_reference(bytes(encoded.payload)).length
         self.rows[digest] = self._append(digest, kind, encoded, payload_crc, ordinal)
         return self._offset - start
 

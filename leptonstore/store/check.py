@@ -1,9 +1,10 @@
 """`lepton check`: is everything that was acknowledged still there and still what it was?
 
-Three passes: the structure of every pack that the log lists, in every tier that has a copy; with `read_data`, every byte of every
-record of every copy, or of a random sample of the packs; and what every version reaches. Each finding names the tier, the pack, the
-chunk and the rows of the datasets that it costs. What another tier has whole costs none. What a tier has that does not answer is
-"unavailable": neither missing nor damaged.
+Four passes: the structure of every pack that the log lists, in every tier that has a copy; with `read_data`, every byte
+of every record of every copy, or of a random sample of the packs; the objects that references lead to (with `read_data`
+their bytes); and what every version reaches. Each finding names the tier, the pack, the chunk and the rows of the
+datasets that it costs. What another tier has whole costs none. What a tier has that does not answer is "unavailable":
+neither missing nor damaged.
 
 Memory does not grow with the store: findings are listed up to CHECK_PROBLEMS_MAX and then counted, and what was reached already is
 remembered in a bounded set (what falls out of it is only looked at again).
@@ -23,9 +24,10 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.digest import Digest
-from leptonstore.errors import BadInput, NotPermitted, TierUnavailable
+from leptonstore.errors import BadInput, NotPermitted, PackDamaged, TierUnavailable
 from leptonstore.store.log import PackRecord
 from leptonstore.store.placement import places_of
+from leptonstore.store.references_check import ReferenceCheck
 from leptonstore.store.scan import ExaminedPack, examine_all
 from leptonstore.store.store import Store
 from leptonstore.store.versions import all_versions
@@ -41,7 +43,7 @@ class Problem:
     tier: the name of the one that it is in; empty when the store has one only. whole_in: another one that has it whole.
     """
 
-    kind: str  # "pack", "chunk", "missing", "unavailable"
+    kind: str  # "pack", "chunk", "reference", "missing", "unavailable"
     what: str
     pack: str = ""
     digest: str = ""
@@ -76,6 +78,7 @@ class CheckReport:
     seed: int = 0
     refs: int = 0
     versions: int = 0
+    references: int = 0  # that were looked at: of chunks that no pack has
     unlisted_packs: int = 0
     problems: list[Problem] = field(default_factory=list)
     problems_more: int = 0
@@ -160,6 +163,7 @@ def _check(store: Store, share: float, progress: Callable[[int, int], None], see
             if found.pack not in store.state.packs:
                 continue  # garbage collection removed it meanwhile
         findings.add(found)
+    _check_references(store, report, findings, read)
     _check_versions(store, report, findings)
     report.unlisted_packs = _unlisted(store)
     return report
@@ -239,6 +243,29 @@ class _Findings:
             if self._unseen[url]:
                 count, alone = self._unseen[url], self._alone[url]
                 problem.what += f"; {count:,} packs were not looked at there, of which {alone:,} are in no other tier"
+
+
+def _check_references(store: Store, report: CheckReport, findings: _Findings, read: set[str]) -> None:
+    """Add references that do not lead to what was imported: as their objects' keepers say, and of the packs in `read` by their bytes."""
+    if not store.references.used:
+        return
+    check = ReferenceCheck(store)
+    refused: set[str] = set()
+    for pack in sorted(store.state.packs):
+        try:
+            for digest, error in check.broken(pack, pack in read):
+                problem = Problem("reference", str(error), pack, digest.hex())
+                if report.add(problem):
+                    findings.chunks.setdefault((digest, pack), []).append(problem)
+        except TierUnavailable as error:
+            findings.unavailable(error)
+        except NotPermitted as error:  # once for each root
+            if str(error) not in refused:
+                refused.add(str(error))
+                report.add(Problem("unavailable", str(error)))
+        except (PackDamaged, OSError):
+            continue  # told already
+    report.references = check.looked_at
 
 
 def _sample(listed: list[tuple[str, PackRecord]], share: float, seed: int) -> set[str]:

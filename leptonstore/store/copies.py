@@ -16,7 +16,16 @@ import numpy as np
 
 from leptonstore import limits
 from leptonstore.digest import Digest
-from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew, PackDamaged
+from leptonstore.errors import (
+    BadInput,
+    ChunkCorrupt,
+    ChunkMissing,
+    FormatDamaged,
+    FormatTooNew,
+    NotPermitted,
+    PackDamaged,
+    TierUnavailable,
+)
 from leptonstore.format import pack as lpk
 from leptonstore.store import reader
 from leptonstore.store.config import DOCUMENT
@@ -91,7 +100,9 @@ class StoreCopy:
             return None
         try:
             kind, plain = self._store.record(digest)
-        except (ChunkCorrupt, ChunkMissing):
+            if kind == lpk.KIND_REFERENCE:  # the other store's roots are not ours
+                kind, plain = lpk.KIND_CHUNK, self._store.get(digest)
+        except (ChunkCorrupt, ChunkMissing, NotPermitted, TierUnavailable):
             return None
         record = self._store.state.packs.get(place.pack)
         return Found(kind, plain, record.content if record else lpk.CONTENT_DATA)
@@ -206,7 +217,7 @@ class FolderCopy:
     def _record(self, pack: str, name: Digest) -> Found | None:
         row = self._rows(pack).get(name)
         header = self._header(pack)
-        if row is None:
+        if row is None or row.kind == lpk.KIND_REFERENCE:
             return None
         try:
             kind, plain = reader.read_record(self.packs, row, self._opened_of(pack).get(pack))

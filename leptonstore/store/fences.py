@@ -172,7 +172,7 @@ def revalidate(store: Store, commits: tuple[str, ...], ends: Set[str] = frozense
 
 def _keep(store: Store, digest: Digest) -> None:
     """Store a chunk again unless a pack that counts has it."""
-    if store.known(digest):
+    if store.known(digest, referred=True):
         return
     kind, data = store.record(digest)
     for piece, _ in lpk.parse_chunk_list(data).pieces if kind == lpk.KIND_CHUNK_LIST else ():

@@ -54,14 +54,18 @@ def _sound(rows: Rows, records_end: int) -> bool:
     sound = (offset >= lpk.HEADER_BYTES) & (offset <= end) & (stored <= end)  # so that nothing below overflows
     sound &= offset + stored + np.uint64(lpk.RECORD_HEADER_BYTES) <= end
     sound &= rows["raw"] <= limits.CHUNK_BYTES_MAX
-    sound &= (kind >= lpk.KIND_CHUNK) & (kind <= lpk.KIND_DICTIONARY) & (codec <= lpk.CODEC_PLANES)
+    reference = kind == lpk.KIND_REFERENCE
+    sound &= (kind >= lpk.KIND_CHUNK) & ((kind <= lpk.KIND_DICTIONARY) | reference) & (codec <= lpk.CODEC_PLANES)
     sound &= (codec == lpk.CODEC_PLANES) == np.isin(rows["plane_width"], lpk.PLANE_WIDTHS)
     member = rows["flags"] & lpk.FLAG_MEMBER != 0
     start, unpacked = rows["dictionary"] & 0xFFFF, rows["dictionary"] >> 16
     inside = (start + rows["raw"] <= unpacked) & (unpacked <= limits.GROUP_BYTES_MAX)
     sound &= ~member | (inside & (kind == lpk.KIND_CHUNK) & (codec == lpk.CODEC_ZSTD))
     named = (rows["dictionary"] != lpk.DICTIONARY_NONE) & (kind != lpk.KIND_DICTIONARY) & (codec != lpk.CODEC_ZSTD)
-    return bool((sound & (member | ~named)).all())
+    sound &= member | reference | ~named
+    short = (codec == lpk.CODEC_RAW) & (rows["raw"] <= limits.REFERENCE_BYTES_MAX)
+    short &= (rows["dictionary"] > 0) & (rows["dictionary"] <= limits.CHUNK_BYTES_MAX)
+    return bool((sound & (~reference | short)).all())
 
 
 def array_of(rows: Iterable[FooterRow] | Rows) -> Rows:

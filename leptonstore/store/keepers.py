@@ -3,7 +3,8 @@
 Footers are the truth (the index is a cache of them), and one is at most some MiB, so memory does not grow with the store. Where
 several packs hold a chunk, one of them keeps it: one that is not condemned before one that is, a whole one before a damaged one,
 one that this collection did not copy from, then the one with the larger live share, the larger one, the smaller id. So all
-collections choose alike where they can, and repacked chunks are kept by their new packs.
+collections choose alike where they can, and repacked chunks are kept by their new packs. A reference is kept only where no pack has the
+chunk itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class PackRows(NamedTuple):
     keys: Keys
     sizes: Numbers
     lists: Numbers  # which are chunk lists
+    references: Numbers  # which are references
     rows: list[FooterRow]
 
 
@@ -66,7 +68,8 @@ def pack_rows(store: Store, pack: str) -> PackRows:
     digests = np.ascontiguousarray(array["digest"]).view(np.uint8).reshape(-1, 32)
     keys = np.ascontiguousarray(digests[:, : limits.GC_KEY_BYTES]).view(f"S{limits.GC_KEY_BYTES}").reshape(-1)
     sizes = np.array([row.share for row in rows], np.int64)
-    return PackRows(keys, sizes, array["kind"] == lpk.KIND_CHUNK_LIST, rows)
+    kinds = array["kind"]
+    return PackRows(keys, sizes, kinds == lpk.KIND_CHUNK_LIST, kinds == lpk.KIND_REFERENCE, rows)
 
 
 def pieces_of(store: Store, packs: dict[str, PackRecord], keys: Keys, folder: Path) -> Keys:
@@ -109,14 +112,27 @@ def choose_keepers(
 
     order = sorted(packs, key=rank)
     keepers = Keepers(keys, scratch_array(len(keys), np.int32, folder), {}, damaged=damaged)
+    referring: list[str] = []
     for number, pack in enumerate(order, 1):
         progress("compare", len(packs) + number, 2 * len(packs))
         found = pack_rows(store, pack)
         keepers.numbers[pack] = number
-        at, hit = positions(keys, found.keys)
-        at, sizes = at[hit], found.sizes[hit]
-        free = np.asarray(keepers.keeper[at] == 0)
-        keepers.keeper[at[free]] = number
-        keepers.kept[pack], keepers.held[pack] = int(sizes[free].sum()), int(found.sizes.sum())
+        if found.references.any():
+            referring.append(pack)
+        keepers.kept[pack], keepers.held[pack] = 0, int(found.sizes.sum())
+        _keep(keepers, pack, found, ~found.references)
+    for pack in referring:
+        found = pack_rows(store, pack)
+        _keep(keepers, pack, found, found.references)
     keepers.missing = len(keys) - int(np.count_nonzero(keepers.keeper))
     return keepers
+
+
+def _keep(keepers: Keepers, pack: str, found: PackRows, wanted: Numbers) -> None:
+    """Have `pack` keep those of its `wanted` rows that are needed and that no pack keeps yet."""
+    at, hit = positions(keepers.keys, found.keys)
+    hit = hit & wanted
+    at, sizes = at[hit], found.sizes[hit]
+    free = np.asarray(keepers.keeper[at] == 0)
+    keepers.keeper[at[free]] = keepers.numbers[pack]
+    keepers.kept[pack] += int(sizes[free].sum())

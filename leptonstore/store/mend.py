@@ -83,6 +83,8 @@ class Mending:
         kind, plain = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return plain
+        if kind == lpk.KIND_REFERENCE:
+            return self._store.get(digest)
         value = b"".join(self._record(piece)[1] for piece, _ in lpk.parse_chunk_list(plain).pieces)
         if digest_of(value) != digest:
             raise ChunkMissing(digest.hex(), "its pieces do not add up to it")

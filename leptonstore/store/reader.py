@@ -11,9 +11,11 @@ from leptonstore.crypto import PackCipher
 from leptonstore.digest import Buffer, digest_of
 from leptonstore.errors import ChunkCorrupt, FormatDamaged, FormatTooNew, PackDamaged
 from leptonstore.format import pack as lpk
+from leptonstore.format.reference import parse_reference
 from leptonstore.store.index_rows import Rows, footer_array
 from leptonstore.tiers.roles import ManyReader, PackReader, PackStreamer
 
+_BY_CRC = (lpk.KIND_CHUNK_LIST, lpk.KIND_REFERENCE)  # their digest is not that of their own bytes
 _T = TypeVar("_T")
 _Bytes = TypeVar("_Bytes", bound=Buffer)
 
@@ -123,7 +125,8 @@ def _member_rows(data: bytes, record: lpk.FooterRow, opened: Opened) -> list[lpk
 def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = False) -> tuple[int, bytes]:
     """(kind, plain bytes) of the record at `row`, whose bytes are `data`. Raises ChunkCorrupt.
 
-    The digest of a chunk and of a dictionary is checked here; a chunk list has a check of its own. crc: check the CRC of these too, for
+    The digest of a chunk and of a dictionary is checked here; a chunk list has a check of its own, and what a reference leads to is
+    checked when that is read (store/references.py). crc: check the CRC of these too, for
     those who look for damage: the digest says that the plain bytes are right, the CRC that each byte of the record is.
     """
     try:
@@ -132,10 +135,13 @@ def decode_record(data: Buffer, row: lpk.FooterRow, opened: Opened, crc: bool = 
             plain = _member(group, row, opened)
             opened.group = row.offset, group  # only now: another tier's copy is not read where a damaged one is kept
             return row.kind, plain
-        header, payload = _open_record(data, row, opened, crc or row.kind == lpk.KIND_CHUNK_LIST)
+        header, payload = _open_record(data, row, opened, crc or row.kind in _BY_CRC)
         plain = codec.decode(header.codec, payload, header.raw, header.plane_width, _dictionary_of(header, opened))
         if header.kind == lpk.KIND_CHUNK_LIST:
             lpk.parse_chunk_list(plain)
+        elif header.kind == lpk.KIND_REFERENCE:
+            if parse_reference(plain).length != row.plain:
+                raise FormatDamaged("a reference is not to as many bytes as its row says")
         else:
             _require_digest(plain, row, opened)
     except (FormatDamaged, FormatTooNew) as error:
@@ -210,7 +216,7 @@ def _require_digest(plain: Buffer, row: lpk.FooterRow, opened: Opened) -> None:
 
 def _dictionary_of(header: lpk.RecordHeader, opened: Opened) -> codec.Dictionary | None:
     """A dictionary record names itself: it is decoded without one."""
-    if header.dictionary == lpk.DICTIONARY_NONE or header.kind == lpk.KIND_DICTIONARY:
+    if header.dictionary == lpk.DICTIONARY_NONE or header.kind in (lpk.KIND_DICTIONARY, lpk.KIND_REFERENCE):
         return None
     return opened.dictionary(header.dictionary)
 

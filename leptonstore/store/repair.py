@@ -296,6 +296,9 @@ def _put_again(store: Store, row: lpk.FooterRow, kind: int, plain: bytes, conten
     if kind == lpk.KIND_CHUNK:
         store.put_piece(plain, content, plane_width=row.plane_width)
         return
+    if kind == lpk.KIND_REFERENCE:
+        store._writer.add(row.digest, kind, plain, content, here=True)
+        return
     pieces = list(lpk.parse_chunk_list(plain).pieces)
     digest: Digest | None = row.digest
     if store.config.encryption is not None:  # its name is keyed: only the value tells its digest

@@ -32,13 +32,16 @@ from leptonstore.errors import (
     CommitExpired,
     Conflict,
     LeptonError,
+    NotPermitted,
     PackDamaged,
+    ReferenceBroken,
     StoreMissing,
     TierUnavailable,
     WrongKey,
 )
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
+from leptonstore.format.reference import encode_reference, parse_reference
 from leptonstore.store import fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
@@ -51,6 +54,7 @@ from leptonstore.store.placement import HOME, Placement, placement_of
 from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
+from leptonstore.store.references import References, Spot, reference_to
 from leptonstore.store.tier_open import open_beside
 from leptonstore.store.writer import Writer
 from leptonstore.tiers.open import open_tier
@@ -89,6 +93,7 @@ class Store:
         self._index = Index(config.store_id, tier.url, cache_dir)
         self._writer = Writer(self.tier, tier, config, self._publish_packs, self._keys)
         self._opened = OpenedPacks(self.tier, config.store_id, self._keys)
+        self.references = References(self)
         # Garbage collection up to here does not concern our work. A publication does not move it: other threads may have
         # looked things up before, and publish later.
         self._base = self._state.gc_sequence
@@ -284,12 +289,23 @@ class Store:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def locate(self, digest: Digest) -> Place | None:
-        """Where a published chunk is; None when it is not known (or only pending)."""
-        return self._index.get(self.stored_name(digest))
+        """Where a published chunk is; None when it is not known (or only pending). In a pack where one has it, else as a reference."""
+        place = self._index.get(self.stored_name(digest))
+        return self._better(digest, place) if _is_reference(place) else place
+
+    def _better(self, digest: Digest, place: Place | None) -> Place | None:
+        """A place of the chunk itself, where there is one beside the reference that `place` is."""
+        places = self._index.places(self.stored_name(digest))
+        return next((other for other in places if not _is_reference(other)), place)
 
     def locate_many(self, digests: Sequence[Digest]) -> list[Place | None]:
         """`locate` of each."""
-        return self._index.get_many([self.stored_name(digest) for digest in digests])
+        places = self._index.get_many([self.stored_name(digest) for digest in digests])
+        if self.references.used:
+            for at, place in enumerate(places):
+                if _is_reference(place):
+                    places[at] = self._better(digests[at], place)
+        return places
 
     def opened(self, pack: str) -> OpenedPack:
         """What decoding the records of a pack needs."""
@@ -321,16 +337,22 @@ class Store:
 
     def _place_outside(self, digest: Digest, avoided: Callable[[str], bool]) -> Place | None:
         """A place of the chunk in a pack that is not `avoided`."""
-        place = self._index.get(self.stored_name(digest))
+        place = self.locate(digest)
         if place is None or not avoided(place.pack):
             return place
-        return next((other for other in self._index.places(self.stored_name(digest)) if not avoided(other.pack)), None)
+        others = sorted(self._index.places(self.stored_name(digest)), key=_is_reference)
+        return next((other for other in others if not avoided(other.pack)), None)
 
     def get(self, digest: Digest) -> bytes:
-        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away."""
+        """The plain bytes. Raises ChunkMissing or ChunkCorrupt, or TierUnavailable: it is, or may be, in a tier that is away.
+
+        Of a value that stands outside of the store: ReferenceBroken, or NotPermitted when nobody allowed this host to read there.
+        """
         kind, data = self.record(digest)
         if kind == lpk.KIND_CHUNK:
             return data
+        if kind == lpk.KIND_REFERENCE:
+            return self._referred(digest, data)
         pieces = lpk.parse_chunk_list(data)
         out = bytearray()
         parts = self.get_pieces([piece for piece, _ in pieces.pieces])
@@ -354,19 +376,35 @@ class Store:
     def _piece(self, digest: Digest) -> bytes:
         """A chunk; never a chunk list, which could lead back to the list that names it."""
         kind, data = self.record(digest)
+        if kind == lpk.KIND_REFERENCE:
+            return self._referred(digest, data)
         if kind != lpk.KIND_CHUNK:
             raise ChunkCorrupt(digest.hex(), "-", "it is named as a piece of a large value, and is none")
         return data
 
+    def _referred(self, digest: Digest, data: bytes) -> bytes:
+        """The bytes that the reference `data` leads to, or another one to equal bytes. Raises ReferenceBroken, NotPermitted."""
+        try:
+            return self.references.read(digest, parse_reference(data))
+        except ReferenceBroken as error:
+            for place in self._index.places(self.stored_name(digest)):
+                with suppress(ChunkCorrupt, NotPermitted, TierUnavailable):
+                    kind, other = self._record_at(place)
+                    if kind == lpk.KIND_CHUNK:
+                        return other
+                    if kind == lpk.KIND_REFERENCE and other != data:
+                        return self.references.read(digest, parse_reference(other))
+            raise error
+
     def record(self, digest: Digest) -> tuple[int, bytes]:
-        """(kind, plain bytes) of one record: a chunk, or the encoded list of a large value's pieces."""
+        """(kind, plain bytes) of one record: a chunk, the encoded list of a large value's pieces, or a reference."""
         unpublished = self._writer.record(digest)
         if unpublished is not None:
             return unpublished
-        place = self._index.get(self.stored_name(digest))
+        place = self.locate(digest)
         if place is None:
             self.refresh()  # another writer may have published it since
-            place = self._index.get(self.stored_name(digest))
+            place = self.locate(digest)
         if place is None:
             raise self.why_absent(digest)
         try:
@@ -377,7 +415,7 @@ class Store:
             if self.tier.pack_bytes(place.pack) is not None:
                 raise
         self.refresh()  # the pack's file is missing: garbage collection may have moved the chunk to another
-        again = self._index.get(self.stored_name(digest))
+        again = self.locate(digest)
         if again is None:
             raise self.why_absent(digest)
         return self._record_at(again)
@@ -475,18 +513,55 @@ class Store:
             self._writer.add(digest, lpk.KIND_CHUNK, data, content, here, plane_width)
         return digest
 
-    def put_chunk_list(self, digest: Digest, pieces: list[tuple[Digest, int]], content: int = lpk.CONTENT_DATA) -> None:
-        """Keep the value `digest` as its pieces (digest and length each, in order), which have been put."""
+    def put_reference(self, data: Buffer, root: int, spot: Spot) -> Digest:
+        """`put` of a value that stands at `spot` of an object outside: `data` is hashed and not kept, only where it stands.
+
+        root: of `references.add_root`. A chunk that the store has is left as it is; until the next flush, so is a reference by whoever puts
+        the same bytes. Raises BadInput for a name that cannot be kept.
+        """
+        view = memoryview(data).cast("B")
+        digest = digest_of(view)
+        with self._lock:
+            self.put_bytes += len(view)
+        if len(view) <= self.config.chunks.cut_above:
+            self.put_reference_piece(view, root, spot, digest)
+            return digest
+        pieces, at = [], spot.offset
+        for piece in self._chunker.cut(view):
+            pieces.append((self.put_reference_piece(piece, root, spot._replace(offset=at)), len(piece)))
+            at += len(piece)
+        self.put_chunk_list(digest, pieces, referred=True)
+        return digest
+
+    def put_reference_piece(self, data: Buffer, root: int, spot: Spot, digest: Digest | None = None) -> Digest:
+        """`put_reference` of one chunk; of a piece of a value that is too long to be held at once, see `put_chunk_list`."""
+        digest = digest_of(data) if digest is None else digest
+        made = encode_reference(reference_to(root, spot, len(data)))
+        if not self._found(digest, made):
+            self._writer.add(digest, lpk.KIND_REFERENCE, made, lpk.CONTENT_DATA, here=True)
+        return digest
+
+    def put_chunk_list(
+        self,
+        digest: Digest,
+        pieces: list[tuple[Digest, int]],
+        content: int = lpk.CONTENT_DATA,
+        referred: bool = False,
+    ) -> None:
+        """Keep the value `digest` as its pieces (digest and length each, in order), which have been put; referred: as references."""
         if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
             raise BadInput(f"a value of {sum(length for _, length in pieces)} bytes has too many pieces; split it")
-        if not self._found(digest):
+        if not self._found(digest, b"" if referred else None):
             self._writer.add(digest, lpk.KIND_CHUNK_LIST, lpk.encode_chunk_list(pieces), content, here=True)
 
-    def known(self, digest: Digest) -> bool:
-        """Whether `put` of such a value would write nothing. What is found is relied on by the next commit."""
-        return self._found(digest)
+    def known(self, digest: Digest, referred: bool = False) -> bool:
+        """Whether `put` of such a value would write nothing; referred: or a reference to it is here. What is found is relied on by the
+        next commit."""
+        return self._found(digest, b"" if referred else None)
 
-    def _found(self, digest: Digest) -> bool:
+    def _found(self, digest: Digest, reference: bytes | None = None) -> bool:
+        """reference: what would be put in place of the chunk; b"" for any. Without, a reference that is there does not count: who puts
+        bytes is promised that the store keeps them."""
         if digest in self._writer:
             return True
         if not self._state.packs:  # a store that is filled for the first time: a tenth of the time of small values
@@ -494,18 +569,31 @@ class Store:
         place = self._place_outside(digest, lambda pack: pack in self.damaged_packs or self._state.lost(pack))
         if place is None:
             return False
-        if place.row.kind == lpk.KIND_CHUNK_LIST and not self._pieces_found(digest):
+        if place.row.kind == lpk.KIND_REFERENCE and not self._refers(place, reference):
+            return False
+        if place.row.kind == lpk.KIND_CHUNK_LIST and not self._pieces_found(digest, reference is not None):
             return False
         self._writer.rely_on(place.pack)
         return True
 
-    def _pieces_found(self, digest: Digest) -> bool:
+    def _refers(self, place: Place, reference: bytes | None) -> bool:
+        """Whether the reference at `place` will do for `reference`: the same one, or one whose object is as it was."""
+        if not reference:
+            return reference is not None
+        try:
+            found = self._record_at(place)[1]
+            return found == reference or not self.references.changed(parse_reference(found))
+        except (ChunkCorrupt, TierUnavailable, NotPermitted):
+            return False
+
+    def _pieces_found(self, digest: Digest, referred: bool) -> bool:
         """A large value counts as present only when each of its pieces does."""
         try:
             _, data = self.record(digest)
         except (ChunkCorrupt, ChunkMissing, TierUnavailable):
             return False  # then it is stored again
-        return all(self._found(piece) for piece, _ in lpk.parse_chunk_list(data).pieces)
+        any_reference = b"" if referred else None
+        return all(self._found(piece, any_reference) for piece, _ in lpk.parse_chunk_list(data).pieces)
 
     @property
     def new_bytes(self) -> int:
@@ -703,6 +791,7 @@ class Store:
         self._lock = threading.RLock()
         self._opened = OpenedPacks(self.tier, self.config.store_id, self._keys)
         self._writer.after_fork()
+        self.references.after_fork()
         self.tier.after_fork()
 
     def close(self) -> None:
@@ -730,6 +819,10 @@ class Store:
         from leptonstore.store.notebook import store_html
 
         return store_html(self)
+
+
+def _is_reference(place: Place | None) -> bool:
+    return place is not None and place.row.kind == lpk.KIND_REFERENCE
 
 
 _stores = weakref.WeakSet()

@@ -226,7 +226,7 @@ class Transfer:
     def _put(self, digest: Digest, data: bytes | None, place: Place | None, encoded: Encoded | None = None) -> None:
         content = self._content(place)
         width = 0 if place is None else place.row.plane_width
-        raw = len(data) if data is not None else place.row.raw if place is not None else 0
+        raw = len(data) if data is not None else (place.row.plain or 0) if place is not None else 0
         if self._dry_run:
             self._count(digest, raw, 0 if place is None else place.row.share, content)
             return
@@ -267,6 +267,10 @@ class Transfer:
 
     def _put_long(self, digest: Digest) -> None:
         """A value that the source keeps in pieces: cut as the destination does, a window at a time."""
+        place = self.source.locate(digest)
+        if self._dry_run and place is not None and place.row.kind == lpk.KIND_REFERENCE:
+            self._put(digest, None, place)
+            return
         pieces = self.source.pieces(digest)
         if pieces is None or sum(length for _, length in pieces) <= self.destination.config.chunks.cut_above:
             data = self.source.get(digest)

@@ -224,7 +224,9 @@ class Writer:
         dictionary = self._dictionaries.choose(units, held) if content == lpk.CONTENT_DATA else None
         ready = []
         level = self._config.zstd_level
-        if all(_is_short(unit) for unit in units):
+        if units[0].members[0].kind == lpk.KIND_REFERENCE:  # a batch of its own
+            made = [Encoded(lpk.CODEC_RAW, unit.plain, len(unit.plain)) for unit in units]
+        elif all(_is_short(unit) for unit in units):
             made = codec.encode_many([unit.plain for unit in units], level, dictionary)
         else:
             made = [codec.encode(unit.plain, level, unit.plane_width, dictionary) for unit in units]

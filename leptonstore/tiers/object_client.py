@@ -52,11 +52,12 @@ _NO_CREDENTIALS = re.compile(r"Missing ?Credential|MissingAccessKeyId|no credent
 
 @dataclass(frozen=True)
 class Entry:
-    """An object as a listing tells it: path below the tier's root, size in bytes, and when the server stored it."""
+    """An object as a listing tells it: path below the tier's root, size in bytes, when the server stored it, its ETag if it has one."""
 
     path: str
     size: int
     modified: datetime
+    etag: str = ""
 
 
 class Counters:
@@ -310,7 +311,7 @@ class Client:
 
 
 def _entry(meta: Any) -> Entry:
-    return Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"])
+    return Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"], str(meta.get("e_tag") or ""))
 
 
 def _entries(metas: Any, folder: str) -> list[Entry]:

@@ -19,9 +19,20 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from reader_common import Bad, digest_of, need
-from reader_packs import CHUNK, DICTIONARY, PackReader, Record, parse_chunk_list, read_pack
+from reader_packs import (
+    CHUNK,
+    CHUNK_LIST,
+    DICTIONARY,
+    REFERENCE,
+    PackReader,
+    Record,
+    parse_chunk_list,
+    parse_reference,
+    read_pack,
+)
 from reader_pages import PageReader, check_bounds
 from reader_sealed import SealedKeys, canonical
 
@@ -74,11 +85,12 @@ class StoreReader:
         self.refs: dict[str, str] = {}
         self.tags: set[str] = set()
         self.listed: dict[str, dict[str, Any]] = {}
+        self.roots: dict[str, str] = {}
         self.entries = self._replay()
         self.packs = [self._pack(pack) for pack in sorted(self.listed)]
-        self._by_name = {
-            record.name: record for pack in self.packs for record in pack.records if record.kind != DICTIONARY
-        }
+        listed = [record for pack in self.packs for record in pack.records if record.kind != DICTIONARY]
+        # A chunk comes before a reference to it.
+        self._by_name = {record.name: record for record in sorted(listed, key=lambda one: one.kind != REFERENCE)}
 
     def _replay(self) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -93,6 +105,7 @@ class StoreReader:
             self.listed |= {pack["id"]: pack for pack in body["packs_added"]}
             for pack in body["packs_removed"]:
                 self.listed.pop(pack, None)
+            self.roots = body.get("settings", {}).get("references", self.roots)
             for ref in body["refs"]:
                 need(ref["new"] is None or ref["name"] not in self.tags, "log: a tag moves")
                 self.tags.discard(ref["name"])
@@ -128,15 +141,29 @@ class StoreReader:
     def value(self, digest: bytes) -> bytes:
         """The plain bytes of a page, node, commit or value."""
         record = self.find(digest)
-        if record.kind == CHUNK:
-            return record.plain
+        if record.kind != CHUNK_LIST:
+            return self._chunk(record)
         out = bytearray()
         for piece, length in parse_chunk_list(record.plain):
-            found = self.find(piece)
-            need(found.kind == CHUNK and len(found.plain) == length, "chunk list: a piece")
-            out += found.plain
+            found = self._chunk(self.find(piece))
+            need(len(found) == length, "chunk list: a piece")
+            out += found
         need(digest_of(out) == digest, "chunk list: the pieces are not the value")
         return bytes(out)
+
+    def _chunk(self, record: Record) -> bytes:
+        """A chunk, from its pack or from where a reference says: here only from folders of this machine."""
+        need(record.kind in (CHUNK, REFERENCE), "a chunk list where a chunk belongs")
+        if record.kind == CHUNK:
+            return record.plain
+        at = parse_reference(record.plain)
+        root = self.roots[str(at.root)]
+        need(root.startswith("file:///"), "reference: a root that this reader cannot read")
+        with open(f"{unquote(root[7:])}/{at.path}", "rb") as file:
+            file.seek(at.offset)
+            data = file.read(at.length)
+        need(digest_of(data) == record.name, "reference: its object has changed")
+        return data
 
     def commit(self, name: str) -> dict[str, Any]:
         """A version by its digest (hex)."""

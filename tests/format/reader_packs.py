@@ -12,7 +12,7 @@ import zstandard
 from reader_common import MIB, digest_of, need
 
 NONE = 0xFFFFFFFF
-CHUNK, CHUNK_LIST, DICTIONARY, GROUP = 1, 2, 3, 4
+CHUNK, CHUNK_LIST, DICTIONARY, GROUP, REFERENCE = 1, 2, 3, 4, 5
 RAW, ZSTD, PLANES = 0, 1, 2
 ENCRYPTED = 1
 MEMBER = 1
@@ -113,11 +113,16 @@ def _record(pack: PackReader, data: bytes, offset: int, rows: list[Row]) -> int:
     need(magic == b"LREC" and end <= len(data), "record: its bounds")
     payload = data[offset + 64 : end]
     need(crc == zlib.crc32(head[:60], zlib.crc32(payload)), "record: CRC")
-    need(kind in (CHUNK, CHUNK_LIST, DICTIONARY, GROUP) and codec in (RAW, ZSTD, PLANES), "record: kind or codec")
+    need(
+        kind in (CHUNK, CHUNK_LIST, DICTIONARY, GROUP, REFERENCE) and codec in (RAW, ZSTD, PLANES),
+        "record: kind or codec",
+    )
     need(flags == 0 and raw <= 16 * MIB and width in ((2, 4, 8) if codec == PLANES else (0,)), "record: header")
     dictionary = None
     if kind == DICTIONARY:
         need(ordinal == len(pack.dictionaries), "dictionary: its ordinal")
+    elif kind == REFERENCE:
+        need(codec == RAW and pack.keys is None, "reference: encoded, or in an encrypted pack")
     elif ordinal != NONE:
         need(codec == ZSTD and ordinal < len(pack.dictionaries), "record: its dictionary does not stand before it")
         dictionary = pack.dictionaries[ordinal]
@@ -126,13 +131,15 @@ def _record(pack: PackReader, data: bytes, offset: int, rows: list[Row]) -> int:
     plain = decode(codec, payload, raw, width, dictionary)
     if kind == CHUNK_LIST:
         parse_chunk_list(plain)
+    elif kind == REFERENCE:
+        need(parse_reference(plain).length == ordinal, "reference: its length is not in its header")
     else:
         need(pack.name_of(plain) == name, "record: plain bytes do not match the digest")
     if kind == GROUP:
         _members(pack, plain, rows, (stored, codec, ordinal))
         return end
     need(rows == [Row(name, offset, stored, raw, kind, codec, 0, width, ordinal)], "footer: a row is not as its record")
-    pack.records.append(Record(name, kind, codec, ordinal, False, plain))
+    pack.records.append(Record(name, kind, codec, NONE if kind == REFERENCE else ordinal, False, plain))
     if kind == DICTIONARY:
         pack.dictionaries.append(plain)
     return end
@@ -182,3 +189,25 @@ def parse_chunk_list(data: bytes) -> list[tuple[bytes, int]]:
     pieces = [struct.unpack_from("<32sQ", data, 16 + 40 * index) for index in range(count)]
     need(sum(length for _, length in pieces) == total, "chunk list: sum")
     return [(digest, length) for digest, length in pieces]
+
+
+class Reference(NamedTuple):
+    """Where a chunk stands."""
+
+    root: int
+    path: str
+    offset: int
+    length: int
+
+
+def parse_reference(plain: bytes) -> Reference:
+    """The bytes of a record of kind 5."""
+    need(36 <= len(plain) <= 2048, "reference: its size")
+    magic, root, offset, length, size, path_bytes, version_bytes = struct.unpack_from("<4sIQQQHH", plain)
+    need(magic == b"LRF1" and len(plain) == 36 + path_bytes + version_bytes and version_bytes <= 256, "reference")
+    need(0 < length <= 16 * MIB and offset <= 1 << 46, "reference: its bounds")
+    need(size == (1 << 64) - 1 or offset + length <= size <= 1 << 46, "reference: outside of its object")
+    path, version = plain[36 : 36 + path_bytes].decode(), plain[36 + path_bytes :].decode()
+    need(not {"", ".", ".."} & set(path.split("/")) and "\\" not in path, "reference: its path")
+    need(all(ord(char) >= 32 and ord(char) != 127 for char in path) and version.isprintable(), "reference: its text")
+    return Reference(root, path, offset, length)

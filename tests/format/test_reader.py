@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import reader_pages
 import reader_sealed
 from reader import Bad, StoreReader
 
-from leptonstore.dataset import Dataset, delete_ref
+from leptonstore.dataset import Dataset, delete_ref, write_dataset
+from leptonstore.dataset.importers import open_source
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.keys import Passphrase
@@ -144,6 +146,20 @@ def test_a_golden_store_stays_readable(place: Path, tmp_path: Path) -> None:
             assert make_golden.sum_of(columns) == make_golden.sum_of(found.rows(commit)) == expected["rows"][ref]
         for value in make_golden.small_values():
             assert store.get(reader.digest_of(value)) == found.value(reader.digest_of(value)) == value
+
+
+def test_references_lead_where_the_spec_says(tmp_path: Path) -> None:
+    sizes = {"a/1.jpg": 20_000, "b/2.jpg": 5 << 20, "b/3 %.jpg": 100}
+    for name, size in sizes.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(random.Random(name).randbytes(size))
+    with Store.create(tmp_path / "store") as store:
+        source = open_source(tmp_path / "source", "image-folder", reference=True)
+        commit = write_dataset(store, "photos", source).commit
+    found = StoreReader(tmp_path / "store")
+    assert "kind 5 codec 0" in make_golden.kinds_of(found)
+    images = found.rows(commit)["image"]
+    assert images == [(tmp_path / "source" / name).read_bytes() for name in sorted(sizes)]
 
 
 def test_a_tag_is_told_by_its_entry_until_it_is_removed(tmp_path: Path) -> None:

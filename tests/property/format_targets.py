@@ -30,6 +30,7 @@ from leptonstore.format.commit import Commit, encode_commit, parse_commit
 from leptonstore.format.node import Child, InternalNode, Part, RowGroup, encode_internal, encode_row_group, parse_node
 from leptonstore.format.page import decode_page, encode_page
 from leptonstore.format.planes import to_planes
+from leptonstore.format.reference import Reference, encode_reference, parse_reference
 from leptonstore.format.schema import schema_from_json
 from leptonstore.store import reader
 from leptonstore.store.config import StoreConfig, parse_config
@@ -118,6 +119,9 @@ def pack_of(records: list[bytes]) -> bytes:
     return bytes(out) + lpk.encode_end(header, rows, len(out))
 
 
+REFERENCE = encode_reference(Reference(1, "train/00001.jpg", 512, 19, 10_240, "mtime_ns 1"))
+
+
 def _records() -> list[bytes]:
     """One of each kind and codec."""
     texts = [
@@ -136,6 +140,12 @@ def _records() -> list[bytes]:
         record(lpk.KIND_CHUNK, digest_of(floats), codec.encode(floats, plane_width=4)),
         record(lpk.KIND_CHUNK_LIST, digest_of(texts[0] + texts[1]), codec.encode(listed)),
         record(lpk.KIND_GROUP, digest_of(group), codec.encode(group)),
+        record(
+            lpk.KIND_REFERENCE,
+            digest_of(b"it stands elsewhere"),
+            codec.Encoded(lpk.CODEC_RAW, REFERENCE, len(REFERENCE)),
+            19,
+        ),
     ]
 
 
@@ -172,7 +182,8 @@ def run_typed(work: Callable[[], object]) -> None:
 def run_record(data: bytes) -> None:
     """One record; whatever dictionary it names is the one of the specimens."""
     header, payload = lpk.parse_record(data)
-    dictionary = None if header.dictionary == lpk.DICTIONARY_NONE else DICTIONARY
+    named = header.dictionary != lpk.DICTIONARY_NONE and header.kind != lpk.KIND_REFERENCE
+    dictionary = DICTIONARY if named else None
     plain = codec.decode(header.codec, payload, header.raw, header.plane_width, dictionary)
     assert len(plain) == header.raw
 
@@ -428,6 +439,7 @@ TARGETS: dict[str, Target] = {
     "chunk list": Target(
         lambda data: void(lpk.parse_chunk_list(data)), (lpk.encode_chunk_list([(bytes(32), 5)] * 3),), repair_list
     ),
+    "reference": Target(lambda data: void(parse_reference(data)), (REFERENCE,)),
     "node": Target(
         lambda data: void(parse_node(data)),
         (encode_row_group(_GROUP), encode_internal(_INNER), encode_internal(_KEYED)),

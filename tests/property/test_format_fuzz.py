@@ -339,7 +339,7 @@ def _read_alone(data: bytes) -> None:
 def test_specimens_carry_what_they_should() -> None:
     """The pack of the tests has every kind and codec; the key names itself; the CRC is where the document says."""
     heads = [lpk.parse_record(data)[0] for data in RECORDS]
-    assert {head.kind for head in heads} == {1, 2, 3, 4} and {head.codec for head in heads} == {0, 1, 2}
+    assert {head.kind for head in heads} == {1, 2, 3, 4, 5} and {head.codec for head in heads} == {0, 1, 2}
     assert any(head.dictionary != lpk.DICTIONARY_NONE and head.kind == lpk.KIND_CHUNK for head in heads)
     assert zlib.crc32(RECORDS[0][:60], zlib.crc32(RECORDS[0][64:])) == struct.unpack_from("<I", RECORDS[0], 60)[0]
     assert KEY.id in KEY.encode().decode() and parse_config(StoreConfig(STORE_ID).encode(), "c").store_id == STORE_ID

@@ -24,6 +24,9 @@ def _row(number: int, **changes: int) -> FooterRow:
     return row._replace(**changes)
 
 
+REFERENCE = {"kind": lpk.KIND_REFERENCE, "codec": lpk.CODEC_RAW, "dictionary": 50_000}
+
+
 def _parts(rows: list[FooterRow]) -> tuple[bytes, bytes, bytes, int]:
     """Header, footer, trailer and length of a pack with these rows, whose records end at 10,000."""
     end = lpk.encode_end(HEADER, rows, 10_000)
@@ -43,6 +46,8 @@ def test_a_footer_as_an_array_has_the_rows_that_the_parser_tells() -> None:
         _row(5, kind=lpk.KIND_DICTIONARY, codec=lpk.CODEC_RAW, dictionary=0),
         _row(6, **_member(100, 50, 150)),
         _row(7, raw=limits.CHUNK_BYTES_MAX),
+        _row(8, **REFERENCE),
+        _row(9, **{**REFERENCE, "dictionary": limits.CHUNK_BYTES_MAX}),
     ]
     array = index_rows.footer_array(*_parts(rows))
     assert array.tobytes() == index_rows.array_of(lpk.parse_footer(*_parts(rows))).tobytes()
@@ -70,6 +75,12 @@ def test_a_footer_as_an_array_has_the_rows_that_the_parser_tells() -> None:
         {"kind": lpk.KIND_CHUNK_LIST, **_member(100, 50, 150)},
         _member(100, 51, 150),
         _member(0, 50, limits.GROUP_BYTES_MAX + 1),
+        {**REFERENCE, "dictionary": 0},
+        {**REFERENCE, "dictionary": lpk.DICTIONARY_NONE},
+        {**REFERENCE, "raw": limits.REFERENCE_BYTES_MAX + 1},
+        {**REFERENCE, "codec": lpk.CODEC_ZSTD},
+        {**REFERENCE, **_member(100, 50, 150)},
+        {"kind": 6},
     ],
 )
 def test_an_array_is_refused_where_the_parser_refuses(changes: dict[str, int]) -> None:

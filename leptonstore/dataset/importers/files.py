@@ -9,6 +9,7 @@ bounded by the windows and by what the store lets be in flight, not by the tree.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 import sys
@@ -40,10 +41,12 @@ from leptonstore.dataset.importers.reading import name_of, reading
 from leptonstore.dataset.importers.small_files import SmallFiles
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.values import Column
-from leptonstore.digest import Buffer
+from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import SourceError
 from leptonstore.format.page import REFERENCE
 from leptonstore.store import Store
+from leptonstore.store.references import Spot
+from leptonstore.tiers.external import root_of, stamp_of
 
 if TYPE_CHECKING:
     from leptonstore.dataset.dataset import Dataset
@@ -53,16 +56,17 @@ SWITCH_INTERVAL_S = 0.0005
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def open_source(path: Path, paranoid: bool = False) -> Source:
+def open_source(path: Path, paranoid: bool = False, reference: bool = False) -> Source:
     """Every file, directory and link below `path`. Lists the tree; opens no file.
 
     paranoid: read every file, also those whose size, times and inode are as they were at the last import.
+    reference: contents that would be chunks of their own stay in the files, and the store keeps where that is.
     Raises SourceError.
     """
     with reading(path):
         if not path.is_dir():
             raise SourceError(f"{path} is not a folder; give the folder whose files are to be kept", str(path))
-    tree = _Tree(path, list_tree(path), paranoid)
+    tree = _Tree(path, list_tree(path), paranoid, reference)
     lineage = {"format": "files", "root": name_of(path)}
     notes = tree.listing.notes
     if tree.listing.skipped:
@@ -96,6 +100,7 @@ class _Tree:
     root: Path
     listing: Listing
     paranoid: bool
+    reference: bool
     _before: Rows | None = field(default=None, init=False)  # of each entry: its row in the head commit, or -1
 
     def _memory(self, store: Store, ref: str) -> ListingMemory:
@@ -124,7 +129,8 @@ class _Tree:
             ThreadPoolExecutor(threads, "lepton-piece") as pieces,
             ThreadPoolExecutor(threads, "lepton-read") as pool,
         ):
-            reader = _Reader(self.root, store, self.listing, pieces, small)
+            number = store.references.add_root(root_of(self.root)) if self.reference else None
+            reader = _Reader(self.root, store, self.listing, pieces, small, number)
             try:
                 for first, end in _batches(self.listing):
                     batch = _Batch(reader, first, end, before[first:end], head)
@@ -209,7 +215,7 @@ class _Batch:
         for row, value, is_reference, size in zip(
             rows.tolist(), values, references.tolist(), sizes.column(0).to_pylist(), strict=True
         ):
-            if not is_reference or self._reader.store.known(REFERENCE.unpack(value)[0]):
+            if not is_reference or self._reader.still_has(REFERENCE.unpack(value)[0]):
                 self._found[row] = _Read(value, is_reference, size)
 
     def small_jobs(self) -> Iterator[Rows]:
@@ -297,9 +303,17 @@ class _Reader:
     """Reads files into the store. Used by all threads of a pool."""
 
     def __init__(
-        self, root: Path, store: Store, listing: Listing, pieces: ThreadPoolExecutor, small: SmallFiles | None
+        self,
+        root: Path,
+        store: Store,
+        listing: Listing,
+        pieces: ThreadPoolExecutor,
+        small: SmallFiles | None,
+        number: int | None = None,
     ) -> None:
-        """`pieces`: the pool that stores pieces of large files; its jobs wait for nothing. `small`: reads small files."""
+        """`pieces`: the pool that stores pieces of large files; its jobs wait for nothing. `small`: reads small files. number: of the root
+        that is referred to, where files are not copied."""
+        self._number = number
         self.store, self.listing, self.small = store, listing, small
         self.stopped = threading.Event()
         self.vanished = 0
@@ -312,6 +326,10 @@ class _Reader:
     def place(self, name: bytes) -> bytes:
         """Where an entry lies."""
         return os.path.join(self._root, name)
+
+    def still_has(self, digest: Digest) -> bool:
+        """Whether a value of the last version need not be read again."""
+        return self.store.known(digest, referred=self._number is not None)
 
     def target(self, name: bytes, mode: int) -> bytes:
         """Where a link leads; nothing for a directory."""
@@ -337,13 +355,26 @@ class _Reader:
         except OSError as error:
             raise self._refused(name, error) from error
         try:
-            return self._read_large(row, fd) if size > limits.READ_WINDOW_BYTES else self._read_small(row, fd, size)
+            spot = None if self._number is None else Spot(self._path(name), 0, stamp_of(os.fstat(fd)))
+            if size > limits.READ_WINDOW_BYTES:
+                return self._read_large(row, fd, spot)
+            return self._read_small(row, fd, size, spot)
         except OSError as error:
             raise self._refused(name, error) from error
         finally:
             os.close(fd)
 
-    def _read_small(self, row: int, fd: int, size: int) -> _Read:
+    def _path(self, name: bytes) -> str:
+        """As a reference has it."""
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            place = os.fsdecode(self.place(name))
+            raise SourceError(
+                f"the name {name!r} is not UTF-8: rename it, or import without --reference", place
+            ) from None
+
+    def _read_small(self, row: int, fd: int, size: int, spot: Spot | None) -> _Read:
         """A file that fits a window. The window is this thread's own, and free again once the content is put."""
         data: Buffer
         if (
@@ -357,15 +388,19 @@ class _Reader:
             if size != os.fstat(fd).st_size:
                 self.changed.append(row)
             os.lseek(fd, 0, os.SEEK_SET)
-            return self._read_large(row, fd)
-        return self._kept(data)
+            return self._read_large(row, fd, spot)
+        return self._kept(data, spot)
 
-    def _kept(self, data: Buffer) -> _Read:
+    def _kept(self, data: Buffer, spot: Spot | None) -> _Read:
         """A file's whole content: in the page when it is small, else in the store."""
         size = len(data)
         if size <= limits.TREE_INLINE_BYTES_MAX:
             return _Read(bytes(data), False, size)
-        return _Read(REFERENCE.pack(self.store.put(data, here=True), size), True, size)
+        if spot is not None and self._number is not None:
+            digest = self.store.put_reference(data, self._number, _not_shorter(spot, size))
+        else:
+            digest = self.store.put(data, here=True)
+        return _Read(REFERENCE.pack(digest, size), True, size)
 
     def _own_window(self) -> memoryview:
         window: memoryview | None = getattr(self._local, "window", None)
@@ -373,13 +408,13 @@ class _Reader:
             window = self._local.window = _window(limits.READ_WINDOW_BYTES + 1)
         return window
 
-    def _read_large(self, row: int, fd: int) -> _Read:
+    def _read_large(self, row: int, fd: int, spot: Spot | None) -> _Read:
         """In windows whose pieces all threads compress. What is appended meanwhile is left for the next import."""
         size = os.fstat(fd).st_size
         if size != self.listing.stats[row, SIZE]:
             self.changed.append(row)
         pieces: list[Future[tuple[bytes, int]]] = []
-        hasher, done = blake3(), 0
+        hasher, done, at = blake3(), 0, 0
         windows = [_Window(self._chunker.sizes.max_size + limits.READ_WINDOW_BYTES) for _ in range(2)]
         rest = memoryview(b"")
         while done < size and not self.stopped.is_set():
@@ -394,20 +429,33 @@ class _Reader:
             done += got
             cut = list(self._chunker.cut_stream(data))
             rest = memoryview(b"") if done == size else cut.pop()
-            windows[0].jobs = [self._pieces.submit(self._put_piece, piece) for piece in cut]
+            starts = itertools.accumulate(map(len, cut), initial=at)
+            windows[0].jobs = [
+                self._pieces.submit(self._put_piece, piece, start, spot)
+                for piece, start in zip(cut, starts, strict=False)
+            ]
+            at += sum(map(len, cut))
             pieces += windows[0].jobs
         if len(rest):
-            pieces.append(self._pieces.submit(self._put_piece, rest))
+            pieces.append(self._pieces.submit(self._put_piece, rest, at, spot))
         found = [piece.result() for piece in pieces]
         if done <= self._chunker.sizes.cut_above:  # a value of this length is one chunk, wherever it comes from
             os.lseek(fd, 0, os.SEEK_SET)
-            return self._kept(os.read(fd, done))
+            return self._kept(os.read(fd, done), spot)
         digest = hasher.digest()
-        self.store.put_chunk_list(digest, found)
+        self.store.put_chunk_list(digest, found, referred=spot is not None)
         return _Read(REFERENCE.pack(digest, done), True, done)
 
-    def _put_piece(self, piece: memoryview) -> tuple[bytes, int]:
+    def _put_piece(self, piece: memoryview, offset: int, spot: Spot | None) -> tuple[bytes, int]:
+        if spot is not None and self._number is not None:
+            there = _not_shorter(spot, offset + len(piece))._replace(offset=offset)
+            return self.store.put_reference_piece(piece, self._number, there), len(piece)
         return self.store.put_piece(piece, here=True), len(piece)
+
+
+def _not_shorter(spot: Spot, end: int) -> Spot:
+    """Of a file that grew while it was read: the next check says that it changed."""
+    return spot._replace(stamp=spot.stamp._replace(bytes=max(spot.stamp.bytes, end)))
 
 
 def _window(size: int) -> memoryview:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +27,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import name_of, read_up_to, reading
+from leptonstore.dataset.importers.reading import name_of, read_up_to, reading, root_of_place
 from leptonstore.dataset.places import Place, UrlPlace
 from leptonstore.dataset.schema import class_label_field, class_names, image_field, path_field
-from leptonstore.dataset.source import Source
+from leptonstore.dataset.source import Referred, Source
 from leptonstore.errors import SourceError
+from leptonstore.store.references import Spot
+from leptonstore.tiers.external import open_external
 
 CODECS = {
     "jpg": "jpeg",
@@ -72,10 +74,11 @@ def codec_of(name: str) -> str | None:
     return CODECS.get(os.path.splitext(name)[1][1:].lower())
 
 
-def open_source(path: Place, splits: bool | None = None) -> Source:
+def open_source(path: Place, splits: bool | None = None, reference: bool = False) -> Source:
     """path, image (encoded), label and, where the top folders are splits, split.
 
     splits: True or False says whether the top folders are splits (default: they are when all have a split's name).
+    reference: images stay where they are, and the store keeps where that is.
     Lists the tree. Raises SourceError: no image in it, an image outside of a class folder, an empty file or one above
     limits.IMAGE_FILE_BYTES_MAX, a link that leaves the folder, a name that is not UTF-8, or folders that are partly
     splits and partly classes.
@@ -99,7 +102,25 @@ def open_source(path: Place, splits: bool | None = None) -> Source:
         "ignored": survey.ignored,
         "classes": len(classes),
     }
-    return Source(schema, ("path",), lambda: _batches(path, schema, survey), survey.files, lineage)
+    referred = None
+    if reference:
+        root = root_of_place(path)
+        objects = open_external(root)
+
+        def stamped(image: _Image) -> Spot:
+            return Spot(_below(path, image), 0, objects.stamp(_below(path, image)))
+
+        referred = Referred(root, lambda: _spotted(path, schema, survey, stamped))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return (batch for batch, _ in _spotted(path, schema, survey))
+
+    return Source(schema, ("path",), batches, survey.files, lineage, referred=referred)
+
+
+def _below(root: Place, image: _Image) -> str:
+    """The path of an image's file below the root, links resolved."""
+    return image.path if isinstance(root, UrlPlace) else os.path.relpath(str(image.real), os.path.realpath(root))
 
 
 # -- the first walk ----------------------------------------------------------------------------------------------
@@ -241,28 +262,38 @@ def _check_size(real: str, size: int) -> None:
 # -- the second walk ---------------------------------------------------------------------------------------------
 
 
-def _batches(root: Place, schema: pa.Schema, survey: _Survey) -> Iterator[pa.RecordBatch]:
-    """Files in the order of their paths. Raises SourceError when the tree is no longer what the survey saw."""
+_Stamped = Callable[[_Image], "Spot | None"]
+
+
+def _spotted(
+    root: Place, schema: pa.Schema, survey: _Survey, stamped: _Stamped = lambda image: None
+) -> Iterator[tuple[pa.RecordBatch, dict[str, list[Spot | None]]]]:
+    """Files in the order of their paths, and where their contents stand. Raises SourceError when the tree is not what the survey saw."""
     batch: list[tuple[str, bytes]] = []
+    spots: list[Spot | None] = []
     files, size = 0, 0
-    for image, data in _contents(root):
+    for image, (data, spot) in _contents(root, stamped):
         if batch and (len(batch) >= limits.IMPORT_BATCH_ROWS_MAX or size + len(data) > limits.IMPORT_BATCH_BYTES_MAX):
-            yield _to_arrow(root, schema, batch)
-            batch, size = [], 0
+            yield _to_arrow(root, schema, batch), {"image": spots}
+            batch, spots, size = [], [], 0
         batch.append((image.path, data))
+        spots.append(spot)
         files += 1
         size += len(data)
     if files != survey.files:
         raise _changed(root)
-    yield _to_arrow(root, schema, batch)
+    yield _to_arrow(root, schema, batch), {"image": spots}
 
 
-def _contents(root: Place) -> Iterator[tuple[_Image, bytes]]:
+_Content = tuple[bytes, "Spot | None"]
+
+
+def _contents(root: Place, stamped: _Stamped) -> Iterator[tuple[_Image, _Content]]:
     if not isinstance(root, UrlPlace):
-        yield from ((image, _read(image)) for image in _walk(root))
+        yield from ((image, _read(image, stamped)) for image in _walk(root))
         return
     with ThreadPoolExecutor(limits.OBJECT_THREADS, "lepton-image") as pool:
-        ahead: deque[tuple[_Image, Future[bytes]]] = deque()
+        ahead: deque[tuple[_Image, Future[_Content]]] = deque()
         size = 0
         try:
             for image in _walk(root):
@@ -270,7 +301,7 @@ def _contents(root: Place) -> Iterator[tuple[_Image, bytes]]:
                     first, future = ahead.popleft()
                     size -= first.bytes
                     yield first, future.result()
-                ahead.append((image, pool.submit(_read, image)))
+                ahead.append((image, pool.submit(_read, image, stamped)))
                 size += image.bytes
             while ahead:
                 first, future = ahead.popleft()
@@ -279,12 +310,16 @@ def _contents(root: Place) -> Iterator[tuple[_Image, bytes]]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(image: _Image) -> bytes:
+def _read(image: _Image, stamped: _Stamped) -> _Content:
     place = image.real if isinstance(image.real, UrlPlace) else Path(image.real)
-    with reading(place), place.open("rb") as file:
-        data = bytes(read_up_to(file, limits.IMAGE_FILE_BYTES_MAX + 1))
+    with reading(place):
+        spot = stamped(image)  # before it is read: what is written to it meanwhile shows later
+        with place.open("rb") as file:
+            data = bytes(read_up_to(file, limits.IMAGE_FILE_BYTES_MAX + 1))
     _check_size(str(image.real), len(data))
-    return data
+    if spot is not None and spot.stamp.bytes != len(data):
+        raise SourceError(f"{place} changed while it was read; run the import again", str(place))
+    return data, spot
 
 
 def _to_arrow(root: Place, schema: pa.Schema, batch: list[tuple[str, bytes]]) -> pa.RecordBatch:

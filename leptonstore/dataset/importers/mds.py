@@ -11,18 +11,25 @@ import bz2
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import zstandard
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import lineage_of, read_up_to, reading, require_regular_file
+from leptonstore.dataset.importers.reading import (
+    lineage_of,
+    read_up_to,
+    reading,
+    require_regular_file,
+    root_of_place,
+)
 from leptonstore.dataset.importers.tables import identity_columns
 from leptonstore.dataset.mds_format import (
     INDEX,
@@ -34,12 +41,15 @@ from leptonstore.dataset.mds_format import (
     field_of,
     parse_encoding,
 )
-from leptonstore.dataset.places import Place, confined
+from leptonstore.dataset.places import Place, UrlPlace, confined
 from leptonstore.dataset.plain import SCHEMA_KEY, decode_schema, fixed_row_bytes
-from leptonstore.dataset.source import Source
+from leptonstore.dataset.source import Referred, Source
 from leptonstore.errors import SchemaError, SourceError
+from leptonstore.store.references import Spot
+from leptonstore.tiers.external import ExternalReader, open_external
 
 _PROBE_ROWS = 100
+_VERBATIM = ("bytes", "str", "jpeg", "png")  # encodings whose bytes are the value's
 _SETTINGS_BYTES_MAX = limits.SOURCE_HEADER_BYTES_MAX
 _UINT32_MAX = (1 << 32) - 1
 
@@ -65,10 +75,11 @@ class _Shard:
     encodings: tuple[str, ...]
 
 
-def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
+def open_source(path: Place, key: str | Sequence[str] | None = None, reference: bool = False) -> Source:
     """The columns of the shards, in the order of their names (or of the schema, where an export wrote one).
 
-    key: the columns that identify a row (default: all). Reads index.json, and the first samples where it does not say a
+    key: the columns that identify a row (default: all). reference: bytes, texts and encoded images stay in the shards, which must not be
+    compressed, and the store keeps where that is. Reads index.json, and the first samples where it does not say a
     shape. Raises SourceError (damaged, pickle, an encoding that is not known, shards of different columns, a name that
     climbs out; with file, sample and column) and SchemaError.
     """
@@ -84,12 +95,17 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
             )
     encodings = [_encoding(index, *pair) for pair in zip(shards[0].names, shards[0].encodings, strict=True)]
     schema = _schema_of(index, root, shards, encodings, carried)
+    referred = None
+    if reference:
+        url = root_of_place(root)
+        referred = Referred(url, lambda: _spotted(root, shards, encodings, schema, open_external(url)))
     return Source(
         schema,
         identity_columns(schema, key),
-        lambda: _batches(root, shards, encodings, schema),
+        lambda: (batch for batch, _ in _spotted(root, shards, encodings, schema)),
         sum(shard.samples for shard in shards),
         {"format": "mds", "files": [lineage_of(index)], "shards": len(shards)},
+        referred=referred,
     )
 
 
@@ -177,7 +193,7 @@ def _schema_of(
         return schema
     probe: list[list[bytes]] = [[] for _ in names]
     if any(encoding.name in PROBED and not encoding.shape for encoding in encodings):
-        for row, (_, cells) in enumerate(_all_samples(root, shards, encodings)):
+        for row, (_, cells, _) in enumerate(_all_samples(root, shards, encodings)):
             if row == _PROBE_ROWS:
                 break
             for values, cell in zip(probe, cells, strict=True):
@@ -281,17 +297,42 @@ def _unpacking(place: str) -> Iterator[None]:
         ) from error
 
 
-def _all_samples(root: Place, shards: list[_Shard], encodings: list[Encoding]) -> Iterator[tuple[str, list[bytes]]]:
-    """(shard and number, values as bytes) of each sample."""
+class _Sample(NamedTuple):
+    """Where it is, for people; its values as bytes; where it begins in the shard, in an import by reference."""
+
+    where: str
+    cells: list[bytes]
+    spot: Spot | None
+
+
+def _all_samples(
+    root: Place, shards: list[_Shard], encodings: list[Encoding], objects: ExternalReader | None = None
+) -> Iterator[_Sample]:
     for shard in shards:
         with _unpacking(f"{root}/{shard.raw.name}"), _opened(root, shard) as (stream, checks, place):
-            yield from read_samples(stream, str(place), shard.samples, encodings)
+            spot = None if objects is None else _spot_of(objects, root, place, len(checks) > 1)
+            for sample, offset in read_samples(stream, str(place), shard.samples, encodings):
+                yield sample if spot is None else sample._replace(spot=spot._replace(offset=offset))
             for check in checks:
                 check.finish()
 
 
-def read_samples(stream: Any, where: str, samples: int, encodings: list[Encoding]) -> Iterator[tuple[str, list[bytes]]]:
-    """(place, values) of the samples of one shard. Raises SourceError."""
+def _spot_of(objects: ExternalReader, root: Place, place: Place, packed: bool) -> Spot:
+    """The beginning of a shard."""
+    if packed:
+        raise SourceError(
+            f"{place} is compressed: its values do not stand in it as they are; import it without --reference",
+            str(place),
+        )
+    if isinstance(place, UrlPlace):
+        name = str(place).removeprefix(str(root).rstrip("/") + "/")
+    else:
+        name = os.path.relpath(os.path.realpath(place), os.path.realpath(str(root)))
+    return Spot(name, 0, objects.stamp(name))
+
+
+def read_samples(stream: Any, where: str, samples: int, encodings: list[Encoding]) -> Iterator[tuple[_Sample, int]]:
+    """The samples of one shard, each with the offset at which it begins. Raises SourceError."""
 
     def refuse(why: str) -> SourceError:
         return SourceError(f"{where} {why}; copy it again", where)
@@ -321,7 +362,8 @@ def read_samples(stream: Any, where: str, samples: int, encodings: list[Encoding
         sample = bytes(read_up_to(stream, length))
         if len(sample) < length:
             raise refuse(f"ends inside of sample {row}")
-        yield f"{where}: sample {row}", _split(sample, sizes, f"{where}: sample {row}")
+        place = f"{where}: sample {row}"
+        yield _Sample(place, _split(sample, sizes, place), None), int(offsets[row])
 
 
 def _split(sample: bytes, sizes: list[int | None], where: str) -> list[bytes]:
@@ -340,29 +382,48 @@ def _split(sample: bytes, sizes: list[int | None], where: str) -> list[bytes]:
     return cells
 
 
-def _batches(
-    root: Place, shards: list[_Shard], encodings: list[Encoding], schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    rows: list[tuple[str, list[bytes]]] = []
+def _spotted(
+    root: Place,
+    shards: list[_Shard],
+    encodings: list[Encoding],
+    schema: pa.Schema,
+    objects: ExternalReader | None = None,
+) -> Iterator[tuple[pa.RecordBatch, dict[str, list[Spot | None]]]]:
+    """Batches, and where the values of columns stand that are in the shards as they are."""
+    names = shards[0].names
+    verbatim = {name: at for at, name in enumerate(names) if encodings[at].name in _VERBATIM}
+
+    def made(rows: list[_Sample]) -> tuple[pa.RecordBatch, dict[str, list[Spot | None]]]:
+        spots = {name: [_spot_of_cell(row, at, encodings) for row in rows] for name, at in verbatim.items()}
+        return _to_arrow(rows, names, encodings, schema), spots
+
+    rows: list[_Sample] = []
     size, fixed = 0, fixed_row_bytes(schema)
-    for row in _all_samples(root, shards, encodings):
-        length = max(sum(map(len, row[1])), fixed)
+    for row in _all_samples(root, shards, encodings, objects):
+        length = max(sum(map(len, row.cells)), fixed)
         if rows and (len(rows) >= limits.IMPORT_BATCH_ROWS_MAX or size + length > limits.IMPORT_BATCH_BYTES_MAX):
-            yield _to_arrow(rows, shards[0].names, encodings, schema)
+            yield made(rows)
             rows, size = [], 0
         rows.append(row)
         size += length
     if rows:
-        yield _to_arrow(rows, shards[0].names, encodings, schema)
+        yield made(rows)
+
+
+def _spot_of_cell(row: _Sample, at: int, encodings: list[Encoding]) -> Spot | None:
+    if row.spot is None:
+        return None
+    heads = 4 * sum(encoding.size is None for encoding in encodings)
+    return row.spot._replace(offset=row.spot.offset + heads + sum(map(len, row.cells[:at])))
 
 
 def _to_arrow(
-    rows: list[tuple[str, list[bytes]]], names: tuple[str, ...], encodings: list[Encoding], schema: pa.Schema
+    rows: list[_Sample], names: tuple[str, ...], encodings: list[Encoding], schema: pa.Schema
 ) -> pa.RecordBatch:
     columns = []
     for field in schema:
         at = names.index(field.name)
-        cells = [cells[at] for _, cells in rows]
+        cells = [row.cells[at] for row in rows]
         try:
             columns.append(_column(field, encodings[at], cells))
         except (ValueError, pa.ArrowException, OverflowError, TypeError) as error:
@@ -380,11 +441,9 @@ def _column(field: pa.Field, encoding: Encoding, cells: list[bytes]) -> pa.Array
     return array
 
 
-def _at_sample(
-    rows: list[tuple[str, list[bytes]]], field: pa.Field, encoding: Encoding, at: int, error: Exception
-) -> SourceError:
-    where = rows[0][0]
-    for place, cells in rows:
+def _at_sample(rows: list[_Sample], field: pa.Field, encoding: Encoding, at: int, error: Exception) -> SourceError:
+    where = rows[0].where
+    for place, cells, _ in rows:
         try:
             _column(field, encoding, [cells[at]])
         except (ValueError, pa.ArrowException, OverflowError, TypeError) as found:

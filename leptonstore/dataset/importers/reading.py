@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from leptonstore import limits
-from leptonstore.dataset.places import Place, require_inside
+from leptonstore.dataset.places import Place, UrlPlace, require_inside
 from leptonstore.errors import SourceError
+from leptonstore.tiers.external import root_of
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _READ_BYTES = 4 * limits.MIB  # one read; larger ones grow piece by piece
@@ -109,6 +110,11 @@ def name_of(path: Place) -> str:
     if isinstance(path, Path) and path.name in ("", ".", ".."):
         return os.path.basename(os.path.abspath(path))
     return path.name
+
+
+def root_of_place(path: Place) -> str:
+    """How a store that refers to objects below `path` writes it down. Raises BadInput: only folders of this machine and of buckets."""
+    return root_of(path.url if isinstance(path, UrlPlace) else path)
 
 
 def lineage_of(path: Place, **more: Any) -> dict[str, Any]:

@@ -35,24 +35,26 @@ _REFUSED = {
 class Member(NamedTuple):
     """A regular file in an archive: `name` is relative, with forward slashes and without "..".
 
-    Its `data` is read when the iteration reaches it.
+    Its `data` is read when the iteration reaches it, and begins at byte `offset` of the archive (as it is when unpacked).
     """
 
     name: str
     data: bytes
+    offset: int
 
 
 class _Reader:
     """The stream, with the archive's name for errors."""
 
     def __init__(self, stream: IO[bytes], where: str) -> None:
-        self.stream, self.where = stream, where
+        self.stream, self.where, self.at = stream, where, 0  # bytes that were read
 
     def error(self, why: str) -> SourceError:
         return SourceError(f"{self.where} {why}", self.where)
 
     def block(self) -> bytes:
         data = bytes(read_up_to(self.stream, BLOCK))
+        self.at += len(data)
         if len(data) < BLOCK:
             raise self.error("ends in the middle of an archive, without its end mark; it is truncated: copy it again")
         return data
@@ -61,6 +63,7 @@ class _Reader:
         data = read_up_to(self.stream, size)
         if len(data) < size or len(read_up_to(self.stream, -size % BLOCK)) < -size % BLOCK:
             raise self.error(f"ends inside of {name!r}; it is truncated: copy it again")
+        self.at += size + -size % BLOCK
         return bytes(data)
 
 
@@ -101,7 +104,8 @@ def read_tar(stream: IO[bytes], where: str) -> Iterator[Member]:
             raise reader.error(
                 f"holds {path!r} of {length} bytes; at most {limits.SOURCE_VALUE_BYTES_MAX} are accepted for one file"
             )
-        yield Member(path.removeprefix("./"), reader.contents(path, length))
+        offset = reader.at
+        yield Member(path.removeprefix("./"), reader.contents(path, length), offset)
 
 
 def _check(reader: _Reader, header: bytes) -> None:

@@ -14,6 +14,8 @@ ending that the first samples lack is refused: say with `extensions` which ones 
 
 from __future__ import annotations
 
+import gzip
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +26,21 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset.importers.image_folder import CODECS
-from leptonstore.dataset.importers.reading import files_in, lineage_of, open_unpacked, require_regular_file, unpacking
+from leptonstore.dataset.importers.reading import (
+    files_in,
+    lineage_of,
+    open_unpacked,
+    require_regular_file,
+    root_of_place,
+    unpacking,
+)
 from leptonstore.dataset.importers.tables import identity_columns
 from leptonstore.dataset.importers.tar import read_tar
 from leptonstore.dataset.npy_format import column_of, field_of, parse_array
 from leptonstore.dataset.places import Place, UrlPlace, place_of
 from leptonstore.dataset.plain import fixed_row_bytes, parse_cells
 from leptonstore.dataset.schema import CODEC, SEMANTIC, path_field, tensor_shape
-from leptonstore.dataset.source import Source
+from leptonstore.dataset.source import Referred, Source
 from leptonstore.dataset.webdataset_format import (
     KEY,
     NOTHING,
@@ -41,6 +50,8 @@ from leptonstore.dataset.webdataset_format import (
     split_member,
 )
 from leptonstore.errors import BadInput, SchemaError, SourceError
+from leptonstore.store.references import Spot
+from leptonstore.tiers.external import ExternalReader, Stamp, open_external
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXT = {"txt", "text", "caption", "transcript", "json", "jsn"}
@@ -57,6 +68,7 @@ class _Sample:
     shard: Place
     files: dict[str, bytes] = field(default_factory=dict)
     bytes: int = 0
+    spots: dict[str, Spot] = field(default_factory=dict)  # where the files stand, in an import by reference
 
 
 @dataclass(frozen=True)
@@ -73,10 +85,16 @@ class _Layout:
         return self.columns.get(ending) or (self.columns.get(ending.rpartition(".")[0]) if self.carried else None)
 
 
-def open_source(path: Place, key: str | Sequence[str] | None = None, extensions: Sequence[str] | None = None) -> Source:
+def open_source(
+    path: Place,
+    key: str | Sequence[str] | None = None,
+    extensions: Sequence[str] | None = None,
+    reference: bool = False,
+) -> Source:
     """__key__, and a column for each ending.
 
     key: the columns that identify a row (default: __key__). extensions: the endings to read, such as ("jpg", "cls").
+    reference: images, texts and bytes stay in the archives (plain ones of one folder), and the store keeps where that is.
     Reads the first samples. Raises SourceError (no samples, a damaged archive, a path that leads out, a link, a device, a
     file twice, a value that does not fit; with archive and file) and SchemaError.
     """
@@ -89,10 +107,21 @@ def open_source(path: Place, key: str | Sequence[str] | None = None, extensions:
     return Source(
         layout.schema,
         identity_columns(layout.schema, key if key is not None else KEY if KEY in layout.schema.names else None),
-        lambda: _batches(shards, layout, wanted),
+        lambda: (batch for batch, _ in _spotted(shards, layout, wanted)),
+        referred=_referred(path, shards, layout, wanted) if reference else None,
         lineage={"format": "webdataset", "files": [lineage_of(shard) for shard in shards]},
         notes=notes,
     )
+
+
+def _referred(path: Place, shards: list[Place], layout: _Layout, wanted: set[str] | None) -> Referred:
+    folder = shards[0].parent
+    if any(str(shard.parent) != str(folder) for shard in shards):
+        raise SourceError(
+            f"{path}: archives that are referred to must lie in one folder; import it without --reference", str(path)
+        )
+    root = root_of_place(folder)
+    return Referred(root, lambda: _spotted(shards, layout, wanted, open_external(root)))
 
 
 def is_pattern(path: str) -> bool:
@@ -138,12 +167,18 @@ def _expanded(text: str) -> list[str]:
 # -- samples -----------------------------------------------------------------------------------------------------
 
 
-def _samples(shards: list[Place], wanted: set[str] | None, passed: list[str] | None = None) -> Iterator[_Sample]:
-    """Files grouped by key; `passed` collects files that belong to no sample."""
+def _samples(
+    shards: list[Place],
+    wanted: set[str] | None,
+    passed: list[str] | None = None,
+    objects: ExternalReader | None = None,
+) -> Iterator[_Sample]:
+    """Files grouped by key; `passed` collects files that belong to no sample. objects: of an import by reference."""
     for shard in shards:
         sample: _Sample | None = None
         with unpacking(shard), open_unpacked(shard) as stream:
-            for name, data in read_tar(stream, str(shard)):
+            stamp = None if objects is None else _stamp_of(objects, shard, stream)
+            for name, data, offset in read_tar(stream, str(shard)):
                 if name == SCHEMA_MEMBER or (name.startswith("__") and name.split("/")[0].endswith("__")):
                     continue  # as webdataset does
                 split = split_member(name)
@@ -161,6 +196,8 @@ def _samples(shards: list[Place], wanted: set[str] | None, passed: list[str] | N
                 if ending in sample.files:
                     raise SourceError(f"{shard} holds {name!r} twice; pack it again", str(shard))
                 sample.files[ending] = data
+                if stamp is not None:
+                    sample.spots[ending] = Spot(_name_below(shard), offset, stamp)
                 sample.bytes += len(data)
                 if sample.bytes > 2 * limits.SOURCE_VALUE_BYTES_MAX:
                     raise SourceError(
@@ -171,19 +208,49 @@ def _samples(shards: list[Place], wanted: set[str] | None, passed: list[str] | N
                 yield sample
 
 
-def _batches(shards: list[Place], layout: _Layout, wanted: set[str] | None) -> Iterator[pa.RecordBatch]:
+def _name_below(shard: Place) -> str:
+    """An archive's name in its folder; behind a link of the same folder, that of the file itself."""
+    if isinstance(shard, UrlPlace):
+        return shard.name
+    return os.path.relpath(os.path.realpath(shard), os.path.realpath(shard.parent))
+
+
+def _stamp_of(objects: ExternalReader, shard: Place, stream: object) -> Stamp:
+    if isinstance(stream, gzip.GzipFile):
+        raise SourceError(
+            f"{shard} is compressed: its files do not stand in it as they are; import it without --reference",
+            str(shard),
+        )
+    return objects.stamp(_name_below(shard))
+
+
+def _spotted(
+    shards: list[Place], layout: _Layout, wanted: set[str] | None, objects: ExternalReader | None = None
+) -> Iterator[tuple[pa.RecordBatch, dict[str, list[Spot | None]]]]:
+    """Batches, and where the values of columns stand that are the bytes of files."""
     samples: list[_Sample] = []
     size, fixed = 0, fixed_row_bytes(layout.schema)
-    for sample in _samples(shards, wanted):
+    for sample in _samples(shards, wanted, objects=objects):
         length = max(sample.bytes, fixed)
         full = len(samples) >= limits.IMPORT_BATCH_ROWS_MAX or size + length > limits.IMPORT_BATCH_BYTES_MAX
         if samples and full:
-            yield _to_arrow(samples, layout)
+            yield _to_arrow(samples, layout), _spots_of(samples, layout)
             samples, size = [], 0
         samples.append(sample)
         size += length
     if samples:
-        yield _to_arrow(samples, layout)
+        yield _to_arrow(samples, layout), _spots_of(samples, layout)
+
+
+def _spots_of(samples: list[_Sample], layout: _Layout) -> dict[str, list[Spot | None]]:
+    verbatim = [name for name, kind in layout.kinds.items() if kind in ("image", "bytes", "text")]
+    found: dict[str, list[Spot | None]] = {name: [None] * len(samples) for name in verbatim}
+    for row, sample in enumerate(samples):
+        for ending, spot in sample.spots.items():
+            name = layout.column(ending)
+            if name in found:
+                found[name][row] = spot
+    return found
 
 
 def _to_arrow(samples: list[_Sample], layout: _Layout) -> pa.RecordBatch:
