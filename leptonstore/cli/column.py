@@ -10,7 +10,7 @@ import pyarrow as pa
 from leptonstore.cli.edits import edit_options, format_option, rows_of, run_edit, type_of, value_of
 from leptonstore.dataset import columns as edits
 from leptonstore.dataset.feed import Constant, load_function
-from leptonstore.dataset.schema import CODEC, NAMES, SEMANTIC
+from leptonstore.dataset.schema import CODEC, NAMES, SEMANTIC, SEMANTICS
 from leptonstore.errors import BadInput
 from leptonstore.format.framed import canonical_json
 
@@ -147,7 +147,7 @@ def rename(name: str, old: str, new: str, **options: Any) -> None:
 @click.argument("name")
 @click.argument("column")
 @click.option("--type", "type_text", metavar="TYPE", help="int32, float64, string, date32, timestamp[us] …")
-@click.option("--semantic", type=click.Choice(["image", "class_label", "text", "path", "none"]), help="What it means.")
+@click.option("--semantic", type=click.Choice([*SEMANTICS, "none"]), help="What it means.")
 @click.option("--codec", metavar="NAME", help="Of encoded images: jpeg, png …")
 @click.option("--classes", metavar="A,B", help="Names of the classes of a class label, in the order of their numbers.")
 @click.option("--nullable/--not-nullable", default=None, help="Whether it may have nulls.")

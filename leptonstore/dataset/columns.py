@@ -28,7 +28,7 @@ from leptonstore.dataset.feed import Feed, column_index, is_rebasable, tree_read
 from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
 from leptonstore.dataset.rows_in import fit_batch
 from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, rules_of, with_rules
-from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES
+from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES, check_semantics
 from leptonstore.dataset.tree import Span, Tree, put_levels
 from leptonstore.dataset.values import Column, resolve
 from leptonstore.errors import BadInput, SchemaError
@@ -70,6 +70,7 @@ def add_column(
         if not 0 <= index <= len(head.schema):
             raise BadInput(f"position {index}: the table has {len(head.schema)} columns")
         schema = head.schema.insert(index, made)
+        check_semantics(schema)
         return _filled(head, schema, index, feed, False, f"add column {name}", progress)
 
     return commit_change(base, change, message, author, rebase=is_rebasable(values))
@@ -146,6 +147,7 @@ def cast_column(
         new = _cast_field(old, data_type, metadata, nullable)
         schema = head.schema.set(index, new)
         schema_to_json(schema)
+        check_semantics(schema)
         if new.nullable < old.nullable:
             _require_no_nulls(head, index)
         if _page_settings(old) == _page_settings(new):

@@ -1,14 +1,14 @@
 """Semantic types: what a column means beside its Arrow type, kept in Arrow field metadata.
 
     key of field metadata      value
-    lepton.semantic            "image" | "class_label" | "text" | "path"  (absent: nothing beyond the Arrow type)
+    lepton.semantic            "image" | "class_label" | "text" | "tokens" | "path"  (absent: nothing beyond the Arrow type)
     lepton.codec               image: "jpeg", "png" … as encoded, or "mixed"
     lepton.names               class_label: JSON list; the label is an index into it
     lepton.inline_bytes        strings, bytes: longer values are chunks of their own (default 16 KiB)
     lepton.part_bytes          strings, bytes: about how large a page may be before it is cut (default 24 KiB)
 
 Fixed-shape tensors are Arrow's own extension type `pa.fixed_shape_tensor(value_type, shape)`; an image that is
-already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C).
+already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C). Tokens are lists of integers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,43 @@ INLINE_BYTES = b"lepton.inline_bytes"
 PART_BYTES = b"lepton.part_bytes"
 
 
+SEMANTICS = ("image", "class_label", "text", "tokens", "path")
+
+
+def check_semantics(schema: pa.Schema) -> None:
+    """Whether each column can mean what its metadata says. Raises SchemaError, naming the column. Others' words are let be."""
+    for field in schema:
+        semantic, data_type = semantic_of(field), field.type
+        fits, wanted = {
+            "image": (
+                _is_bytes(data_type) or isinstance(data_type, pa.FixedShapeTensorType),
+                "bytes or a fixed-shape tensor",
+            ),
+            "class_label": (pa.types.is_integer(data_type), "integers"),
+            "text": (_is_text(data_type), "strings"),
+            "tokens": (_is_tokens(data_type), "lists of integers"),
+            "path": (_is_text(data_type), "strings"),
+        }.get(semantic, (True, ""))
+        if not fits:
+            raise SchemaError(
+                f"column {field.name!r} has semantic {semantic!r}, which is for {wanted}, and type {data_type}"
+            )
+
+
+def _is_bytes(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type))
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
+
+
+def _is_tokens(data_type: pa.DataType) -> bool:
+    kinds = pa.types
+    lists = kinds.is_list(data_type) or kinds.is_large_list(data_type) or kinds.is_fixed_size_list(data_type)
+    return bool(lists and kinds.is_integer(data_type.value_type))
+
+
 def tensor_field(name: str, value_type: pa.DataType, shape: tuple[int, ...], semantic: str = "") -> pa.Field:
     """A non-null fixed-shape tensor column; `shape` is that of one row."""
     metadata = {SEMANTIC: semantic.encode()} if semantic else None
@@ -44,6 +81,16 @@ def class_label_field(name: str, names: list[str]) -> pa.Field:
     value_type = pa.uint8() if len(names) <= 256 else pa.int32()
     metadata = {SEMANTIC: b"class_label", NAMES: json.dumps(names, ensure_ascii=False).encode()}
     return pa.field(name, value_type, nullable=False, metadata=metadata)
+
+
+def text_field(name: str, nullable: bool = True) -> pa.Field:
+    """A column of text for people and models, which is not a name or a code."""
+    return pa.field(name, pa.string(), nullable=nullable, metadata={SEMANTIC: b"text"})
+
+
+def tokens_field(name: str, value_type: pa.DataType | None = None) -> pa.Field:
+    """A column of lists of token numbers (int32 unless told otherwise), of any length."""
+    return pa.field(name, pa.list_(value_type or pa.int32()), nullable=False, metadata={SEMANTIC: b"tokens"})
 
 
 def path_field(name: str) -> pa.Field:

@@ -15,6 +15,7 @@ from leptonstore.dataset.groups import stored_columns
 from leptonstore.dataset.keyed import sorted_rows
 from leptonstore.dataset.refs import MAIN, writable_ref
 from leptonstore.dataset.rules import check_rows, check_unique, keep_rules
+from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.dataset.values import Column, Spots
@@ -36,6 +37,7 @@ def write_table(
     head: the version that comes before, from which unchanged values may be taken.
     """
     schema_to_json(source.schema)  # says at once, by column, what cannot be kept
+    check_semantics(source.schema)
     missing = [name for name in source.identity if name not in source.schema.names]
     if missing or not source.identity:
         raise SchemaError(f"identity columns {missing} are not in the schema; there are {listed(source.schema.names)}")
