@@ -17,7 +17,7 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
-from leptonstore.errors import BadInput, SchemaError
+from leptonstore.errors import BadInput, SchemaError, SourceError
 from leptonstore.store import Store
 
 ROWS = 20_000
@@ -182,3 +182,32 @@ def test_export_refuses_what_a_format_cannot_say(
     with pytest.raises(BadInput, match="not one inside of a folder"):
         export_dataset(climbing, tmp_path / "z2", "webdataset")
     assert not any(path.suffix in (".npz", ".tar", ".mds") for path in tmp_path.rglob("*"))
+
+
+class _Refusing(pa.ExtensionType):
+    """As `datasets` registers types: whatever its text is given to may raise anything."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "lepton.test.refusing")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> pa.ExtensionType:
+        raise ValueError("expecting something else")
+
+
+def test_an_extension_type_whose_code_fails_is_an_error_of_the_file(tmp_path: Path) -> None:
+    """Found by fuzzing: an altered file made the code of another library's type raise a JSONDecodeError."""
+    path = tmp_path / "t.arrow"
+    column = pa.ExtensionArray.from_storage(_Refusing(), pa.array([1, 2], pa.int64()))
+    table = pa.table({"x": column})
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    pa.register_extension_type(_Refusing())
+    try:
+        with pytest.raises(SourceError, match="its extension type cannot be made"):
+            open_source(path, "arrow")
+    finally:
+        pa.unregister_extension_type("lepton.test.refusing")

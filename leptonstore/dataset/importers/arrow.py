@@ -87,7 +87,16 @@ def opened(path: Place) -> Iterator[Any]:
         file.seek(0)
         source = pa.OSFile(str(path), "rb") if isinstance(path, Path) else pa.PythonFile(file, "r")
         with source:
-            yield pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            yield _reader(source, is_file)
+
+
+def _reader(source: Any, is_file: bool) -> Any:
+    try:
+        return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        raise
+    except Exception as error:  # of the code of an extension type that somebody registered in this process
+        raise pa.ArrowInvalid(f"its extension type cannot be made ({type(error).__name__}: {error})") from error
 
 
 @contextmanager
