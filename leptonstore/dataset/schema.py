@@ -43,7 +43,7 @@ def check_semantics(schema: pa.Schema) -> None:
             "class_label": (pa.types.is_integer(data_type), "integers"),
             "text": (_is_text(data_type), "strings"),
             "tokens": (_is_tokens(data_type), "lists of integers"),
-            "path": (_is_text(data_type), "strings"),
+            "path": (_is_text(data_type) or _is_bytes(data_type), "strings or bytes"),
         }.get(semantic, (True, ""))
         if not fits:
             raise SchemaError(
