@@ -166,6 +166,22 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
+def test_commands_do_not_load_pandas_because_it_is_installed(tmp_path: Path, table: Path) -> None:
+    """pyarrow imports it at the first numpy array that it meets: 0.2 s a command."""
+    pytest.importorskip("pandas")
+    run("init", cwd=tmp_path)
+    code = (
+        "import sys; from leptonstore.cli import main; sys.argv = ['lepton', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print('pandas' in sys.modules)"
+    )
+    for arguments in (("import", table, "t"), ("import", table, "t"), ("stats", "t"), ("log", "t")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "False", arguments
+
+
 def _seconds(command: list[str]) -> float:
     begin = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
