@@ -9,12 +9,14 @@ import pyarrow as pa
 
 from leptonstore.cli.edits import type_of
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.dataset import write_dataset
+from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.dataset.importers import FORMATS, open_source
 from leptonstore.dataset.importers.reading import name_of
 from leptonstore.dataset.places import place_of
 from leptonstore.dataset.refs import split_spec
 from leptonstore.errors import BadInput
+from leptonstore.store import Store
+from leptonstore.store.log import RefRecord
 
 _LISTED = "\n".join(f"      {name:<12} {entry.description}" for name, entry in FORMATS.items())
 
@@ -130,7 +132,7 @@ def command(
             made = write_dataset(
                 opened, dataset, source, message or f"import of {label}", branch, progress=report, author=author
             )
-        for note in source.notes:
+        for note in [*source.notes, *_key_lost(opened, dataset, branch, before, made)]:
             click.echo(f"lepton: warning: {note}", err=True)
         changed = before is None or before.commit != made.commit
         value = {
@@ -144,3 +146,14 @@ def command(
         }
         said = f"{dataset}@{branch} is {made.commit[:12]}: {len(made):,} rows, {human_bytes(opened.new_bytes)} new"
         emit(value, as_json, said if changed else f"{said} (nothing changed)")
+
+
+def _key_lost(store: Store, name: str, branch: str, before: RefRecord | None, made: Dataset) -> list[str]:
+    """What to say when a table with a key was replaced by one without."""
+    if before is None or made.commit_object.keyed:
+        return []
+    old = Dataset(store, name, branch, before.commit).commit_object
+    if not old.keyed:
+        return []
+    keys = " ".join(f"--key {column}" for column in old.identity)
+    return [f"{name} had a key and has none now, so `lepton upsert` refuses it: import it with {keys} to keep it"]

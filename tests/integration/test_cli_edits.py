@@ -209,3 +209,12 @@ def test_paths_of_files_are_shown_as_text(sh: Shell) -> None:
     sh.file("tree/notes.md", "#")
     sh("import", str(sh.folder / "tree"), "tree", "--format", "files")
     assert "notes.md" in sh("head", "tree")
+
+
+def test_an_import_that_loses_the_key_says_so(tmp_path: Path) -> None:
+    """It was silent, and only `upsert` told, long after."""
+    shell = Shell(tmp_path)
+    table = shell.file("t.csv", "id,x\n2,b\n1,a\n")
+    assert "had a key" not in shell("import", table, "d", "--key", "id") + shell("import", table, "d", "--key", "id")
+    assert "d had a key and has none now" in shell("import", table, "d", "--identity", "id")
+    assert "had a key" not in shell("import", table, "d", "--identity", "id")
