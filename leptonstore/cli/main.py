@@ -8,6 +8,9 @@ import sys
 
 from leptonstore.errors import MissingExtra
 
+# Commands that run functions of the user's, which may give DataFrames to pyarrow.
+_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo"})
+
 
 def main() -> None:
     """Entry point of the `lepton` command. Exits with a code of `leptonstore.cli.runtime.EXIT_CODES`."""
@@ -17,7 +20,8 @@ def main() -> None:
         print(f"lepton: {MissingExtra('the command line', 'cli', 'click')}", file=sys.stderr)
         sys.exit(8)  # as for any missing extra
     _load_numpy()
-    _load_pyarrow()
+    if not _WITH_USER_CODE.intersection(sys.argv[1:3]):  # the second, where the first is --debug
+        _load_pyarrow()
     from leptonstore.cli.group import lepton
     from leptonstore.cli.runtime import run
 
