@@ -6,6 +6,7 @@ A store's nearest tier is a bucket or a block volume, and goes bad. Dataset `bot
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -174,7 +175,14 @@ def test_a_bucket_that_is_flapping_or_slow_is_read(
         monkeypatch.setattr(limits, f"OBJECT_{name}", value)
     with Proxy(s3_server.endpoint, delay_s=0.03 if how == "slow" else 0.0) as proxy:
         if how == "flapping":
-            proxy.fault = lambda method, path, number: ("503", "", "drop", "", "cut", "", "")[number % 7]
+            # Every object fails in each way, twice at most: no request can meet more faults than it is tried again.
+            asked = Counter[str]()
+
+            def flap(method: str, path: str, number: int) -> str:
+                asked[path] += 1
+                return ("503", "", "drop", "", "cut", "", "")[asked[path] % 7] if asked[path] < 14 else ""
+
+            proxy.fault = flap
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with opened(tmp_path, "fresh") as store:
             readable(store, "both")
