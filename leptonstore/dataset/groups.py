@@ -13,6 +13,7 @@ from leptonstore import limits
 from leptonstore.dataset.cut import RowCutter, part_ends, row_hashes
 from leptonstore.dataset.schema import inline_bytes, part_bytes
 from leptonstore.dataset.values import Column, Spots, concat, intern
+from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
 from leptonstore.format.keys import encode_keys
 from leptonstore.format.node import Child, Part, RowGroup, encode_row_group
@@ -173,12 +174,18 @@ def read_column(store: Store, parts: Sequence[Part], field: pa.Field, first_row:
     for part in parts:
         where = f"{name} rows {at}-{at + part.rows - 1} column {field.name!r}"
         with told_at(where):
-            page = decode_page(store.get(part.digest), field.type)
-        if len(page.values) != part.rows:
-            raise FormatDamaged(f"{where}: page has {len(page.values)} rows where its node says {part.rows}")
-        pieces.append(Column(page.values, page.references))
+            data = store.get(part.digest)
+        pieces.append(decode_part(data, part, field, where))
         at += part.rows
     return concat(pieces)
+
+
+def decode_part(data: Buffer, part: Part, field: pa.Field, where: str) -> Column:
+    """The values of a page, as many as its node says. Raises FormatDamaged; with `where` when they are not."""
+    page = decode_page(data, field.type)
+    if len(page.values) != part.rows:
+        raise FormatDamaged(f"{where}: page has {len(page.values)} rows where its node says {part.rows}")
+    return Column(page.values, page.references)
 
 
 @contextlib.contextmanager

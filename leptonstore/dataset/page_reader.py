@@ -13,12 +13,12 @@ import pyarrow as pa
 from leptonstore import limits
 from leptonstore.dataset.align import Positions
 from leptonstore.dataset.compare import Leaf
+from leptonstore.dataset.groups import decode_part
 from leptonstore.dataset.values import Column, concat, take
 from leptonstore.digest import Digest
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.commit import Commit
 from leptonstore.format.node import Part, RowGroup, parse_node
-from leptonstore.format.page import decode_page
 from leptonstore.store import Store
 
 
@@ -103,12 +103,8 @@ class PageReader:
             return found
         field = self.commit.schema.field(column)
         where = f"rows {first}-{first + part.rows - 1} column {field.name!r}"
-        page = decode_page(self._get(part.digest, where), field.type)
-        if len(page.values) != part.rows:
-            raise FormatDamaged(
-                f"{self.label} {where}: page has {len(page.values)} rows where its node says {part.rows}"
-            )
-        found = self._pages[key] = Column(page.values, page.references)
+        data = self._get(part.digest, where)
+        found = self._pages[key] = decode_part(data, part, field, f"{self.label} {where}")
         self._pages_bytes += found.values.nbytes
         while self._pages_bytes > limits.DIFF_PAGES_BYTES and len(self._pages) > 1:
             self._pages_bytes -= self._pages.popitem(last=False)[1].values.nbytes

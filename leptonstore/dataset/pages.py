@@ -22,14 +22,13 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
-from leptonstore.dataset.groups import told_at
+from leptonstore.dataset.groups import decode_part, told_at
 from leptonstore.dataset.kept import Kept
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
 from leptonstore.dataset.values import Column
 from leptonstore.digest import Buffer
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged
 from leptonstore.format.node import Part, RowGroup
-from leptonstore.format.page import decode_page
 from leptonstore.tiers.chunks import ChunkReader
 
 
@@ -273,12 +272,7 @@ class Pages:
             raise
 
     def _decoded(self, data: Buffer, part: Part, first: int, field: pa.Field) -> Column:
-        page = decode_page(data, field.type)
-        if len(page.values) != part.rows:
-            raise FormatDamaged(
-                f"{self._where(part, first, field)}: page has {len(page.values)} rows where its node says {part.rows}"
-            )
-        return Column(page.values, page.references)
+        return decode_part(data, part, field, self._where(part, first, field))
 
     def _where(self, part: Part, first: int, field: pa.Field) -> str:
         return f"{self._named} rows {first}-{first + part.rows - 1} column {field.name!r}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.dataset.importers.reading import files_in, lineage_of, reading, require_regular_file, rows_per_batch
+from leptonstore.dataset.importers.reading import files_of, lineage_of, require_regular_file, rows_per_batch
 from leptonstore.dataset.importers.tables import conform, identity_columns, storable_schema
 from leptonstore.dataset.places import Place
 from leptonstore.dataset.source import Source
@@ -29,7 +29,7 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
     key: the columns that identify a row (default: all). Reads the schemas. Raises SourceError for a damaged file or files
     of different schemas, SchemaError for a type that is not kept or a key that is no column.
     """
-    files = _files_of(path)
+    files = files_of(path, SUFFIXES)
     schema = read_schema(files[0])
     for file in files[1:]:
         if not read_schema(file).equals(schema, check_metadata=True):
@@ -42,16 +42,6 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
         batches=lambda: (conform(batch, schema) for file in files for batch in read_batches(file)),
         lineage={"format": "arrow", "files": [lineage_of(file) for file in files]},
     )
-
-
-def _files_of(path: Place) -> list[Place]:
-    with reading(path):
-        if not path.is_dir():
-            return [path]
-    found = files_in(path, SUFFIXES)
-    if not found:
-        raise SourceError(f"{path} holds no *.arrow file; check the path", str(path))
-    return found
 
 
 def read_schema(path: Place) -> pa.Schema:

@@ -23,10 +23,9 @@ import pyarrow.json as pajson
 
 from leptonstore import limits
 from leptonstore.dataset.importers.reading import (
-    files_in,
+    files_of,
     lineage_of,
     open_unpacked,
-    reading,
     require_regular_file,
     unpacking,
 )
@@ -51,7 +50,7 @@ def open_source(
     Reads the first block. Raises SourceError (no line, not JSON, types that do not go together; with line and column)
     and SchemaError (a key or a typed column that does not exist, a type that is not kept).
     """
-    files = _files_of(path)
+    files = files_of(path, SUFFIXES)
     for file in files:
         require_regular_file(file)
     schema = _infer(files[0], dict(types or {}))
@@ -61,16 +60,6 @@ def open_source(
         return (batch for file in files for batch in _batches(file, schema))
 
     return Source(schema, identity_columns(schema, key), batches, None, lineage)
-
-
-def _files_of(path: Place) -> list[Place]:
-    with reading(path):
-        if not path.is_dir():
-            return [path]
-    found = files_in(path, SUFFIXES)
-    if not found:
-        raise SourceError(f"{path} holds no *.jsonl file; check the path", str(path))
-    return found
 
 
 def _blocks(path: Place) -> Iterator[tuple[int, list[bytes]]]:

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leptonstore.dataset.importers.reading import (
-    files_in,
+    files_of,
     name_of,
-    reading,
     require_regular_file,
     rows_per_batch,
     size_of,
@@ -45,7 +44,7 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
     key: the columns that identify a row (default: all). Reads footers only. Raises SourceError for a damaged file or
     files of different schemas, SchemaError for a type that is not kept or a key that is no column.
     """
-    files = [_open_file(file) for file in _files_of(path)]
+    files = [_open_file(file) for file in files_of(path, SUFFIXES)]
     schema = files[0].schema
     for file in files[1:]:
         if not file.schema.equals(schema, check_metadata=True):
@@ -61,16 +60,6 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
         rows=sum(file.rows for file in files),
         lineage={"format": "parquet", "files": [_lineage_of(file) for file in files]},
     )
-
-
-def _files_of(path: Place) -> list[Place]:
-    with reading(path):
-        if not path.is_dir():
-            return [path]
-    found = files_in(path, SUFFIXES)
-    if not found:
-        raise SourceError(f"{path} holds no *.parquet file; check the path", str(path))
-    return found
 
 
 def _open_file(path: Place) -> _File:

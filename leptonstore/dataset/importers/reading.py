@@ -90,6 +90,17 @@ def require_regular_file(path: Place) -> None:
         raise SourceError(f"{path} is not a regular file; give a file, or name its format", str(path))
 
 
+def files_of(path: Place, suffixes: tuple[str, ...]) -> list[Place]:
+    """The file itself, or `files_in` of a folder. Raises SourceError, also when there is none; the first suffix names the kind."""
+    with reading(path):
+        if not path.is_dir():
+            return [path]
+    found = files_in(path, suffixes)
+    if not found:
+        raise SourceError(f"{path} holds no *{suffixes[0]} file; check the path", str(path))
+    return found
+
+
 def files_in(path: Place, suffixes: tuple[str, ...]) -> list[Place]:
     """The files right in a folder whose names end so, in the order of their names' bytes; hidden ones are left out.
 
