@@ -40,12 +40,12 @@ def padded(steps: Iterator[Step], order: EpochOrder, size: int) -> Iterator[Step
         if missing:
             at = min(step.start, order.length - 1)
             spare = step.rows[-1:] if len(step.rows) else order.rows_at(at, at + 1)
-            step = step._replace(padding=np.repeat(spare, missing))
+            step = step._replace(rows=np.concatenate([step.rows, np.repeat(spare, missing)]), padding=missing)
         yield step
 
 
 def valid_rows(step: Step) -> npt.NDArray[np.bool_]:
     """The column "_valid" of a step's batch: bool, shape (rows with padding,). Fresh memory."""
-    mask = np.ones(len(step.rows) + len(step.padding), np.bool_)
-    mask[len(step.rows) :] = False
+    mask = np.ones(len(step.rows), np.bool_)
+    mask[len(step.rows) - step.padding :] = False
     return mask

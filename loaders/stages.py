@@ -28,7 +28,7 @@ def maker(
         return lambda step: gather(step.rows)
 
     def make(step: Step) -> Any:
-        batch: Any = gather(step.read)
+        batch: Any = gather(step.rows)
         if valid is not None:
             batch[VALID] = valid(step)
         for stage in stages:

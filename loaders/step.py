@@ -7,27 +7,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from loaders.order import Rows
-
-NO_ROWS: Rows = np.empty(0, np.int64)
 
 
 class Step(NamedTuple):
     """epoch: the epoch's number.
     start: position in the epoch of the first row; those of the others follow it one by one.
     rows:  int64, shape (rows of this rank's share,): the rows of the dataset, view or mixture at these positions. May be empty.
-    padding: int64, rows that are read after `rows` only to give the batch its static shape (loaders.pad): none without pad mode.
-             They are no part of the share: states, receipts and counts know nothing of them.
+    padding: how many of the last `rows` are no part of the share, but there to give the batch its static shape (`loaders.pad`). 0 unless
+             `padded` made the step, which is done right before its batch is: states, receipts and counts never see padding.
     """
 
     epoch: int
     start: int
     rows: Rows
-    padding: Rows = NO_ROWS
-
-    @property
-    def read(self) -> Rows:
-        """The rows of the batch: the share, then the padding."""
-        return np.concatenate([self.rows, self.padding]) if len(self.padding) else self.rows
+    padding: int = 0
