@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError
+from leptonstore.errors import BadInput, ChunkMissing, Damaged, LeptonError, MissingExtra, SchemaError
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
 
 if TYPE_CHECKING:
@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset
 
-__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "Source", "has_source", "source_of"]
+__all__ = [
+    "BadInput",
+    "ChunkMissing",
+    "ColumnSource",
+    "ColumnSpec",
+    "Damaged",
+    "MissingExtra",
+    "Source",
+    "has_source",
+    "source_of",
+]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
 Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
