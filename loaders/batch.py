@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from loaders.order import Rows
-from loaders.source import ColumnSource
+from loaders.source import ColumnSource, Source
+from loaders.step import Step
 
 Batch: TypeAlias = dict[str, Any]
 Transform: TypeAlias = Callable[[Any], Any]
@@ -28,11 +29,16 @@ ONE_THREAD_BYTES_MAX = 1 << 20
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-def gatherer(source: ColumnSource) -> Callable[[Rows], Batch]:
+def gatherer(source: Source) -> Callable[[Rows], Batch]:
     """A function from row numbers (int64 array) to {column: Tensor | list}, in the order of `source.columns`.
 
     The source must have been filled. The function is safe from any thread.
     """
+    if not isinstance(source, ColumnSource):
+        return lambda rows: {
+            name: values if isinstance(values, list) else torch.from_numpy(values)
+            for name, values in source.gather(rows).items()
+        }
     columns = {name: _tensor_over(values) for name, values in source.arena.items()}
     # torch cannot select from these; the bytes of their signed counterparts are the same.
     unsigned = [(name, values.dtype) for name, values in columns.items() if values.dtype in _SIGNED]
@@ -69,16 +75,16 @@ def _tensor_over(values: npt.NDArray[Any]) -> Tensor:
 
 def maker(
     gather: Callable[[Rows], Batch], as_tuple: tuple[str, ...] | None, transform: Transform | None, pin: bool
-) -> Callable[[Rows], Any]:
+) -> Callable[[Step], Any]:
     """`gather`, then the tuple of the named columns, then the batch transform, then pinned memory.
 
     What is not asked for costs nothing.
     """
     if as_tuple is None and transform is None and not pin:
-        return gather
+        return lambda step: gather(step.rows)
 
-    def make(rows: Rows) -> Any:
-        batch: Any = gather(rows)
+    def make(step: Step) -> Any:
+        batch: Any = gather(step.rows)
         if as_tuple is not None:
             batch = tuple([batch[name] for name in as_tuple])
         if transform is not None:

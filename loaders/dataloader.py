@@ -25,11 +25,11 @@ from torch.utils.data import Sampler
 
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.order import SEED_MAX, Order, Rows
+from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.plan import Pass, Planner
 from loaders.prefetch import Prefetcher
-from loaders.share import Share, find_rank, row_windows
-from loaders.source import ColumnSource, is_lepton_dataset
+from loaders.share import Share, find_rank, row_windows, steps_of
+from loaders.source import Source, has_source, source_of
 from loaders.state import LoaderState, LoaderStateError
 
 Path = Literal["torch", "rows", "gather"]
@@ -46,6 +46,7 @@ class DataLoader(TorchDataLoader[Any]):
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
+    order              how rows are ordered (`loaders.orders`), instead of `shuffle`.
     seed               decides the order with the epoch; equal on every rank. `generator` has no say in the order.
     rank, world_size   which share of each global batch is read here. Default: torch.distributed when initialised, else
                        RANK and WORLD_SIZE of the environment, else 0 of 1; found anew at each `iter()`.
@@ -92,6 +93,7 @@ class DataLoader(TorchDataLoader[Any]):
         pin_memory_device: str = "",
         in_order: bool = True,
         seed: int = 0,
+        order: OrderStrategy | None = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -102,11 +104,12 @@ class DataLoader(TorchDataLoader[Any]):
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
-        if is_lepton_dataset(dataset) and own_order:
+        if has_source(dataset) and own_order:
             path = "gather" if collate_fn is None else "rows"
         self._path = path
         self.shuffle = bool(shuffle)
         self.seed = seed
+        self.order = order
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -115,13 +118,19 @@ class DataLoader(TorchDataLoader[Any]):
         self.arena_bytes_max = arena_bytes_max
         self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
         self._progress = Progress()
-        self._source: ColumnSource | None = None
+        self._source: Source | None = None
+        self._bound_order: BoundOrder | None = None
         self._planner: Planner | None = None
         self._row_sampler = _RowSampler()
         self._require_extras_fit(batch_size)
         if path != "torch":
-            self._source = _source_of(dataset, self.columns, self.as_tuple, arena_bytes_max)
-            Order(self._source.rows, seed)  # refuses a bad seed here, not at the first batch
+            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple), arena_bytes_max)
+            if order is None:
+                own = getattr(dataset, "__lepton_order__", None)
+                self.order = FullOrder(self.shuffle) if own is None else own()
+            assert self.order is not None
+            self._bound_order = self.order.bind(self._source)
+            self._epoch_order(0)  # refuses a bad seed here, not at the first batch
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
         super().__init__(
@@ -151,14 +160,14 @@ class DataLoader(TorchDataLoader[Any]):
             return super().__iter__()
         began = perf_counter()
         epoch, consumed = self._progress.next
-        share = self._share(consumed)
-        order = Order(share.rows, self.seed, epoch, self.shuffle)
+        order = self._epoch_order(epoch)
+        share = self._share(order, consumed)
         if self._path == "rows":
             self._row_sampler.open(order, share)
             batches: Iterator[Any] = super().__iter__()
         else:
-            following = Order(share.rows, self.seed, (epoch + 1) & SEED_MAX, self.shuffle), self._share()
-            batches = self._gathered((order, share), following)
+            next_order = self._epoch_order((epoch + 1) & SEED_MAX)
+            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
         return EpochIterator(batches, share, epoch, self._progress, self.stats)
@@ -173,7 +182,11 @@ class DataLoader(TorchDataLoader[Any]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return super().__len__() if self._path == "torch" else self._share().steps
+        return (
+            super().__len__()
+            if self._path == "torch"
+            else self._share(self._epoch_order(self._progress.next.epoch)).steps
+        )
 
     @property
     def _index_sampler(self) -> Any:
@@ -210,7 +223,7 @@ class DataLoader(TorchDataLoader[Any]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
 
-        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, shuffle
+        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
         here = self._state()
@@ -219,28 +232,29 @@ class DataLoader(TorchDataLoader[Any]):
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
-        if self._source is None:
+        if self._source is None or self.order is None:
             raise LoaderStateError(
                 f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
                 "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
             )
         position, source = self._progress.position, self._source
+        order = self._epoch_order(position.epoch)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
             fingerprint=source.fingerprint,
-            rows=source.rows,
+            length=order.length,
             seed=self.seed,
             epoch=position.epoch,
             consumed=position.consumed,
-            global_batch=self._share().global_batch,
-            shuffle=self.shuffle,
+            global_batch=self._share(order).global_batch,
+            order=self.order.spec(),
             drop_last=self.drop_last,
         )
 
     # -- making batches ----------------------------------------------------------------------------------------
 
-    def _gathered(self, current: Pass, following: Pass) -> Iterator[Any]:
+    def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
         source = self._source
         assert source is not None
         source.fill()
@@ -251,17 +265,21 @@ class DataLoader(TorchDataLoader[Any]):
             self._planner = self._planner or Planner(source)
             self._planner.open(current, following)
             windows = self._planner.windows(current)
-        rows = _row_arrays(windows)
+        steps = steps_of(epoch, current[1], windows)
         if self.num_workers == 0 or not (source.cold or self.transform):
-            return map(make, rows)
+            return map(make, steps)
         depth = self.num_workers * (self.prefetch_factor or 1)
-        return Prefetcher(make, rows, self.num_workers, depth, self.timeout)
+        return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
 
-    def _share(self, consumed: int = 0) -> Share:
-        assert self._source is not None and self.batch_size is not None
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        assert self._bound_order is not None
+        return self._bound_order.epoch(self.seed, epoch)
+
+    def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
+        assert self.batch_size is not None
         rank, world_size = find_rank(self.rank, self.world_size)
         global_batch = self.global_batch_size or self.batch_size * world_size
-        return Share(self._source.rows, global_batch, rank, world_size, self.drop_last, consumed)
+        return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
@@ -272,13 +290,24 @@ class DataLoader(TorchDataLoader[Any]):
         return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
 
     def _require_extras_fit(self, batch_size: int | None) -> None:
-        extras = ("global_batch_size", "rank", "world_size", "columns", "as_tuple", "transform", "arena_bytes_max")
+        extras = (
+            "order",
+            "global_batch_size",
+            "rank",
+            "world_size",
+            "columns",
+            "as_tuple",
+            "transform",
+            "arena_bytes_max",
+        )
         given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
+        if self.order is not None and self.shuffle:
+            raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
@@ -293,32 +322,21 @@ class DataLoader(TorchDataLoader[Any]):
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: Order, share: Share) -> None:
+    def open(self, order: EpochOrder, share: Share) -> None:
         self._order, self._share = order, share
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (rows.tolist() for rows in _row_arrays(row_windows(self._order, self._share)))
+        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
 
     def __len__(self) -> int:
         return self._share.steps
 
 
-def _row_arrays(windows: Iterator[tuple[Rows, list[int]]]) -> Iterator[Rows]:
-    """The rows of each step as an int64 array."""
-    for rows, sizes in windows:
-        first = 0
-        for size in sizes:
-            yield rows[first : first + size]
-            first += size
-
-
-def _source_of(
-    dataset: Any, columns: Sequence[str] | None, as_tuple: Sequence[str] | None, arena_bytes_max: int | None
-) -> ColumnSource:
+def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None) -> list[str] | None:
     wanted = columns if columns is not None else as_tuple
-    if wanted is not None:
-        for name in as_tuple or ():
-            if name not in wanted:
-                raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
-        wanted = list(dict.fromkeys(wanted))
-    return ColumnSource(dataset, wanted, arena_bytes_max)
+    if wanted is None:
+        return None
+    for name in as_tuple or ():
+        if name not in wanted:
+            raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
+    return list(dict.fromkeys(wanted))

@@ -1,5 +1,9 @@
 """The order: a pure function (rows, seed, epoch, position) -> row. Nothing else decides what training sees.
 
+    EpochOrder      the order of one epoch: what a loader reads from. `Order`, the full shuffle, is one
+    OrderStrategy   what DataLoader(order=...) takes: makes the order of any epoch (loaders/orders has more of them)
+    FullOrder       the two strategies of `shuffle=True` and `shuffle=False`
+
 A shuffled epoch is a keyed permutation of [0, rows) that is evaluated per position: no machine keeps an array of `rows`
 indices, any rank computes its own share alone, and a restore is a number, not a replay.
 
@@ -31,7 +35,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +56,70 @@ SEED_MAX = (1 << 64) - 1
 
 _MULTIPLIER_1 = np.uint32(0x7FEB352D)
 _MULTIPLIER_2 = np.uint32(0x846CA68B)
+
+
+class EpochOrder(Protocol):
+    """The order of one epoch: `length` positions, each of which names a row. Immutable; any thread."""
+
+    @property
+    def length(self) -> int:
+        """Positions of the epoch; 0 <= length <= ORDER_ROWS_MAX. May differ from the rows of the dataset."""
+        ...
+
+    def rows_at(self, start: int, stop: int) -> Rows:
+        """The rows at positions [start, stop): int64, fresh memory. Raises ValueError unless 0 <= start <= stop <= length."""
+        ...
+
+    def rows_of(self, positions: Rows) -> Rows:
+        """The rows at the given positions (int64, one dimension), in the order asked. Raises ValueError for one outside."""
+        ...
+
+
+class BoundOrder(Protocol):
+    """A strategy that knows its data."""
+
+    def epoch(self, seed: int, epoch: int) -> EpochOrder:
+        """The order of one epoch. Pure: the same for the same arguments, in any process. Raises ValueError for a bad seed."""
+        ...
+
+
+class OrderStrategy(Protocol):
+    """A way to order a dataset. Immutable; pickles."""
+
+    def bind(self, source: Any) -> BoundOrder:
+        """For the rows of a source (loaders.source.Source), whose columns it may read. Raises ValueError when they do not fit."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """What decides the order beside data, seed and epoch: name, version, parameters. JSON-able, at most a few hundred bytes.
+
+        Stands in states and receipts: two strategies with the same spec give the same order.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FullOrder:
+    """All rows, each once: in a keyed permutation, or as they stand."""
+
+    shuffle: bool
+
+    def bind(self, source: Any) -> BoundOrder:
+        """For `source.rows` rows."""
+        return _FullOrderOf(source.rows, self.shuffle)
+
+    def spec(self) -> dict[str, Any]:
+        """Of the algorithm in this module."""
+        return {"name": "shuffle", "version": 1} if self.shuffle else {"name": "sequential", "version": 1}
+
+
+@dataclass(frozen=True)
+class _FullOrderOf:
+    rows: int
+    shuffle: bool
+
+    def epoch(self, seed: int, epoch: int) -> Order:
+        return Order(self.rows, seed, epoch, self.shuffle)
 
 
 @dataclass(frozen=True)
@@ -76,6 +144,11 @@ class Order:
             if not 0 <= value <= top:
                 raise ValueError(f"{name} of an order must be between 0 and {top}, not {value}")
         object.__setattr__(self, "_keys", _round_keys(self.seed, self.epoch, self.rows))
+
+    @property
+    def length(self) -> int:
+        """Every row has one position."""
+        return self.rows
 
     def rows_at(self, start: int, stop: int) -> Rows:
         """The rows at positions [start, stop) of the epoch: int64 of shape (stop - start,).

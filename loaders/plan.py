@@ -15,22 +15,22 @@ from typing import TypeAlias
 
 import numpy as np
 
-from loaders.order import Order
+from loaders.order import EpochOrder
 from loaders.share import Share, row_windows
-from loaders.source import ColumnSource, Keys
+from loaders.source import Keys, Source
 
 PLAN_KEYS_MAX = 1 << 22  # told at a time: 32 bytes each here, 16 in the cache's directory
-Pass: TypeAlias = tuple[Order, Share]
+Pass: TypeAlias = tuple[EpochOrder, Share]
 
 
 class Planner:
     """Of one loader. Used by its thread."""
 
-    def __init__(self, source: ColumnSource, keys_max: int = PLAN_KEYS_MAX) -> None:
+    def __init__(self, source: Source, keys_max: int = PLAN_KEYS_MAX) -> None:
         self._source, self._keys_max = source, keys_max
         self._following: tuple[Pass, list[Keys]] | None = None  # its keys, as far as they are known
 
-    def __reduce__(self) -> tuple[type[Planner], tuple[ColumnSource, int]]:
+    def __reduce__(self) -> tuple[type[Planner], tuple[Source, int]]:
         return Planner, (self._source, self._keys_max)
 
     def open(self, current: Pass, following: Pass) -> None:

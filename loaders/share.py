@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loaders.order import BLOCK_POSITIONS, Order, Rows
+from loaders.order import BLOCK_POSITIONS, EpochOrder, Rows
+from loaders.step import Step
 
 # Positions whose rows a rank computes at once: two blocks, some 0.5 MiB. Fewer than one block waste numpy's calls.
 WINDOW_POSITIONS = 2 * BLOCK_POSITIONS
@@ -24,12 +25,12 @@ WINDOW_POSITIONS = 2 * BLOCK_POSITIONS
 
 @dataclass(frozen=True)
 class Share:
-    """Rank `rank` of `world_size` in an epoch over `rows` rows, cut into global batches of `global_batch` from `start`.
+    """Rank `rank` of `world_size` in an epoch of `length` positions, cut into global batches of `global_batch` from `start`.
 
     drop_last: whether a last global batch with fewer than `global_batch` rows is left out.
     """
 
-    rows: int
+    length: int
     global_batch: int
     rank: int = 0
     world_size: int = 1
@@ -39,12 +40,12 @@ class Share:
     @property
     def full_steps(self) -> int:
         """Whole global batches from `start` on."""
-        return (self.rows - self.start) // self.global_batch
+        return (self.length - self.start) // self.global_batch
 
     @property
     def last_rows(self) -> int:
         """Rows of the short global batch at the end; 0 when there is none, or when it is left out."""
-        return 0 if self.drop_last else (self.rows - self.start) % self.global_batch
+        return 0 if self.drop_last else (self.length - self.start) % self.global_batch
 
     @property
     def steps(self) -> int:
@@ -62,7 +63,7 @@ class Share:
         return base + low, base + high
 
 
-def row_windows(order: Order, share: Share) -> Iterator[tuple[Rows, list[int]]]:
+def row_windows(order: EpochOrder, share: Share) -> Iterator[tuple[Rows, list[int]]]:
     """This rank's rows for all its steps, some steps at a time: (int64 rows, number of rows of each step).
 
     A window has about WINDOW_POSITIONS rows and at least one step; every row array is fresh memory.
@@ -81,6 +82,20 @@ def row_windows(order: Order, share: Share) -> Iterator[tuple[Rows, list[int]]]:
     if share.last_rows:
         start, stop = share.positions(share.full_steps)
         yield order.rows_at(start, stop), [stop - start]
+
+
+def steps_of(epoch: int, share: Share, windows: Iterator[tuple[Rows, list[int]]]) -> Iterator[Step]:
+    """The steps that `windows` (of `row_windows` of the same share) consist of."""
+    low = share.part_of(share.global_batch)[0]
+    full_steps, number = share.full_steps, 0
+    for rows, sizes in windows:
+        first = 0
+        for size in sizes:
+            if number == full_steps:
+                low = share.part_of(share.last_rows)[0]
+            yield Step(epoch, share.start + number * share.global_batch + low, rows[first : first + size])
+            first += size
+            number += 1
 
 
 def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:

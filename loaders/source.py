@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +48,11 @@ __all__ = [
     "ColumnSource",
     "ColumnSpec",
     "MissingExtra",
+    "Source",
     "SourceError",
+    "has_source",
     "image_decoder",
-    "is_lepton_dataset",
+    "source_of",
 ]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
@@ -58,11 +60,6 @@ Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
 
 ARENA_VERSION = "lepton.arena.1"  # of the layout of an arena in the hot cache
 _ALIGN = 64
-
-
-def is_lepton_dataset(dataset: object) -> bool:
-    """Whether this is a LeptonStore dataset or view: its class says so itself, so that nothing need be imported."""
-    return bool(getattr(type(dataset), "__lepton_dataset__", False))
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,77 @@ class ColumnSpec:
         """Uninitialised memory for `rows` rows of a fixed column."""
         assert self.shape is not None
         return np.empty((rows, *self.shape), self.dtype)
+
+
+class Source(Protocol):
+    """What a loader reads from: `rows` rows of some columns, by number. Pickles. Safe from any thread once `fill` has returned.
+
+    `ColumnSource` is that of a dataset or view. Anything else that is made of LeptonStore datasets (a mixture, windows of a
+    stream of tokens) has a method `__lepton_source__(columns, arena_bytes_max)` that gives one, and may have
+    `__lepton_order__()`, which gives the OrderStrategy that holds when none is asked for.
+    """
+
+    rows: int
+    columns: tuple[ColumnSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def commit(self) -> str:
+        """The version, 64 hex digits."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the version and the rows: equal only where the same number means the same row."""
+        ...
+
+    @property
+    def cold(self) -> tuple[ColumnSpec, ...]:
+        """The columns that are read for each batch: threads help."""
+        ...
+
+    def fill_ahead(self) -> None:
+        """Begin `fill` in a thread and return."""
+        ...
+
+    def fill(self) -> None:
+        """Make ready what all batches need, once."""
+        ...
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """The columns, in order, of the given rows, in the order of `rows`. Fresh memory."""
+        ...
+
+    @property
+    def plans(self) -> bool:
+        """Whether `plan` is of use."""
+        ...
+
+    def future_keys(self, rows: npt.NDArray[np.int64], sizes: Sequence[int]) -> Keys:
+        """What batches of `sizes` rows, one after another out of `rows`, will ask the hot cache for."""
+        ...
+
+    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
+        """Tell the hot cache what is read next (restart: instead of what was told, else after it)."""
+        ...
+
+
+def has_source(dataset: object) -> bool:
+    """Whether `source_of` takes it. Its class says so itself, so that nothing need be imported."""
+    kind = type(dataset)
+    return bool(getattr(kind, "__lepton_dataset__", False)) or hasattr(kind, "__lepton_source__")
+
+
+def source_of(dataset: Any, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None) -> Source:
+    """The source of a dataset, view, or anything that has one. Raises ValueError for a column that does not exist."""
+    if hasattr(type(dataset), "__lepton_source__"):
+        made: Source = dataset.__lepton_source__(columns, arena_bytes_max)
+        return made
+    return ColumnSource(dataset, columns, arena_bytes_max)
 
 
 class ColumnSource:
@@ -220,6 +288,12 @@ class ColumnSource:
         chunks = self._chunks
         if chunks is not None:
             chunks.cache.plan(np.concatenate(keys) if keys else np.empty((0, 32), np.uint8), restart)
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
+        """All columns of the given rows, in the order of `rows`. Fresh memory."""
+        found: dict[str, Values] = {name: values.take(rows, 0) for name, values in self.arena.items()}
+        found.update(self.read(rows))
+        return {spec.name: found[spec.name] for spec in self.columns}
 
     def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""

@@ -4,7 +4,7 @@ Positions are global: they count the samples that all ranks together have consum
 of ranks, world size or workers, and continues on any number of them. With another global batch size the rest of the
 epoch is cut into batches of the new size: no row repeats and none is missing, only the boundaries move.
 
-What decides the order itself (dataset version and view, seed, shuffle, drop_last) must be equal, and a state that
+What decides the order itself (dataset version and view, seed, order, drop_last) must be equal, and a state that
 differs is refused by name: a silent restart would train on some rows twice and never say so.
 """
 
@@ -18,7 +18,7 @@ from loaders.order import ORDER_ROWS_MAX, SEED_MAX
 from loaders.source import BadInput
 
 FORMAT = "lepton.loader-state"
-VERSION = 1
+VERSION = 2
 
 
 class LoaderStateError(BadInput, ValueError):
@@ -30,21 +30,23 @@ class LoaderStateError(BadInput, ValueError):
 
 @dataclass(frozen=True)
 class LoaderState:
-    """The rest of an epoch: global positions [consumed, rows) of the order of (rows, seed, epoch, shuffle).
+    """The rest of an epoch: global positions [consumed, length) of the order of (data, seed, epoch).
 
     dataset, commit: name and commit of the version, for people; `fingerprint` (commit and selection) is what counts.
+    length:          positions of the epoch.
     global_batch:    rows of a global batch when the state was taken; information, not a condition.
+    order:           the spec of the order strategy (loaders.order.OrderStrategy).
     """
 
     dataset: str
     commit: str
     fingerprint: str
-    rows: int
+    length: int
     seed: int
     epoch: int
     consumed: int
     global_batch: int
-    shuffle: bool
+    order: dict[str, Any]
     drop_last: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class LoaderState:
         fields = {name: state[name] for name in cls.__dataclass_fields__ if name in state}
         for name, kind in cls.__annotations__.items():
             # Annotations are text here. A bool is an int to Python, and 1 is no answer to "shuffle?".
+            kind = kind.partition("[")[0]
             if name not in fields or type(fields[name]).__name__ != kind:
                 raise LoaderStateError(f"the loader state is damaged: its field {name!r} is missing or no {kind}")
         _require_in_range(fields)
@@ -77,7 +80,7 @@ class LoaderState:
                 f"the loader state is of {self._named()} and this loader reads {loader._named()}: "
                 f"open {self.dataset}@{self.commit[:12]} (and take the same rows of it) to continue"
             )
-        for name in ("rows", "seed", "shuffle", "drop_last"):
+        for name in ("length", "seed", "order", "drop_last"):
             saved, here = getattr(self, name), getattr(loader, name)
             if saved != here:
                 raise LoaderStateError(
@@ -91,10 +94,10 @@ class LoaderState:
 
 def _require_in_range(fields: Mapping[str, Any]) -> None:
     bounds = {
-        "rows": (0, ORDER_ROWS_MAX),
+        "length": (0, ORDER_ROWS_MAX),
         "seed": (0, SEED_MAX),
         "epoch": (0, SEED_MAX),
-        "consumed": (0, fields["rows"]),
+        "consumed": (0, fields["length"]),
         "global_batch": (1, ORDER_ROWS_MAX),
     }
     for name, (low, high) in bounds.items():

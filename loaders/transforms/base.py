@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+Values: TypeAlias = npt.NDArray[Any] | Sequence[Any]  # of a column: an array, or a list
 
 
 class Transform:
@@ -73,6 +77,17 @@ class FunctionTransform(Transform):
     def __call__(self, value: Any, rng: Any = None) -> Any:
         # By name, so that a function's other defaults stay in their places.
         return self.function(value) if self.deterministic else self.function(value, rng=rng)
+
+
+class SampleFailed(Exception):
+    """A transform raised. `index`: which of the values it was given; `step`: its name; the cause is its error."""
+
+    def __init__(self, index: int, step: str) -> None:
+        super().__init__(f"{step} failed")
+        self.index, self.step = index, step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleFailed, (self.index, self.step), {"__cause__": self.__cause__}
 
 
 def as_transform(step: Any) -> Transform:

@@ -11,27 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
-from loaders.source import BadInput, ColumnSpec
-from loaders.transforms.base import Transform, as_transform, described
+from loaders.source import ColumnSpec
+from loaders.transforms.base import SampleFailed, Transform, Values, as_transform, described
+from loaders.transforms.image_program import fuse
 from loaders.transforms.keys import SampleKeys
+from loaders.transforms.stacking import stacked
 
-Values: TypeAlias = npt.NDArray[Any] | Sequence[Any]
+__all__ = ["Buffer", "ChainProgram", "Collate", "Program", "SampleFailed", "Values", "compile_chain"]
+
 Buffer: TypeAlias = npt.NDArray[Any] | list[Any]
 Collate: TypeAlias = Callable[[list[Any]], Any]
-
-
-class SampleFailed(Exception):
-    """A transform raised. `index`: which of the values given to `sample`; `step`: the transform's name; the cause is its error."""
-
-    def __init__(self, index: int, step: str) -> None:
-        super().__init__(f"{step} failed")
-        self.index, self.step = index, step
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SampleFailed, (self.index, self.step), {"__cause__": self.__cause__}
 
 
 class Program(Protocol):
@@ -72,7 +63,8 @@ def compile_chain(
     Raises TypeError for a step that is no transform.
     """
     steps = [as_transform(step) for step in chain]
-    return ChainProgram(steps, spec.name, collate, first_index)
+    fused = fuse(steps, spec, first_index) if collate is None else None
+    return fused or ChainProgram(steps, spec.name, collate, first_index)
 
 
 class ChainProgram:
@@ -113,44 +105,3 @@ class ChainProgram:
     def batch(self, out: Buffer, keys: SampleKeys) -> Any:
         """See Program."""
         return self.collate(list(out)) if self.collate is not None else stacked(list(out), self.column)
-
-
-def stacked(values: list[Any], column: str) -> Any:
-    """Arrays, tensors and numbers as one tensor (as torch's default_collate makes it); anything else stays a list.
-
-    Raises BadInput, naming the column, when arrays differ in shape or dtype.
-    """
-    if not values:
-        return values
-    kind = type(values[0])
-    if kind is np.ndarray and all(type(value) is np.ndarray for value in values):
-        _require_alike(values, column)
-        return as_tensor(np.stack(values)) if values[0].dtype.kind in "biuf" else values
-    if all(isinstance(value, (bool, int, float, np.number, np.bool_)) for value in values):
-        return as_tensor(np.array(values))
-    if kind.__module__.partition(".")[0] == "torch" and all(hasattr(value, "dtype") for value in values):
-        import torch
-
-        _require_alike(values, column)
-        return torch.stack(values)
-    return values
-
-
-def as_tensor(array: npt.NDArray[Any]) -> Any:
-    """A tensor over the same memory; the array itself where torch is not installed."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return array
-    return torch.from_numpy(array)
-
-
-def _require_alike(values: list[Any], column: str) -> None:
-    first = tuple(values[0].shape), values[0].dtype
-    for at, value in enumerate(values):
-        if (tuple(value.shape), value.dtype) != first:
-            raise BadInput(
-                f"column {column!r} cannot be stacked: sample 0 of the batch has shape {first[0]} and dtype {first[1]}, "
-                f"sample {at} {tuple(value.shape)} and {value.dtype}: end its chain with a transform that gives all one size, "
-                f"or give the column a collate"
-            )

@@ -17,6 +17,7 @@ from importlib import metadata
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 
 from loaders.source import MissingExtra
 from loaders.transforms.decode import Pixels
@@ -65,6 +66,17 @@ def mirror(image: Pixels) -> Pixels:
     if opencv is None or image.shape[2] not in (1, 3):
         return np.ascontiguousarray(image[:, ::-1])
     return np.asarray(opencv.flip(image, 1), np.uint8).reshape(image.shape)
+
+
+def look_up(pixels: Pixels, table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+    """out[i, c] = table[c, pixels[i, c]]; both of shape (rows, channels, height, width), C-contiguous."""
+    opencv = _opencv()
+    for image, made in zip(pixels, out, strict=True):
+        for channel, row in enumerate(table):
+            if opencv is None:
+                row.take(image[channel], out=made[channel], mode="clip")  # cannot clip; any other mode would buffer
+            else:
+                opencv.LUT(image[channel], row[None], made[channel])
 
 
 def _by_torch(torch: ModuleType, part: Pixels, size: tuple[int, int]) -> Pixels:

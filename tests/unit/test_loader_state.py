@@ -16,12 +16,12 @@ STATE = LoaderState(
     dataset="mnist",
     commit="ab" * 32,
     fingerprint="ab" * 32 + "+" + "0" * 16,
-    rows=60_000,
+    length=60_000,
     seed=7,
     epoch=3,
     consumed=2_560,
     global_batch=256,
-    shuffle=True,
+    order={"name": "shuffle", "version": 1},
     drop_last=False,
 )
 
@@ -37,7 +37,7 @@ def test_a_state_survives_json() -> None:
 def test_the_largest_state_fits_in_a_kibibyte() -> None:
     largest = LoaderState(
         "n" * limits.NAME_CHARS_MAX, "f" * 64, "f" * 81, ORDER_ROWS_MAX, SEED_MAX, SEED_MAX, ORDER_ROWS_MAX,
-        ORDER_ROWS_MAX, False, False,
+        ORDER_ROWS_MAX, {"name": "sequential", "version": 1}, False,
     )  # fmt: skip
     assert len(json.dumps(largest.to_dict())) <= 1024
     assert LoaderState.from_dict(largest.to_dict()) == largest
@@ -50,8 +50,8 @@ def test_another_format_is_refused(foreign: Any) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(LoaderStateError, match="has version 2 and this code reads version 1"):
-        LoaderState.from_dict(changed(version=2))
+    with pytest.raises(LoaderStateError, match="has version 3 and this code reads version 2"):
+        LoaderState.from_dict(changed(version=3))
 
 
 @pytest.mark.parametrize("name", list(LoaderState.__dataclass_fields__))
@@ -64,7 +64,7 @@ def test_a_missing_field_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rows", "60000"), ("rows", -1), ("seed", 1.0), ("seed", True), ("shuffle", 1), ("epoch", -1), ("epoch", 2**64),
+    [("length", "60000"), ("length", -1), ("seed", 1.0), ("seed", True), ("order", 1), ("epoch", -1), ("epoch", 2**64),
      ("consumed", 60_001), ("consumed", -1), ("global_batch", 0), ("commit", None)],
 )  # fmt: skip
 def test_a_damaged_field_is_named(name: str, value: Any) -> None:
@@ -85,7 +85,9 @@ def test_another_view_of_the_same_commit_is_refused() -> None:
         STATE.require_same_order(LoaderState.from_dict(changed(fingerprint="ab" * 32)))
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", 8), ("shuffle", False), ("drop_last", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 8), ("order", {"name": "sequential", "version": 1}), ("drop_last", True)]
+)
 def test_another_order_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(LoaderStateError, match=f"taken with {name}=.* make the loader with {name}="):
         STATE.require_same_order(LoaderState.from_dict(changed(**{name: value})))

@@ -64,9 +64,9 @@ def test_windows_do_not_show() -> None:
 
 
 def test_positions_of_a_step() -> None:
-    share = Share(rows=10, global_batch=4, rank=1, world_size=3)
+    share = Share(length=10, global_batch=4, rank=1, world_size=3)
     assert [share.positions(step) for step in range(share.steps)] == [(1, 2), (5, 6), (8, 9)]
-    assert Share(rows=10, global_batch=4, rank=0, world_size=3).positions(2) == (8, 8)  # an empty share
+    assert Share(length=10, global_batch=4, rank=0, world_size=3).positions(2) == (8, 8)  # an empty share
 
 
 def test_given_rank_wins(monkeypatch: pytest.MonkeyPatch) -> None:
