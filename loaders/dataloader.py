@@ -25,12 +25,15 @@ from torch.utils.data import Sampler
 
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
+from loaders.faults import MASK, POLICIES, OnFault, Policy
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
+from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Pass, Planner
-from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.source import Source, has_source, source_of
 from loaders.state import LoaderState, LoaderStateError
+from loaders.threads import ThreadedBatches
+from loaders.transforms.program import Program, compile_chain
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -53,6 +56,11 @@ class DataLoader(TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
+                       and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
+    on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -100,6 +108,10 @@ class DataLoader(TorchDataLoader[Any]):
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
         arena_bytes_max: int | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
@@ -115,16 +127,21 @@ class DataLoader(TorchDataLoader[Any]):
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
         self.arena_bytes_max = arena_bytes_max
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0, faults=0, restarts=0)
         self._progress = Progress()
         self._source: Source | None = None
         self._bound_order: BoundOrder | None = None
         self._planner: Planner | None = None
+        self._programs: dict[str, Program] = {}
         self._row_sampler = _RowSampler()
         self._require_extras_fit(batch_size)
         if path != "torch":
-            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple), arena_bytes_max)
+            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, policy), arena_bytes_max)
+            self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
             if order is None:
                 own = getattr(dataset, "__lepton_order__", None)
                 self.order = FullOrder(self.shuffle) if own is None else own()
@@ -258,18 +275,45 @@ class DataLoader(TorchDataLoader[Any]):
         source = self._source
         assert source is not None
         source.fill()
-        pin = self.pin_memory and torch.cuda.is_available()
-        make = maker(gatherer(source), self.as_tuple, self.transform, pin)
         windows = row_windows(*current)
         if source.plans:
             self._planner = self._planner or Planner(source)
             self._planner.open(current, following)
             windows = self._planner.windows(current)
         steps = steps_of(epoch, current[1], windows)
-        if self.num_workers == 0 or not (source.cold or self.transform):
-            return map(make, steps)
-        depth = self.num_workers * (self.prefetch_factor or 1)
-        return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
+        pin = self.pin_memory and torch.cuda.is_available()
+        by_sample = bool(self._programs or self.collate or self.policy != "raise")
+        threads = self.num_workers if source.cold or self.transform or by_sample else 0
+        if not threads and not by_sample:
+            return map(maker(gatherer(source), self.as_tuple, self.transform, pin), steps)
+        recipe = self._recipe(pin)
+        if not threads:
+            return made_here(recipe, steps, self._note_fault)
+        ahead = self.prefetch_factor or 1
+        depth = threads * ahead
+        return ThreadedBatches(
+            recipe, steps, threads, depth, ahead, self.timeout, self.in_order, on_fault=self._note_fault
+        )
+
+    def _recipe(self, pin: bool) -> Recipe:
+        assert self._source is not None and self._bound_order is not None
+        collate = {name: made for name, made in (self.collate or {}).items() if name not in self._programs}
+        return Recipe(
+            source=self._source,
+            order=self._bound_order,
+            seed=self.seed,
+            programs=self._programs,
+            collate=collate,
+            as_tuple=self.as_tuple,
+            transform=self.transform,
+            pin=pin,
+            policy=self.policy,
+        )
+
+    def _note_fault(self, position: int, row: int, column: str, action: str, reason: str) -> None:
+        self.stats["faults"] += 1
+        if self.on_fault is not None:
+            self.on_fault(position, row, column, action, reason)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         assert self._bound_order is not None
@@ -298,9 +342,15 @@ class DataLoader(TorchDataLoader[Any]):
             "columns",
             "as_tuple",
             "transform",
+            "transforms",
+            "collate",
+            "on_fault",
             "arena_bytes_max",
         )
         given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
+        given += ["policy"] * (self.policy != "raise")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
@@ -308,7 +358,8 @@ class DataLoader(TorchDataLoader[Any]):
             )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
-        made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]
+        of_batches = {"order", "global_batch_size", "rank", "world_size", "seed"}
+        made_here = [name for name in given if name not in of_batches]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
         if self.global_batch_size is None:
@@ -332,11 +383,27 @@ class _RowSampler(Sampler[list[int]]):
         return self._share.steps
 
 
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None) -> list[str] | None:
+def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, policy: Policy) -> list[str] | None:
+    made = (MASK,) if policy == "skip" else ()
+    if as_tuple is not None and not set(made) <= set(as_tuple):
+        raise ValueError(
+            f'policy="skip" marks the rows that count in the column {MASK!r}: name it in as_tuple, and use it'
+        )
     wanted = columns if columns is not None else as_tuple
     if wanted is None:
         return None
     for name in as_tuple or ():
-        if name not in wanted:
+        if name not in wanted and name not in made:
             raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
-    return list(dict.fromkeys(wanted))
+    return [name for name in dict.fromkeys(wanted) if name not in made]
+
+
+def _compiled(
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
+) -> dict[str, Program]:
+    specs = {spec.name: spec for spec in source.columns}
+    for what, given in (("transforms", transforms), ("collate", collate)):
+        for name in given:
+            if name not in specs:
+                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
+    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}

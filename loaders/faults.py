@@ -5,13 +5,14 @@
                  and the batch's column `_valid` (bool, one for each row) is False there
     substitute   another row stands in its place, drawn by a key of (seed, epoch, position, attempt) from the rows of the same epoch
 
-A policy is for samples: damaged or missing bytes, and errors of transforms. What concerns every sample (a tier that is away, a column
-that has no tensor, no memory, a batch transform that raises) is raised under every policy; and so is too much of it (`FaultCount`), because a
-loader that skips everything trains on nothing and says nothing.
+A policy is for samples: damaged or missing bytes, and errors of transforms. What concerns every sample (a tier that is away, a
+column that has no tensor, no memory, a batch transform that raises) is raised under every policy; and so is too much of it
+(`FaultCount`): a loader that skips everything trains on nothing and says nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
@@ -55,9 +56,9 @@ class SampleName(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """One sample that was not made. `index`: its place in the step's share."""
+    """One sample that was not made. `place`: of it in the step's share."""
 
-    index: int
+    place: int
     position: int
     row: int
     column: str
@@ -79,10 +80,8 @@ def named(error: BaseException, sample: SampleName) -> BaseException:
     """The same error, with a note that names the sample and the field `sample`."""
     if not hasattr(error, "sample"):
         error.add_note(f"at {sample}")
-        try:
+        with contextlib.suppress(AttributeError):  # of a class with slots
             error.sample = sample  # type: ignore[attr-defined]
-        except AttributeError:  # of a class with slots
-            pass
     return error
 
 

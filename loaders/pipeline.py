@@ -36,8 +36,9 @@ from loaders.faults import (
 from loaders.order import BoundOrder, Rows
 from loaders.source import ColumnSource, Source, Values
 from loaders.step import Step
+from loaders.transforms.base import SampleFailed
 from loaders.transforms.keys import SampleKeys
-from loaders.transforms.program import Buffer, Program, SampleFailed
+from loaders.transforms.program import Buffer, Program
 
 Collate: TypeAlias = Callable[[list[Any]], Any]
 # Told before each sample that a program works on: (place in the step, column).
@@ -125,7 +126,9 @@ class Recipe:
         cold = _parts(source.read(rows), steps)
         return [
             {
-                spec.name: source.arena[spec.name].take(step.rows, 0) if spec.name in source.arena else values[spec.name]
+                spec.name: source.arena[spec.name].take(step.rows, 0)
+                if spec.name in source.arena
+                else values[spec.name]
                 for spec in source.columns
             }
             for step, values in zip(steps, cold, strict=True)
@@ -191,7 +194,7 @@ class Recipe:
         if self.policy == "skip":
             batch[MASK] = valid = torch.ones(len(work.step.rows), dtype=torch.bool)
             for fault in faults:
-                valid[fault.index] = False
+                valid[fault.place] = False
         if self.as_tuple is not None:
             batch = tuple([batch[name] for name in self.as_tuple])
         if self.transform is not None:
@@ -272,10 +275,7 @@ def _parts(joined: dict[str, Values], steps: Sequence[Step]) -> list[dict[str, V
         stop = first + len(step.rows)
         part = slice(first, stop)
         parts.append(
-            {
-                name: values[part] if isinstance(values, list) else values[part].copy()
-                for name, values in joined.items()
-            }
+            {name: values[part] if isinstance(values, list) else values[part].copy() for name, values in joined.items()}
         )
         first = stop
     return parts

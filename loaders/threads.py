@@ -8,8 +8,8 @@ samples. Both take the task of the earliest step first. Without programs the rea
 Steps that are read together (a flight) are fetched and decompressed together, so that what they lack in common is read once: at most
 `prefetch_factor` of them, and about FLIGHT_BYTES_MAX.
 
-An error is raised at the batch that it belongs to, after all batches before it. Closing forgets what has not begun and waits for what has, for
-at most CLOSE_WAIT_S: a transform that hangs does not keep a process from ending.
+An error is raised at the batch that it belongs to, after all batches before it. Closing forgets what has not begun and waits for
+what has, for at most CLOSE_WAIT_S: a transform that hangs does not keep a process from ending.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from loaders.faults import FaultCount, OnFault, name_of
 from loaders.pipeline import Made, Recipe, Work, rows_bytes
 from loaders.step import Step
 
-FLIGHT_BYTES_MAX = 32 << 20  # read together: enough for an object store's bandwidth x delay, little beside a batch of images
+FLIGHT_BYTES_MAX = (
+    32 << 20
+)  # read together: enough for an object store's bandwidth x delay, little beside a batch of images
 CLOSE_WAIT_S = 5.0  # a sample takes far less; what takes longer is taken to hang
 _GROUP_ROWS_MAX = 32  # samples of a task: at 1 ms each, the threads end a batch within 30 ms of each other at worst
 _GROUPS_PER_THREAD = 4  # of a batch, so that the last of them are short
@@ -148,7 +150,8 @@ class ThreadedBatches:
         in_order: bool = True,
         on_fault: OnFault | None = None,
     ) -> None:
-        self._steps, self._steps_error, self._steps_left = steps, None, True
+        self._steps, self._steps_left = steps, True
+        self._steps_error: Exception | None = None
         self._depth, self._flight = max(depth, 1), max(flight, 1)
         self._timeout_s, self._in_order, self._on_fault = timeout_s, in_order, on_fault
         self._ahead: deque[_Pending] = deque()
@@ -271,9 +274,7 @@ class _Line:
             rows = len(work.step.rows)
             group = max(1, min(_GROUP_ROWS_MAX, rows // (_GROUPS_PER_THREAD * self._threads)))
             parts = [
-                (name, first, min(first + group, rows))
-                for first in range(0, rows, group)
-                for name in recipe.programs
+                (name, first, min(first + group, rows)) for first in range(0, rows, group) for name in recipe.programs
             ]
             if not parts:
                 self._finish(pending, work)
