@@ -24,13 +24,18 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import Transform, gatherer, maker
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
+from loaders.epoch import EpochIterator, Position, Progress
+from loaders.ledger import Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.plan import Pass, Planner
 from loaders.prefetch import Prefetcher
+from loaders.receipt import Origin, Receipt
 from loaders.share import Share, find_rank, row_windows, steps_of
+from loaders.skips import Skip, Skips, gaps_of, without
 from loaders.source import Source, has_source, source_of
+from loaders.stall import LoaderStats, timed
 from loaders.state import LoaderState, LoaderStateError
+from loaders.step import Step
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -60,6 +65,7 @@ class DataLoader(TorchDataLoader[Any]):
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (loaders.receipt; 3 us a step).
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
@@ -101,6 +107,7 @@ class DataLoader(TorchDataLoader[Any]):
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
         arena_bytes_max: int | None = None,
+        receipts: bool = True,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -116,7 +123,10 @@ class DataLoader(TorchDataLoader[Any]):
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
         self.arena_bytes_max = arena_bytes_max
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.receipts = receipts and in_order
+        self.stats = LoaderStats()
+        self._ledger = Ledger()
+        self._skips = Skips()
         self._progress = Progress()
         self._source: Source | None = None
         self._bound_order: BoundOrder | None = None
@@ -162,15 +172,23 @@ class DataLoader(TorchDataLoader[Any]):
         epoch, consumed = self._progress.next
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
+        gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
+        entries = self._ledger.enter(self._origin(), epoch, order, share, gaps) if self.receipts else None
+        watch = _unwatched if entries is None else entries.watch
         if self._path == "rows":
-            self._row_sampler.open(order, share)
+            self._row_sampler.open(lambda: watch(without(steps_of(epoch, share, row_windows(order, share)), gaps)))
             batches: Iterator[Any] = super().__iter__()
         else:
             next_order = self._epoch_order((epoch + 1) & SEED_MAX)
-            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
+            windows = self._prepared((order, share), (next_order, self._share(next_order)))
+            batches = self._made(watch(without(steps_of(epoch, share, windows), gaps)))
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        took = perf_counter() - began
+        self.stats["wait_s"] += took
+        self.stats["open_s"] += took  # filling the arena
+        assert self._source is not None
+        row_bytes = sum(spec.row_bytes for spec in self._source.columns if spec.fixed)
+        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, row_bytes)
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -182,11 +200,12 @@ class DataLoader(TorchDataLoader[Any]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return (
-            super().__len__()
-            if self._path == "torch"
-            else self._share(self._epoch_order(self._progress.next.epoch)).steps
-        )
+        if self._path == "torch":
+            return super().__len__()
+        epoch = self._progress.next.epoch
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        return share.steps - sum(stop - first for first, stop in gaps_of(share, epoch, self._skip_ranges(order)))
 
     @property
     def _index_sampler(self) -> Any:
@@ -229,6 +248,10 @@ class DataLoader(TorchDataLoader[Any]):
         here = self._state()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(here)
+        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        self._ledger = (
+            Ledger(bytes.fromhex(saved.receipt["head"]), saved.receipt["steps"]) if saved.receipt else Ledger()
+        )
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
@@ -250,26 +273,66 @@ class DataLoader(TorchDataLoader[Any]):
             global_batch=self._share(order).global_batch,
             order=self.order.spec(),
             drop_last=self.drop_last,
+            receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
+            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
         )
+
+    # -- receipts ----------------------------------------------------------------------------------------------
+
+    def receipt(self) -> Receipt:
+        """What was handed out since this loader was made, or restored (loaders.receipt). The same on every rank, but for its notes.
+
+        Raises LoaderStateError on torch's path, with `receipts=False` and with `in_order=False`.
+        """
+        if self._source is None or not self.receipts:
+            raise LoaderStateError(
+                "this loader keeps no receipt: that takes a LeptonStore dataset, without sampler, batch_sampler or "
+                "batch_size=None, receipts=True and in_order=True"
+            )
+        return self._ledger.receipt(self._skip_ranges(self._epoch_order(self._progress.position.epoch)))
+
+    def skip(self, epoch: int, first: int, stop: int) -> None:
+        """Leave steps [first, stop) of an epoch out, counted from the epoch's start: they made the loss jump, say.
+
+        Holds from the next `iter()` on, is kept in states (of that epoch and those before it), and stands in the receipt. To be called
+        on every rank. Raises ValueError for no such range, or too many; LoaderStateError on torch's path.
+        """
+        self._state()
+        self._skips.ask(epoch, first, stop)
+
+    def _skip_ranges(self, order: EpochOrder) -> list[Skip]:
+        return self._skips.ranges(self._share(order).global_batch)
 
     # -- making batches ----------------------------------------------------------------------------------------
 
-    def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
+    def _prepared(self, current: Pass, following: Pass) -> Iterator[Any]:
+        """Fills the source and tells the hot cache what comes; the rows of this rank, some steps at a time."""
         source = self._source
         assert source is not None
-        source.fill()
-        pin = self.pin_memory and torch.cuda.is_available()
-        make = maker(gatherer(source), self.as_tuple, self.transform, pin)
+        with self.stats.clock.stage("fill"):
+            source.fill()
         windows = row_windows(*current)
         if source.plans:
             self._planner = self._planner or Planner(source)
             self._planner.open(current, following)
             windows = self._planner.windows(current)
-        steps = steps_of(epoch, current[1], windows)
+        return timed(windows, "order", self.stats.clock)
+
+    def _made(self, steps: Iterator[Step]) -> Iterator[Any]:
+        """The batches of the steps."""
+        source = self._source
+        assert source is not None
+        pin = self.pin_memory and torch.cuda.is_available()
+        make = maker(gatherer(source), self.as_tuple, self.transform, pin, self.stats.clock)
         if self.num_workers == 0 or not (source.cold or self.transform):
             return map(make, steps)
         depth = self.num_workers * (self.prefetch_factor or 1)
         return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
+
+    def _origin(self) -> Origin:
+        source = self._source
+        assert source is not None and self.order is not None
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         assert self._bound_order is not None
@@ -322,14 +385,15 @@ class DataLoader(TorchDataLoader[Any]):
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
+        return (step.rows.tolist() for step in self._steps())
 
-    def __len__(self) -> int:
-        return self._share.steps
+
+def _unwatched(steps: Iterator[Step]) -> Iterator[Step]:
+    return steps
 
 
 def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None) -> list[str] | None:
