@@ -7,8 +7,8 @@
 The fingerprint is the commit's digest (and that of the view's rows, or what a mixture is made of), which binds the bytes of the data; start
 is the position in the epoch of the batch's first row. So two runs have the same head exactly when they handed out the same rows of the same
 data, at the same positions of the same epochs, in global batches of the same sizes, one after another: nothing of ranks, workers, machines
-or of how the order came about enters. A head depends on the whole past and carries it on: a run that is restored from 32 bytes ends with the
-head of one that was never stopped.
+or of how the order came about enters. A head depends on the whole past and carries it on: a run that is restored from 32 bytes
+ends with the head of one that was never stopped.
 
 It is a check, and no signature: who rewrites a receipt can compute the chain of other rows. Keep a head apart from what it is to prove (a
 checkpoint's lineage, a log).

@@ -7,8 +7,8 @@ What moves the chain is handing a batch out, not making it: batches that were ma
 notes. What is hashed of this rank's share are the very rows that its batch was made of. The shares of other ranks are computed from the
 order, so every rank has the same chain without a word between them; a rank that handed out something else is found by `merged`.
 
-Cost: about 3 us a step on one rank. With W ranks each computes the rows of all, some 20 ns for each of the others' rows under a full shuffle:
-with 256 rows a rank 40 us a step at 8 ranks, 1.3 ms at 256.
+Cost: about 3 us a step on one rank. With W ranks each computes the rows of all, some 20 ns for each of the others' rows under a full
+shuffle: with 256 rows a rank 40 us a step at 8 ranks, 1.3 ms at 256.
 """
 
 from __future__ import annotations

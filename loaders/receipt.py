@@ -7,7 +7,8 @@
     skips     ranges of positions that were to be left out (loaders.skips)
 
 The chain binds all rows and their order; the segments say how to compute it, and any batch, again (loaders.verify). Chain and segments
-are the same on every rank, whatever their number and that of workers. Notes are met by the rank that has the row: `merged` joins those of all.
+are the same on every rank, whatever their number and that of workers. Notes are met by the rank that has the row: `merged` joins
+those of all.
 
 As JSON, one segment, note and origin a line:
 
@@ -66,7 +67,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps of one epoch, one after another: batch k has positions [start + k * global_batch, … + global_batch), the last ends at `stop`."""
+    """Steps of one epoch, one after another: `global_batch` positions each, from `start` on; the last ends at `stop`."""
 
     origin: Origin
     epoch: int

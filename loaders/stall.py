@@ -151,9 +151,8 @@ class LoaderStats(dict[str, Any]):
         ]
         if self.stalls:
             seconds, epoch, step = self.worst
-            lines.append(
-                f"{self.stalls:,} stalls of {_time(STALL_S)} or more; the longest, {_time(seconds)}, at epoch {epoch}, step {step}"
-            )
+            longest = f"the longest, {_time(seconds)}, at epoch {epoch}, step {step}"
+            lines.append(f"{self.stalls:,} stall{'s' * (self.stalls > 1)} of {_time(STALL_S)} or more; {longest}")
         stages = self.stages
         if stages:
             total = sum(stages.values())
