@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import reduce
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from leptonstore.cli.runtime import emit, json_option, open_store, progress, store_option
+from leptonstore.cli.cache import cache_choice, cache_warnings, read_cache_options
+from leptonstore.cli.runtime import emit, json_option, open_store, progress, status, store_option
 from leptonstore.cli.table import json_value, table_lines
 from leptonstore.dataset import Dataset
-from leptonstore.errors import RefMissing
+from leptonstore.dataset.feed import load_function
+from leptonstore.errors import BadInput, MissingExtra, RefMissing
 from loaders.receipt import Origin, Receipt
 from loaders.source import ColumnSource
 from loaders.verify import Replay
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from leptonstore.store import Store
+    from loaders.doctor import Diagnosis
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 NOTES_SHOWN = 20
@@ -43,8 +48,9 @@ def _view_options(command: _F) -> _F:
 def receipt() -> None:
     """Check what a loader handed out, and have any batch again.
 
-    A receipt is what `loader.receipt().save(FILE)` wrote. Several RECEIPTs are those of one run, each of which goes on where the one before
-    ends. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does not hold, 7 of a newer version.
+    A receipt is what `loader.receipt().save(FILE)` wrote. Several RECEIPTs are those of one run, each of which goes on where the one
+    before ends. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does not hold,
+    7 of a newer version.
 
     \b
     Example:
@@ -58,7 +64,9 @@ def receipt() -> None:
 @_files
 @json_option
 def _show(files: tuple[Path, ...], as_json: bool) -> None:
-    """Say what RECEIPT is of: data, order, epochs, rows that were left out.
+    """Say what RECEIPT is of.
+
+    Data, seed and order, epochs, and the rows that were left out or replaced.
 
     \b
     Example:
@@ -102,10 +110,10 @@ def _show(files: tuple[Path, ...], as_json: bool) -> None:
 def _verify(
     files: tuple[Path, ...], data: bool, split: str | None, where: str | None, store: str | None, as_json: bool
 ) -> None:
-    """Compute RECEIPT's chain again, from the versions in the store, seed and order.
+    """Compute RECEIPT's chain again.
 
-    It says that the receipt holds, or the first steps that differ. The chain names commits, and a commit binds every byte of its data: --data
-    reads the rows, and so finds bytes that were damaged since.
+    From the versions in the store, the seed and the order. It says that the receipt holds, or the first steps that differ. The chain names commits, and a commit binds every byte of its
+    data: --data reads the rows, and so finds bytes that were damaged since.
 
     \b
     Example:
@@ -152,7 +160,9 @@ def _replay(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Give a batch again: the row numbers of one step, of all ranks together.
+    """Give a batch again.
+
+    The row numbers of one step, of all ranks together; with --values or --out the rows.
 
     \b
     Example:
@@ -235,3 +245,106 @@ def _write(table: pa.Table, out: Path) -> None:
     if out.suffix != ".parquet":
         raise click.UsageError(f"--out writes Parquet: name the file {out.with_suffix('.parquet')}")
     pq.write_table(table, out)
+
+
+@click.command("loader")
+@click.argument("name")
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of a batch.")
+@click.option("--shuffle", is_flag=True, help="In shuffled order.")
+@click.option("--columns", metavar="A,B", help="Read these columns (default: all).")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="num_workers of the loader.")
+@click.option("--transform", metavar="MODULE:NAME", help="Called with each batch.")
+@click.option("--transforms", metavar="MODULE:NAME", help="{column: [transform, …]}, or a function that gives it.")
+@click.option(
+    "--step-ms", type=click.FloatRange(min=0), default=0.0, help="How long a training step takes (default: no time)."
+)
+@click.option("--seconds", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Of each measurement.")
+@click.option("--split", metavar="NAME", help="Only this split.")
+@store_option
+@read_cache_options
+@json_option
+def doctor(
+    name: str,
+    batch_size: int,
+    shuffle: bool,
+    columns: str | None,
+    workers: int,
+    transform: str | None,
+    transforms: str | None,
+    step_ms: float,
+    seconds: float,
+    split: str | None,
+    store: str | None,
+    folder: Path | None,
+    cache_size: int | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Find what slows a loader over NAME[@REF] down, and the change that helps most.
+
+    It makes the loader, measures it stage by stage, tries what fits (threads, a larger arena, the hot cache, a block-wise order), and names
+    the one change that was the fastest, with the figures before and after. That takes about ten measurements.
+
+    \b
+    Example:
+      lepton doctor loader mnist --batch-size 256 --shuffle
+      lepton doctor loader photos --transforms mine.data:transforms --workers 2 --step-ms 120
+    """
+    if find_spec("torch") is None:
+        raise MissingExtra("loading batches", "train", "torch")
+    from loaders.doctor import examine
+
+    options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "num_workers": workers}
+    if columns is not None:
+        options["columns"] = [one.strip() for one in columns.split(",")]
+    if transform is not None:
+        options["transform"] = load_function(transform)
+    if transforms is not None:
+        options["transforms"] = _mapping(transforms)
+    choice = cache_choice(folder, cache_size, no_cache)
+    with open_store(store) as opened, cache_warnings(), status(f"doctor {name}") as told:
+        dataset = Dataset.open(opened, name)
+        if split is not None:
+            dataset = dataset.split(split)
+        if choice is not None:
+            dataset = dataset.cached(*choice)
+        try:
+            found = examine(dataset, options, step_ms / 1e3, seconds, lambda what: told(lambda: what))
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+    emit(found.to_dict(), as_json, lambda: _tell(found))
+
+
+def _tell(found: Diagnosis) -> None:
+    for label, pace in (
+        ("the same batch again", found.floor),
+        ("first batches", found.first),
+        ("as it is", found.steady),
+        ("in one thread", found.alone),
+    ):
+        click.echo(f"{label:<22}{pace.samples_s:>14,.0f} samples/s{pace.batch_s * 1e3:>12.3f} ms a batch")
+    total = sum(found.alone.stages.values())
+    for stage, took in sorted(found.alone.stages.items(), key=lambda one: -one[1]):
+        click.echo(f"  {stage:<20}{took / total:>14.0%}{took * 1e3:>22.3f} ms")
+    for column, took in found.columns.items():
+        click.echo(f"  reading {column:<12}{took * 1e3:>36.3f} ms")
+    for trial in found.trials:
+        told = trial.error or f"{trial.samples_s:,.0f} samples/s, {trial.gain:.2f} x"
+        click.echo(f"tried {trial.name}: {told}")
+    if found.change is not None:
+        before, after = found.steady.samples_s, found.change.samples_s
+        click.echo(f"before {before:,.0f} samples/s, after {after:,.0f} samples/s: {found.change.gain:.1f} x")
+    click.echo(found.verdict)
+
+
+def _mapping(reference: str) -> dict[str, Any]:
+    """What DataLoader(transforms=…) takes: "module:name" of it, or of a function without arguments that gives it."""
+    module, _, name = reference.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"cannot load {reference!r} ({error}); write package.module:name") from None
+    made = found() if callable(found) else found
+    if not isinstance(made, dict):
+        raise BadInput(f"{reference!r} is no {{column: [transform, …]}}, but a {type(made).__name__}")
+    return made

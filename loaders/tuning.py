@@ -7,8 +7,8 @@ A pure controller: it is told of each batch that was handed out and says `thread
     depth     batches ahead: the threads' own, and some in store. Twice as many in store when steps wait although the threads are fast
               enough on average: the times vary. Never more than the budget holds of the largest batch seen.
 
-It decides every WINDOW batches and changes one thing at a time. The window after a change is not looked at: what was ahead, or begins to be,
-makes it better or worse than what follows. The one after that says whether the change is kept. What is fixed by the
+It decides every WINDOW batches and changes one thing at a time. The window after a change is not looked at: what was ahead, or begins
+to be, makes it better or worse than what follows. The one after that says whether the change is kept. What is fixed by the
 user stays fixed. Starts at one thread and two batches in store: a model that is slower than the loader pays for nothing more.
 """
 

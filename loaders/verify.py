@@ -1,7 +1,7 @@
 """Receipts held against the data: the chain computed again, and any batch given again with its row numbers.
 
-    Replay.verify     every step of every segment from commit, seed and order: the chain is the receipt's, or the first steps that differ are
-                      named. 20 ns a row under a full shuffle; nothing of the data is read
+    Replay.verify     every step of every segment from commit, seed and order: the chain is the receipt's, or the first steps that
+                      differ are named. 20 ns a row under a full shuffle; nothing of the data is read
     Replay.read_data  also reads every row that was handed out: each byte is checked against its digest, which the commit binds
     Replay.step       the rows of one step
 

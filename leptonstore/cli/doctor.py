@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -26,11 +27,14 @@ _PARTS = {
 }
 
 
+_SUMMARIES = {"loader": "Find what slows a loader down, and the change that helps most."}
+
+
 class _Doctor(EntryGroup):
     """What looks at one thing closely is an entry point: loaders registers its own, and cli imports no loaders."""
 
     entries = "lepton.doctor"
-    summaries = {"loader": "Find what slows a loader down, and the change that helps most."}
+    summaries: Mapping[str, str] = _SUMMARIES
 
 
 @click.group("doctor", cls=_Doctor, invoke_without_command=True)

@@ -171,7 +171,7 @@ def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
 
     where = np.flatnonzero(Order(ROWS, 5, 0).rows_at(0, ROWS) < 2).min() // 10
     with pytest.raises(
-        ReceiptDiffers, match="segment 0, epoch 0, steps? .*it was changed, or is of another run"
+        ReceiptDiffers, match=r"segment 0, epoch 0, steps? .*it was changed, or is of another run"
     ) as caught:
         replay(receipt, ds, order=Wrong()).verify()
     assert caught.value.first <= where <= caught.value.last < caught.value.first + 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_continuation_joins_the_receipt_that_it_follows() -> None:
     assert (run.head, run.steps, run.base_head, run.notes) == (b"\3" * 32, 34, EMPTY, (NOTE,))
     other = Receipt((replace(rest, global_batch=46, steps=10),), earlier.head, earlier.steps)
     assert [segment.global_batch for segment in earlier.then(other).segments] == [64, 64, 46]
-    with pytest.raises(BadInput, match="follows step 26 .* and this one ends at step 16"):
+    with pytest.raises(BadInput, match=r"follows step 26 .* and this one ends at step 16"):
         Receipt((FIRST,)).then(later)
 
 
@@ -139,4 +140,4 @@ def test_marks_are_bounded_and_spread() -> None:
     marks = [(step, f"{step:016x}") for step in range(1, 1_001)]
     kept = thinned(marks)
     assert MARKS_MAX // 2 <= len(kept) <= MARKS_MAX
-    assert {later[0] - earlier[0] for earlier, later in zip(kept, kept[1:], strict=False)} == {32}
+    assert {later[0] - earlier[0] for earlier, later in itertools.pairwise(kept)} == {32}

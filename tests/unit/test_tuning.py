@@ -96,4 +96,4 @@ def test_never_beyond_cores_or_budget(
 def test_what_is_fixed_stays_fixed() -> None:
     tuner = Tuner(cores=8, fixed_threads=3, fixed_depth=5)
     _, chosen = run(tuner, lambda batch: 0.1, 0.001, 500)
-    assert {pair for pair in chosen[1:]} == {(3, 5)}
+    assert set(chosen[1:]) == {(3, 5)}
