@@ -112,8 +112,8 @@ def _verify(
 ) -> None:
     """Compute RECEIPT's chain again.
 
-    From the versions in the store, the seed and the order. It says that the receipt holds, or the first steps that differ. The chain names commits, and a commit binds every byte of its
-    data: --data reads the rows, and so finds bytes that were damaged since.
+    From the versions in the store, the seed and the order. It says that the receipt holds, or the first steps that differ. The chain
+    names commits, and a commit binds every byte of its data: --data reads the rows, and so finds bytes that were damaged since.
 
     \b
     Example:

@@ -142,13 +142,13 @@ def examine(
     loader = DataLoader(dataset, **options)
     if not len(loader):
         raise ValueError("the dataset has no rows, or fewer than a batch with drop_last: there is nothing to measure")
-    first = _pace(loader, step_s, seconds)
+    first = _pace(loader, step_s, seconds, first=True)
     tell("as it is")
     steady = _pace(loader, step_s, seconds)
     tell("the same batch again")
     floor = _pace(_SameBatch(dataset, **_alone(options)), 0.0, seconds / 4)
     tell("stage by stage")
-    alone = _pace(DataLoader(dataset, **_alone(options)), 0.0, seconds, warm=True)
+    alone = _pace(DataLoader(dataset, **_alone(options)), 0.0, seconds)
     source = loader._source
     columns = _columns(source, loader, seconds / 4) if isinstance(source, ColumnSource) else {}
     if step_s and steady.batch_s <= ENOUGH * step_s:
@@ -169,29 +169,30 @@ def examine(
     )
 
 
-def _pace(loader: Any, step_s: float, seconds: float, warm: bool = False) -> Pace:
-    """Batches of a loader for some seconds, epoch after epoch. warm: begin to count after the first batch."""
-    batches = rows = 0
-    stats = loader.stats
-    began = perf_counter()
-    waited, worked, counted = stats["wait_s"], stats.stages, stats["rows"]
+def _pace(loader: Any, step_s: float, seconds: float, first: bool = False) -> Pace:
+    """Batches of a loader for some seconds, epoch after epoch. first: the very first batch counts too, and what it waits for."""
+    stats, batches, warm = loader.stats, 0, first
+    began, waited, rows, worked = perf_counter(), stats["wait_s"], stats["rows"], stats.stages
     while True:
         for _ in loader:
-            batches += 1
             if step_s:
                 sleep(step_s)
-            if warm:
-                warm, batches = False, 0
-                began = perf_counter()
-                waited, worked, counted = stats["wait_s"], stats.stages, stats["rows"]
-            elif perf_counter() - began >= seconds and batches >= BATCHES_MIN:
+            if not warm:
+                warm = True
+                began, waited, rows, worked = perf_counter(), stats["wait_s"], stats["rows"], stats.stages
+                continue
+            batches += 1
+            if perf_counter() - began >= seconds and batches >= BATCHES_MIN:
                 break
-        if perf_counter() - began >= seconds and batches >= BATCHES_MIN:
+        if perf_counter() - began >= seconds and batches >= min(BATCHES_MIN, len(loader)):
             break
-    took, rows = perf_counter() - began, stats["rows"] - counted
-    stages = {name: (total - worked.get(name, 0.0)) / batches for name, total in stats.stages.items()}
+    stages = {name: (total - worked.get(name, 0.0)) / max(batches, 1) for name, total in stats.stages.items()}
     return Pace(
-        batches, rows, took, stats["wait_s"] - waited, {name: each for name, each in stages.items() if each > 0}
+        batches=batches,
+        rows=stats["rows"] - rows,
+        seconds=perf_counter() - began,
+        wait_s=stats["wait_s"] - waited,
+        stages={name: each for name, each in stages.items() if each > 0},
     )
 
 
