@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from inspect import signature
-from itertools import islice
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
 from loaders.dataloader import DataLoader
+from loaders.loader import Windows
+from loaders.order import EpochOrder
+from loaders.share import Share, row_windows, steps_of
 from loaders.source import ColumnSource, LeptonError
 from loaders.step import Step
 
@@ -38,10 +40,11 @@ CACHE_BYTES_MAX = 4 << 30  # of a hot cache that is made to try it; and at most 
 class _SameBatch(DataLoader):
     """Hands out its first batch for every step: the rest of the machinery as it is."""
 
-    def _made(self, steps: Iterator[Step]) -> Iterator[Any]:
-        batch = next(super()._made(islice(steps, 1)))
-        yield batch
-        for _ in steps:
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
+        batch = next(super()._batches(epoch, order, share, lambda windows: steps_of(epoch, share, windows)))
+        for _ in steps_in(row_windows(order, share)):
             yield batch
 
 

@@ -13,12 +13,13 @@ This module imports neither torch nor leptonstore.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 STAGES = ("fill", "order", "fetch", "decode", "gather", "transform", "collate", "pin", "handover")
 """fill       arenas decoded before the first batch
@@ -74,6 +75,18 @@ class StageClock:
             yield
         finally:
             self.lap(name, began)
+
+    def around(self, stage: str, work: Callable[[_T], _R]) -> Callable[[_T], _R]:
+        """The same function; what it takes counts for `stage`."""
+        add = self.add
+
+        def timed_work(argument: _T) -> _R:
+            began = perf_counter()
+            result = work(argument)
+            add(stage, perf_counter() - began)
+            return result
+
+        return timed_work
 
     @property
     def seconds(self) -> dict[str, float]:

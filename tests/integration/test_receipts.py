@@ -20,6 +20,7 @@ from leptonstore.store import Store
 torch = pytest.importorskip("torch")
 
 from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
+from loaders.numpy import NumpyLoader  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
 from loaders.receipt import Receipt, merged  # noqa: E402
 from loaders.source import ColumnSource  # noqa: E402
@@ -57,6 +58,8 @@ def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
         ]
         assert ranks == [alone] * len(ranks)
     assert two_epochs(DataLoader(ds, **common, **COLD, num_workers=2, prefetch_factor=3)) == alone
+    assert two_epochs(NumpyLoader(ds, **common)) == alone
+    assert two_epochs(DataLoader(ds, **common, pad=True, rank=2, world_size=3)) == alone
     rows = {"collate_fn": lambda rows: [row["id"] for row in rows], "global_batch_size": 200, "shuffle": True}
     assert two_epochs(DataLoader(ds, seed=5, **rows)) == alone
     assert two_epochs(DataLoader(ds, seed=5, **rows, num_workers=2, multiprocessing_context="fork")) == alone
