@@ -24,11 +24,12 @@ from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
-from loaders.loader import Loader
+from loaders.faults import OnFault, Policy
+from loaders.loader import Loader, Windows
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
-from loaders.pad import valid_rows
-from loaders.share import Share, row_windows, steps_of
+from loaders.pipeline import Collate
+from loaders.share import Share, row_windows
 from loaders.source import Source, has_source
 from loaders.stages import Batch, Transform
 from loaders.step import Step
@@ -54,6 +55,11 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
+                       and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
+    on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -61,6 +67,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
     device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
     pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
     mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
@@ -109,7 +116,12 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
         arena_bytes_max: int | None = None,
+        receipts: bool = True,
         pad: bool = False,
         device: Device = None,
         mesh: Any = None,
@@ -130,7 +142,11 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
         self.arena_bytes_max = arena_bytes_max
+        self.receipts = receipts and in_order
         self.pad = pad
         self.device = device_of(device)
         self.mesh = mesh
@@ -211,23 +227,30 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
         if self._path == "gather":
-            return super()._batches(epoch, order, share)
-        self._row_sampler.open(order, share)
+            return super()._batches(epoch, order, share, steps_in)
+        self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         return gatherer(source)
 
-    def _valid(self, step: Step) -> torch.Tensor:
-        return torch.from_numpy(valid_rows(step))
+    @property
+    def _tensor(self) -> Transform:
+        return torch.from_numpy
 
-    def _stages(self) -> list[Transform]:
-        stages = super()._stages()
-        if self._place is not None and self.sequence_columns:
-            stages.insert(0, context_slice(self.sequence_columns, self._place))
-        return [*stages, pinned] if self.pin_memory and torch.cuda.is_available() else stages
+    @property
+    def _context(self) -> Transform | None:
+        if self._place is None or not self.sequence_columns:
+            return None
+        return context_slice(self.sequence_columns, self._place)
+
+    @property
+    def _pin(self) -> Transform | None:
+        return pinned if self.pin_memory and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         return batches if self.device is None else ahead_on(self.device, batches)
@@ -241,7 +264,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
-        made_here = [name for name in _MADE_HERE if name in given]
+        made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
         self._require_sizes_fit(batch_size)
@@ -264,6 +287,10 @@ _EXTRAS: dict[str, object] = {
     "columns": None,
     "as_tuple": None,
     "transform": None,
+    "transforms": None,
+    "collate": None,
+    "policy": "raise",
+    "on_fault": None,
     "arena_bytes_max": None,
     "pad": False,
     "device": None,
@@ -272,17 +299,24 @@ _EXTRAS: dict[str, object] = {
     "context_dim": None,
     "sequence_columns": None,
 }
-_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
+_OF_THE_ORDER = (
+    "order",
+    "global_batch_size",
+    "rank",
+    "world_size",
+    "seed",
+    "device",
+    "mesh",
+    "data_dims",
+    "context_dim",
+)
 
 
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
-
-    def __len__(self) -> int:
-        return self._share.steps
+        return (step.rows.tolist() for step in self._steps())

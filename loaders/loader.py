@@ -9,19 +9,32 @@ become arrays, and where a finished batch goes. Order, shares, epochs, states ar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
+import numpy as np
+
+from loaders.epoch import EpochIterator, Position, Progress
+from loaders.faults import POLICIES, OnFault, Policy
+from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.pad import VALID, padded, padded_rows, valid_rows
+from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Planner
-from loaders.prefetch import Prefetcher
+from loaders.receipt import Origin, Receipt
 from loaders.share import Share, find_rank, row_windows, steps_of
+from loaders.skips import Skip, Skips, gaps_of, without
 from loaders.source import Source, source_of
 from loaders.stages import Batch, Transform, maker, picked
+from loaders.stall import LoaderStats, timed
 from loaders.state import LoaderState, LoaderStateError
+from loaders.step import Step
+from loaders.threads import ThreadedBatches
+from loaders.transforms.program import Program, compile_chain
+
+Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
 
 
 class Loader:
@@ -45,18 +58,28 @@ class Loader:
     columns: tuple[str, ...] | None
     as_tuple: tuple[str, ...] | None
     transform: Transform | None
+    transforms: Mapping[str, Sequence[Any]] | None = None
+    collate: Mapping[str, Collate] | None = None
+    policy: Policy = "raise"
+    on_fault: OnFault | None = None
+    in_order: bool = True
     pad: bool
     arena_bytes_max: int | None
+    receipts: bool = True
 
     _source: Source | None = None
+    _entries: Entries | None = None  # of the pass that began last
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
-        if self.pad and any(spec.name == VALID for spec in self._source.columns):
-            raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of pad mode: rename it")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
+        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in self._source.columns):
+            raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
+        self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
         if self.order is None:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
@@ -69,18 +92,29 @@ class Loader:
         """(rank, world size) of this process among those that share global batches; asked anew at each `iter()`."""
         return find_rank(self.rank, self.world_size)
 
+    @property
+    def _masked(self) -> str:
+        """What gives batches the column "_valid"; "" when nothing does."""
+        return "pad mode" if self.pad else 'policy="skip"' if self.policy == "skip" else ""
+
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
         return source.gather
 
-    def _valid(self, step: Any) -> Any:
-        """The column "_valid" of a step."""
-        return valid_rows(step)
+    @property
+    def _tensor(self) -> Transform:
+        """What makes of a numpy array what stands in a batch."""
+        return np.asarray
 
-    def _stages(self) -> list[Transform]:
-        """What is done with the columns of a batch."""
-        stages = [picked(self.as_tuple)] if self.as_tuple is not None else []
-        return [*stages, self.transform] if self.transform is not None else stages
+    @property
+    def _context(self) -> Transform | None:
+        """The slice of a context-parallel rank."""
+        return None
+
+    @property
+    def _pin(self) -> Transform | None:
+        """The last stage of a batch."""
+        return None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Where finished batches go. What is drawn ahead here is not yet consumed: the position counts what is handed out."""
@@ -98,14 +132,27 @@ class Loader:
         epoch, consumed = self._progress.next
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
-        batches = self._batches(epoch, order, share)
+        gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
+        entries = self._ledger.enter(self._origin(), epoch, order, share, gaps) if self.receipts else None
+
+        def steps(windows: Windows) -> Iterator[Step]:
+            taken = without(steps_of(epoch, share, timed(windows, "order", self.stats.clock)), gaps)
+            return taken if entries is None else entries.watch(taken)
+
+        self._entries = entries
+        batches = self._batches(epoch, order, share, steps)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        took = perf_counter() - began  # filling the arena
+        self.stats["wait_s"] += took
+        self.stats["open_s"] += took
+        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return self._share(self._epoch_order(self._progress.next.epoch)).steps
+        epoch = self._progress.next.epoch
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        return share.steps - sum(stop - first for first, stop in gaps_of(share, epoch, self._skip_ranges(order)))
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -115,25 +162,79 @@ class Loader:
         if self._source is not None:
             self._source.fill_ahead()
 
-    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
-        """The batches of one pass."""
-        source = self._source
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
+        """The batches of one pass, one for each of the steps that `steps_in` makes of windows of rows."""
+        source, clock = self._source, self.stats.clock
         assert source is not None
-        source.fill()
-        make = maker(self._gatherer(source), self._stages(), self._valid if self.pad else None)
+        with clock.stage("fill"):
+            source.fill()
         windows = row_windows(order, share)
         if source.plans:
             self._planner = self._planner or Planner(source)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
-        steps = steps_of(epoch, share, windows)
+        steps = steps_in(windows)
         if self.pad:
             steps = padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
-        if self.num_workers == 0 or not (source.cold or self.transform):
-            return self._feed(map(make, steps))
-        depth = self.num_workers * (self.prefetch_factor or 1)
-        return self._feed(Prefetcher(make, steps, self.num_workers, depth, self.timeout))
+        return self._feed(self._made(source, steps))
+
+    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
+        """The batches of `steps`, the quickest way."""
+        by_sample = bool(self._programs or self.collate or self.policy != "raise")
+        threads = self.num_workers if source.cold or self.transform or by_sample else 0
+        if not threads and not by_sample:
+            picks = None if self.as_tuple is None else picked(self.as_tuple)
+            timed_stages = [
+                ("transform", self._context),
+                ("collate", picks),
+                ("transform", self.transform),
+                ("pin", self._pin),
+            ]
+            clock = self.stats.clock
+            stages = [clock.around(name, stage) for name, stage in timed_stages if stage is not None]
+            gather = clock.around("fetch" if source.cold else "gather", self._gatherer(source))
+            return map(maker(gather, stages, self._valid if self.pad else None), steps)
+        recipe, note = self._recipe(source), functools.partial(self._note_fault, self._entries)
+        if not threads:
+            return made_here(recipe, steps, note)
+        ahead = self.prefetch_factor or 1
+        return ThreadedBatches(
+            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=note
+        )
+
+    def _valid(self, step: Step) -> Any:
+        return self._tensor(valid_rows(step))
+
+    def _recipe(self, source: Source) -> Recipe:
+        assert self._bound_order is not None
+        collate = {name: made for name, made in (self.collate or {}).items() if name not in self._programs}
+        return Recipe(
+            source=source,
+            order=self._bound_order,
+            seed=self.seed,
+            programs=self._programs,
+            collate=collate,
+            as_tuple=self.as_tuple,
+            transform=self.transform,
+            tensor=self._tensor,
+            padded=self.pad,
+            context=self._context,
+            pin=self._pin,
+            policy=self.policy,
+            clock=self.stats.clock,
+        )
+
+    def _note_fault(
+        self, entries: Entries | None, position: int, row: int, column: str, action: str, reason: str
+    ) -> None:
+        self.stats["faults"] += 1
+        if entries is not None:
+            entries.note(position, row, column, action, reason)
+        if self.on_fault is not None:
+            self.on_fault(position, row, column, action, reason)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         assert self._bound_order is not None
@@ -148,8 +249,10 @@ class Loader:
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.stats = LoaderStats()
         self._progress = Progress()
+        self._ledger = Ledger()
+        self._skips = Skips()
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded."""
@@ -176,6 +279,9 @@ class Loader:
         here = self._state()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(here)
+        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        told = saved.receipt
+        self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
@@ -197,7 +303,46 @@ class Loader:
             global_batch=self._share(order).global_batch,
             order=self.order.spec(),
             drop_last=self.drop_last,
+            receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
+            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
         )
+
+    # -- receipts ------------------------------------------------------------------------------------------------------
+
+    def receipt(self) -> Receipt:
+        """What was handed out since this loader was made, or restored (loaders.receipt). The same on every rank, but for its notes.
+
+        Raises LoaderStateError on torch's path, with `receipts=False` and with `in_order=False`.
+        """
+        if self._source is None or not self.receipts:
+            raise LoaderStateError(
+                "this loader keeps no receipt: that takes a LeptonStore dataset, without sampler, batch_sampler or "
+                "batch_size=None, receipts=True and in_order=True"
+            )
+        return self._ledger.receipt(self._skip_ranges(self._epoch_order(self._progress.position.epoch)))
+
+    def skip(self, epoch: int, first: int, stop: int) -> None:
+        """Leave steps [first, stop) of an epoch out, counted from the epoch's start: they made the loss jump, say.
+
+        Holds from the next `iter()` on, is kept in states (of that epoch and those before it), and stands in the receipt. To be
+        called on every rank. Raises ValueError for no such range, or too many; LoaderStateError on torch's path.
+        """
+        self._state()
+        self._skips.ask(epoch, first, stop)
+
+    def _skip_ranges(self, order: EpochOrder) -> list[Skip]:
+        return self._skips.ranges(self._share(order).global_batch)
+
+    def _origin(self) -> Origin:
+        source = self._source
+        assert source is not None and self.order is not None
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
+
+    @property
+    def _row_bytes(self) -> int:
+        """Of the columns with a fixed width."""
+        assert self._source is not None
+        return sum(spec.row_bytes for spec in self._source.columns if spec.fixed)
 
     # -- checking arguments --------------------------------------------------------------------------------------------
 
@@ -218,14 +363,25 @@ class Loader:
             raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
 
 
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, pad: bool) -> list[str] | None:
-    """The columns to read; None for all."""
-    if pad and as_tuple is not None and VALID not in as_tuple:
+def _compiled(
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
+) -> dict[str, Program]:
+    specs = {spec.name: spec for spec in source.columns}
+    for what, given in (("transforms", transforms), ("collate", collate)):
+        for name in given:
+            if name not in specs:
+                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
+    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+
+
+def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:
+    """The columns to read; None for all. masked: what gives batches a column "_valid"."""
+    if masked and as_tuple is not None and VALID not in as_tuple:
         raise ValueError(
-            f"as_tuple={tuple(as_tuple)} leaves out {VALID!r}, which tells padded rows from real ones: "
-            f"add it (as a sample weight, for instance), or do without pad"
+            f"as_tuple={tuple(as_tuple)} leaves out {VALID!r}, which says which rows of a batch count: "
+            f"add it (as a sample weight, for instance), or do without {masked}"
         )
-    named = [name for name in as_tuple or () if not (pad and name == VALID)]
+    named = [name for name in as_tuple or () if not (masked and name == VALID)]
     if columns is None:
         return None if as_tuple is None else list(dict.fromkeys(named))
     for name in named:
