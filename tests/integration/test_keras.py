@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,3 +130,24 @@ def test_predictions_come_in_order(ds: Dataset) -> None:
     found = predicting.predict(loader, verbose=0)
     assert found.shape == (ROWS, 1)
     assert predicting.rows == list(range(ROWS))
+
+
+def assert_every_row_in_our_order(found: dict[str, Any]) -> None:
+    """Of what keras_run.py prints."""
+    plain = found["plain"]
+    assert sorted(plain[:ROWS]) == sorted(plain[ROWS:]) == list(range(ROWS))
+    assert found["exact"] == epoch_rows(0) + epoch_rows(1)
+    assert found["rest"] == epoch_rows(0)[96:] + epoch_rows(1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_with_jax_as_the_backend_too(tmp_path: Path) -> None:
+    """In a process of its own: JAX does not like to be forked, which other tests do."""
+    script = Path(__file__).with_name("keras_run.py")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, script, str(tmp_path / "other")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["backend"] == "jax"
+    assert_every_row_in_our_order(found)

@@ -111,6 +111,19 @@ def test_two_epochs_of_fit_see_every_row_twice(found: dict[str, Any]) -> None:
     assert sorted(found["fit"]) == sorted([*range(ROWS), *range(ROWS)])
 
 
+@needs_peer
+def test_fit_takes_the_loader_with_tensorflow_as_the_backend(tmp_path: Path) -> None:
+    from test_keras import assert_every_row_in_our_order
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [PLACE / "bin/python", Path(__file__).with_name("keras_run.py"), str(tmp_path / "store")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["backend"] == "tensorflow"
+    assert_every_row_in_our_order(found)
+
+
 def test_without_tensorflow_the_missing_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['tensorflow'] = None\nfrom leptonstore.errors import MissingExtra\n"
