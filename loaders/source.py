@@ -26,6 +26,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -34,6 +35,7 @@ import numpy.typing as npt
 from leptonstore.digest import digest_of
 from leptonstore.errors import (
     BadInput,
+    ChunkMissing,
     Damaged,
     FormatDamaged,
     FormatTooNew,
@@ -43,7 +45,7 @@ from leptonstore.errors import (
     SchemaError,
     SourceError,
 )
-from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
+from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +54,10 @@ if TYPE_CHECKING:
     from leptonstore.dataset import Dataset
 
 __all__ = [
+    "IMAGE_FILE_BYTES_MAX",
+    "IMAGE_PIXELS_MAX",
     "BadInput",
+    "ChunkMissing",
     "ColumnSource",
     "ColumnSpec",
     "Damaged",
@@ -64,6 +69,7 @@ __all__ = [
     "Source",
     "SourceError",
     "has_source",
+    "image_decoder",
     "source_of",
     "write_file",
 ]
@@ -426,3 +432,10 @@ def _require_no_nulls(array: pa.Array, spec: ColumnSpec) -> None:
             f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
             "fill them in a new version, or leave the column out with columns=[…]"
         )
+
+
+def image_decoder() -> ModuleType:
+    """The store's own decoder of images (Pillow, when it is used): the same pixels in analysis, predictions and training."""
+    from leptonstore.process import images
+
+    return images

@@ -117,10 +117,12 @@ class LoaderStats(dict[str, Any]):
     bytes           of the columns with a fixed width; of the others as far as whoever reads them says so
     wait_s          seconds inside `iter()` and `next()`: what the training loop waited
     open_s          those of them in `iter()`: arenas that were filled
+    faults          samples that the policy skipped or substituted
+    restarts        worker processes that died and were started again
     """
 
     def __init__(self) -> None:
-        super().__init__(batches=0, rows=0, bytes=0, wait_s=0.0, open_s=0.0)
+        super().__init__(batches=0, rows=0, bytes=0, wait_s=0.0, open_s=0.0, faults=0, restarts=0)
         self.clock = StageClock()
         self.waits = [0] * WAIT_BUCKETS
         self.worst: tuple[float, int, int] = (0.0, 0, 0)  # seconds, epoch, step of the pass: the longest wait
