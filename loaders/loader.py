@@ -33,7 +33,9 @@ from loaders.state import LoaderState, LoaderStateError
 from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
+from loaders.tuning import Tuner
 
+FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
 
 
@@ -63,6 +65,9 @@ class Loader:
     policy: Policy = "raise"
     on_fault: OnFault | None = None
     in_order: bool = True
+    auto_workers: bool = False
+    auto_prefetch: bool = False
+    prefetch_bytes_max: int | None = None
     pad: bool
     arena_bytes_max: int | None
     receipts: bool = True
@@ -71,6 +76,7 @@ class Loader:
     _entries: Entries | None = None  # of the pass that began last
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
+    _tuner: Tuner | None = None
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
@@ -200,10 +206,26 @@ class Loader:
         recipe, note = self._recipe(source), functools.partial(self._note_fault, self._entries)
         if not threads:
             return made_here(recipe, steps, note)
-        ahead = self.prefetch_factor or 1
-        return ThreadedBatches(
-            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=note
+        if self._tuner is None:
+            self._tuner = self._new_tuner(threads)
+        ahead = FLIGHT_STEPS if self.auto_prefetch else self.prefetch_factor or 1
+        return ThreadedBatches(recipe, steps, self._tuner, ahead, self.timeout, self.in_order, on_fault=note)
+
+    def _new_tuner(self, threads: int) -> Tuner:
+        """Kept from pass to pass: the next one begins with what was found to be good."""
+        depth = threads * (self.prefetch_factor or 1)
+        return Tuner(
+            threads,
+            self.prefetch_bytes_max,
+            None if self.auto_workers else threads,
+            None if self.auto_prefetch else depth,
         )
+
+    @property
+    def prefetching(self) -> tuple[int, int]:
+        """(threads, batches ahead) of the pass that began last, or of the next: what "auto" has come to."""
+        tuner = self._tuner or self._new_tuner(max(self.num_workers, 1))
+        return (tuner.threads, tuner.depth) if self.num_workers else (0, 0)
 
     def _valid(self, step: Step) -> Any:
         return self._tensor(valid_rows(step))
