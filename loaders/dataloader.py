@@ -25,12 +25,14 @@ from torch.utils.data import Sampler
 
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
+from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit, Limits
 from loaders.plan import Pass, Planner
 from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.source import Source, has_source, source_of
 from loaders.state import LoaderState, LoaderStateError
+from loaders.step import Step
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -47,6 +49,10 @@ class DataLoader(TorchDataLoader[Any]):
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
     order              how rows are ordered (`loaders.orders`), instead of `shuffle`.
+    limit_batches      n: the first n global batches of each epoch, on every rank. A float in (0, 1]: that share, rounded down.
+    overfit_batches    n (or a share): every epoch is the first n global batches of epoch 0, in their order, which `shuffle` and `order`
+                       decide as ever. (Lightning takes the first rows of the dataset: where those are all of one class, they
+                       say little.)
     seed               decides the order with the epoch; equal on every rank. `generator` has no say in the order.
     rank, world_size   which share of each global batch is read here. Default: torch.distributed when initialised, else
                        RANK and WORLD_SIZE of the environment, else 0 of 1; found anew at each `iter()`.
@@ -94,6 +100,8 @@ class DataLoader(TorchDataLoader[Any]):
         in_order: bool = True,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -110,6 +118,8 @@ class DataLoader(TorchDataLoader[Any]):
         self.shuffle = bool(shuffle)
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
+        self._limits = Limits(limit_batches, overfit_batches)
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -130,7 +140,6 @@ class DataLoader(TorchDataLoader[Any]):
                 self.order = FullOrder(self.shuffle) if own is None else own()
             assert self.order is not None
             self._bound_order = self.order.bind(self._source)
-            self._epoch_order(0)  # refuses a bad seed here, not at the first batch
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
         super().__init__(
@@ -152,6 +161,8 @@ class DataLoader(TorchDataLoader[Any]):
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        if path != "torch":
+            self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     # -- torch's protocol --------------------------------------------------------------------------------------
 
@@ -188,6 +199,35 @@ class DataLoader(TorchDataLoader[Any]):
             else self._share(self._epoch_order(self._progress.next.epoch)).steps
         )
 
+    def rows_at(self, epoch: int, step: int, all_ranks: bool = False) -> Rows:
+        """The rows (int64) of this rank's batch at a step of an epoch, or of the global batch. Steps are counted from the epoch's start.
+
+        Nothing is read, and the loader stays where it is. Any epoch, any step: a number, not a replay. Raises IndexError for
+        a step that the epoch does not have, LoaderStateError on torch's path.
+        """
+        order, share = self._pass_at(epoch, step)
+        return order.rows_at(*(share.batch_positions(step) if all_ranks else share.positions(step)))
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        order, share = self._pass_at(epoch, step)
+        start, stop = share.positions(step)
+        rows = order.rows_at(start, stop)
+        if self._path == "rows":
+            dataset: Any = self.dataset
+            return self.collate_fn(dataset.__getitems__(rows.tolist()))
+        assert self._source is not None
+        self._source.fill()
+        return self._maker()(Step(epoch, start, rows))
+
+    def _pass_at(self, epoch: int, step: int) -> Pass:
+        self._require_own_order()
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        if not 0 <= step < share.steps:
+            raise IndexError(f"step {step} is not in epoch {epoch}, which has {share.steps} steps")
+        return order, share
+
     @property
     def _index_sampler(self) -> Any:
         """What torch's iterators draw from: the same hook that torch uses for `sampler` and `batch_sampler`."""
@@ -218,7 +258,7 @@ class DataLoader(TorchDataLoader[Any]):
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
         the same on every rank. Raises LoaderStateError on torch's path.
         """
-        return self._state().to_dict()
+        return self._state(self._progress.position).to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
@@ -226,19 +266,22 @@ class DataLoader(TorchDataLoader[Any]):
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
-        here = self._state()
+        self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
+        saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
-    def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
+    def _require_own_order(self) -> None:
+        if self._source is None:
             raise LoaderStateError(
                 f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
                 "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
             )
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
+
+    def _state(self, position: Position) -> LoaderState:
+        self._require_own_order()
+        source, order = self._source, self._epoch_order(position.epoch)
+        assert source is not None and self.order is not None
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
@@ -248,7 +291,7 @@ class DataLoader(TorchDataLoader[Any]):
             epoch=position.epoch,
             consumed=position.consumed,
             global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
+            order=self._limits.spec(self.order.spec()),
             drop_last=self.drop_last,
         )
 
@@ -258,8 +301,7 @@ class DataLoader(TorchDataLoader[Any]):
         source = self._source
         assert source is not None
         source.fill()
-        pin = self.pin_memory and torch.cuda.is_available()
-        make = maker(gatherer(source), self.as_tuple, self.transform, pin)
+        make = self._maker()
         windows = row_windows(*current)
         if source.plans:
             self._planner = self._planner or Planner(source)
@@ -271,9 +313,15 @@ class DataLoader(TorchDataLoader[Any]):
         depth = self.num_workers * (self.prefetch_factor or 1)
         return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
 
+    def _maker(self) -> Callable[[Step], Any]:
+        assert self._source is not None
+        pin = self.pin_memory and torch.cuda.is_available()
+        return maker(gatherer(self._source), self.as_tuple, self.transform, pin)
+
     def _epoch_order(self, epoch: int) -> EpochOrder:
+        """What an epoch consists of, within the limits that were asked for."""
         assert self._bound_order is not None
-        return self._bound_order.epoch(self.seed, epoch)
+        return self._limits.epoch(self._bound_order, self.seed, epoch, self._share)
 
     def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
         assert self.batch_size is not None
@@ -292,6 +340,8 @@ class DataLoader(TorchDataLoader[Any]):
     def _require_extras_fit(self, batch_size: int | None) -> None:
         extras = (
             "order",
+            "limit_batches",
+            "overfit_batches",
             "global_batch_size",
             "rank",
             "world_size",

@@ -291,6 +291,50 @@ class ColumnSource:
         table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
         return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
 
+    # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
+
+    def column(self, name: str, lengths: bool = False) -> npt.NDArray[Any]:
+        """One number of every row, of any column of the dataset: shape (rows,), one per host where the arena is; not to be written.
+
+        lengths: of a variable column (strings and bytes: bytes; lists: elements) the lengths, int64, 0 for null.
+        Raises ValueError for a column that does not exist or has no single number in each row; SchemaError for nulls.
+        """
+        (spec,) = _specs_of(self.dataset, [name])
+        if lengths and not spec.fixed:
+            return self._lengths(name)
+        if not spec.fixed or spec.shape != ():
+            raise ValueError(f"column {name!r} of dataset {self.name!r} has no single number in each row")
+        if name in self.arena:
+            return self.arena[name]
+        twin = ColumnSource(self.dataset, [name], spec.row_bytes * self.rows)
+        twin.fill()
+        return twin.arena[name]
+
+    def _lengths(self, name: str) -> npt.NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        out = np.zeros(self.rows, np.int64)
+        for rows, batch in _stored_order(self.dataset.uncached(), [name]):
+            kind = batch.column(0).type
+            try:
+                measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
+                found = measure(batch.column(0))
+            except pa.ArrowNotImplementedError:
+                raise ValueError(
+                    f"column {name!r} of dataset {self.name!r} has {kind} values, without a length"
+                ) from None
+            out[rows] = pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
+        return out
+
+    def rows_where(self, condition: str) -> npt.NDArray[np.int64]:
+        """The rows that a condition (text, as in `lepton delete --where`) is true for. Raises BadInput."""
+        from leptonstore.dataset.filtering import filtered
+        from leptonstore.dataset.predicate import Predicate
+
+        found = [rows for rows, _ in filtered(self.dataset, Predicate(condition, self.dataset.schema), None)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
         return {**self.__dict__, "arena": {}, "_filled": False, "_lock": None}
