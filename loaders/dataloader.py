@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
+from loaders.ahead import read_ahead
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
@@ -308,6 +309,7 @@ class DataLoader(TorchDataLoader[Any]):
             self._planner.open(current, following)
             windows = self._planner.windows(current)
         steps = steps_of(epoch, current[1], windows)
+        steps = read_ahead(source, *current, steps)
         if self.num_workers == 0 or not (source.cold or self.transform):
             return map(make, steps)
         depth = self.num_workers * (self.prefetch_factor or 1)

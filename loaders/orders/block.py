@@ -146,25 +146,18 @@ class BlockOrder(ByPosition):
             out[where] = self._blocks_of(window)[slots] * self.block_rows + offsets
         return out
 
-    def reads(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-        """What to read, window by window, for positions [start, stop): runs [first, last) of consecutive rows, ascending, none touching.
+    def windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """The windows that positions [start, stop) fall into, as positions [first, end) of the epoch. Raises as `rows_at` does.
 
-        A window's rows are all of them, however many of its positions are asked for.
+        The rows of a window, sorted, are `window_blocks` runs of consecutive rows (fewer where blocks are neighbours).
         """
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"positions {start} to {stop} are outside an epoch of {self.length} positions")
-        if start == stop:
-            return
-        first, last = self._windows_of(np.array([start, stop - 1])).tolist()
-        for window in range(first, last + 1):
-            runs: list[tuple[int, int]] = []
-            for block in np.sort(self._blocks_of(window)).tolist():
-                begin, end = block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
-                if runs and runs[-1][1] == begin:
-                    runs[-1] = runs[-1][0], end
-                else:
-                    runs.append((begin, end))
-            yield runs
+        end = start
+        while end < stop:
+            first, size = self._span(int(self._windows_of(np.array([end], np.int64))[0]))
+            end = first + size
+            yield first, end
 
     def _windows_of(self, positions: Rows) -> Rows:
         """The window of each position."""

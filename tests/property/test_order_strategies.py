@@ -41,17 +41,18 @@ def test_a_block_shuffle_has_every_row_once_in_windows_of_whole_blocks(
     seen = epoch_of(BlockShuffle(block_rows, window_blocks), seed, epoch, rows)
     assert sorted(seen) == list(range(rows))
     order, at, blocks_left = BlockOrder(rows, block_rows, window_blocks, seed, epoch), 0, -(-rows // block_rows)
-    for runs in order.reads(0, rows):
-        read = [row for first, last in runs for row in range(first, last)]
-        assert all(one[1] < other[0] for one, other in pairwise(runs)), "ascending, none touching"
-        assert sorted(seen[at : at + len(read)]) == read, "a window's positions are the rows that are read for it"
-        blocks = {row // block_rows for row in read}
+    for first, end in order.windows(0, rows):
+        assert first == at < end
+        blocks = {row // block_rows for row in seen[first:end]}
         assert len(blocks) == min(window_blocks, blocks_left)
-        at, blocks_left = at + len(read), blocks_left - len(blocks)
+        whole = [row for row in range(rows) if row // block_rows in blocks]
+        assert sorted(seen[first:end]) == whole, "every row of its blocks"
+        at, blocks_left = end, blocks_left - len(blocks)
     assert at == rows
-    if rows > 1:
-        (middle,) = order.reads(rows // 2, rows // 2 + 1)
-        assert any(first <= seen[rows // 2] < last for first, last in middle)
+    start, stop = sorted((seed % (rows + 1), epoch % (rows + 1)))
+    assert list(order.windows(start, stop)) == [
+        (first, end) for first, end in order.windows(0, rows) if first < stop and end > start and start < stop
+    ]
 
 
 @FEW
