@@ -1,6 +1,7 @@
 """Loaders: the order of training data, the position in it, and a DataLoader that keeps up with any model.
 
 from loaders import DataLoader       torch.utils.data.DataLoader, with a fast and exact path for LeptonStore datasets
+from loaders import Mixture          several datasets as one, in proportions that may change while a run goes on
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 """
 
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
+    from loaders.mixture import Mixture
     from loaders.order import Order
     from loaders.state import LoaderStateError
 
-__all__ = ["DataLoader", "LoaderStateError", "Order"]
+__all__ = ["DataLoader", "LoaderStateError", "Mixture", "Order"]
 
-_HOMES = {"DataLoader": "dataloader", "LoaderStateError": "state", "Order": "order"}
+_HOMES = {"DataLoader": "dataloader", "LoaderStateError": "state", "Mixture": "mixture", "Order": "order"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ that is read through the hot cache (`Dataset.cached`) is told of what comes next
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Literal
@@ -121,6 +122,7 @@ class DataLoader(TorchDataLoader[Any]):
         self._source: Source | None = None
         self._bound_order: BoundOrder | None = None
         self._planner: Planner | None = None
+        self._running: weakref.ref[EpochIterator] | None = None  # the newest pass
         self._row_sampler = _RowSampler()
         self._require_extras_fit(batch_size)
         if path != "torch":
@@ -160,17 +162,22 @@ class DataLoader(TorchDataLoader[Any]):
             return super().__iter__()
         began = perf_counter()
         epoch, consumed = self._progress.next
+        batches, share = self._batches_from(epoch, consumed)
+        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
+        self.stats["wait_s"] += perf_counter() - began  # filling the arena
+        running = EpochIterator(batches, share, epoch, self._progress, self.stats)
+        self._running = weakref.ref(running)
+        return running
+
+    def _batches_from(self, epoch: int, consumed: int) -> tuple[Iterator[Any], Share]:
+        """The batches of this rank from a position on, and which positions they have."""
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
         if self._path == "rows":
             self._row_sampler.open(order, share)
-            batches: Iterator[Any] = super().__iter__()
-        else:
-            next_order = self._epoch_order((epoch + 1) & SEED_MAX)
-            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+            return super().__iter__(), share
+        next_order = self._epoch_order((epoch + 1) & SEED_MAX)
+        return self._gathered(epoch, (order, share), (next_order, self._share(next_order))), share
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -193,7 +200,33 @@ class DataLoader(TorchDataLoader[Any]):
         """What torch's iterators draw from: the same hook that torch uses for `sampler` and `batch_sampler`."""
         return self._row_sampler if self._path == "rows" else super()._index_sampler
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With its position, without its passes."""
+        return {**self.__dict__, "_running": None}
+
     # -- epochs and state --------------------------------------------------------------------------------------
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Over a `Mixture`: other weights, one for every source, from the next global batch on. Call it on every rank at the same step.
+
+        In a running pass that is the batch after the last one handed out: what was made ahead of it is dropped and made again, so its
+        length may change, too. The change is part of the order from then on: it stands in the state, and a restored loader makes it
+        at the same sample. Changes made later in the run than where it stands now (it was set back) are taken back.
+
+        Raises ValueError for weights that do not fit, and for a loader that does not read a mixture in its own order.
+        """
+        change = getattr(self.order, "changed", None)
+        if change is None:
+            raise ValueError("set_weights: only for a loader over a Mixture, in the order of the mixture")
+        position, source = self._progress.position, self._source
+        order = change(position.epoch, position.consumed, weights)
+        bound = order.bind(source)
+        bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
+        self.order, self._bound_order = order, bound
+        running = None if self._running is None else self._running()
+        if running is not None and running.running:
+            running.close()
+            running.go_on_with(*self._batches_from(*position))
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded.
@@ -226,29 +259,41 @@ class DataLoader(TorchDataLoader[Any]):
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
-        here = self._state()
+        self._state()  # refuses a loader that has none
         saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
+        order = self._order_of(saved)
+        bound = self._bound_order if order is self.order else order.bind(self._source)
+        saved.require_same_order(self._state_at(Position(saved.epoch, saved.consumed), order, bound))
+        self.order, self._bound_order = order, bound
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
+    def _order_of(self, saved: LoaderState) -> OrderStrategy:
+        """The order that the state was taken with, where it is one that changes in mid-run; else that of this loader."""
+        assert self.order is not None
+        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self.order, "restored", None)
+        return self.order if restored is None else restored(saved.order)
+
     def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
+        return self._state_at(self._progress.position, self.order, self._bound_order)
+
+    def _state_at(self, position: Position, order: OrderStrategy | None, bound: BoundOrder | None) -> LoaderState:
+        if self._source is None or order is None or bound is None:
             raise LoaderStateError(
                 f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
                 "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
             )
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
+        source = self._source
+        epoch_order = bound.epoch(self.seed, position.epoch)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
             fingerprint=source.fingerprint,
-            length=order.length,
+            length=epoch_order.length,
             seed=self.seed,
             epoch=position.epoch,
             consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
+            global_batch=self._share(epoch_order).global_batch,
+            order=order.spec(),
             drop_last=self.drop_last,
         )
 

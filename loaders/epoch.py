@@ -9,7 +9,7 @@ A position moves on when a batch is handed out, not when it is made: prefetched 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, TypedDict
 
@@ -79,10 +79,15 @@ class EpochIterator:
     epoch: int
     progress: Progress
     stats: LoaderStats
-    _step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._pass = self.progress.passes
+        self._before = 0
+        self._closed = False
+        self._count()
+
+    def _count(self) -> None:
+        self._step = 0
         self._steps, self._full_steps = self.share.steps, self.share.full_steps
         self._rows_full = _size(self.share.part_of(self.share.global_batch))
         self._rows_last = _size(self.share.part_of(self.share.last_rows))
@@ -91,7 +96,20 @@ class EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return self._steps
+        return self._before + self._steps
+
+    @property
+    def running(self) -> bool:
+        """Whether it is the newest pass of its loader and has batches left to hand out."""
+        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
+
+    def go_on_with(self, batches: Iterator[Any], share: Share) -> None:
+        """Hand out these batches after those so far, which `share` goes on from. What was made ahead of them is dropped."""
+        self.close()
+        self._closed = False
+        self._before += self._step
+        self.batches, self.share = batches, share
+        self._count()
 
     def __next__(self) -> Any:
         began = perf_counter()
@@ -124,6 +142,7 @@ class EpochIterator:
         if close is not None:
             close()
         self.batches = iter(())
+        self._closed = True
 
     def __del__(self) -> None:
         if "batches" in self.__dict__:

@@ -172,6 +172,14 @@ class ColumnSource:
         return str(self.dataset.fingerprint)
 
     @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of each class-label column."""
+        from leptonstore.dataset.schema import class_names
+
+        fields = ((spec.name, self.dataset.schema.field(spec.name)) for spec in self.columns)
+        return {name: names for name, field in fields if (names := class_names(field)) is not None}
+
+    @property
     def name(self) -> str:
         """The dataset's name."""
         return str(self.dataset.name)
