@@ -33,7 +33,7 @@ Schedule = Iterable[tuple[int, Mapping[str, float]]]
 class Mixture:
     """Datasets (or views, or whatever else has a source) with weights, for `DataLoader(mixture, ...)`. Immutable; pickles.
 
-    sources            {name: (dataset, weight)}: at most 256, names of letters, digits, '.', '_' and '-', weights of 0 or more in any scale.
+    sources            {name: (dataset, weight)}: at most 256, names of letters, digits, '.', '_' and '-', weights >= 0 in any scale.
                        Columns must agree; `columns=` of the loader leaves out those that do not.
     samples_per_epoch  of all ranks together. Default: as many as the sources have rows. Sources repeat as they need to, each in passes of
                        its own in which every row comes once, and the passes run on over the end of an epoch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixing_model import reference, reference_split
 
 from loaders.mixing import BLOCK, POSITION_MAX, SOURCES_MAX, WEIGHT_TOTAL, Mixing, apportioned, whole_weights
 
@@ -27,47 +27,6 @@ def whole(weights: list[float]) -> tuple[int, ...]:
 
 def mixing(weights: list[list[float]], starts: list[int], key: int) -> Mixing:
     return Mixing(np.array(starts, np.int64), np.array([whole(line) for line in weights], np.int64), key)
-
-
-def reference_split(count: int, weights: list[int]) -> list[int]:
-    """`apportioned` as the module's docstring says it, in Python's own integers."""
-    if len(weights) == 1:
-        return [count]
-    half = 1 << ((len(weights) - 1).bit_length() - 1)
-    left, both = sum(weights[:half]), sum(weights)
-    part = (count * left + both // 2) // both if both else 0
-    return reference_split(part, weights[:half]) + reference_split(count - part, weights[half:])
-
-
-@cache
-def reference_slots(start: int, key: int) -> list[int]:
-    word = (start * 0x9E3779B97F4A7C15 + key) % 2**64
-    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
-    constants = (word ^ word >> 31).to_bytes(8, "little")
-    out = []
-    for x in range(BLOCK):
-        for turn, shift in enumerate((5, 4, 3, 4)):
-            x = (x * (constants[2 * turn] | 1) + constants[2 * turn + 1]) % BLOCK
-            x ^= x >> shift
-        out.append(x)
-    return out
-
-
-def reference(weights: list[tuple[int, ...]], starts: list[int], key: int, stop: int) -> list[tuple[int, int]]:
-    """(source, draw) of the positions below `stop`, one by one."""
-    drawn = [0] * len(weights[0])
-    out = []
-    for position in range(stop):
-        at = sum(start <= position for start in starts) - 1
-        block, slot = divmod(position - starts[at], BLOCK)
-        first = reference_split(block * BLOCK, list(weights[at]))
-        last = reference_split((block + 1) * BLOCK, list(weights[at]))
-        in_order = [source for source in range(len(drawn)) for _ in range(last[source] - first[source])]
-        source = in_order[reference_slots(starts[at] + block * BLOCK, key)[slot]]
-        out.append((source, drawn[source]))
-        drawn[source] += 1
-    return out
 
 
 def test_it_is_what_its_documentation_says() -> None:
