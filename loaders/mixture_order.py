@@ -136,7 +136,7 @@ class MixtureOrder:
 
 
 class BoundMixture:
-    """A mixture's order that knows its sources. Immutable but for a cache; pickles; used by one thread."""
+    """A mixture's order that knows its sources. Immutable but for a cache; pickles; any thread."""
 
     def __init__(self, order: MixtureOrder, source: Any) -> None:
         self.order = order
@@ -165,9 +165,8 @@ class BoundMixture:
         found = self._epochs.get((seed, epoch))
         if found is None:
             found = self._made(seed, epoch)
-            if len(self._epochs) >= _EPOCHS_KEPT:
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[seed, epoch] = found
+            kept = list(self._epochs.items())[1 - _EPOCHS_KEPT :]
+            self._epochs = {**dict(kept), (seed, epoch): found}  # another one: threads read it
         return found
 
     def counts(self, seed: int, epoch: int, position: int) -> dict[str, int]:

@@ -29,6 +29,11 @@ class PartRows:
         """The number of the part that each row stands in."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
+    def peers(self, row: int) -> tuple[int, int]:
+        """[start, stop) of the rows of the part that a row stands in."""
+        number = int(self.part_of(np.array([row]))[0])
+        return int(self.offsets[number]), int(self.offsets[number]) + self.parts[number].rows
+
 
 class MixtureSource(PartRows):
     """A `loaders.source.Source` over named parts.
