@@ -18,6 +18,7 @@ import numpy as np
 
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
+from loaders.follow import Follower, agreed, is_dataset, require_kept
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.pad import VALID, padded, padded_rows, valid_rows
 from loaders.pipeline import Collate, Recipe, made_here
@@ -59,11 +60,14 @@ class Loader:
     in_order: bool = True
     pad: bool
     arena_bytes_max: int | None
+    follow: bool | str = False
 
     _source: Source | None = None
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
     _running: weakref.ref[EpochIterator] | None = None  # the newest pass
+    _follower: Follower | None = None
+    _told_commit: str | None = None  # what the next epoch shall read
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
@@ -78,6 +82,8 @@ class Loader:
             self.order = FullOrder(self.shuffle) if own is None else own()
         self._bound_order = self.order.bind(self._source)
         self._epoch_order(0)  # refuses a bad seed here, not at the first batch
+        if self.follow:
+            self._follower = Follower(dataset, self.follow)
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
@@ -123,6 +129,8 @@ class Loader:
     def __iter__(self) -> Any:
         began = perf_counter()
         epoch, consumed = self._progress.next
+        if consumed == 0 and self._follower is not None:
+            self._read_newest(self._follower)
         batches, share = self._batches_from(epoch, consumed)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
@@ -137,7 +145,7 @@ class Loader:
         return self._batches(epoch, order, share), share
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        """Batches of a whole epoch, also where a restored one goes on in its middle; with `follow`, of the version last read."""
         return self._share(self._epoch_order(self._progress.next.epoch)).steps
 
     def warm(self) -> None:
@@ -216,6 +224,56 @@ class Loader:
         global_batch = self.global_batch_size or self.batch_size * world_size
         return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
 
+    # -- a dataset that grows ------------------------------------------------------------------------------------------
+
+    def newest(self) -> str:
+        """The commit that the next epoch would read (`follow`). Raises ValueError without `follow`, else as `iter()`."""
+        return self._following().newest(self.dataset)
+
+    def follow_to(self, commit: str) -> None:
+        """The next epoch reads this commit, which goes on from the one last read: for several ranks without torch.distributed, each
+        of which has to be told the same (what `newest()` says on one of them). Raises ValueError without `follow`."""
+        self._following()
+        self._told_commit = commit
+
+    def _following(self) -> Follower:
+        if self._follower is None:
+            raise ValueError("this loader reads one version of its dataset: make it with follow=True")
+        return self._follower
+
+    @property
+    def _in_company(self) -> bool:
+        """Whether other processes have to read the same version."""
+        return self._rank()[1] > 1
+
+    def _read_newest(self, follower: Follower) -> None:
+        dataset, commit = self.dataset, self._told_commit
+        if commit is None and self._in_company:
+            commit = agreed(lambda: follower.newest(dataset))
+            if commit is None:
+                raise ValueError(
+                    "follow: several ranks have to read the same version, and torch.distributed is not initialised to agree on it: "
+                    "call follow_to(commit) on every rank before each epoch, with what newest() says on one of them"
+                )
+        commit = commit or follower.newest(dataset)
+        if self._source is not None and commit != self._source.commit:
+            found = follower.version(dataset, commit)
+            source = self._source_at(found)
+            assert self.order is not None
+            self._read_on(found, source, self.order, self.order.bind(source))
+        self._told_commit = None
+
+    def _source_at(self, dataset: Any) -> Source:
+        """The columns of this loader in another version of its dataset."""
+        of_version: Callable[[Any], Source] = getattr(self._source, "of_version")  # noqa: B009  (only what is followed has it)
+        return of_version(dataset)
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        """From the next pass on, this version in this order."""
+        vars(self)["dataset"] = dataset  # torch's loader has it frozen
+        self._source, self.order, self._bound_order = source, order, bound
+        self._planner = None  # it is of one source
+
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -267,15 +325,28 @@ class Loader:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
 
+        With `follow` a state of an earlier version of the branch is taken, too: the rest of its epoch comes from that version.
+
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
         self._state()  # refuses a loader that has none
         saved = LoaderState.from_dict(state_dict)
         position, order = Position(saved.epoch, saved.consumed), self._order_of(saved)
-        bound = self._bound_order if order is self.order else order.bind(self._source)
-        saved.require_same_order(self._state_at(position, self._source, order, bound))
-        self.order, self._bound_order = order, bound
+        dataset, source, bound = self.dataset, self._source, self._bound_order
+        assert source is not None and bound is not None
+        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(dataset):
+            if self._follower is None:
+                require_kept(dataset, saved)  # says so when the version is gone; else the comparison says what differs
+            else:
+                dataset = self._follower.restored(dataset, saved)
+                source = self._source_at(dataset)
+        if source is not self._source or order is not self.order:
+            bound = order.bind(source)
+        saved.require_same_order(self._state_at(position, source, order, bound))
+        if source is not self._source or order is not self.order:
+            self._read_on(dataset, source, order, bound)
+        self._told_commit = None
         self._progress.restore(position)
 
     def _order_of(self, saved: LoaderState) -> OrderStrategy:
