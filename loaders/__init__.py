@@ -2,6 +2,7 @@
 
 from loaders import DataLoader       torch.utils.data.DataLoader, with a fast and exact path for LeptonStore datasets
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
+from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
     from loaders.order import Order
+    from loaders.packs import TokenPacks
     from loaders.state import LoaderStateError
+    from loaders.windows import RandomOffset, TokenWindows
 
-__all__ = ["DataLoader", "LoaderStateError", "Order"]
+__all__ = ["DataLoader", "LoaderStateError", "Order", "RandomOffset", "TokenPacks", "TokenWindows"]
 
-_HOMES = {"DataLoader": "dataloader", "LoaderStateError": "state", "Order": "order"}
+_HOMES = {
+    "DataLoader": "dataloader",
+    "LoaderStateError": "state",
+    "Order": "order",
+    "RandomOffset": "windows",
+    "TokenPacks": "packs",
+    "TokenWindows": "windows",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -38,9 +38,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from leptonstore.cache.chunks import CachedChunks
-    from leptonstore.dataset import Dataset
+    from leptonstore.dataset import Dataset as Dataset
 
-__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "Source", "has_source", "source_of"]
+__all__ = [
+    "ARENA_BYTES_MAX",
+    "BadInput",
+    "ColumnSource",
+    "ColumnSpec",
+    "MissingExtra",
+    "SchemaError",
+    "Source",
+    "has_source",
+    "source_of",
+]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
 Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
@@ -155,9 +165,7 @@ class ColumnSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None
     ) -> None:
-        self.dataset = (
-            dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
-        )
+        self.dataset = own_client(dataset)
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
@@ -193,12 +201,7 @@ class ColumnSource:
 
     def fill_ahead(self) -> None:
         """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
-
-        def begin() -> None:
-            with contextlib.suppress(Exception):
-                self.fill()
-
-        threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+        in_background(self.fill)
 
     def fill(self) -> None:
         """Decode the arena's columns, once. Memory: the arena and about one row group. Any thread may call it."""
@@ -216,7 +219,7 @@ class ColumnSource:
     def _decode_into(self, arena: dict[str, npt.NDArray[Any]]) -> None:
         # Around the hot cache, which would keep every page beside the arena that is made of them.
         if arena:
-            for rows, batch in _stored_order(self.dataset.uncached(), list(arena)):
+            for rows, batch in stored_order(self.dataset.uncached(), list(arena)):
                 for spec in self.hot:
                     arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
 
@@ -224,21 +227,14 @@ class ColumnSource:
 
     @property
     def _chunks(self) -> CachedChunks | None:
-        """What is read through, when that is a cache that can be used."""
-        if self.dataset.cache is None:
-            return None
-        chunks: Any = self.dataset.chunks
-        return chunks if chunks.cache.usable else None
+        return _chunks_of(self.dataset)
 
     def _cached_arena(self) -> dict[str, npt.NDArray[Any]] | None:
         """The arena in the hot cache, one column after the other, read-only; None when it has no room for it."""
-        chunks, total = self._chunks, 0
-        starts = {}
+        total, starts = 0, {}
         for spec in self.hot:
             starts[spec.name] = total
             total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
-        if chunks is None or not total or not _has_room(chunks, total):
-            return None
 
         def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
             return {
@@ -252,10 +248,8 @@ class ColumnSource:
             return made
 
         layout = [(spec.name, spec.dtype.str if spec.dtype else "", spec.shape) for spec in self.hot]
-        text = json.dumps([ARENA_VERSION, self.fingerprint, self.rows, layout])
-        key = chunks.key(digest_of(text.encode()))
-        chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
-        return arrays(chunks.cache.get_or_put(key, make).data)
+        kept = cached_bytes(self.dataset, [ARENA_VERSION, self.fingerprint, self.rows, layout], total, make)
+        return None if kept is None else arrays(kept)
 
     @property
     def plans(self) -> bool:
@@ -328,6 +322,57 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
 
 
+def require_known(columns: Sequence[str] | None, there: Sequence[str], what: str) -> None:
+    """Raise ValueError for a column that is asked for and is not there."""
+    for name in columns or ():
+        if name not in there:
+            raise ValueError(f"{what} have no column {name!r}; they have {', '.join(there)}")
+
+
+def in_background(fill: Callable[[], None]) -> None:
+    """Begin `fill` in a thread. Its errors stay silent: whoever calls it again meets them."""
+
+    def begin() -> None:
+        with contextlib.suppress(Exception):
+            fill()
+
+    threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+
+
+def cached_bytes(
+    dataset: Dataset, identity: list[Any], total: int, make: Callable[[], memoryview]
+) -> memoryview | None:
+    """What `make` gives, about `total` bytes, once for the host: kept in the hot cache that `dataset` is read through, read-only.
+
+    identity: JSON-able; says what it is. None when there is no cache that can be used, or no room in it. The cache's client is the
+    dataset's, whose plan this replaces. Raises what `make` raises.
+    """
+    chunks = _chunks_of(dataset)
+    if chunks is None or not total or not _has_room(chunks, total):
+        return None
+    key = chunks.key(digest_of(json.dumps(identity).encode()))
+    chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
+    return chunks.cache.get_or_put(key, make).data
+
+
+def _chunks_of(dataset: Dataset) -> CachedChunks | None:
+    """What is read through, when that is a cache that can be used."""
+    if dataset.cache is None:
+        return None
+    chunks: Any = dataset.chunks
+    return chunks if chunks.cache.usable else None
+
+
+def own_client(dataset: Dataset) -> Dataset:
+    """The same rows; where they are read through a hot cache, by a client of its own, so that its plan is its own."""
+    return dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
+
+
+def fingerprint_of(identity: list[Any]) -> str:
+    """A fingerprint of something that is made of versions: `identity` is JSON-able and has all that decides what its rows are."""
+    return digest_of(json.dumps(identity).encode()).hex()
+
+
 def _has_room(chunks: CachedChunks, total: int) -> bool:
     try:
         return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
@@ -345,7 +390,7 @@ def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -
     return frozenset(hot)
 
 
-def _stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
+def stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
     """(rows of the view, their values), so that each row group is decoded once however the view is ordered."""
     selection = dataset.selection
     if selection is None or bool((selection[1:] > selection[:-1]).all()):
