@@ -391,14 +391,14 @@ def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -
 
 
 def stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
-    """(rows of the view, their values), so that each row group is decoded once however the view is ordered."""
+    """(rows of the view, their values), so that each row group is decoded once however the view is ordered. Keeps no pages."""
     selection = dataset.selection
     if selection is None or bool((selection[1:] > selection[:-1]).all()):
-        for first, batch in dataset.iter_batches(columns=columns):
+        for first, batch in dataset.iter_batches(columns=columns, keep=False):
             yield slice(first, first + len(batch)), batch
         return
     order = np.argsort(selection, kind="stable")
-    for first, batch in dataset.select(order).iter_batches(columns=columns):
+    for first, batch in dataset.select(order).iter_batches(columns=columns, keep=False):
         yield order[first : first + len(batch)], batch
 
 
