@@ -1,6 +1,8 @@
 """Loaders: the order of training data, the position in it, and a DataLoader that keeps up with any model.
 
 from loaders import DataLoader       torch.utils.data.DataLoader, with a fast and exact path for LeptonStore datasets
+from loaders import NumpyLoader      the same order, shares and states with numpy arrays: no torch
+from loaders.jax import JaxLoader    the same for sharded jax.Arrays
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
 """
@@ -11,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
+    from loaders.numpy import NumpyLoader
     from loaders.order import Order
     from loaders.packs import TokenPacks
     from loaders.state import LoaderStateError
     from loaders.windows import RandomOffset, TokenWindows
 
-__all__ = ["DataLoader", "LoaderStateError", "Order", "RandomOffset", "TokenPacks", "TokenWindows"]
+__all__ = ["DataLoader", "LoaderStateError", "NumpyLoader", "Order", "RandomOffset", "TokenPacks", "TokenWindows"]
 
 _HOMES = {
     "DataLoader": "dataloader",
     "LoaderStateError": "state",
+    "NumpyLoader": "numpy",
     "Order": "order",
     "RandomOffset": "windows",
     "TokenPacks": "packs",
