@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loaders.source import BadInput
+from loaders.order import Rows
+from loaders.source import BadInput, ColumnSpec
+from loaders.stages import Batch
 
 Collate: TypeAlias = Callable[[list[Any]], Any]
 Side: TypeAlias = Literal["left", "right"]
@@ -207,29 +209,52 @@ class Struct:
 def default(values: list[Any]) -> Any:
     """What stands in a batch for a column without a collate; see the module's docstring.
 
-    Values of equal type are decided by the first that is not null: numbers, numpy scalars and tensors without dimensions become a
-    tensor; dicts a dict; arrays of one dimension or more stay a list, as tensors; everything else stays a list.
+    The first value that is not null decides: of numpy scalars, which stand in structs only, a tensor is made; of dicts a dict; arrays
+    become tensors and stay a list; everything else stays as it is.
     """
     first = next((value for value in values if value is not None), None)
     if isinstance(first, Mapping):
         return Struct()(values)
     whole = all(value is not None for value in values)
-    if whole and isinstance(first, bool | int | float | np.number | np.bool_):
-        return torch.as_tensor(np.asarray(values))
-    if isinstance(first, np.ndarray) or (isinstance(first, Tensor) and first.ndim):
+    if isinstance(first, np.number | np.bool_):
+        if not whole:
+            sample = next(at for at, value in enumerate(values) if value is None)
+            raise RaggedError(
+                "null among numbers has no place in a tensor: fill it in a transform, or give keep()", sample
+            )
+        return torch.from_numpy(np.asarray(values))
+    if isinstance(first, np.ndarray):
         return [None if value is None else _own(value) for value in values]
-    return Stack(None)(values) if whole and isinstance(first, Tensor) else values
+    return values
 
 
-def collate_column(
-    name: str, collate: Collate, values: list[Any], rows: Sequence[int] | np.ndarray[Any, Any], dataset: str
-) -> Any:
+def collate_column(name: str, collate: Collate, values: list[Any], rows: Rows, dataset: str) -> Any:
     """`collate(values)`; a RaggedError names the dataset, the row and the column of the value that does not fit."""
     try:
         return collate(values)
     except RaggedError as error:
         row = int(rows[error.sample]) if error.sample < len(rows) else "?"
         raise RaggedError(f"{dataset} row {row} column {name!r}: {error}", error.sample) from None
+
+
+def collated(
+    gather: Callable[[Rows], Batch], collates: Mapping[str, Collate], columns: Sequence[ColumnSpec], dataset: str
+) -> Callable[[Rows], Batch]:
+    """`gather`, then the collate of each column that has one, and the default of every other whose values vary in width.
+
+    Safe from any thread if the collates are.
+    """
+    made = {spec.name: default for spec in columns if not spec.fixed} | dict(collates)
+    if not made:
+        return gather
+
+    def gather_and_collate(rows: Rows) -> Batch:
+        batch = gather(rows)
+        for name, collate in made.items():
+            batch[name] = collate_column(name, collate, list(batch[name]), rows, dataset)
+        return batch
+
+    return gather_and_collate
 
 
 def require_collates(collate: Mapping[str, Collate], columns: Sequence[str]) -> None:
@@ -242,7 +267,7 @@ def require_collates(collate: Mapping[str, Collate], columns: Sequence[str]) -> 
 
 
 def _own(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+    return torch.from_numpy(np.array(value))
 
 
 def _tensors(values: list[Any], what: str) -> list[Tensor]:

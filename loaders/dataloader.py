@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
+from loaders.collate import Collate, collated, require_collates
 from loaders.device import Device, ahead_on, device_of
 from loaders.loader import Loader
 from loaders.mesh import MeshPlace, context_slice, place_on
@@ -43,7 +44,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
@@ -54,6 +55,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    collate            {column: what makes its part of the batch out of a list of values}: `loaders.collate` has pad, ragged, stack,
+                       keep and struct; any callable is one. In threads when num_workers > 0.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -116,6 +119,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         data_dims: Sequence[str] | None = None,
         context_dim: str | None = None,
         sequence_columns: Mapping[str, int] | None = None,
+        collate: Mapping[str, Collate] | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -137,6 +141,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.data_dims = None if data_dims is None else tuple(data_dims)
         self.context_dim = context_dim
         self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
+        self.collate = None if collate is None else dict(collate)
         self._row_sampler = _RowSampler()
         self._start()
         self._require_extras_fit(batch_size)
@@ -144,6 +149,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         if path != "torch":
             self._open_source(dataset)
             assert self._source is not None
+            require_collates(self.collate or {}, [spec.name for spec in self._source.columns])
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
         TorchDataLoader.__init__(
@@ -218,7 +224,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         return self._feed(TorchDataLoader.__iter__(self))
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
-        return gatherer(source)
+        return collated(gatherer(source), self.collate or {}, source.columns, source.name)
 
     def _valid(self, step: Step) -> torch.Tensor:
         return torch.from_numpy(valid_rows(step))
@@ -271,8 +277,9 @@ _EXTRAS: dict[str, object] = {
     "data_dims": None,
     "context_dim": None,
     "sequence_columns": None,
+    "collate": None,
 }
-_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
+_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns", "collate")
 
 
 class _RowSampler(Sampler[list[int]]):

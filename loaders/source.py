@@ -4,7 +4,8 @@ A column is one of two kinds:
 
     fixed      numbers, bools, fixed-size lists and tensors of them: a numpy array with one row per dataset row. Class
                labels are int64, as torch's losses want them; every other dtype is kept.
-    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null.
+    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null;
+               what lists and structs become says loaders.nested.
 
 Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
 below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
@@ -33,6 +34,7 @@ import numpy.typing as npt
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
+from loaders.nested import row_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -404,7 +406,7 @@ def stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa
 
 def _values_of(column: pa.ChunkedArray, spec: ColumnSpec) -> Values:
     if not spec.fixed:
-        return list(column.to_pylist())
+        return [value for chunk in column.chunks for value in row_values(chunk)]
     out, at = spec.empty(len(column)), 0
     for chunk in column.chunks:
         out[at : at + len(chunk)] = _to_numpy(chunk, spec)
