@@ -9,15 +9,13 @@
 A collate is called with the list of a batch's values, one of each sample (numpy arrays, tensors, numbers, dicts, strings or bytes), and
 what it returns owns its memory. Any callable on such a list is one; these are frozen, pickle, and run in any thread.
 
-The default, for a column without a collate: numbers become one tensor, dicts are collated field by field, a struct of structs too;
-everything whose length varies by its type (strings, bytes, lists of numbers) stays a list of values, lists of numbers as tensors, so that
-the type of a batch never depends on the data that happens to be in it. Arrays that a transform made are stacked: where their shapes
-differ, RaggedError says which sample, and which collate to choose.
+A column without a collate, and a field of a struct without one, becomes what loaders.batched says. Arrays that a transform made are
+stacked (loaders.transforms). Where values do not fit together, RaggedError names dataset, row and column, and which collate to choose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -25,20 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loaders.order import Rows
-from loaders.source import BadInput, ColumnSpec
-from loaders.stages import Batch
+from loaders.batched import RaggedError, batched, fields_batched
 
 Collate: TypeAlias = Callable[[list[Any]], Any]
 Side: TypeAlias = Literal["left", "right"]
-
-
-class RaggedError(BadInput, ValueError):
-    """Values of one batch that do not fit into one tensor. `sample` is the place of the first such value in its batch."""
-
-    def __init__(self, message: str, sample: int) -> None:
-        super().__init__(message)
-        self.sample = sample
 
 
 def pad(
@@ -189,85 +177,17 @@ class Struct:
     fields: Mapping[str, Collate] = field(default_factory=dict)
 
     def __call__(self, values: list[Any]) -> dict[str, Any]:
-        names = list(dict.fromkeys(name for value in values if value is not None for name in value))
         for name in self.fields:
-            if values and name not in names:
-                raise ValueError(f"struct({name}=...) names a field that the values do not have; they have {names}")
-        for sample, value in enumerate(values):
-            if value is None:
-                raise RaggedError("null among structs has no place in a batch of fields: give keep()", sample)
-        out: dict[str, Any] = {}
-        for name in names:
-            collate = self.fields.get(name, default)
-            try:
-                out[name] = collate([value.get(name) for value in values])
-            except RaggedError as error:
-                raise RaggedError(f"field {name!r}: {error}", error.sample) from None
-        return out
+            if values and not any(name in value for value in values if value is not None):
+                raise ValueError(
+                    f"struct({name}=...) names a field that the values do not have; they have {sorted(values[0])}"
+                )
+        return fields_batched(values, self.fields, default)
 
 
 def default(values: list[Any]) -> Any:
-    """What stands in a batch for a column without a collate; see the module's docstring.
-
-    The first value that is not null decides: of numpy scalars, which stand in structs only, a tensor is made; of dicts a dict; arrays
-    become tensors and stay a list; everything else stays as it is.
-    """
-    first = next((value for value in values if value is not None), None)
-    if isinstance(first, Mapping):
-        return Struct()(values)
-    whole = all(value is not None for value in values)
-    if isinstance(first, np.number | np.bool_):
-        if not whole:
-            sample = next(at for at, value in enumerate(values) if value is None)
-            raise RaggedError(
-                "null among numbers has no place in a tensor: fill it in a transform, or give keep()", sample
-            )
-        return torch.from_numpy(np.asarray(values))
-    if isinstance(first, np.ndarray):
-        return [None if value is None else _own(value) for value in values]
-    return values
-
-
-def collate_column(name: str, collate: Collate, values: list[Any], rows: Rows, dataset: str) -> Any:
-    """`collate(values)`; a RaggedError names the dataset, the row and the column of the value that does not fit."""
-    try:
-        return collate(values)
-    except RaggedError as error:
-        row = int(rows[error.sample]) if error.sample < len(rows) else "?"
-        raise RaggedError(f"{dataset} row {row} column {name!r}: {error}", error.sample) from None
-
-
-def collated(
-    gather: Callable[[Rows], Batch], collates: Mapping[str, Collate], columns: Sequence[ColumnSpec], dataset: str
-) -> Callable[[Rows], Batch]:
-    """`gather`, then the collate of each column that has one, and the default of every other whose values vary in width.
-
-    Safe from any thread if the collates are.
-    """
-    made = {spec.name: default for spec in columns if not spec.fixed} | dict(collates)
-    if not made:
-        return gather
-
-    def gather_and_collate(rows: Rows) -> Batch:
-        batch = gather(rows)
-        for name, collate in made.items():
-            batch[name] = collate_column(name, collate, list(batch[name]), rows, dataset)
-        return batch
-
-    return gather_and_collate
-
-
-def require_collates(collate: Mapping[str, Collate], columns: Sequence[str]) -> None:
-    """Raise ValueError for a collate that is no callable, or of a column that is not loaded."""
-    for name, made in collate.items():
-        if name not in columns:
-            raise ValueError(f"collate names {name!r}, which is not loaded; the loader has {', '.join(columns)}")
-        if not callable(made):
-            raise ValueError(f"collate[{name!r}] must be callable, as pad(0) is, not {made!r}")
-
-
-def _own(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value))
+    """What stands in a batch where there is no collate: loaders.batched, with torch's tensors."""
+    return batched(values, torch.from_numpy)
 
 
 def _tensors(values: list[Any], what: str) -> list[Tensor]:

@@ -26,14 +26,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError
-from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
+from leptonstore.errors import BadInput, ChunkMissing, Damaged, LeptonError, MissingExtra, SchemaError, SourceError
+from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 from loaders.nested import row_values
 
 if TYPE_CHECKING:
@@ -44,13 +45,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARENA_BYTES_MAX",
+    "IMAGE_FILE_BYTES_MAX",
+    "IMAGE_PIXELS_MAX",
     "BadInput",
+    "ChunkMissing",
     "ColumnSource",
     "ColumnSpec",
+    "Damaged",
     "MissingExtra",
     "SchemaError",
     "Source",
+    "SourceError",
     "has_source",
+    "image_decoder",
     "source_of",
 ]
 
@@ -437,3 +444,10 @@ def _require_no_nulls(array: pa.Array, spec: ColumnSpec) -> None:
             f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
             "fill them in a new version, or leave the column out with columns=[…]"
         )
+
+
+def image_decoder() -> ModuleType:
+    """The store's own decoder of images (Pillow, when it is used): the same pixels in analysis, predictions and training."""
+    from leptonstore.process import images
+
+    return images

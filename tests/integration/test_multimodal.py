@@ -16,8 +16,9 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
-from loaders import DataLoader  # noqa: E402
-from loaders.collate import RaggedError, keep, pad, ragged, stack, struct  # noqa: E402
+from loaders import DataLoader, NumpyLoader  # noqa: E402
+from loaders.batched import RaggedError  # noqa: E402
+from loaders.collate import keep, pad, ragged, stack, struct  # noqa: E402
 
 ROWS = 300
 BOX = pa.struct([("boxes", pa.list_(pa.list_(pa.float32(), 4))), ("weight", pa.float32()), ("source", pa.string())])
@@ -64,7 +65,7 @@ def test_each_modality_has_its_collate(ds: Dataset, num_workers: int) -> None:
     loader = DataLoader(
         ds, 32, shuffle=True, num_workers=num_workers,
         collate={
-            "image": lambda images: torch.stack(images).float() / 255,
+            "image": lambda images: stack()(images).float() / 255,
             "tokens": pad(0, multiple=4, extra="mask", dtype=torch.int64),
             "objects": struct(boxes=ragged(), source=keep()),
         },
@@ -120,9 +121,27 @@ def test_collates_that_name_nothing_are_refused(ds: Dataset) -> None:
     for options, message in (
         ({"collate": {"label": keep()}}, "collate names 'label', which is not loaded; the loader has id, image"),
         ({"collate": {"text": keep()}, "columns": ["id"]}, "collate names 'text'"),
-        ({"collate": {"text": "keep"}}, r"collate\['text'\] must be callable"),
         ({"collate": {"text": keep()}, "collate_fn": list}, "collate and collate_fn exclude each other"),
         ({"collate": {"text": keep()}, "sampler": [1]}, "collate: only for a LeptonStore dataset"),
     ):
         with pytest.raises(ValueError, match=message):
             DataLoader(ds, 4, **options)
+
+
+def test_a_transform_that_gives_several_shapes_names_the_row_unless_there_is_a_collate(ds: Dataset) -> None:
+    def part(image: np.ndarray) -> np.ndarray:
+        return image[:, : 1 + int(image.flat[0]) % 3].astype(np.float32)
+
+    chosen = {"columns": ["id", "image"], "transforms": {"image": [part]}}
+    widths = [1 + int(sample(row)["image"].flat[0]) % 3 for row in range(8)]
+    first = next(row for row, width in enumerate(widths) if width != widths[0])
+    with pytest.raises(RaggedError, match=rf"scenes row {first} column 'image': .*cannot be stacked.*collate"):
+        next(iter(DataLoader(ds, 8, **chosen)))
+    batch = next(iter(DataLoader(ds, 8, **chosen, collate={"image": lambda images: [one.shape[1] for one in images]})))
+    assert batch["image"] == widths
+
+
+def test_without_torch_structs_are_dicts_of_arrays(ds: Dataset) -> None:
+    for batch in (next(iter(NumpyLoader(ds, 16))), next(iter(NumpyLoader(ds, 16, num_workers=2)))):
+        assert batch["objects"]["weight"].dtype == np.float32 and isinstance(batch["objects"]["weight"], np.ndarray)
+        assert [one.tolist() for one in batch["tokens"]] == [sample(row)["tokens"].tolist() for row in range(16)]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from loaders.collate import RaggedError, collate_column, default, keep, pad, ragged, stack, struct  # noqa: E402
+from loaders.batched import RaggedError, naming_rows  # noqa: E402
+from loaders.collate import default, keep, pad, ragged, stack, struct  # noqa: E402
 from loaders.nested import row_values  # noqa: E402
 
 SEQUENCES = st.lists(st.lists(st.integers(-9, 9), max_size=6), min_size=1, max_size=5)
@@ -104,8 +105,11 @@ def test_a_value_that_does_not_fit_is_named(collate: Any, values: list[Any], sam
         collate(values)
     assert caught.value.sample == sample
     rows = np.arange(100, 100 + len(values))
-    with pytest.raises(RaggedError, match=f"speech row {100 + sample} column 'audio': .*"):
-        collate_column("audio", collate, values, rows, "speech")
+    where = f"speech row {100 + sample} column 'audio': .*"
+    with pytest.raises(RaggedError, match=where) as named, naming_rows("speech", rows, "audio"):
+        collate(values)
+    again = pickle.loads(pickle.dumps(named.value))  # noqa: S301
+    assert (str(again), again.sample) == (str(named.value), sample)
 
 
 def test_arguments_that_make_no_sense_are_refused() -> None:
