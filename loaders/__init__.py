@@ -5,6 +5,7 @@ from loaders import NumpyLoader      the same order, shares and states with nump
 from loaders.jax import JaxLoader    the same for sharded jax.Arrays
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
+from loaders import Bundle           several columns as one value, for transforms that need them together
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loaders.bundle import Bundle
     from loaders.dataloader import DataLoader
     from loaders.numpy import NumpyLoader
     from loaders.order import Order
@@ -19,9 +21,19 @@ if TYPE_CHECKING:
     from loaders.state import LoaderStateError
     from loaders.windows import RandomOffset, TokenWindows
 
-__all__ = ["DataLoader", "LoaderStateError", "NumpyLoader", "Order", "RandomOffset", "TokenPacks", "TokenWindows"]
+__all__ = [
+    "Bundle",
+    "DataLoader",
+    "LoaderStateError",
+    "NumpyLoader",
+    "Order",
+    "RandomOffset",
+    "TokenPacks",
+    "TokenWindows",
+]
 
 _HOMES = {
+    "Bundle": "bundle",
     "DataLoader": "dataloader",
     "LoaderStateError": "state",
     "NumpyLoader": "numpy",
