@@ -6,6 +6,7 @@ from loaders.jax import JaxLoader    the same for sharded jax.Arrays
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
 from loaders import Bundle           several columns as one value, for transforms that need them together
+from loaders import Timeline, Track  sensors aligned on their timestamps
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from loaders.order import Order
     from loaders.packs import TokenPacks
     from loaders.state import LoaderStateError
+    from loaders.timeline import Timeline, Track
     from loaders.windows import RandomOffset, TokenWindows
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "NumpyLoader",
     "Order",
     "RandomOffset",
+    "Timeline",
     "TokenPacks",
     "TokenWindows",
+    "Track",
 ]
 
 _HOMES = {
@@ -39,8 +43,10 @@ _HOMES = {
     "NumpyLoader": "numpy",
     "Order": "order",
     "RandomOffset": "windows",
+    "Timeline": "timeline",
     "TokenPacks": "packs",
     "TokenWindows": "windows",
+    "Track": "timeline",
 }
 
 
