@@ -25,13 +25,14 @@ from torch.utils.data import Sampler
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
-from loaders.loader import Loader
+from loaders.loader import Loader, Windows
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
 from loaders.pipeline import Collate
-from loaders.share import Share, row_windows, steps_of
+from loaders.share import Share, row_windows
 from loaders.source import Source, has_source
 from loaders.stages import Batch, Transform
+from loaders.step import Step
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -67,6 +68,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
     device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
     pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
     mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
@@ -120,6 +122,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
         arena_bytes_max: int | None = None,
+        receipts: bool = True,
         pad: bool = False,
         device: Device = None,
         mesh: Any = None,
@@ -144,6 +147,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
         self.arena_bytes_max = arena_bytes_max
+        self.receipts = receipts and in_order
         self.pad = pad
         self.device = device_of(device)
         self.mesh = mesh
@@ -224,10 +228,12 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
         if self._path == "gather":
-            return super()._batches(epoch, order, share)
-        self._row_sampler.open(order, share)
+            return super()._batches(epoch, order, share, steps_in)
+        self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
@@ -310,11 +316,8 @@ _OF_THE_ORDER = (
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
-
-    def __len__(self) -> int:
-        return self._share.steps
+        return (step.rows.tolist() for step in self._steps())

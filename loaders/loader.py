@@ -9,26 +9,33 @@ become arrays, and where a finished batch goes. Order, shares, epochs, states ar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from loaders.batched import column_batched
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
+from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
+from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.pad import VALID, padded, padded_rows, valid_rows
 from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Planner
+from loaders.receipt import Origin, Receipt
 from loaders.share import Share, find_rank, row_windows, steps_of
+from loaders.skips import Skip, Skips, gaps_of, without
 from loaders.source import Source, source_of
 from loaders.stages import Batch, Transform, maker, picked
+from loaders.stall import LoaderStats, timed
 from loaders.state import LoaderState, LoaderStateError
 from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
+
+Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
 
 
 class Loader:
@@ -59,8 +66,10 @@ class Loader:
     in_order: bool = True
     pad: bool
     arena_bytes_max: int | None
+    receipts: bool = True
 
     _source: Source | None = None
+    _entries: Entries | None = None  # of the pass that began last
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
 
@@ -129,14 +138,27 @@ class Loader:
         epoch, consumed = self._progress.next
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
-        batches = self._batches(epoch, order, share)
+        gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
+        entries = self._ledger.enter(self._origin(), epoch, order, share, gaps) if self.receipts else None
+
+        def steps(windows: Windows) -> Iterator[Step]:
+            taken = without(steps_of(epoch, share, timed(windows, "order", self.stats.clock)), gaps)
+            return taken if entries is None else entries.watch(taken)
+
+        self._entries = entries
+        batches = self._batches(epoch, order, share, steps)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        took = perf_counter() - began  # filling the arena
+        self.stats["wait_s"] += took
+        self.stats["open_s"] += took
+        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return self._share(self._epoch_order(self._progress.next.epoch)).steps
+        epoch = self._progress.next.epoch
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        return share.steps - sum(stop - first for first, stop in gaps_of(share, epoch, self._skip_ranges(order)))
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -146,18 +168,21 @@ class Loader:
         if self._source is not None:
             self._source.fill_ahead()
 
-    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
-        """The batches of one pass."""
-        source = self._source
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
+        """The batches of one pass, one for each of the steps that `steps_in` makes of windows of rows."""
+        source, clock = self._source, self.stats.clock
         assert source is not None
-        source.fill()
+        with clock.stage("fill"):
+            source.fill()
         windows = row_windows(order, share)
         if source.plans:
             self._planner = self._planner or Planner(source)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
-        steps = steps_of(epoch, share, windows)
+        steps = steps_in(windows)
         if self.pad:
             steps = padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
         return self._feed(self._made(source, steps))
@@ -168,14 +193,22 @@ class Loader:
         threads = self.num_workers if source.cold or self.transform or by_sample else 0
         if not threads and not by_sample:
             picks = None if self.as_tuple is None else picked(self.as_tuple)
-            stages = [stage for stage in (self._context, picks, self.transform, self._pin) if stage is not None]
-            return map(maker(self._gatherer(source), stages, self._valid if self.pad else None), steps)
-        recipe = self._recipe(source)
+            timed_stages = [
+                ("transform", self._context),
+                ("collate", picks),
+                ("transform", self.transform),
+                ("pin", self._pin),
+            ]
+            clock = self.stats.clock
+            stages = [clock.around(name, stage) for name, stage in timed_stages if stage is not None]
+            gather = clock.around("fetch" if source.cold else "gather", self._gatherer(source))
+            return map(maker(gather, stages, self._valid if self.pad else None), steps)
+        recipe, note = self._recipe(source), functools.partial(self._note_fault, self._entries)
         if not threads:
-            return made_here(recipe, steps, self._note_fault)
+            return made_here(recipe, steps, note)
         ahead = self.prefetch_factor or 1
         return ThreadedBatches(
-            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=self._note_fault
+            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=note
         )
 
     def _valid(self, step: Step) -> Any:
@@ -197,10 +230,15 @@ class Loader:
             context=self._context,
             pin=self._pin,
             policy=self.policy,
+            clock=self.stats.clock,
         )
 
-    def _note_fault(self, position: int, row: int, column: str, action: str, reason: str) -> None:
+    def _note_fault(
+        self, entries: Entries | None, position: int, row: int, column: str, action: str, reason: str
+    ) -> None:
         self.stats["faults"] += 1
+        if entries is not None:
+            entries.note(position, row, column, action, reason)
         if self.on_fault is not None:
             self.on_fault(position, row, column, action, reason)
 
@@ -217,8 +255,10 @@ class Loader:
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0, faults=0, restarts=0)
+        self.stats = LoaderStats()
         self._progress = Progress()
+        self._ledger = Ledger()
+        self._skips = Skips()
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded."""
@@ -245,6 +285,9 @@ class Loader:
         here = self._state()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(here)
+        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        told = saved.receipt
+        self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
@@ -266,7 +309,46 @@ class Loader:
             global_batch=self._share(order).global_batch,
             order=self.order.spec(),
             drop_last=self.drop_last,
+            receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
+            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
         )
+
+    # -- receipts ------------------------------------------------------------------------------------------------------
+
+    def receipt(self) -> Receipt:
+        """What was handed out since this loader was made, or restored (loaders.receipt). The same on every rank, but for its notes.
+
+        Raises LoaderStateError on torch's path, with `receipts=False` and with `in_order=False`.
+        """
+        if self._source is None or not self.receipts:
+            raise LoaderStateError(
+                "this loader keeps no receipt: that takes a LeptonStore dataset, without sampler, batch_sampler or "
+                "batch_size=None, receipts=True and in_order=True"
+            )
+        return self._ledger.receipt(self._skip_ranges(self._epoch_order(self._progress.position.epoch)))
+
+    def skip(self, epoch: int, first: int, stop: int) -> None:
+        """Leave steps [first, stop) of an epoch out, counted from the epoch's start: they made the loss jump, say.
+
+        Holds from the next `iter()` on, is kept in states (of that epoch and those before it), and stands in the receipt. To be
+        called on every rank. Raises ValueError for no such range, or too many; LoaderStateError on torch's path.
+        """
+        self._state()
+        self._skips.ask(epoch, first, stop)
+
+    def _skip_ranges(self, order: EpochOrder) -> list[Skip]:
+        return self._skips.ranges(self._share(order).global_batch)
+
+    def _origin(self) -> Origin:
+        source = self._source
+        assert source is not None and self.order is not None
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
+
+    @property
+    def _row_bytes(self) -> int:
+        """Of the columns with a fixed width."""
+        assert self._source is not None
+        return sum(spec.row_bytes for spec in self._source.columns if spec.fixed)
 
     # -- checking arguments --------------------------------------------------------------------------------------------
 

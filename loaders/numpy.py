@@ -44,6 +44,7 @@ class NumpyLoader(Loader):
         transform: Transform | None = None,
         pad: bool = False,
         arena_bytes_max: int | None = None,
+        receipts: bool = True,
     ) -> None:
         if not has_source(dataset):
             raise TypeError(f"a {type(dataset).__name__} is no LeptonStore dataset, and torch's DataLoader is not here")
@@ -64,6 +65,7 @@ class NumpyLoader(Loader):
         self.transform = transform
         self.pad = pad
         self.arena_bytes_max = arena_bytes_max
+        self.receipts = receipts
         self._require_sizes_fit(batch_size)
         self._open_source(dataset)
         self._start()
