@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("mnist",)
+WORKLOADS = ("mnist", "tokens")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

@@ -46,7 +46,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
@@ -62,7 +62,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
     transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
-    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values, transformed: pad, ragged,
+                       stack, keep and struct of `loaders.collate`, or any callable.
     policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
                        and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
     on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.

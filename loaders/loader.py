@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from loaders.batched import column_batched
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.follow import Follower, agreed, is_dataset, require_kept
@@ -37,7 +38,7 @@ from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
 from loaders.tuning import Tuner
-from loaders.windows import read_ahead
+from loaders.window_reader import read_ahead
 
 FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
@@ -117,7 +118,12 @@ class Loader:
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
-        return source.gather
+        if all(spec.fixed for spec in source.columns):
+            return source.gather
+        tensor, name = self._tensor, source.name
+        return lambda rows: {
+            column: column_batched(values, tensor, name, rows, column) for column, values in source.gather(rows).items()
+        }
 
     @property
     def _tensor(self) -> Transform:

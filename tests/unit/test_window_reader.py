@@ -13,7 +13,7 @@ from loaders.order import Order, Rows
 from loaders.orders import BlockOrder
 from loaders.share import Share, row_windows, steps_of
 from loaders.step import Step
-from loaders.windows import WindowReader, read_ahead
+from loaders.window_reader import WindowReader, read_ahead
 from tests.integration.order_checks import Synthetic, SyntheticSource
 
 ROWS, ROW_BYTES = 1_003, 10
