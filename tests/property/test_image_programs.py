@@ -1,4 +1,4 @@
-"""The same (seed, epoch, position) gives the same pixels, however the samples of an epoch are cut into batches, groups, ranks and threads."""
+"""The same (seed, epoch, position) gives the same pixels, however an epoch is cut into batches, groups and threads."""
 
 from __future__ import annotations
 
