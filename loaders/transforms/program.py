@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from loaders.source import ColumnSpec
 from loaders.transforms.base import SampleFailed, Transform, Values, as_transform, described
-from loaders.transforms.image_program import fuse
+from loaders.transforms.image_program import fuse, output_spec
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.stacking import stacked
 
-__all__ = ["Buffer", "ChainProgram", "Collate", "Program", "SampleFailed", "Values", "compile_chain"]
+__all__ = ["Buffer", "ChainProgram", "Collate", "Program", "SampleFailed", "Values", "compile_chain", "output_spec"]
 
 Buffer: TypeAlias = npt.NDArray[Any] | list[Any]
 Collate: TypeAlias = Callable[[list[Any]], Any]
