@@ -117,11 +117,8 @@ class ImageProgram:
         if image.shape[2] != self._channels or not (self._geometry or image.shape[:2] == self._size):
             raise SourceError(f"an image of shape {image.shape} in a column of {(*self._size, self._channels)}")
         mirrored = sum(flip.flips(keys.rng(i, at)) for flip, at in self._flips) % 2 == 1
-        if self.table is not None:
-            resample.resize_into(out, image, antialias, mirrored)
-        else:
-            made = resample.resize(image, self._size, antialias)
-            np.copyto(out, resample.mirror(made) if mirrored else made)
+        place = resample.resize_into if self.table is None else resample.resize_into_planes
+        place(out, image, antialias, mirrored)
 
     def _opened(self, value: Any, i: int, keys: SampleKeys) -> tuple[Pixels, tuple[Part, Size] | None]:
         """The image, and the first step's plan where it had to be made before decoding."""
