@@ -24,14 +24,14 @@ from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
+from loaders.faults import OnFault, Policy
 from loaders.loader import Loader
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
-from loaders.pad import valid_rows
+from loaders.pipeline import Collate
 from loaders.share import Share, row_windows, steps_of
 from loaders.source import Source, has_source
 from loaders.stages import Batch, Transform
-from loaders.step import Step
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -54,6 +54,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
+                       and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
+    on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
+    decoded_cache      True: keep what the first, deterministic transforms of a chain make (decode, resize) in the hot cache of the host
+                       (`loaders.decoded`), so that the next epoch decodes nothing. For `dataset.cached(place)`; RAM of the pixels.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -109,6 +116,11 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
+        decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
         pad: bool = False,
         device: Device = None,
@@ -130,6 +142,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
+        self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.pad = pad
         self.device = device_of(device)
@@ -220,14 +236,19 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         return gatherer(source)
 
-    def _valid(self, step: Step) -> torch.Tensor:
-        return torch.from_numpy(valid_rows(step))
+    @property
+    def _tensor(self) -> Transform:
+        return torch.from_numpy
 
-    def _stages(self) -> list[Transform]:
-        stages = super()._stages()
-        if self._place is not None and self.sequence_columns:
-            stages.insert(0, context_slice(self.sequence_columns, self._place))
-        return [*stages, pinned] if self.pin_memory and torch.cuda.is_available() else stages
+    @property
+    def _context(self) -> Transform | None:
+        if self._place is None or not self.sequence_columns:
+            return None
+        return context_slice(self.sequence_columns, self._place)
+
+    @property
+    def _pin(self) -> Transform | None:
+        return pinned if self.pin_memory and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         return batches if self.device is None else ahead_on(self.device, batches)
@@ -241,7 +262,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
-        made_here = [name for name in _MADE_HERE if name in given]
+        made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
         self._require_sizes_fit(batch_size)
@@ -264,6 +285,11 @@ _EXTRAS: dict[str, object] = {
     "columns": None,
     "as_tuple": None,
     "transform": None,
+    "transforms": None,
+    "collate": None,
+    "policy": "raise",
+    "on_fault": None,
+    "decoded_cache": False,
     "arena_bytes_max": None,
     "pad": False,
     "device": None,
@@ -272,7 +298,17 @@ _EXTRAS: dict[str, object] = {
     "context_dim": None,
     "sequence_columns": None,
 }
-_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
+_OF_THE_ORDER = (
+    "order",
+    "global_batch_size",
+    "rank",
+    "world_size",
+    "seed",
+    "device",
+    "mesh",
+    "data_dims",
+    "context_dim",
+)
 
 
 class _RowSampler(Sampler[list[int]]):

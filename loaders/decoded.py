@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaders.source import ColumnSource, ColumnSpec, Keys
+from loaders.source import ColumnSource, ColumnSpec, Keys, Source
 from loaders.transforms.base import SampleFailed, Transform, Values, as_transform, described
 from loaders.transforms.images import DecodeImage
 from loaders.transforms.keys import SampleKeys
@@ -169,12 +169,14 @@ class DecodedProgram:
 
 
 def with_decoded_cache(
-    source: ColumnSource, chains: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
+    source: Source, chains: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
 ) -> tuple[DecodedSource, dict[str, Program]]:
     """The source to read from, and the programs of the columns that have a chain.
 
     Raises ValueError where there is nothing to keep: no hot cache, or no chain that begins with a transform whose results may be kept.
     """
+    if not isinstance(source, ColumnSource):
+        raise ValueError(f"decoded_cache is for a dataset or a view of one, and {source.name} is made of others")
     specs = {spec.name: spec for spec in source.columns}
     split = {name: split_chain(chain) for name, chain in chains.items()}
     heads = {name: head for name, (head, _) in split.items() if head and not specs[name].fixed}

@@ -27,11 +27,17 @@ FIRST = Position(0, 0)
 
 
 class LoaderStats(TypedDict):
-    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds waited for them."""
+    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds waited for them.
+
+    faults: samples that the policy skipped or substituted.
+    restarts: worker processes that died and were started again.
+    """
 
     batches: int
     rows: int
     wait_s: float
+    faults: int
+    restarts: int
 
 
 @dataclass

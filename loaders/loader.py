@@ -13,15 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
+from loaders.decoded import with_decoded_cache
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
+from loaders.faults import POLICIES, OnFault, Policy
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.pad import VALID, padded, padded_rows, valid_rows
+from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Planner
-from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.source import Source, source_of
 from loaders.stages import Batch, Transform, maker, picked
 from loaders.state import LoaderState, LoaderStateError
+from loaders.step import Step
+from loaders.threads import ThreadedBatches
+from loaders.transforms.program import Program, compile_chain
 
 
 class Loader:
@@ -45,6 +52,12 @@ class Loader:
     columns: tuple[str, ...] | None
     as_tuple: tuple[str, ...] | None
     transform: Transform | None
+    transforms: Mapping[str, Sequence[Any]] | None = None
+    collate: Mapping[str, Collate] | None = None
+    policy: Policy = "raise"
+    on_fault: OnFault | None = None
+    decoded_cache: bool = False
+    in_order: bool = True
     pad: bool
     arena_bytes_max: int | None
 
@@ -54,13 +67,16 @@ class Loader:
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
-        if self.pad and any(spec.name == VALID for spec in self._source.columns):
-            raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of pad mode: rename it")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
+        source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in source.columns):
+            raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
+        self._source, self._programs = _compiled(source, self.transforms or {}, self.collate or {}, self.decoded_cache)
         if self.order is None:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
-        self._bound_order = self.order.bind(self._source)
+        self._bound_order = self.order.bind(source)
         self._epoch_order(0)  # refuses a bad seed here, not at the first batch
 
     # -- what a framework decides --------------------------------------------------------------------------------------
@@ -69,18 +85,29 @@ class Loader:
         """(rank, world size) of this process among those that share global batches; asked anew at each `iter()`."""
         return find_rank(self.rank, self.world_size)
 
+    @property
+    def _masked(self) -> str:
+        """What gives batches the column "_valid"; "" when nothing does."""
+        return "pad mode" if self.pad else 'policy="skip"' if self.policy == "skip" else ""
+
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
         return source.gather
 
-    def _valid(self, step: Any) -> Any:
-        """The column "_valid" of a step."""
-        return valid_rows(step)
+    @property
+    def _tensor(self) -> Transform:
+        """What makes of a numpy array what stands in a batch."""
+        return np.asarray
 
-    def _stages(self) -> list[Transform]:
-        """What is done with the columns of a batch."""
-        stages = [picked(self.as_tuple)] if self.as_tuple is not None else []
-        return [*stages, self.transform] if self.transform is not None else stages
+    @property
+    def _context(self) -> Transform | None:
+        """The slice of a context-parallel rank."""
+        return None
+
+    @property
+    def _pin(self) -> Transform | None:
+        """The last stage of a batch."""
+        return None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Where finished batches go. What is drawn ahead here is not yet consumed: the position counts what is handed out."""
@@ -120,7 +147,6 @@ class Loader:
         source = self._source
         assert source is not None
         source.fill()
-        make = maker(self._gatherer(source), self._stages(), self._valid if self.pad else None)
         windows = row_windows(order, share)
         if source.plans:
             self._planner = self._planner or Planner(source)
@@ -130,10 +156,49 @@ class Loader:
         steps = steps_of(epoch, share, windows)
         if self.pad:
             steps = padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
-        if self.num_workers == 0 or not (source.cold or self.transform):
-            return self._feed(map(make, steps))
-        depth = self.num_workers * (self.prefetch_factor or 1)
-        return self._feed(Prefetcher(make, steps, self.num_workers, depth, self.timeout))
+        return self._feed(self._made(source, steps))
+
+    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
+        """The batches of `steps`, the quickest way."""
+        by_sample = bool(self._programs or self.collate or self.policy != "raise")
+        threads = self.num_workers if source.cold or self.transform or by_sample else 0
+        if not threads and not by_sample:
+            picks = None if self.as_tuple is None else picked(self.as_tuple)
+            stages = [stage for stage in (self._context, picks, self.transform, self._pin) if stage is not None]
+            return map(maker(self._gatherer(source), stages, self._valid if self.pad else None), steps)
+        recipe = self._recipe(source)
+        if not threads:
+            return made_here(recipe, steps, self._note_fault)
+        ahead = self.prefetch_factor or 1
+        return ThreadedBatches(
+            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=self._note_fault
+        )
+
+    def _valid(self, step: Step) -> Any:
+        return self._tensor(valid_rows(step))
+
+    def _recipe(self, source: Source) -> Recipe:
+        assert self._bound_order is not None
+        collate = {name: made for name, made in (self.collate or {}).items() if name not in self._programs}
+        return Recipe(
+            source=source,
+            order=self._bound_order,
+            seed=self.seed,
+            programs=self._programs,
+            collate=collate,
+            as_tuple=self.as_tuple,
+            transform=self.transform,
+            tensor=self._tensor,
+            padded=self.pad,
+            context=self._context,
+            pin=self._pin,
+            policy=self.policy,
+        )
+
+    def _note_fault(self, position: int, row: int, column: str, action: str, reason: str) -> None:
+        self.stats["faults"] += 1
+        if self.on_fault is not None:
+            self.on_fault(position, row, column, action, reason)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         assert self._bound_order is not None
@@ -148,7 +213,7 @@ class Loader:
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0, faults=0, restarts=0)
         self._progress = Progress()
 
     def set_epoch(self, epoch: int) -> None:
@@ -218,14 +283,28 @@ class Loader:
             raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
 
 
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, pad: bool) -> list[str] | None:
-    """The columns to read; None for all."""
-    if pad and as_tuple is not None and VALID not in as_tuple:
+def _compiled(
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate], decoded_cache: bool
+) -> tuple[Source, dict[str, Program]]:
+    """Where batches are read from, and the programs of the columns that have a chain."""
+    specs = {spec.name: spec for spec in source.columns}
+    for what, given in (("transforms", transforms), ("collate", collate)):
+        for name in given:
+            if name not in specs:
+                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
+    if decoded_cache:
+        return with_decoded_cache(source, transforms, collate)
+    return source, {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+
+
+def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:
+    """The columns to read; None for all. masked: what gives batches a column "_valid"."""
+    if masked and as_tuple is not None and VALID not in as_tuple:
         raise ValueError(
-            f"as_tuple={tuple(as_tuple)} leaves out {VALID!r}, which tells padded rows from real ones: "
-            f"add it (as a sample weight, for instance), or do without pad"
+            f"as_tuple={tuple(as_tuple)} leaves out {VALID!r}, which says which rows of a batch count: "
+            f"add it (as a sample weight, for instance), or do without {masked}"
         )
-    named = [name for name in as_tuple or () if not (pad and name == VALID)]
+    named = [name for name in as_tuple or () if not (masked and name == VALID)]
     if columns is None:
         return None if as_tuple is None else list(dict.fromkeys(named))
     for name in named:

@@ -10,6 +10,7 @@ Several data dimensions (dp_replicate x dp_shard) are one, counted row by row in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -105,12 +106,13 @@ def context_slice(columns: Mapping[str, int], place: MeshPlace) -> Callable[[dic
     The function raises ValueError for a column that is not there or is no array, and for a length that does not divide.
     """
 
-    def slice_columns(batch: dict[str, Any]) -> dict[str, Any]:
-        for name, dim in columns.items():
-            batch[name] = _part(batch, name, dim, place)
-        return batch
+    return functools.partial(_slice_columns, dict(columns), place)
 
-    return slice_columns
+
+def _slice_columns(columns: dict[str, int], place: MeshPlace, batch: dict[str, Any]) -> dict[str, Any]:
+    for name, dim in columns.items():
+        batch[name] = _part(batch, name, dim, place)
+    return batch
 
 
 def _part(batch: dict[str, Any], name: str, dim: int, place: MeshPlace) -> Any:

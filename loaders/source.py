@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError, SourceError
+from leptonstore.errors import BadInput, ChunkMissing, Damaged, LeptonError, MissingExtra, SchemaError, SourceError
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ __all__ = [
     "IMAGE_FILE_BYTES_MAX",
     "IMAGE_PIXELS_MAX",
     "BadInput",
+    "ChunkMissing",
     "ColumnSource",
     "ColumnSpec",
+    "Damaged",
     "MissingExtra",
     "Source",
     "SourceError",

@@ -6,6 +6,7 @@ tuple of the named columns, the batch transform, pinned memory
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -40,7 +41,11 @@ def maker(
 
 def picked(names: tuple[str, ...]) -> Transform:
     """The stage that makes a tuple of the named columns."""
-    return lambda batch: tuple([batch[name] for name in names])
+    return functools.partial(_picked, names)
+
+
+def _picked(names: tuple[str, ...], batch: Any) -> Any:
+    return tuple([batch[name] for name in names])
 
 
 def map_tree(change: Callable[[Any], Any], batch: Any) -> Any:

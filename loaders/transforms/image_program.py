@@ -37,7 +37,6 @@ from loaders.transforms.images import (
     as_image,
 )
 from loaders.transforms.keys import SampleKeys
-from loaders.transforms.stacking import as_tensor
 
 _GEOMETRIC = (Resize, CenterCrop, RandomCrop, RandomResizedCrop)
 
@@ -140,13 +139,14 @@ class ImageProgram:
     def _rng(self, step: Geometric, at: int, i: int, keys: SampleKeys) -> np.random.Generator | None:
         return None if step.deterministic else keys.rng(i, at)
 
-    def batch(self, out: Any, keys: SampleKeys) -> Any:
+    def batch(self, out: Any, keys: SampleKeys) -> npt.NDArray[Any]:
         """See Program."""
+        pixels: Pixels = out
         if self.table is None:
-            return as_tensor(out)
-        made = np.empty(out.shape, np.float32)
-        resample.look_up(out, self.table, made)
-        return as_tensor(made)
+            return pixels
+        made = np.empty(pixels.shape, np.float32)
+        resample.look_up(pixels, self.table, made)
+        return made
 
 
 def _table(steps: list[Transform], channels: int) -> npt.NDArray[np.float32] | None:

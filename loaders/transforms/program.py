@@ -48,7 +48,7 @@ class Program(Protocol):
         """
 
     def batch(self, out: Buffer, keys: SampleKeys) -> Any:
-        """What is done once for a batch whose samples all stand in `out`: its column, a tensor (an array without torch) or a list.
+        """What is done once for a batch whose samples all stand in `out`: its column, an array, or what a collate makes, or a list.
 
         It may keep `out` in the result: a buffer is for one batch. Raises BadInput for values that do not fit together.
         """
