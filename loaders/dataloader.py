@@ -67,6 +67,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
                        and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
     on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
+    decoded_cache      True: keep what the first, deterministic transforms of a chain make (decode, resize) in the hot cache of the host
+                       (`loaders.decoded`), so that the next epoch decodes nothing. For `dataset.cached(place)`; RAM of the pixels.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -137,6 +139,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         collate: Mapping[str, Collate] | None = None,
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
+        decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
         receipts: bool = True,
@@ -165,6 +168,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.transforms = None if transforms is None else dict(transforms)
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
+        self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts and in_order
         self.pad = pad
@@ -336,6 +340,7 @@ _EXTRAS: dict[str, object] = {
     "collate": None,
     "policy": "raise",
     "on_fault": None,
+    "decoded_cache": False,
     "arena_bytes_max": None,
     "auto_workers": False,
     "auto_prefetch": False,

@@ -241,7 +241,8 @@ class Recipe:
         values, program, collate = work.values[name], self.programs.get(name), self.collate.get(name)
         with naming_rows(self.source.name, work.step.rows, name):
             if program is not None:
-                return program.batch(work.outs[name], work.keys)
+                made = program.batch(work.outs[name], work.keys)
+                return self.tensor(made) if isinstance(made, np.ndarray) else made
             if collate is not None:
                 return collate(list(values))
         return column_batched(values, self.tensor, self.source.name, work.step.rows, name)

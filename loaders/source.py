@@ -22,9 +22,10 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset as Dataset
+    from leptonstore.dataset.derived import DerivedColumn
 
 __all__ = [
     "ARENA_BYTES_MAX",
@@ -338,12 +340,20 @@ class ColumnSource:
         """Whether a plan is of use: something is read for each batch, through a cache."""
         return bool(self.cold) and self._chunks is not None
 
-    def future_keys(self, rows: npt.NDArray[np.int64], sizes: Sequence[int]) -> Keys:
-        """What `read` of batches of these rows will ask the cache for. Nothing when that cannot be told: `read` will say why."""
+    def future_keys(
+        self,
+        rows: npt.NDArray[np.int64],
+        sizes: Sequence[int],
+        derived: Mapping[str, Callable[[Keys], Keys]] | None = None,
+    ) -> Keys:
+        """What `read` of batches of these rows will ask the cache for. Nothing when that cannot be told: `read` will say why.
+
+        derived: of columns whose values are not read where what was made of them is there (`derived`), from digests to keys.
+        """
         from leptonstore.dataset.future import future_keys
 
         with contextlib.suppress(LeptonError):
-            return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold])
+            return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold], derived)
         return np.empty((0, 32), np.uint8)
 
     def plan(self, keys: Sequence[Keys], restart: bool) -> None:
@@ -351,6 +361,26 @@ class ColumnSource:
         chunks = self._chunks
         if chunks is not None:
             chunks.cache.plan(np.concatenate(keys) if keys else np.empty((0, 32), np.uint8), restart)
+
+    def derived(self, column: str, recipe: str) -> DerivedColumn:
+        """Where the hot cache keeps what is made of a column's values. recipe: what that is, by which versions of what.
+
+        Raises ValueError when the dataset is not read through a hot cache, or the column holds no strings or bytes.
+        """
+        from leptonstore.dataset.derived import DerivedColumn
+
+        try:
+            return DerivedColumn(self.dataset, column, digest_of(recipe.encode()))
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    def without(self, columns: Sequence[str]) -> ColumnSource:
+        """The source of the other columns, with the same arena."""
+        made = copy.copy(self)
+        made._lock = threading.Lock()
+        made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
+        made._hot = self._hot - set(columns)
+        return made
 
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """All columns of the given rows, in the order of `rows`. Fresh memory."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loaders.batched import RaggedError
 
 
 def stacked(values: list[Any], column: str) -> Any:
-    """Arrays, tensors and numbers as one tensor (as torch's default_collate makes it); anything else stays a list.
+    """Arrays and numbers as one array, torch's tensors as one tensor (dtypes as of torch's default_collate); the rest stays a list.
 
     Raises RaggedError, naming the column, when arrays differ in shape or dtype.
     """
@@ -20,24 +19,15 @@ def stacked(values: list[Any], column: str) -> Any:
     kind = type(values[0])
     if kind is np.ndarray and all(type(value) is np.ndarray for value in values):
         _require_alike(values, column)
-        return as_tensor(np.stack(values)) if values[0].dtype.kind in "biuf" else values
+        return np.stack(values) if values[0].dtype.kind in "biuf" else values
     if all(isinstance(value, (bool, int, float, np.number, np.bool_)) for value in values):
-        return as_tensor(np.array(values))
+        return np.array(values)
     if kind.__module__.partition(".")[0] == "torch" and all(hasattr(value, "dtype") for value in values):
         import torch
 
         _require_alike(values, column)
         return torch.stack(values)
     return values
-
-
-def as_tensor(array: npt.NDArray[Any]) -> Any:
-    """A tensor over the same memory; the array itself where torch is not installed."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return array
-    return torch.from_numpy(array)
 
 
 def _require_alike(values: list[Any], column: str) -> None:
