@@ -84,7 +84,7 @@ class JaxLoader(NumpyLoader):
         return self._shards // self._parts
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return ahead(self._begin, batches, self.device_prefetch)
+        return ahead(self.stats.clock.around("device", self._begin), batches, self.device_prefetch)
 
     def _begin(self, batch: Any) -> Callable[[], Any]:
         """Begin to copy: JAX returns before the bytes are there."""
