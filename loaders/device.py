@@ -46,7 +46,9 @@ def device_of(device: Device) -> torch.device | None:
 def ahead_on(device: torch.device, batches: Iterator[Any], clock: StageClock) -> Iterator[Any]:
     """The same batches with their tensors on `device`; each begins to be copied before the one ahead of it is handed out.
 
-    clock: what the loader's thread spends on it is added to. Closing it closes `batches`. Used by the consumer's thread, whose current stream is the one that waits.
+    clock: what the consumer's thread spends on it is added to.
+
+    Closing it closes `batches`. Used by the consumer's thread, whose current stream is the one that waits.
     """
     return ahead(clock.around("device", _copier(device)), batches)
 
