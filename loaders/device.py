@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from loaders.ahead import ahead
+from loaders.ahead import Ahead
 from loaders.stages import map_tree
 from loaders.stall import StageClock
 
@@ -50,7 +50,7 @@ def ahead_on(device: torch.device, batches: Iterator[Any], clock: StageClock) ->
 
     Closing it closes `batches`. Used by the consumer's thread, whose current stream is the one that waits.
     """
-    return ahead(clock.around("device", _copier(device)), batches)
+    return Ahead(clock.around("device", _copier(device)), batches)
 
 
 def _copier(device: torch.device) -> Callable[[Any], Callable[[], Any]]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from loaders.ahead import ahead  # noqa: E402
+from loaders.ahead import Ahead  # noqa: E402
 from loaders.device import ahead_on, device_of, packed  # noqa: E402
 from loaders.stall import StageClock  # noqa: E402
 
@@ -63,6 +63,7 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+@settings(max_examples=60)
 @given(batches)
 def test_a_slab_holds_a_batch(batch: Any) -> None:
     slab, unpack = packed(batch)
@@ -85,7 +86,7 @@ def test_work_begins_ahead_and_batches_come_in_order(depth: int) -> None:
         begun.append(n)
         return lambda: n * 10
 
-    for number, out in enumerate(ahead(begin, iter(range(6)), depth)):
+    for number, out in enumerate(Ahead(begin, iter(range(6)), depth)):
         assert out == number * 10
         assert begun == list(range(min(6, number + 1 + depth)))
 
@@ -101,15 +102,15 @@ def test_an_error_comes_at_its_batch_and_closing_closes() -> None:
         finally:
             closed.append(True)
 
-    out = ahead(lambda n: lambda: n, source(), 2)
+    out = Ahead(lambda n: lambda: n, source(), 2)
     assert [next(out), next(out)] == [0, 1]
     with pytest.raises(KeyError, match="batch 2"):
         next(out)
     closed.clear()
-    out = ahead(lambda n: lambda: n, source())
+    out = Ahead(lambda n: lambda: n, source())
     next(out)
-    out.close()  # type: ignore[attr-defined]
-    assert closed == [True]
+    out.close()
+    assert closed == [True] and list(out) == []
 
 
 def test_the_host_is_no_device() -> None:
