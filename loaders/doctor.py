@@ -28,6 +28,7 @@ from loaders.order import EpochOrder
 from loaders.share import Share, row_windows, steps_of
 from loaders.source import ColumnSource, LeptonError
 from loaders.step import Step
+from loaders.tuning import usable_cores
 
 SECONDS = 2.0  # of each measurement
 BATCHES_MIN = 3  # measured, however long they take
@@ -140,7 +141,7 @@ def examine(
     tell:    told what is measured now.
     Raises what the loader raises, and ValueError for a dataset without rows.
     """
-    options, cores = dict(options), cores or _cores()
+    options, cores = dict(options), cores or usable_cores()
     tell("as it is, from the start")
     loader = DataLoader(dataset, **options)
     if not len(loader):
@@ -318,10 +319,6 @@ def _block_shuffle() -> Any:
     except ImportError:
         return None
     return BlockShuffle()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_memory() -> int:

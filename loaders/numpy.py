@@ -9,9 +9,11 @@ from typing import Any
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader
 from loaders.order import OrderStrategy
+from loaders.orders.limits import Limit
 from loaders.pipeline import Collate
 from loaders.source import has_source
 from loaders.stages import Transform, map_tree
+from loaders.tuning import Auto, chosen
 
 
 class NumpyLoader(Loader):
@@ -33,13 +35,15 @@ class NumpyLoader(Loader):
         dataset: Any,
         batch_size: int = 1,
         shuffle: bool = False,
-        num_workers: int = 0,
+        num_workers: int | Auto = 0,
         drop_last: bool = False,
         timeout: float = 0,
         *,
-        prefetch_factor: int | None = None,
+        prefetch_factor: int | Auto | None = None,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -52,20 +56,25 @@ class NumpyLoader(Loader):
         on_fault: OnFault | None = None,
         pad: bool = False,
         arena_bytes_max: int | None = None,
+        prefetch_bytes_max: int | None = None,
         receipts: bool = True,
     ) -> None:
         if not has_source(dataset):
             raise TypeError(f"a {type(dataset).__name__} is no LeptonStore dataset, and torch's DataLoader is not here")
         if batch_size < 1:
             raise ValueError(f"batch_size should be a positive integer value, but got batch_size={batch_size}")
-        if num_workers < 0 or timeout < 0:
+        workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
+        if workers.workers < 0 or timeout < 0:
             raise ValueError(f"num_workers={num_workers} and timeout={timeout} should be non-negative")
         self.dataset = dataset
         self.shuffle = shuffle
-        self.num_workers, self.prefetch_factor, self.timeout = num_workers, prefetch_factor, timeout
+        self.num_workers, self.prefetch_factor, self.timeout = workers.workers, workers.prefetch, timeout
+        self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
+        self.prefetch_bytes_max = prefetch_bytes_max
         self.drop_last = drop_last
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -81,6 +90,7 @@ class NumpyLoader(Loader):
         self._open_source(dataset)
         self._start()
         self.batch_size = self._rows_per_rank(batch_size)
+        self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     @property
     def _context(self) -> Transform | None:
