@@ -70,9 +70,8 @@ def upload(folder: Path, bucket: str, prefix: str) -> None:
 
 def ours(url: str, cache: Path) -> dict[str, float]:
     """One epoch, in a process of its own."""
-    from loaders.orders import BlockShuffle
-
     from loaders import DataLoader
+    from loaders.orders import BlockShuffle
 
     began = time.perf_counter()
     with Store.open(url, cache_dir=cache) as store:
