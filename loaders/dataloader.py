@@ -299,7 +299,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else ahead_on(self.device, batches)
+        return batches if self.device is None else ahead_on(self.device, batches, self.stats.clock)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
