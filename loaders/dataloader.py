@@ -358,6 +358,10 @@ class DataLoader(TorchDataLoader[Any]):
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
+        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
+            raise ValueError(
+                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
+            )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from loaders.ahead import WindowReader, read_ahead
-from loaders.order import Order, Rows
-from loaders.orders import BlockOrder
+from loaders.order import Order, OrderStrategy, Rows
+from loaders.orders import BlockOrder, BlockShuffle, Bucketed, Subset
+from loaders.orders.limits import Limits
 from loaders.share import Share, row_windows, steps_of
 from loaders.step import Step
 from tests.integration.order_checks import Synthetic, SyntheticSource
@@ -47,7 +48,9 @@ def steps_and_reader(cache: Any, share: Share, cache_bytes: int = 1 << 30) -> tu
     def steps() -> Iterator[Step]:
         return steps_of(1, share, row_windows(ORDER, share))
 
-    return list(steps()), WindowReader(cache.read, cache_bytes, ORDER, share).steps(steps())
+    return list(steps()), WindowReader(cache.read, cache_bytes, ORDER, ORDER.windows(share.start, ROWS), share).steps(
+        steps()
+    )
 
 
 def rows_of(steps: list[Step], start: int, stop: int) -> set[int]:
@@ -106,6 +109,31 @@ def test_a_pass_that_is_left_ends_its_threads() -> None:
         assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        BlockShuffle(10, 8),
+        Subset(range(0, ROWS, 2), BlockShuffle(10, 8)),
+        Bucketed(np.arange(ROWS) % 50, 30, 60, BlockShuffle(10, 8)),
+    ],
+    ids=["blocks", "subset", "buckets"],
+)
+@pytest.mark.parametrize("limit", [None, 10])
+def test_orders_of_block_wise_orders_are_read_ahead(strategy: OrderStrategy, limit: int | None) -> None:
+    cache = Cache()
+    source: Any = SyntheticSource(Synthetic(ROWS))
+    source.reader_ahead, source.cache_bytes = lambda: cache.read, 1 << 30
+    order = Limits(limit).epoch(strategy.bind(source), 1, 2, lambda order: Share(order.length, 30))
+    share = Share(order.length, 30)
+    steps = steps_of(2, share, row_windows(order, share))
+    seen: set[int] = set()
+    for step in read_ahead(source, order, share, steps):
+        if len(step.rows) == 30:
+            seen |= set(step.rows.tolist())
+            cache.wait_for(seen)
+    assert seen <= cache.rows <= set(order.rows_at(0, order.length).tolist()), "the last, short batch, too, or not"
+
+
 def test_where_there_is_nothing_to_read_ahead_nothing_happens() -> None:
     steps = iter([Step(0, 0, np.arange(3))])
     source: Any = SyntheticSource(Synthetic(ROWS))
@@ -113,5 +141,5 @@ def test_where_there_is_nothing_to_read_ahead_nothing_happens() -> None:
     assert read_ahead(source, ORDER, share, steps) is steps
     source.reader_ahead = lambda: None
     assert read_ahead(source, ORDER, share, steps) is steps
-    source.reader_ahead = lambda: Cache().read
+    source.reader_ahead, source.cache_bytes = lambda: Cache().read, 1 << 30
     assert read_ahead(source, Order(ROWS), share, steps) is steps
