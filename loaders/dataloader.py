@@ -8,37 +8,38 @@ Which of three paths a loader takes is decided once, when it is made:
              dicts, in the order and shares of this module.
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
 
-On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch,
-position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path a dataset
-that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
+On the last two it is a `loaders.loader.Loader`: ranks share each global batch (`loaders.share`), the order is a pure function
+of (seed, epoch, position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path
+a dataset that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
-from loaders.ahead import read_ahead
-from loaders.batch import Transform, gatherer, maker
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
-from loaders.orders.limits import Limit, Limits
-from loaders.plan import Pass, Planner
-from loaders.prefetch import Prefetcher
-from loaders.share import Share, find_rank, row_windows, steps_of
-from loaders.source import Source, has_source, source_of
-from loaders.state import LoaderState, LoaderStateError
+from loaders.batch import gatherer, pinned
+from loaders.device import Device, ahead_on, device_of
+from loaders.faults import OnFault, Policy
+from loaders.loader import Loader, Windows
+from loaders.mesh import MeshPlace, context_slice, place_on
+from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit
+from loaders.pipeline import Collate
+from loaders.share import Share, row_windows
+from loaders.source import Source, has_source
+from loaders.stages import Batch, Transform
 from loaders.step import Step
+from loaders.tuning import Auto, chosen
 
 Path = Literal["torch", "rows", "gather"]
 
 
-class DataLoader(TorchDataLoader[Any]):
+class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
@@ -60,13 +61,31 @@ class DataLoader(TorchDataLoader[Any]):
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
+                       and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
+    on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
+                       "auto": as many as help, up to the cores, found while it runs (`loaders.tuning`); so are the batches
+                       ahead, with "auto" as prefetch_factor too. `prefetching` says what it has come to.
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
+    prefetch_bytes_max bytes that batches made ahead by threads may occupy (default: tuning.PREFETCH_BYTES_MAX); fewer are made
+                       ahead than num_workers x prefetch_factor when they would be more.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
+    device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
+    pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
+    mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
+                       (`loaders.mesh`). Instead of rank and world_size; batch_size is then per data rank.
+    data_dims          names of the mesh's data dimensions. Default: found by their names ("dp", "fsdp", "dp_shard", "data", ...).
+    context_dim, sequence_columns
+                       the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
+                       rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
@@ -86,7 +105,7 @@ class DataLoader(TorchDataLoader[Any]):
         shuffle: bool | None = None,
         sampler: Any = None,
         batch_sampler: Any = None,
-        num_workers: int = 0,
+        num_workers: int | Auto = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -95,7 +114,7 @@ class DataLoader(TorchDataLoader[Any]):
         multiprocessing_context: Any = None,
         generator: torch.Generator | None = None,
         *,
-        prefetch_factor: int | None = None,
+        prefetch_factor: int | Auto | None = None,
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
@@ -109,7 +128,19 @@ class DataLoader(TorchDataLoader[Any]):
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
         arena_bytes_max: int | None = None,
+        prefetch_bytes_max: int | None = None,
+        receipts: bool = True,
+        pad: bool = False,
+        device: Device = None,
+        mesh: Any = None,
+        data_dims: Sequence[str] | None = None,
+        context_dim: str | None = None,
+        sequence_columns: Mapping[str, int] | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -120,36 +151,42 @@ class DataLoader(TorchDataLoader[Any]):
         self.seed = seed
         self.order = order
         self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
-        self._limits = Limits(limit_batches, overfit_batches)
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
         self.arena_bytes_max = arena_bytes_max
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
-        self._progress = Progress()
-        self._source: Source | None = None
-        self._bound_order: BoundOrder | None = None
-        self._planner: Planner | None = None
+        self.receipts = receipts and in_order
+        self.pad = pad
+        self.device = device_of(device)
+        self.mesh = mesh
+        self.data_dims = None if data_dims is None else tuple(data_dims)
+        self.context_dim = context_dim
+        self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
+        self.prefetch_bytes_max = prefetch_bytes_max
+        workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
+        self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
         self._row_sampler = _RowSampler()
+        self._start()
         self._require_extras_fit(batch_size)
+        self._place = self._find_place()
         if path != "torch":
-            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple), arena_bytes_max)
-            if order is None:
-                own = getattr(dataset, "__lepton_order__", None)
-                self.order = FullOrder(self.shuffle) if own is None else own()
-            assert self.order is not None
-            self._bound_order = self.order.bind(self._source)
+            self._open_source(dataset)
+            assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
-        super().__init__(
+        TorchDataLoader.__init__(
+            self,
             dataset,
             batch_size,
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            workers.workers,
             collate_fn,
             pin_memory,
             drop_last,
@@ -157,7 +194,7 @@ class DataLoader(TorchDataLoader[Any]):
             worker_init_fn,
             multiprocessing_context,
             generator,
-            prefetch_factor=prefetch_factor,
+            prefetch_factor=workers.prefetch,
             persistent_workers=persistent_workers,
             pin_memory_device=pin_memory_device,
             in_order=in_order,
@@ -168,231 +205,154 @@ class DataLoader(TorchDataLoader[Any]):
     # -- torch's protocol --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        if self._path == "torch":
-            return super().__iter__()
-        began = perf_counter()
-        epoch, consumed = self._progress.next
-        order = self._epoch_order(epoch)
-        share = self._share(order, consumed)
-        if self._path == "rows":
-            self._row_sampler.open(order, share)
-            batches: Iterator[Any] = super().__iter__()
-        else:
-            next_order = self._epoch_order((epoch + 1) & SEED_MAX)
-            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        return TorchDataLoader.__iter__(self) if self._path == "torch" else Loader.__iter__(self)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        return TorchDataLoader.__len__(self) if self._path == "torch" else Loader.__len__(self)
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
 
         For a training script: call it before the model is built. Does nothing where no arena is used.
         """
-        if self._path == "gather" and self._source is not None:
-            self._source.fill_ahead()
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return (
-            super().__len__()
-            if self._path == "torch"
-            else self._share(self._epoch_order(self._progress.next.epoch)).steps
-        )
-
-    def rows_at(self, epoch: int, step: int, all_ranks: bool = False) -> Rows:
-        """The rows (int64) of this rank's batch at a step of an epoch, or of the global batch. Steps are counted from the epoch's start.
-
-        Nothing is read, and the loader stays where it is. Any epoch, any step: a number, not a replay. Raises IndexError for
-        a step that the epoch does not have, LoaderStateError on torch's path.
-        """
-        order, share = self._pass_at(epoch, step)
-        return order.rows_at(*(share.batch_positions(step) if all_ranks else share.positions(step)))
+        if self._path == "gather":
+            super().warm()
 
     def batch_at(self, epoch: int, step: int) -> Any:
         """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
-        order, share = self._pass_at(epoch, step)
-        start, stop = share.positions(step)
-        rows = order.rows_at(start, stop)
-        if self._path == "rows":
-            dataset: Any = self.dataset
-            return self.collate_fn(dataset.__getitems__(rows.tolist()))
-        assert self._source is not None
-        self._source.fill()
-        return self._maker()(Step(epoch, start, rows))
-
-    def _pass_at(self, epoch: int, step: int) -> Pass:
-        self._require_own_order()
-        order = self._epoch_order(epoch)
-        share = self._share(order)
-        if not 0 <= step < share.steps:
-            raise IndexError(f"step {step} is not in epoch {epoch}, which has {share.steps} steps")
-        return order, share
+        if self._path != "rows":
+            return super().batch_at(epoch, step)
+        dataset: Any = self.dataset
+        return self.collate_fn(dataset.__getitems__(self.rows_at(epoch, step).tolist()))
 
     @property
     def _index_sampler(self) -> Any:
         """What torch's iterators draw from: the same hook that torch uses for `sampler` and `batch_sampler`."""
         return self._row_sampler if self._path == "rows" else super()._index_sampler
 
-    # -- epochs and state --------------------------------------------------------------------------------------
-
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded.
 
         On torch's path it is handed to the sampler, when that has a `set_epoch`; else it does nothing.
         """
-        if self._path == "torch":
-            for sampler in (self.sampler, self.batch_sampler):
-                hand_over = getattr(sampler, "set_epoch", None)
-                if hand_over is not None:
-                    hand_over(epoch)
-            return
-        if not 0 <= epoch <= SEED_MAX:
-            raise ValueError(f"epoch must be between 0 and {SEED_MAX}, not {epoch}")
-        following = self._progress.next
-        restored = following.epoch == epoch and following.consumed > 0
-        self._progress.start_at(following if restored else Position(epoch, 0))
+        if self._path != "torch":
+            return super().set_epoch(epoch)
+        for sampler in (self.sampler, self.batch_sampler):
+            hand_over = getattr(sampler, "set_epoch", None)
+            if hand_over is not None:
+                hand_over(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
+    # -- what torch decides ------------------------------------------------------------------------------------
 
-        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank. Raises LoaderStateError on torch's path.
-        """
-        return self._state(self._progress.position).to_dict()
+    def _find_place(self) -> MeshPlace | None:
+        if self.mesh is None:
+            return None
+        return place_on(self.mesh, self.data_dims, self.context_dim)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The next `iter()` continues at the batch after the state, at any world size.
+    def _rank(self) -> tuple[int, int]:
+        return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
-        or drop_last, or of another format or version of it.
-        """
-        self._require_own_order()
-        saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
+        if self._path == "gather":
+            return super()._batches(epoch, order, share, steps_in)
+        self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
+        return self._feed(TorchDataLoader.__iter__(self))
 
-    def _require_own_order(self) -> None:
-        if self._source is None:
-            raise LoaderStateError(
-                f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
-                "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
-            )
+    def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
+        return gatherer(source)
 
-    def _state(self, position: Position) -> LoaderState:
-        self._require_own_order()
-        source, order = self._source, self._epoch_order(position.epoch)
-        assert source is not None and self.order is not None
-        return LoaderState(
-            dataset=source.name,
-            commit=source.commit,
-            fingerprint=source.fingerprint,
-            length=order.length,
-            seed=self.seed,
-            epoch=position.epoch,
-            consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self._limits.spec(self.order.spec()),
-            drop_last=self.drop_last,
-        )
+    @property
+    def _tensor(self) -> Transform:
+        return torch.from_numpy
 
-    # -- making batches ----------------------------------------------------------------------------------------
+    @property
+    def _context(self) -> Transform | None:
+        if self._place is None or not self.sequence_columns:
+            return None
+        return context_slice(self.sequence_columns, self._place)
 
-    def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
-        source = self._source
-        assert source is not None
-        source.fill()
-        make = self._maker()
-        windows = row_windows(*current)
-        if source.plans:
-            self._planner = self._planner or Planner(source)
-            self._planner.open(current, following)
-            windows = self._planner.windows(current)
-        steps = steps_of(epoch, current[1], windows)
-        steps = read_ahead(source, *current, steps)
-        if self.num_workers == 0 or not (source.cold or self.transform):
-            return map(make, steps)
-        depth = self.num_workers * (self.prefetch_factor or 1)
-        return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
+    @property
+    def _pin(self) -> Transform | None:
+        # A batch that goes to a device is packed into a pinned slab there.
+        return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
-    def _maker(self) -> Callable[[Step], Any]:
-        assert self._source is not None
-        pin = self.pin_memory and torch.cuda.is_available()
-        return maker(gatherer(self._source), self.as_tuple, self.transform, pin)
-
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        """What an epoch consists of, within the limits that were asked for."""
-        assert self._bound_order is not None
-        return self._limits.epoch(self._bound_order, self.seed, epoch, self._share)
-
-    def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
-        assert self.batch_size is not None
-        rank, world_size = find_rank(self.rank, self.world_size)
-        global_batch = self.global_batch_size or self.batch_size * world_size
-        return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
+    def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self.device is None else ahead_on(self.device, batches)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _rows_per_rank(self, batch_size: int | None) -> int | None:
-        """What the attribute `batch_size` says: the most rows that a batch of this rank can have."""
-        if self.global_batch_size is None:
-            return batch_size
-        return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
-
     def _require_extras_fit(self, batch_size: int | None) -> None:
-        extras = (
-            "order",
-            "limit_batches",
-            "overfit_batches",
-            "global_batch_size",
-            "rank",
-            "world_size",
-            "columns",
-            "as_tuple",
-            "transform",
-            "arena_bytes_max",
-        )
-        given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
+        given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
+        given = [_AS_GIVEN.get(name, name) for name in given]
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
-        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
-            raise ValueError(
-                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
-            )
-        if self.order is not None and self.shuffle:
-            raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
-        made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]
+        made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
-        if self.global_batch_size is None:
-            return
-        if self.global_batch_size < 1:
-            raise ValueError(f"global_batch_size should be a positive integer value, but got {self.global_batch_size}")
-        if batch_size not in (1, None):
-            raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
+        self._require_sizes_fit(batch_size)
+        if self.mesh is None:
+            of_mesh = [name for name in ("data_dims", "context_dim", "sequence_columns") if name in given]
+            if of_mesh:
+                raise ValueError(f"{', '.join(of_mesh)}: only with mesh=")
+        elif self.rank is not None or self.world_size is not None:
+            raise ValueError("mesh, and rank or world_size, exclude each other: the mesh says which rank this is")
+        if (self.context_dim is None) != (self.sequence_columns is None):
+            raise ValueError("context_dim= and sequence_columns= belong together: where, and what, to slice")
+
+
+# Parameters that torch does not have, and what they are when they are not given.
+_EXTRAS: dict[str, object] = {
+    "order": None,
+    "limit_batches": None,
+    "overfit_batches": None,
+    "global_batch_size": None,
+    "rank": None,
+    "world_size": None,
+    "columns": None,
+    "as_tuple": None,
+    "transform": None,
+    "transforms": None,
+    "collate": None,
+    "policy": "raise",
+    "on_fault": None,
+    "arena_bytes_max": None,
+    "auto_workers": False,
+    "auto_prefetch": False,
+    "prefetch_bytes_max": None,
+    "pad": False,
+    "device": None,
+    "mesh": None,
+    "data_dims": None,
+    "context_dim": None,
+    "sequence_columns": None,
+}
+_AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
+_OF_THE_ORDER = (
+    "order",
+    "limit_batches",
+    "overfit_batches",
+    "global_batch_size",
+    "rank",
+    "world_size",
+    "seed",
+    "device",
+    "mesh",
+    "data_dims",
+    "context_dim",
+)
 
 
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
-
-    def __len__(self) -> int:
-        return self._share.steps
-
-
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None) -> list[str] | None:
-    wanted = columns if columns is not None else as_tuple
-    if wanted is None:
-        return None
-    for name in as_tuple or ():
-        if name not in wanted:
-            raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
-    return list(dict.fromkeys(wanted))
+        return (step.rows.tolist() for step in self._steps())

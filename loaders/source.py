@@ -25,14 +25,27 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, LeptonError, MissingExtra, SchemaError
-from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX
+from leptonstore.errors import (
+    BadInput,
+    ChunkMissing,
+    Damaged,
+    FormatDamaged,
+    FormatTooNew,
+    LeptonError,
+    MissingExtra,
+    RefMissing,
+    SchemaError,
+    SourceError,
+)
+from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +53,26 @@ if TYPE_CHECKING:
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset
 
-__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "Source", "has_source", "source_of"]
+__all__ = [
+    "IMAGE_FILE_BYTES_MAX",
+    "IMAGE_PIXELS_MAX",
+    "BadInput",
+    "ChunkMissing",
+    "ColumnSource",
+    "ColumnSpec",
+    "Damaged",
+    "FormatDamaged",
+    "FormatTooNew",
+    "LeptonError",
+    "MissingExtra",
+    "RefMissing",
+    "Source",
+    "SourceError",
+    "has_source",
+    "image_decoder",
+    "source_of",
+    "write_file",
+]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
 Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
@@ -133,6 +165,16 @@ class Source(Protocol):
     def plan(self, keys: Sequence[Keys], restart: bool) -> None:
         """Tell the hot cache what is read next (restart: instead of what was told, else after it)."""
         ...
+
+
+def write_file(path: Path, data: bytes, replace: bool = False) -> None:
+    """A small file: whole and durable, or not there. Raises BadInput when it exists, unless it is to be replaced (then: whole)."""
+    from leptonstore.tiers.durable import create_file, replace_file
+
+    if replace:
+        replace_file(path, data, path.parent)
+    elif not create_file(path, data, path.parent):
+        raise BadInput(f"{path} exists: take another name, or remove it")
 
 
 def has_source(dataset: object) -> bool:
@@ -453,3 +495,10 @@ def _require_no_nulls(array: pa.Array, spec: ColumnSpec) -> None:
             f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
             "fill them in a new version, or leave the column out with columns=[…]"
         )
+
+
+def image_decoder() -> ModuleType:
+    """The store's own decoder of images (Pillow, when it is used): the same pixels in analysis, predictions and training."""
+    from leptonstore.process import images
+
+    return images

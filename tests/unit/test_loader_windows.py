@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders.ahead import WindowReader, read_ahead
 from loaders.order import Order, OrderStrategy, Rows
 from loaders.orders import BlockOrder, BlockShuffle, Bucketed, Subset
 from loaders.orders.limits import Limits
 from loaders.share import Share, row_windows, steps_of
 from loaders.step import Step
+from loaders.windows import WindowReader, read_ahead
 from tests.integration.order_checks import Synthetic, SyntheticSource
 
 ROWS, ROW_BYTES = 1_003, 10
