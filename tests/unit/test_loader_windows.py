@@ -64,19 +64,14 @@ def test_a_window_is_read_while_the_one_before_it_is_used(world_size: int, start
     cache = Cache()
     share = Share(ROWS, 30, rank=world_size - 1, world_size=world_size, start=start)
     expected, steps = steps_and_reader(cache, share)
+    full = start + (ROWS - start) // 30 * 30  # the last, short batch is left to itself
     taken: list[Step] = []
-    for number, (first, end) in enumerate(WINDOWS):
-        if end <= start:
-            continue
-        while not taken or taken[-1].start < first:
-            taken.append(next(steps))
-            if len(taken) == len(expected):
-                break
+    for step in steps:
+        taken.append(step)
+        number = next(number for number, (first, end) in enumerate(WINDOWS) if first <= step.start < end)
         upto = WINDOWS[min(number + 1, len(WINDOWS) - 1)][1]
-        full = start + (ROWS - start) // 30 * 30  # the last, short batch is left to itself
-        cache.wait_for(rows_of(expected, start, min(upto, full)))
+        cache.wait_for(rows_of(expected, WINDOWS[number][1], min(upto, full)))
         assert not cache.rows & rows_of(expected, upto, ROWS), "no further"
-    taken += list(steps)
     assert [step.rows.tolist() for step in taken] == [step.rows.tolist() for step in expected]
     assert all((np.diff(piece) > 0).all() for piece in cache.pieces), "in the order in which they are stored"
     assert len(cache.rows) == sum(len(piece) for piece in cache.pieces), "once"
