@@ -543,6 +543,10 @@ class Loader:
         return -(-self.global_batch_size // self._rank()[1])
 
     def _require_sizes_fit(self, batch_size: int | None) -> None:
+        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
+            raise ValueError(
+                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
+            )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.global_batch_size is None:

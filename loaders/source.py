@@ -122,6 +122,9 @@ class Source(Protocol):
     `ColumnSource` is that of a dataset or view. Anything else that is made of LeptonStore datasets (a mixture, windows of a
     stream of tokens) has a method `__lepton_source__(columns, arena_bytes_max)` that gives one, and may have
     `__lepton_order__()`, which gives the OrderStrategy that holds when none is asked for.
+
+    A source may also have `column(name, lengths)` and `rows_where(condition)`, for orders that depend on values, and `reader_ahead()` with
+    `cache_bytes`, for reading whole windows; see ColumnSource.
     """
 
     rows: int

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -27,35 +26,33 @@ READ_ROWS_MAX = 1 << 13
 READ_THREADS = 2  # one waits for the network while the other checks and stores what came
 
 
-class Windowed(Protocol):
-    """An EpochOrder whose positions share data by windows."""
-
-    def windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The windows that positions [start, stop) fall into, as positions [first, end)."""
-        ...
-
-    def rows_of(self, positions: Rows) -> Rows:
-        """The rows at positions."""
-        ...
-
-
 def read_ahead(source: Source, order: EpochOrder, share: Share, steps: Iterator[Step]) -> Iterator[Step]:
     """`steps` of a pass, with threads that read its windows, where the order has any and the source a cache to read them into."""
-    windowed, reader = getattr(order, "windows", None), getattr(source, "reader_ahead", None)
-    read = None if windowed is None or reader is None else reader()
-    if read is None:
+    windows, reader = getattr(order, "windows", None), getattr(source, "reader_ahead", None)
+    if windows is None or reader is None or (read := reader()) is None:
         return steps
-    return WindowReader(read, getattr(source, "cache_bytes", 0), order, share).steps(steps)  # type: ignore[arg-type]
+    spans = windows(share.start, share.length)
+    return WindowReader(read, getattr(source, "cache_bytes", 0), order, spans, share).steps(steps)
 
 
 class WindowReader:
     """Of one pass: `order` and `share`. `read(rows)` brings rows into a cache of `cache_bytes` and gives their bytes.
 
+    windows: positions [first, end) of the windows of the pass, one after another.
+
     Reads at most one window ahead of the steps, and no further where two windows are more than the cache has room for.
     """
 
-    def __init__(self, read: Callable[[Rows], int], cache_bytes: int, order: Windowed, share: Share) -> None:
+    def __init__(
+        self,
+        read: Callable[[Rows], int],
+        cache_bytes: int,
+        order: EpochOrder,
+        windows: Iterator[tuple[int, int]],
+        share: Share,
+    ) -> None:
         self._read, self._cache_bytes, self._order, self._share = read, cache_bytes, order, share
+        self._windows = windows
         self._reached, self._closed = share.start, False
         self._moved = threading.Condition()
         self._taking = threading.Lock()
@@ -99,7 +96,8 @@ class WindowReader:
     def _pieces(self) -> Iterator[Rows]:
         """What to read, piece by piece; waits until it is time."""
         before = self._share.start
-        for first, end in self._order.windows(self._share.start, self._share.length):
+        for first, last in self._windows:
+            end = min(last, self._share.length)
             with self._moved:
                 # When the window before it is trained on; the first two at once.
                 self._moved.wait_for(lambda before=before: self._closed or self._reached >= before)  # type: ignore[misc]
