@@ -20,7 +20,7 @@ from leptonstore.store import Store
 
 pytest.importorskip("torch")
 
-from loaders import Order  # noqa: E402
+from loaders import Order
 
 ROWS = 200
 
