@@ -259,7 +259,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     @property
     def _pin(self) -> Transform | None:
-        return pinned if self.pin_memory and torch.cuda.is_available() else None
+        # A batch that goes to a device is packed into a pinned slab there.
+        return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         return batches if self.device is None else ahead_on(self.device, batches)

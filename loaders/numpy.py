@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loaders.faults import OnFault, Policy
 from loaders.loader import Loader
 from loaders.order import OrderStrategy
+from loaders.pipeline import Collate
 from loaders.source import has_source
-from loaders.stages import Transform
+from loaders.stages import Transform, map_tree
 from loaders.tuning import Auto, chosen
 
 
@@ -18,6 +21,7 @@ class NumpyLoader(Loader):
     A state of one is a state of the other. Arrays have the dtypes and shapes of the tensors, unsigned ones included, and own their memory.
     Torch is neither needed nor imported. Rank and world size are given or found (`loaders.share.find_rank`).
 
+    transforms, collate, policy, on_fault   by sample, as there; what they make with torch, where it is installed, becomes arrays.
     num_workers    n: threads that read and transform ahead, `prefetch_factor` batches each.
     timeout        seconds that a batch may keep its caller waiting, 0 for no limit; then RuntimeError.
     pad            True: batches of one static shape with the mask "_valid" (`loaders.pad`).
@@ -43,6 +47,10 @@ class NumpyLoader(Loader):
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
         pad: bool = False,
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
@@ -68,6 +76,9 @@ class NumpyLoader(Loader):
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
         self.pad = pad
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts
@@ -75,3 +86,16 @@ class NumpyLoader(Loader):
         self._open_source(dataset)
         self._start()
         self.batch_size = self._rows_per_rank(batch_size)
+
+    @property
+    def _context(self) -> Transform | None:
+        """Only where torch may have been at work: chains and collates stack values as its tensors."""
+        return _arrays if self._programs or self.collate else None
+
+
+def _arrays(batch: Any) -> Any:
+    """The batch with torch's tensors as arrays over the same memory."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return batch
+    return map_tree(lambda leaf: leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf, batch)
