@@ -68,7 +68,7 @@ def upload(folder: Path, bucket: str, prefix: str) -> None:
             target.put(str(path.relative_to(folder)), path)
 
 
-def ours(url: str, cache: str) -> dict[str, float]:
+def ours(url: str, cache: Path) -> dict[str, float]:
     """One epoch, in a process of its own."""
     from loaders import DataLoader
     from loaders.orders import BlockShuffle
@@ -139,4 +139,4 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 if __name__ == "__main__":
     import loaders.dataloader  # noqa: F401  (imports are not what is timed)
 
-    print(json.dumps(ours(*sys.argv[1:])))
+    print(json.dumps(ours(sys.argv[1], Path(sys.argv[2]))))

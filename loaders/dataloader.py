@@ -28,6 +28,7 @@ from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit
 from loaders.pipeline import Collate
 from loaders.share import Share, row_windows
 from loaders.source import Source, has_source
@@ -50,6 +51,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
     order              how rows are ordered (`loaders.orders`), instead of `shuffle`.
+    limit_batches      n: the first n global batches of each epoch, on every rank. A float in (0, 1]: that share, rounded down.
+    overfit_batches    n (or a share): every epoch is the first n global batches of epoch 0, in their order, which `shuffle` and `order`
+                       decide as ever. (Lightning takes the first rows of the dataset: where those are all of one class, they
+                       say little.)
     seed               decides the order with the epoch; equal on every rank. `generator` has no say in the order.
     rank, world_size   which share of each global batch is read here. Default: torch.distributed when initialised, else
                        RANK and WORLD_SIZE of the environment, else 0 of 1; found anew at each `iter()`.
@@ -115,6 +120,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         in_order: bool = True,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -143,6 +150,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.shuffle = bool(shuffle)
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -191,6 +199,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        if path != "torch":
+            self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     # -- torch's protocol --------------------------------------------------------------------------------------
 
@@ -208,6 +218,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         """
         if self._path == "gather":
             super().warm()
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        if self._path != "rows":
+            return super().batch_at(epoch, step)
+        dataset: Any = self.dataset
+        return self.collate_fn(dataset.__getitems__(self.rows_at(epoch, step).tolist()))
 
     @property
     def _index_sampler(self) -> Any:
@@ -292,6 +309,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 # Parameters that torch does not have, and what they are when they are not given.
 _EXTRAS: dict[str, object] = {
     "order": None,
+    "limit_batches": None,
+    "overfit_batches": None,
     "global_batch_size": None,
     "rank": None,
     "world_size": None,
@@ -316,6 +335,8 @@ _EXTRAS: dict[str, object] = {
 _AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
 _OF_THE_ORDER = (
     "order",
+    "limit_batches",
+    "overfit_batches",
     "global_batch_size",
     "rank",
     "world_size",

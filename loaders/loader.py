@@ -20,6 +20,7 @@ from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit, Limits
 from loaders.pad import VALID, padded, padded_rows, valid_rows
 from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Planner
@@ -34,6 +35,7 @@ from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
 from loaders.tuning import Tuner
+from loaders.windows import read_ahead
 
 FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
@@ -70,6 +72,8 @@ class Loader:
     prefetch_bytes_max: int | None = None
     pad: bool
     arena_bytes_max: int | None
+    limit_batches: Limit = None
+    overfit_batches: Limit = None
     receipts: bool = True
 
     _source: Source | None = None
@@ -90,7 +94,7 @@ class Loader:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
         self._bound_order = self.order.bind(self._source)
-        self._epoch_order(0)  # refuses a bad seed here, not at the first batch
+        self._limits = Limits(self.limit_batches, self.overfit_batches)
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
@@ -160,6 +164,35 @@ class Loader:
         share = self._share(order)
         return share.steps - sum(stop - first for first, stop in gaps_of(share, epoch, self._skip_ranges(order)))
 
+    # -- any batch again -----------------------------------------------------------------------------------------------
+
+    def rows_at(self, epoch: int, step: int, all_ranks: bool = False) -> Rows:
+        """The rows (int64) of this rank's batch at a step of an epoch, or of the global batch. Steps are counted from the epoch's start.
+
+        Nothing is read, and the loader stays where it is. Any epoch, any step: a number, not a replay. Raises IndexError for
+        a step that the epoch does not have, LoaderStateError on torch's path.
+        """
+        order, share = self._pass_at(epoch, step)
+        return order.rows_at(*(share.batch_positions(step) if all_ranks else share.positions(step)))
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        order, share = self._pass_at(epoch, step)
+        start, stop = share.positions(step)
+        source = self._source
+        assert source is not None
+        source.fill()
+        steps = self._in_shape(iter([Step(epoch, start, order.rows_at(start, stop))]), order, share)
+        return next(self._feed(self._made(source, steps, 0, None)))
+
+    def _pass_at(self, epoch: int, step: int) -> tuple[EpochOrder, Share]:
+        self._require_own_order()
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        if not 0 <= step < share.steps:
+            raise IndexError(f"step {step} is not in epoch {epoch}, which has {share.steps} steps")
+        return order, share
+
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
 
@@ -182,15 +215,19 @@ class Loader:
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
-        steps = steps_in(windows)
-        if self.pad:
-            steps = padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
-        return self._feed(self._made(source, steps))
+        steps = self._in_shape(read_ahead(source, order, share, steps_in(windows)), order, share)
+        note = functools.partial(self._note_fault, self._entries)
+        return self._feed(self._made(source, steps, self.num_workers, note))
 
-    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
+    def _in_shape(self, steps: Iterator[Step], order: EpochOrder, share: Share) -> Iterator[Step]:
+        if not self.pad:
+            return steps
+        return padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
+
+    def _made(self, source: Source, steps: Iterator[Step], workers: int, note: OnFault | None) -> Iterator[Any]:
         """The batches of `steps`, the quickest way."""
         by_sample = bool(self._programs or self.collate or self.policy != "raise")
-        threads = self.num_workers if source.cold or self.transform or by_sample else 0
+        threads = workers if source.cold or self.transform or by_sample else 0
         if not threads and not by_sample:
             picks = None if self.as_tuple is None else picked(self.as_tuple)
             timed_stages = [
@@ -203,7 +240,7 @@ class Loader:
             stages = [clock.around(name, stage) for name, stage in timed_stages if stage is not None]
             gather = clock.around("fetch" if source.cold else "gather", self._gatherer(source))
             return map(maker(gather, stages, self._valid if self.pad else None), steps)
-        recipe, note = self._recipe(source), functools.partial(self._note_fault, self._entries)
+        recipe = self._recipe(source)
         if not threads:
             return made_here(recipe, steps, note)
         if self._tuner is None:
@@ -259,8 +296,9 @@ class Loader:
             self.on_fault(position, row, column, action, reason)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
+        """What an epoch consists of, within the limits that were asked for."""
         assert self._bound_order is not None
-        return self._bound_order.epoch(self.seed, epoch)
+        return self._limits.epoch(self._bound_order, self.seed, epoch, self._share)
 
     def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
         assert self.batch_size is not None
@@ -290,7 +328,7 @@ class Loader:
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
         the same on every rank and for every framework. Raises LoaderStateError on torch's path.
         """
-        return self._state().to_dict()
+        return self._state(self._progress.position).to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
@@ -298,22 +336,25 @@ class Loader:
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
-        here = self._state()
+        self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
+        saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
         self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
-    def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
+    def _require_own_order(self) -> None:
+        if self._source is None:
             raise LoaderStateError(
                 f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
                 "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
             )
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
+
+    def _state(self, position: Position) -> LoaderState:
+        self._require_own_order()
+        source, order = self._source, self._epoch_order(position.epoch)
+        assert source is not None and self.order is not None
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
@@ -323,7 +364,7 @@ class Loader:
             epoch=position.epoch,
             consumed=position.consumed,
             global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
+            order=self._limits.spec(self.order.spec()),
             drop_last=self.drop_last,
             receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
             skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
@@ -349,7 +390,7 @@ class Loader:
         Holds from the next `iter()` on, is kept in states (of that epoch and those before it), and stands in the receipt. To be
         called on every rank. Raises ValueError for no such range, or too many; LoaderStateError on torch's path.
         """
-        self._state()
+        self._require_own_order()
         self._skips.ask(epoch, first, stop)
 
     def _skip_ranges(self, order: EpochOrder) -> list[Skip]:

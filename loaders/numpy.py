@@ -9,6 +9,7 @@ from typing import Any
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader
 from loaders.order import OrderStrategy
+from loaders.orders.limits import Limit
 from loaders.pipeline import Collate
 from loaders.source import has_source
 from loaders.stages import Transform, map_tree
@@ -41,6 +42,8 @@ class NumpyLoader(Loader):
         prefetch_factor: int | Auto | None = None,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -71,6 +74,7 @@ class NumpyLoader(Loader):
         self.drop_last = drop_last
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -86,6 +90,7 @@ class NumpyLoader(Loader):
         self._open_source(dataset)
         self._start()
         self.batch_size = self._rows_per_rank(batch_size)
+        self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     @property
     def _context(self) -> Transform | None:
