@@ -25,6 +25,7 @@ from typing import Any
 from loaders.dataloader import DataLoader
 from loaders.loader import Windows
 from loaders.order import EpochOrder
+from loaders.orders import BlockShuffle
 from loaders.share import Share, row_windows, steps_of
 from loaders.source import ColumnSource
 from loaders.step import Step
@@ -250,10 +251,8 @@ def _changes(
             "dataset.cached(place)", f"{named} are decoded anew for each batch: the hot cache keeps them", cache=True
         )
     if source.cold and options.get("shuffle"):
-        blocks = _block_shuffle()
-        if blocks is not None:
-            why = "a full shuffle reads a page for each row: a block-wise one reads pages whole (see the docs on its quality)"
-            yield Change("order=BlockShuffle()", why, {"shuffle": None, "order": blocks})
+        why = "a full shuffle reads a page for each row: a block-wise one reads pages whole (docs/orders.md says how well it mixes)"
+        yield Change("order=BlockShuffle()", why, {"shuffle": None, "order": BlockShuffle()})
     if options.get("transforms") and "decoded_cache" in known and not options.get("decoded_cache"):
         cached = source.dataset.cache is not None
         yield Change(
@@ -316,14 +315,6 @@ def _alone(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("prefetch_factor", "timeout", "persistent_workers", "worker_mode", "prefetch_bytes_max"):
         out.pop(name, None)
     return out
-
-
-def _block_shuffle() -> Any:
-    try:
-        from loaders.orders import BlockShuffle  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    return BlockShuffle()
 
 
 def _free_memory() -> int:

@@ -339,7 +339,10 @@ class Loader:
         self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
-        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        try:
+            self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        except ValueError as error:
+            raise LoaderStateError(str(error)) from None
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(Position(saved.epoch, saved.consumed))
@@ -399,7 +402,8 @@ class Loader:
     def _origin(self) -> Origin:
         source = self._source
         assert source is not None and self.order is not None
-        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
+        order = self._limits.spec(self.order.spec())
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, order)
 
     @property
     def _row_bytes(self) -> int:

@@ -164,6 +164,8 @@ def test_any_change_of_a_receipt_is_found(path: tuple[Any, ...], value: Any) -> 
         inner = inner[key]
     if inner[path[-1]] == value or (path[-1] == "marks" and value == []):
         return  # no change, or one that only makes it less precise
+    if path[-1] == "length" and type(value) is int and inner["stop"] <= value <= 60:
+        return  # epochs may be ended early (limit_batches): that binds no row
     inner[path[-1]] = value
     with pytest.raises((BadInput, Damaged, FormatTooNew)) as caught:
         Replay(Receipt.from_dict(told), lambda origin: Rows(60)).verify()
