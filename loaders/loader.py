@@ -452,10 +452,13 @@ class Loader:
         if source is not self._source or order is not self.order:
             bound = order.bind(source)
         saved.require_same_order(self._state_at(position, source, order, bound))
+        try:
+            self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        except ValueError as error:
+            raise LoaderStateError(str(error)) from None
         if source is not self._source or order is not self.order:
             self._read_on(dataset, source, order, bound)
         self._told_commit = None
-        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(position)
@@ -524,9 +527,8 @@ class Loader:
     def _origin(self) -> Origin:
         source = self._source
         assert source is not None and self.order is not None
-        return Origin(
-            source.name, source.commit, source.fingerprint, source.rows, self.seed, self._limits.spec(self.order.spec())
-        )
+        order = self._limits.spec(self.order.spec())
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, order)
 
     @property
     def _row_bytes(self) -> int:
