@@ -3,7 +3,7 @@
 Which of three paths a loader takes is decided once, when it is made:
 
     torch    any dataset that is not LeptonStore's, and any given `sampler`, `batch_sampler` or `batch_size=None`:
-             torch's own loader, unchanged. It is never sharded here: with a sampler, the sampler decides.
+             torch's own loader, with a state (`loaders.plain`). It is never sharded here: with a sampler, the sampler decides.
     rows     a LeptonStore dataset and a `collate_fn`: torch's loader (worker processes included) over lists of row
              dicts, in the order and shares of this module.
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
@@ -26,11 +26,12 @@ from torch.utils.data import Sampler
 from loaders.batch import Transform, gatherer, maker
 from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
+from loaders.plain.position import Position as PlainPosition
 from loaders.plan import Pass, Planner
 from loaders.prefetch import Prefetcher
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.source import Source, has_source, source_of
-from loaders.state import LoaderState, LoaderStateError
+from loaders.state import LoaderState
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -39,7 +40,9 @@ class DataLoader(TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
-    a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
+    a `sampler` or `batch_sampler`, it is torch's loader, batch for batch, and the parameters below are refused. It has
+    `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader has, and its `snapshot_every_n_steps`: how many
+    steps lie at most between two states that worker processes send of a stateful dataset (None: one in each pass).
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
     a list), and
@@ -92,6 +95,7 @@ class DataLoader(TorchDataLoader[Any]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        snapshot_every_n_steps: int | None = 1,
         seed: int = 0,
         order: OrderStrategy | None = None,
         global_batch_size: int | None = None,
@@ -117,6 +121,8 @@ class DataLoader(TorchDataLoader[Any]):
         self.transform = transform
         self.arena_bytes_max = arena_bytes_max
         self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.snapshot_every_n_steps = snapshot_every_n_steps
+        self._plain = PlainPosition(snapshot_every_n_steps)
         self._progress = Progress()
         self._source: Source | None = None
         self._bound_order: BoundOrder | None = None
@@ -157,7 +163,7 @@ class DataLoader(TorchDataLoader[Any]):
 
     def __iter__(self) -> Any:
         if self._path == "torch":
-            return super().__iter__()
+            return self._plain.iterate(self, super().__iter__)
         began = perf_counter()
         epoch, consumed = self._progress.next
         order = self._epoch_order(epoch)
@@ -171,6 +177,12 @@ class DataLoader(TorchDataLoader[Any]):
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         self.stats["wait_s"] += perf_counter() - began  # filling the arena
         return EpochIterator(batches, share, epoch, self._progress, self.stats)
+
+    def _get_iterator(self) -> Any:
+        if self._path != "torch":
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return self._plain.open(self)
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -216,8 +228,12 @@ class DataLoader(TorchDataLoader[Any]):
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank. Raises LoaderStateError on torch's path.
+        the same on every rank.
+
+        On torch's path it is the protocol of torchdata's StatefulDataLoader, and a state of this rank (`loaders.plain`).
         """
+        if self._path == "torch":
+            return self._plain.state(self)
         return self._state().to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -226,17 +242,15 @@ class DataLoader(TorchDataLoader[Any]):
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
+        if self._path == "torch":
+            return self._plain.load(self, state_dict)
         here = self._state()
         saved = LoaderState.from_dict(state_dict)
         saved.require_same_order(here)
         self._progress.restore(Position(saved.epoch, saved.consumed))
 
     def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
-            raise LoaderStateError(
-                f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
-                "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
-            )
+        assert self._source is not None and self.order is not None
         position, source = self._progress.position, self._source
         order = self._epoch_order(position.epoch)
         return LoaderState(
@@ -300,6 +314,9 @@ class DataLoader(TorchDataLoader[Any]):
             "transform",
             "arena_bytes_max",
         )
+        every = self.snapshot_every_n_steps
+        if every is not None and (type(every) is not int or every < 0):
+            raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
         given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
         if self._path == "torch" and given:
             raise ValueError(

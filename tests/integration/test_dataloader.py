@@ -261,5 +261,10 @@ def test_torchs_attributes_are_there_and_frozen(ds: Dataset) -> None:
 def test_a_given_sampler_is_torchs_own_path(ds: Dataset) -> None:
     loader = DataLoader(ds, 2, sampler=[5, 3, 8], collate_fn=lambda rows: [row["id"] for row in rows])
     assert list(loader) == [[5, 3], [8]] and len(loader) == 2
-    with pytest.raises(LoaderStateError, match="draws from torch's samplers and has no state"):
-        loader.state_dict()
+    next(iter(loader))
+    again = DataLoader(ds, 2, sampler=[5, 3, 8], collate_fn=len)
+    again.load_state_dict(loader.state_dict())
+    assert list(again) == [1]
+    for other in (DataLoader(ds.select([1, 3, 5]), 2, sampler=[2, 1, 0]), DataLoader(ds, 2)):
+        with pytest.raises(LoaderStateError):
+            other.load_state_dict(loader.state_dict())
