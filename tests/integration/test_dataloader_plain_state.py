@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_out_of_order_nothing_is_missing_and_nothing_comes_twice() -> None:
             event.set()
         seen += listed([next(batches)])
         states.append(json.loads(json.dumps(loader.state_dict())))
-    assert [0, 1] not in seen[:2] and sorted(sum(seen, [])) == list(range(ROWS))
+    assert [0, 1] not in seen[:2] and sorted(chain.from_iterable(seen)) == list(range(ROWS))
     assert states[1]["late"][0] == [0, 1]
     for step, state in enumerate(states):
         restored = make()
@@ -389,7 +390,7 @@ def test_a_sampler_that_gives_another_order_is_found_out() -> None:
     state = state_of(Numbers(ROWS), 3, sampler=Unseeded(ROWS), batches=2)
     loader = DataLoader(Numbers(ROWS), 3, sampler=Unseeded(ROWS))
     loader.load_state_dict(state)
-    with pytest.raises(LoaderStateError, match="Unseeded.* do not give again the order in which 2 batches came"):
+    with pytest.raises(LoaderStateError, match=r"Unseeded.* do not give again the order in which 2 batches came"):
         iter(loader)
 
 
