@@ -8,35 +8,36 @@ Which of three paths a loader takes is decided once, when it is made:
              dicts, in the order and shares of this module.
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
 
-On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch,
-position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path a dataset
-that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
+On the last two it is a `loaders.loader.Loader`: ranks share each global batch (`loaders.share`), the order is a pure function
+of (seed, epoch, position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path
+a dataset that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
-from loaders.batch import Transform, gatherer, maker
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
-from loaders.plain.position import Position as PlainPosition
-from loaders.plan import Pass, Planner
-from loaders.prefetch import Prefetcher
-from loaders.share import Share, find_rank, row_windows, steps_of
-from loaders.source import Source, has_source, source_of
-from loaders.state import LoaderState
+from loaders.batch import gatherer, pinned
+from loaders.device import Device, ahead_on, device_of
+from loaders.loader import Loader
+from loaders.mesh import MeshPlace, context_slice, place_on
+from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.pad import valid_rows
+from loaders.plain.position import Position
+from loaders.share import Share, row_windows, steps_of
+from loaders.source import Source, has_source
+from loaders.stages import Batch, Transform
+from loaders.step import Step
 
 Path = Literal["torch", "rows", "gather"]
 
 
-class DataLoader(TorchDataLoader[Any]):
+class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
@@ -63,6 +64,14 @@ class DataLoader(TorchDataLoader[Any]):
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
     pin_memory         as in torch, when CUDA is available.
+    device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
+    pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
+    mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
+                       (`loaders.mesh`). Instead of rank and world_size; batch_size is then per data rank.
+    data_dims          names of the mesh's data dimensions. Default: found by their names ("dp", "fsdp", "dp_shard", "data", ...).
+    context_dim, sequence_columns
+                       the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
+                       rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
@@ -105,6 +114,12 @@ class DataLoader(TorchDataLoader[Any]):
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
         arena_bytes_max: int | None = None,
+        pad: bool = False,
+        device: Device = None,
+        mesh: Any = None,
+        data_dims: Sequence[str] | None = None,
+        context_dim: str | None = None,
+        sequence_columns: Mapping[str, int] | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -120,26 +135,25 @@ class DataLoader(TorchDataLoader[Any]):
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
         self.arena_bytes_max = arena_bytes_max
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0)
+        self.pad = pad
+        self.device = device_of(device)
+        self.mesh = mesh
+        self.data_dims = None if data_dims is None else tuple(data_dims)
+        self.context_dim = context_dim
+        self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
         self.snapshot_every_n_steps = snapshot_every_n_steps
-        self._plain = PlainPosition(snapshot_every_n_steps)
-        self._progress = Progress()
-        self._source: Source | None = None
-        self._bound_order: BoundOrder | None = None
-        self._planner: Planner | None = None
         self._row_sampler = _RowSampler()
+        self._start()
         self._require_extras_fit(batch_size)
+        self._plain = Position(snapshot_every_n_steps)
+        self._place = self._find_place()
         if path != "torch":
-            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple), arena_bytes_max)
-            if order is None:
-                own = getattr(dataset, "__lepton_order__", None)
-                self.order = FullOrder(self.shuffle) if own is None else own()
-            assert self.order is not None
-            self._bound_order = self.order.bind(self._source)
-            self._epoch_order(0)  # refuses a bad seed here, not at the first batch
+            self._open_source(dataset)
+            assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
-        super().__init__(
+        TorchDataLoader.__init__(
+            self,
             dataset,
             batch_size,
             shuffle,
@@ -162,21 +176,9 @@ class DataLoader(TorchDataLoader[Any]):
     # -- torch's protocol --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        if self._path == "torch":
-            return self._plain.iterate(self, super().__iter__)
-        began = perf_counter()
-        epoch, consumed = self._progress.next
-        order = self._epoch_order(epoch)
-        share = self._share(order, consumed)
-        if self._path == "rows":
-            self._row_sampler.open(order, share)
-            batches: Iterator[Any] = super().__iter__()
-        else:
-            next_order = self._epoch_order((epoch + 1) & SEED_MAX)
-            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        if self._path != "torch":
+            return Loader.__iter__(self)
+        return self._plain.iterate(self, super(Loader, self).__iter__)
 
     def _get_iterator(self) -> Any:
         if self._path != "torch":
@@ -184,156 +186,130 @@ class DataLoader(TorchDataLoader[Any]):
         self.check_worker_number_rationality()
         return self._plain.open(self)
 
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        return TorchDataLoader.__len__(self) if self._path == "torch" else Loader.__len__(self)
+
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
 
         For a training script: call it before the model is built. Does nothing where no arena is used.
         """
-        if self._path == "gather" and self._source is not None:
-            self._source.fill_ahead()
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return (
-            super().__len__()
-            if self._path == "torch"
-            else self._share(self._epoch_order(self._progress.next.epoch)).steps
-        )
+        if self._path == "gather":
+            super().warm()
 
     @property
     def _index_sampler(self) -> Any:
         """What torch's iterators draw from: the same hook that torch uses for `sampler` and `batch_sampler`."""
         return self._row_sampler if self._path == "rows" else super()._index_sampler
 
-    # -- epochs and state --------------------------------------------------------------------------------------
-
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded.
 
         On torch's path it is handed to the sampler, when that has a `set_epoch`; else it does nothing.
         """
-        if self._path == "torch":
-            for sampler in (self.sampler, self.batch_sampler):
-                hand_over = getattr(sampler, "set_epoch", None)
-                if hand_over is not None:
-                    hand_over(epoch)
-            return
-        if not 0 <= epoch <= SEED_MAX:
-            raise ValueError(f"epoch must be between 0 and {SEED_MAX}, not {epoch}")
-        following = self._progress.next
-        restored = following.epoch == epoch and following.consumed > 0
-        self._progress.start_at(following if restored else Position(epoch, 0))
+        if self._path != "torch":
+            return super().set_epoch(epoch)
+        for sampler in (self.sampler, self.batch_sampler):
+            hand_over = getattr(sampler, "set_epoch", None)
+            if hand_over is not None:
+                hand_over(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
-        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank.
-
-        On torch's path it is the protocol of torchdata's StatefulDataLoader, and a state of this rank (`loaders.plain`).
+        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. On the fast path it is JSON-able,
+        below 1 KiB, and the same on every rank and for every framework; on torch's path it is this rank's (`loaders.plain`), and
+        JSON-able where the states of its dataset and sampler are.
         """
-        if self._path == "torch":
-            return self._plain.state(self)
-        return self._state().to_dict()
+        return self._plain.state(self) if self._path == "torch" else super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The next `iter()` continues at the batch after the state, at any world size.
+        """The next `iter()` continues at the batch after the state; on the fast path at any world size.
 
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
-        or drop_last, or of another format or version of it.
+        or drop_last, or of another format or version of it; on torch's path, of another kind or length of dataset, other
+        samplers, another batch size, or (where workers read streams of their own) another number of workers.
         """
         if self._path == "torch":
             return self._plain.load(self, state_dict)
-        here = self._state()
-        saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+        super().load_state_dict(state_dict)
 
-    def _state(self) -> LoaderState:
-        assert self._source is not None and self.order is not None
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
-        return LoaderState(
-            dataset=source.name,
-            commit=source.commit,
-            fingerprint=source.fingerprint,
-            length=order.length,
-            seed=self.seed,
-            epoch=position.epoch,
-            consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
-            drop_last=self.drop_last,
-        )
+    # -- what torch decides ------------------------------------------------------------------------------------
 
-    # -- making batches ----------------------------------------------------------------------------------------
+    def _find_place(self) -> MeshPlace | None:
+        if self.mesh is None:
+            return None
+        return place_on(self.mesh, self.data_dims, self.context_dim)
 
-    def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
-        source = self._source
-        assert source is not None
-        source.fill()
-        pin = self.pin_memory and torch.cuda.is_available()
-        make = maker(gatherer(source), self.as_tuple, self.transform, pin)
-        windows = row_windows(*current)
-        if source.plans:
-            self._planner = self._planner or Planner(source)
-            self._planner.open(current, following)
-            windows = self._planner.windows(current)
-        steps = steps_of(epoch, current[1], windows)
-        if self.num_workers == 0 or not (source.cold or self.transform):
-            return map(make, steps)
-        depth = self.num_workers * (self.prefetch_factor or 1)
-        return Prefetcher(make, steps, self.num_workers, depth, self.timeout)
+    def _rank(self) -> tuple[int, int]:
+        return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        assert self._bound_order is not None
-        return self._bound_order.epoch(self.seed, epoch)
+    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
+        if self._path == "gather":
+            return super()._batches(epoch, order, share)
+        self._row_sampler.open(order, share)
+        return self._feed(TorchDataLoader.__iter__(self))
 
-    def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
-        assert self.batch_size is not None
-        rank, world_size = find_rank(self.rank, self.world_size)
-        global_batch = self.global_batch_size or self.batch_size * world_size
-        return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
+    def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
+        return gatherer(source)
+
+    def _valid(self, step: Step) -> torch.Tensor:
+        return torch.from_numpy(valid_rows(step))
+
+    def _stages(self) -> list[Transform]:
+        stages = super()._stages()
+        if self._place is not None and self.sequence_columns:
+            stages.insert(0, context_slice(self.sequence_columns, self._place))
+        return [*stages, pinned] if self.pin_memory and torch.cuda.is_available() else stages
+
+    def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self.device is None else ahead_on(self.device, batches)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _rows_per_rank(self, batch_size: int | None) -> int | None:
-        """What the attribute `batch_size` says: the most rows that a batch of this rank can have."""
-        if self.global_batch_size is None:
-            return batch_size
-        return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
-
     def _require_extras_fit(self, batch_size: int | None) -> None:
-        extras = (
-            "order",
-            "global_batch_size",
-            "rank",
-            "world_size",
-            "columns",
-            "as_tuple",
-            "transform",
-            "arena_bytes_max",
-        )
         every = self.snapshot_every_n_steps
         if every is not None and (type(every) is not int or every < 0):
             raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
-        given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
+        given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
-        if self.order is not None and self.shuffle:
-            raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
-        made_here = [name for name in ("columns", "as_tuple", "transform", "arena_bytes_max") if name in given]
+        made_here = [name for name in _MADE_HERE if name in given]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
-        if self.global_batch_size is None:
-            return
-        if self.global_batch_size < 1:
-            raise ValueError(f"global_batch_size should be a positive integer value, but got {self.global_batch_size}")
-        if batch_size not in (1, None):
-            raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
+        self._require_sizes_fit(batch_size)
+        if self.mesh is None:
+            of_mesh = [name for name in ("data_dims", "context_dim", "sequence_columns") if name in given]
+            if of_mesh:
+                raise ValueError(f"{', '.join(of_mesh)}: only with mesh=")
+        elif self.rank is not None or self.world_size is not None:
+            raise ValueError("mesh, and rank or world_size, exclude each other: the mesh says which rank this is")
+        if (self.context_dim is None) != (self.sequence_columns is None):
+            raise ValueError("context_dim= and sequence_columns= belong together: where, and what, to slice")
+
+
+# Parameters that torch does not have, and what they are when they are not given.
+_EXTRAS: dict[str, object] = {
+    "order": None,
+    "global_batch_size": None,
+    "rank": None,
+    "world_size": None,
+    "columns": None,
+    "as_tuple": None,
+    "transform": None,
+    "arena_bytes_max": None,
+    "pad": False,
+    "device": None,
+    "mesh": None,
+    "data_dims": None,
+    "context_dim": None,
+    "sequence_columns": None,
+}
+_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
 
 
 class _RowSampler(Sampler[list[int]]):
@@ -347,13 +323,3 @@ class _RowSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return self._share.steps
-
-
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None) -> list[str] | None:
-    wanted = columns if columns is not None else as_tuple
-    if wanted is None:
-        return None
-    for name in as_tuple or ():
-        if name not in wanted:
-            raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
-    return list(dict.fromkeys(wanted))
