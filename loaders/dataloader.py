@@ -24,13 +24,14 @@ from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
-from loaders.loader import Loader
+from loaders.loader import Loader, wanted
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
 from loaders.pad import valid_rows
 from loaders.plain.position import Position
+from loaders.rows import RowCollate
 from loaders.share import Share, row_windows, steps_of
-from loaders.source import Source, has_source
+from loaders.source import Source, has_source, source_of
 from loaders.stages import Batch, Transform
 from loaders.step import Step
 
@@ -41,7 +42,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
-    a `sampler` or `batch_sampler`, it is torch's loader, batch for batch, and the parameters below are refused. It has
+    a `sampler` or `batch_sampler`, it is torch's loader, batch for batch, and the parameters below are refused (but for columns,
+    as_tuple and transform, which make the batches of a LeptonStore dataset with any sampler). It has
     `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader has, and its `snapshot_every_n_steps`: how many
     steps lie at most between two states that worker processes send of a stateful dataset (None: one in each pass).
 
@@ -121,6 +123,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         context_dim: str | None = None,
         sequence_columns: Mapping[str, int] | None = None,
     ) -> None:
+        if isinstance(collate_fn, RowCollate):  # of a loader that is rebuilt from its attributes
+            collate_fn = None
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
         if has_source(dataset) and own_order:
@@ -144,7 +148,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self._row_sampler = _RowSampler()
         self._start()
-        self._require_extras_fit(batch_size)
+        collated = collate_fn is None and (batch_size is not None or batch_sampler is not None)
+        self._require_extras_fit(batch_size, has_source(dataset) and collated)
         self._plain = Position(snapshot_every_n_steps)
         self._place = self._find_place()
         if path != "torch":
@@ -152,6 +157,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
+        if has_source(dataset) and collated:
+            collate_fn = self._row_collate(dataset)
         TorchDataLoader.__init__(
             self,
             dataset,
@@ -235,6 +242,11 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             return self._plain.load(self, state_dict)
         super().load_state_dict(state_dict)
 
+    def _row_collate(self, dataset: Any) -> RowCollate:
+        """What makes this loader's batches of row dicts: on torch's path, and where a framework rebuilds the loader."""
+        source = self._source or source_of(dataset, wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
+        return RowCollate(source.columns, Loader._stages(self))
+
     # -- what torch decides ------------------------------------------------------------------------------------
 
     def _find_place(self) -> MeshPlace | None:
@@ -268,16 +280,19 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _require_extras_fit(self, batch_size: int | None) -> None:
+    def _require_extras_fit(self, batch_size: int | None, rows_collated: bool) -> None:
         every = self.snapshot_every_n_steps
         if every is not None and (type(every) is not int or every < 0):
             raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
         given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
-        if self._path == "torch" and given:
-            raise ValueError(
-                f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
-                "batch_size=None, and this loader is torch's own"
-            )
+        if self._path == "torch":
+            refused = [name for name in given if not (rows_collated and name in _OF_ROWS)]
+            if refused:
+                raise ValueError(
+                    f"{', '.join(refused)}: only for a LeptonStore dataset without sampler, batch_sampler or "
+                    "batch_size=None, and this loader is torch's own (a framework that brings a sampler: Lightning's "
+                    "use_distributed_sampler=False and Accelerate without prepare() leave order and shares to the loader)"
+                )
         made_here = [name for name in _MADE_HERE if name in given]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
@@ -309,6 +324,12 @@ _EXTRAS: dict[str, object] = {
     "context_dim": None,
     "sequence_columns": None,
 }
+_OF_ROWS = (
+    "columns",
+    "as_tuple",
+    "transform",
+    "arena_bytes_max",
+)  # what a RowCollate does of them, whatever the sampler
 _MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
 
 

@@ -55,7 +55,7 @@ class Loader:
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
+        self._source = source_of(dataset, wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
         if self.pad and any(spec.name == VALID for spec in self._source.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of pad mode: rename it")
         own = getattr(dataset, "__lepton_order__", None)
@@ -214,7 +214,7 @@ class Loader:
             raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
 
 
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, pad: bool) -> list[str] | None:
+def wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, pad: bool) -> list[str] | None:
     """The columns to read; None for all."""
     if pad and as_tuple is not None and VALID not in as_tuple:
         raise ValueError(

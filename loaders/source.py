@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset
 
-__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "Source", "has_source", "source_of"]
+__all__ = ["BadInput", "ColumnSource", "ColumnSpec", "MissingExtra", "SchemaError", "Source", "has_source", "source_of"]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
 Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)

@@ -7,6 +7,7 @@ tuple of the named columns, the batch transform, pinned memory
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from loaders.order import Rows
@@ -39,8 +40,12 @@ def maker(
 
 
 def picked(names: tuple[str, ...]) -> Transform:
-    """The stage that makes a tuple of the named columns."""
-    return lambda batch: tuple([batch[name] for name in names])
+    """The stage that makes a tuple of the named columns. Pickles, for workers that frameworks start."""
+    return partial(_pick, names)
+
+
+def _pick(names: tuple[str, ...], batch: Batch) -> tuple[Any, ...]:
+    return tuple([batch[name] for name in names])
 
 
 def map_tree(change: Callable[[Any], Any], batch: Any) -> Any:

@@ -241,7 +241,8 @@ def test_arguments_that_do_not_fit_are_named(ds: Dataset) -> None:
         ({"seed": -1}, "seed of an order"),
         ({"num_workers": -1}, "num_workers option should be non-negative"),
         ({"collate_fn": list, "as_tuple": ["id"]}, "as_tuple and collate_fn exclude each other"),
-        ({"sampler": [1, 2], "columns": ["id"]}, "columns: only for a LeptonStore dataset without sampler"),
+        ({"sampler": [1, 2], "seed": 1}, "seed: only for a LeptonStore dataset without sampler"),
+        ({"sampler": [1, 2], "columns": ["id"], "collate_fn": list}, "columns: only for"),
         ({"batch_size": None, "seed": 3}, "seed: only for"),
     ]
     for arguments, message in refused:
