@@ -3,7 +3,7 @@
 Which of three paths a loader takes is decided once, when it is made:
 
     torch    any dataset that is not LeptonStore's, and any given `sampler`, `batch_sampler` or `batch_size=None`:
-             torch's own loader, unchanged. It is never sharded here: with a sampler, the sampler decides.
+             torch's own loader, with a state (`loaders.plain`). It is never sharded here: with a sampler, the sampler decides.
     rows     a LeptonStore dataset and a `collate_fn`: torch's loader (worker processes included) over lists of row
              dicts, in the order and shares of this module.
     gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
@@ -25,14 +25,17 @@ from torch.utils.data import Sampler
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
-from loaders.loader import Loader, Windows
+from loaders.loader import Loader, Windows, compiled, wanted
 from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit
+from loaders.pad import VALID
 from loaders.pipeline import Collate
+from loaders.plain.position import Position
+from loaders.rows import RowCollate
 from loaders.share import Share, row_windows
-from loaders.source import Source, has_source
-from loaders.stages import Batch, Transform
+from loaders.source import Source, has_source, source_of
+from loaders.stages import Batch, Transform, picked
 from loaders.step import Step
 from loaders.tuning import Auto, chosen
 
@@ -43,7 +46,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
-    a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
+    a `sampler` or `batch_sampler`, it is torch's loader, batch for batch, and the parameters below are refused (but for columns,
+    as_tuple and transform, which make the batches of a LeptonStore dataset with any sampler). It has
+    `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader has, and its `snapshot_every_n_steps`: how many
+    steps lie at most between two states that worker processes send of a stateful dataset (None: one in each pass).
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
     a list; structs: a dict of fields; `loaders.collate` says more), and
@@ -125,6 +131,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        snapshot_every_n_steps: int | None = 1,
         seed: int = 0,
         order: OrderStrategy | None = None,
         limit_batches: Limit = None,
@@ -151,6 +158,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         sequence_columns: Mapping[str, int] | None = None,
         follow: bool | str = False,
     ) -> None:
+        if isinstance(collate_fn, RowCollate):  # of a loader that is rebuilt from its attributes
+            collate_fn = None
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
         if has_source(dataset) and own_order:
@@ -181,15 +190,20 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
         self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
         self.follow = follow
+        self.snapshot_every_n_steps = snapshot_every_n_steps
         self._row_sampler = _RowSampler()
         self._start()
-        self._require_extras_fit(batch_size)
+        collated = collate_fn is None and (batch_size is not None or batch_sampler is not None)
+        self._require_extras_fit(batch_size, has_source(dataset) and collated)
+        self._plain = Position(snapshot_every_n_steps)
         self._place = self._find_place()
         if path != "torch":
             self._open_source(dataset)
             assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
+        if has_source(dataset) and collated:
+            collate_fn = self._row_collate(dataset)
         TorchDataLoader.__init__(
             self,
             dataset,
@@ -216,7 +230,15 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     # -- torch's protocol --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        return TorchDataLoader.__iter__(self) if self._path == "torch" else Loader.__iter__(self)
+        if self._path != "torch":
+            return Loader.__iter__(self)
+        return self._plain.iterate(self, super(Loader, self).__iter__)
+
+    def _get_iterator(self) -> Any:
+        if self._path != "torch":
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return self._plain.open(self)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
@@ -253,6 +275,36 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             hand_over = getattr(sampler, "set_epoch", None)
             if hand_over is not None:
                 hand_over(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
+
+        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. On the fast path it is JSON-able,
+        below 1 KiB, and the same on every rank and for every framework; on torch's path it is this rank's (`loaders.plain`), and
+        JSON-able where the states of its dataset and sampler are.
+        """
+        return self._plain.state(self) if self._path == "torch" else super().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The next `iter()` continues at the batch after the state; on the fast path at any world size.
+
+        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
+        or drop_last, or of another format or version of it; on torch's path, of another kind or length of dataset, other
+        samplers, another batch size, or (where workers read streams of their own) another number of workers.
+        """
+        if self._path == "torch":
+            return self._plain.load(self, state_dict)
+        super().load_state_dict(state_dict)
+
+    def _row_collate(self, dataset: Any) -> RowCollate:
+        """What makes this loader's batches of row dicts: on torch's path, and where a framework rebuilds the loader."""
+        columns = wanted(self.columns, self.as_tuple, self._masked)
+        source = self._source or source_of(dataset, columns, self.arena_bytes_max)
+        transforms, collate = self.transforms or {}, self.collate or {}
+        programs = compiled(source, transforms, collate)
+        picks = [] if self.as_tuple is None else [picked(tuple(name for name in self.as_tuple if name != VALID))]
+        stages = [*picks, *([] if self.transform is None else [self.transform])]
+        return RowCollate(source.columns, programs, collate, stages)
 
     # -- what torch decides ------------------------------------------------------------------------------------
 
@@ -303,14 +355,20 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _require_extras_fit(self, batch_size: int | None) -> None:
+    def _require_extras_fit(self, batch_size: int | None, rows_collated: bool) -> None:
+        every = self.snapshot_every_n_steps
+        if every is not None and (type(every) is not int or every < 0):
+            raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
         given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
         given = [_AS_GIVEN.get(name, name) for name in given]
-        if self._path == "torch" and given:
-            raise ValueError(
-                f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
-                "batch_size=None, and this loader is torch's own"
-            )
+        if self._path == "torch":
+            refused = [name for name in given if not (rows_collated and name in _OF_ROWS)]
+            if refused:
+                raise ValueError(
+                    f"{', '.join(refused)}: only for a LeptonStore dataset without sampler, batch_sampler or "
+                    "batch_size=None, and this loader is torch's own (a framework that brings a sampler: Lightning's "
+                    "use_distributed_sampler=False and Accelerate without prepare() leave order and shares to the loader)"
+                )
         made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
@@ -353,6 +411,8 @@ _EXTRAS: dict[str, object] = {
     "sequence_columns": None,
     "follow": False,
 }
+# What a RowCollate does of them, whatever the sampler.
+_OF_ROWS = ("columns", "as_tuple", "transform", "transforms", "collate", "arena_bytes_max")
 _AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
 _OF_THE_ORDER = (
     "order",

@@ -84,6 +84,7 @@ class Loader:
 
     _source: Source | None = None
     _entries: Entries | None = None  # of the pass that began last
+    _strategy: OrderStrategy | None = None  # `order`, or what holds when it is not given
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
     _tuner: Tuner | None = None
@@ -95,14 +96,16 @@ class Loader:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        source = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
         if self._masked and any(spec.name == VALID for spec in source.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        self._source, self._programs = _compiled(source, self.transforms or {}, self.collate or {}, self.decoded_cache)
-        if self.order is None:
-            own = getattr(dataset, "__lepton_order__", None)
-            self.order = FullOrder(self.shuffle) if own is None else own()
-        self._bound_order = self.order.bind(self._source)
+        transforms, collate = self.transforms or {}, self.collate or {}
+        self._source, self._programs = source, compiled(source, transforms, collate)
+        if self.decoded_cache:
+            self._source, self._programs = with_decoded_cache(source, transforms, collate)
+        own = getattr(dataset, "__lepton_order__", None)
+        self._strategy = self.order or (FullOrder(self.shuffle) if own is None else own())
+        self._bound_order = self._strategy.bind(self._source)
         self._limits = Limits(self.limit_batches, self.overfit_batches)
         if self.follow:
             self._follower = Follower(dataset, self.follow)
@@ -365,8 +368,8 @@ class Loader:
         if self._source is not None and commit != self._source.commit:
             found = follower.version(dataset, commit)
             source = self._source_at(found)
-            assert self.order is not None
-            self._read_on(found, source, self.order, self.order.bind(source))
+            assert self._strategy is not None
+            self._read_on(found, source, self._strategy, self._strategy.bind(source))
         self._told_commit = None
 
     def _source_at(self, dataset: Any) -> Source:
@@ -377,7 +380,7 @@ class Loader:
     def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
         """From the next pass on, this version in this order."""
         vars(self)["dataset"] = dataset  # torch's loader has it frozen
-        self._source, self.order, self._bound_order = source, order, bound
+        self._source, self._strategy, self._bound_order = source, order, bound
         self._planner = None  # it is of one source
 
     # -- epochs and state ----------------------------------------------------------------------------------------------
@@ -401,14 +404,14 @@ class Loader:
 
         Raises ValueError for weights that do not fit, and for a loader that does not read a mixture in its own order.
         """
-        change: Callable[..., OrderStrategy] | None = getattr(self.order, "changed", None)
+        change: Callable[..., OrderStrategy] | None = getattr(self._strategy, "changed", None)
         if change is None:
             raise ValueError("set_weights: only for a loader over a Mixture, in the order of the mixture")
         position = self._progress.position
         order = change(position.epoch, position.consumed, weights)
         bound = order.bind(self._source)
         bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
-        self.order, self._bound_order = order, bound
+        self._strategy, self._bound_order = order, bound
         running = None if self._running is None else self._running()
         if running is not None and running.running:
             running.close()
@@ -426,7 +429,7 @@ class Loader:
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank and for every framework. Raises LoaderStateError on torch's path.
+        the same on every rank and for every framework.
         """
         return self._state(self._progress.position).to_dict()
 
@@ -449,14 +452,14 @@ class Loader:
             else:
                 dataset = self._follower.restored(dataset, saved)
                 source = self._source_at(dataset)
-        if source is not self._source or order is not self.order:
+        if source is not self._source or order is not self._strategy:
             bound = order.bind(source)
         saved.require_same_order(self._state_at(position, source, order, bound))
         try:
             self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
         except ValueError as error:
             raise LoaderStateError(str(error)) from None
-        if source is not self._source or order is not self.order:
+        if source is not self._source or order is not self._strategy:
             self._read_on(dataset, source, order, bound)
         self._told_commit = None
         told = saved.receipt
@@ -465,9 +468,9 @@ class Loader:
 
     def _order_of(self, saved: LoaderState) -> OrderStrategy:
         """The order that the state was taken with, where it is one that changes in mid-run; else that of this loader."""
-        assert self.order is not None
-        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self.order, "restored", None)
-        return self.order if restored is None else restored(self._limits.inner(saved.order))
+        assert self._strategy is not None
+        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self._strategy, "restored", None)
+        return self._strategy if restored is None else restored(self._limits.inner(saved.order))
 
     def _require_own_order(self) -> None:
         if self._source is None:
@@ -478,8 +481,8 @@ class Loader:
 
     def _state(self, position: Position) -> LoaderState:
         self._require_own_order()
-        assert self._source is not None and self.order is not None and self._bound_order is not None
-        return self._state_at(position, self._source, self.order, self._bound_order)
+        assert self._source is not None and self._strategy is not None and self._bound_order is not None
+        return self._state_at(position, self._source, self._strategy, self._bound_order)
 
     def _state_at(self, position: Position, source: Source, order: OrderStrategy, bound: BoundOrder) -> LoaderState:
         epoch_order = self._limits.epoch(bound, self.seed, position.epoch, self._share)
@@ -526,8 +529,8 @@ class Loader:
 
     def _origin(self) -> Origin:
         source = self._source
-        assert source is not None and self.order is not None
-        order = self._limits.spec(self.order.spec())
+        assert source is not None and self._strategy is not None
+        order = self._limits.spec(self._strategy.spec())
         return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, order)
 
     @property
@@ -559,21 +562,19 @@ class Loader:
             raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
 
 
-def _compiled(
-    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate], decoded_cache: bool
-) -> tuple[Source, dict[str, Program]]:
-    """Where batches are read from, and the programs of the columns that have a chain."""
+def compiled(
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
+) -> dict[str, Program]:
+    """The programs of the columns that have a chain. Raises ValueError for columns that are not loaded."""
     specs = {spec.name: spec for spec in source.columns}
     for what, given in (("transforms", transforms), ("collate", collate)):
         for name in given:
             if name not in specs:
                 raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
-    if decoded_cache:
-        return with_decoded_cache(source, transforms, collate)
-    return source, {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
 
 
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:
+def wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:
     """The columns to read; None for all. masked: what gives batches a column "_valid"."""
     if masked and as_tuple is not None and VALID not in as_tuple:
         raise ValueError(

@@ -101,7 +101,7 @@ def test_the_arena_takes_what_did_not_change(ds: Dataset, monkeypatch: pytest.Mo
     read: list[int] = []
     batches = Dataset.iter_batches
 
-    def counted(self: Dataset, columns: Any = None) -> Any:
+    def counted(self: Dataset, columns: Any = None, **options: Any) -> Any:
         for first, batch in batches(self, columns):
             read.append(len(batch))
             yield first, batch
