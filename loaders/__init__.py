@@ -4,6 +4,7 @@ from loaders import DataLoader       torch.utils.data.DataLoader, with a fast an
 from loaders import Mixture          several datasets as one, in proportions that may change while a run goes on
 from loaders import NumpyLoader      the same order, shares and states with numpy arrays: no torch
 from loaders.jax import JaxLoader    the same for sharded jax.Arrays
+from loaders.keras import ExactEpochs    the loader's epochs in `model.fit(loader)`
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 """
 

@@ -8,12 +8,15 @@ A position moves on when a batch is handed out, not when it is made: prefetched 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
+from loaders.ledger import Entries
 from loaders.share import Share
+from loaders.stall import LoaderStats
 
 
 class Position(NamedTuple):
@@ -24,20 +27,6 @@ class Position(NamedTuple):
 
 
 FIRST = Position(0, 0)
-
-
-class LoaderStats(TypedDict):
-    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds waited for them.
-
-    faults: samples that the policy skipped or substituted.
-    restarts: worker processes that died and were started again.
-    """
-
-    batches: int
-    rows: int
-    wait_s: float
-    faults: int
-    restarts: int
 
 
 @dataclass
@@ -78,6 +67,9 @@ class EpochIterator:
     batches: makes them, in order; its `close()`, when it has one, is called at the end.
     share:   what this rank takes of the pass.
     stats:   what the loader adds up; the time inside `next()` is what it waits.
+    gaps:    [first, stop) of the steps that are left out (loaders.skips): `batches` has none of them.
+    entries: of the loader's ledger; None without receipts.
+    row_bytes: of the columns with a fixed width, for the sum of bytes.
     """
 
     batches: Iterator[Any]
@@ -85,16 +77,40 @@ class EpochIterator:
     epoch: int
     progress: Progress
     stats: LoaderStats
+    gaps: Sequence[tuple[int, int]] = ()
+    entries: Entries | None = None
+    row_bytes: int = 0
+    _step: int = field(default=0, init=False)  # number, in `share`, of the next batch
+    _pass: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
-        self._pass = self.progress.passes
-        self._before = 0
+        self._handed_out = self._before = 0
         self._closed = False
+        self._count()
+
+    def begin(self) -> EpochIterator:
+        """It is the newest pass of its loader from now on."""
+        self._pass = self.progress.passes
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether it is the newest pass of its loader and has batches left to hand out."""
+        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
+
+    def go_on_as(self, other: EpochIterator) -> None:
+        """Hand out the batches of another pass, which begins where this one stands. What was made ahead in this one is dropped."""
+        self.close()
+        self.batches, self.share, self.gaps, self.entries = other.batches, other.share, other.gaps, other.entries
+        other.batches = iter(())
+        self._before, self._closed = self._handed_out, False
         self._count()
 
     def _count(self) -> None:
         self._step = 0
         self._steps, self._full_steps = self.share.steps, self.share.full_steps
+        self._left_out = deque(self.gaps)
+        self._skip_gaps()
         self._rows_full = _size(self.share.part_of(self.share.global_batch))
         self._rows_last = _size(self.share.part_of(self.share.last_rows))
 
@@ -102,20 +118,7 @@ class EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return self._before + self._steps
-
-    @property
-    def running(self) -> bool:
-        """Whether it is the newest pass of its loader and has batches left to hand out."""
-        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
-
-    def go_on_with(self, batches: Iterator[Any], share: Share) -> None:
-        """Hand out these batches after those so far, which `share` goes on from. What was made ahead of them is dropped."""
-        self.close()
-        self._closed = False
-        self._before += self._step
-        self.batches, self.share = batches, share
-        self._count()
+        return self._before + self._steps - sum(stop - first for first, stop in self.gaps)
 
     def __next__(self) -> Any:
         began = perf_counter()
@@ -123,20 +126,36 @@ class EpochIterator:
             batch = next(self.batches)
         except BaseException:  # the end too
             self.close()
-            if not self._steps:
+            if self._step >= self._steps:
                 self._move(None)
             raise
-        full = self._step < self._full_steps
-        self._step += 1
-        if self._step == self._steps:
-            self._move(None)
-        else:
-            self._move(Position(self.epoch, self.share.start + self._step * self.share.global_batch))
+        step = self._step
+        rows = self._rows_full if step < self._full_steps else self._rows_last
+        self._step = step + 1
+        self._handed_out += 1
+        if self._left_out:
+            self._skip_gaps()
+        if self.progress.passes == self._pass:  # else a newer pass, or a restore, has the say
+            if self._step >= self._steps:
+                self.progress.current = None
+            else:
+                self.progress.current = Position(self.epoch, self.share.start + self._step * self.share.global_batch)
+            if self.entries is not None:
+                self.entries.handed_out()
         stats = self.stats
         stats["batches"] += 1
-        stats["rows"] += self._rows_full if full else self._rows_last
-        stats["wait_s"] += perf_counter() - began
+        stats["rows"] += rows
+        stats["bytes"] += rows * self.row_bytes
+        waited = perf_counter() - began
+        stats["wait_s"] += waited
+        stats.waits[int(waited * 1e6).bit_length()] += 1
+        if waited > stats.worst[0]:
+            stats.worst = waited, self.epoch, step
         return batch
+
+    def _skip_gaps(self) -> None:
+        while self._left_out and self._left_out[0][0] <= self._step:
+            self._step = max(self._step, self._left_out.popleft()[1])
 
     def _move(self, position: Position | None) -> None:
         if self.progress.passes == self._pass:

@@ -23,8 +23,9 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -36,9 +37,12 @@ from leptonstore.errors import (
     BadInput,
     ChunkMissing,
     Damaged,
+    FormatDamaged,
+    FormatTooNew,
     LeptonError,
     MissingExtra,
     NotFound,
+    RefMissing,
     SchemaError,
     SourceError,
 )
@@ -59,14 +63,19 @@ __all__ = [
     "ColumnSource",
     "ColumnSpec",
     "Damaged",
+    "FormatDamaged",
+    "FormatTooNew",
+    "LeptonError",
     "MissingExtra",
     "NotFound",
+    "RefMissing",
     "Source",
     "SourceError",
     "has_source",
     "image_decoder",
     "source_of",
     "versions",
+    "write_file",
 ]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
@@ -159,6 +168,16 @@ class Source(Protocol):
         ...
 
 
+def write_file(path: Path, data: bytes, replace: bool = False) -> None:
+    """A small file: whole and durable, or not there. Raises BadInput when it exists, unless it is to be replaced (then: whole)."""
+    from leptonstore.tiers.durable import create_file, replace_file
+
+    if replace:
+        replace_file(path, data, path.parent)
+    elif not create_file(path, data, path.parent):
+        raise BadInput(f"{path} exists: take another name, or remove it")
+
+
 def has_source(dataset: object) -> bool:
     """Whether `source_of` takes it. Its class says so itself, so that nothing need be imported."""
     kind = type(dataset)
@@ -192,6 +211,7 @@ class ColumnSource:
         self._hot = _narrowest_within(self._budget, self.columns, self.rows)
         self._filled = False
         self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
+        self._twin: Dataset | None = None  # reads ahead
         self._lock = threading.Lock()
 
     def of_version(self, dataset: Dataset) -> ColumnSource:
@@ -306,7 +326,7 @@ class ColumnSource:
         for spec in self.hot:
             starts[spec.name] = total
             total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
-        if chunks is None or not total or not _has_room(chunks, total):
+        if chunks is None or not total or total > CACHE_ARENA_SHARE_MAX * self.cache_bytes:
             return None
 
         def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
@@ -360,9 +380,76 @@ class ColumnSource:
         table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
         return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
 
+    # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
+
+    def column(self, name: str, lengths: bool = False) -> npt.NDArray[Any]:
+        """One number of every row, of any column of the dataset: shape (rows,), one per host where the arena is; not to be written.
+
+        lengths: of a variable column (strings and bytes: bytes; lists: elements) the lengths, int64, 0 for null.
+        Raises ValueError for a column that does not exist or has no single number in each row; SchemaError for nulls.
+        """
+        (spec,) = _specs_of(self.dataset, [name])
+        if lengths and not spec.fixed:
+            return self._lengths(name)
+        if not spec.fixed or spec.shape != ():
+            raise ValueError(f"column {name!r} of dataset {self.name!r} has no single number in each row")
+        if name in self.arena:
+            return self.arena[name]
+        twin = ColumnSource(self.dataset, [name], spec.row_bytes * self.rows)
+        twin.fill()
+        return twin.arena[name]
+
+    def _lengths(self, name: str) -> npt.NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        out = np.zeros(self.rows, np.int64)
+        for rows, batch in _stored_order(self.dataset.uncached(), [name]):
+            kind = batch.column(0).type
+            try:
+                measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
+                found = measure(batch.column(0))
+            except pa.ArrowNotImplementedError:
+                raise ValueError(
+                    f"column {name!r} of dataset {self.name!r} has {kind} values, without a length"
+                ) from None
+            out[rows] = pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
+        return out
+
+    def rows_where(self, condition: str) -> npt.NDArray[np.int64]:
+        """The rows that a condition (text, as in `lepton delete --where`) is true for. Raises BadInput."""
+        from leptonstore.dataset.filtering import filtered
+        from leptonstore.dataset.predicate import Predicate
+
+        found = [rows for rows, _ in filtered(self.dataset, Predicate(condition, self.dataset.schema), None)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def reader_ahead(self) -> Callable[[npt.NDArray[np.int64]], int] | None:
+        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes of values that is.
+
+        It is a client of its own there: what it asks for does not count as used. None where nothing is read for each batch, or not
+        through a cache that can be used.
+        """
+        if not self.plans or self.dataset.cache is None:
+            return None
+        if self._twin is None:
+            self._twin = self.dataset.cached(self.dataset.cache.path)
+        twin, names = self._twin, [spec.name for spec in self.cold]
+        return lambda rows: twin.take(rows, columns=names).nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """The budget of the cache that is read through; 0 without one."""
+        chunks = self._chunks
+        try:
+            return 0 if chunks is None else int(chunks.cache.stats().get("budget_bytes", 0))
+        except OSError:  # a stopped process holds its lock
+            return 0
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        return {**self.__dict__, "arena": {}, "_filled": False, "_earlier": None, "_lock": None}
+        unmade = {"arena": {}, "_filled": False, "_earlier": None, "_twin": None, "_lock": None}
+        return {**self.__dict__, **unmade}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -416,13 +503,6 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
         return ColumnSpec(field.name, semantic, None, None)
     stored = pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
-
-
-def _has_room(chunks: CachedChunks, total: int) -> bool:
-    try:
-        return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
-    except OSError:  # a stopped process holds its lock
-        return False
 
 
 def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -> frozenset[str]:

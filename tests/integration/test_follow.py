@@ -75,6 +75,17 @@ def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
     assert len(loader) == 12 and rows(loader) == epoch_of(ROWS + 700, 3)
 
 
+def test_the_receipt_says_which_version_each_epoch_read(ds: Dataset) -> None:
+    loader = DataLoader(ds, 500, follow=True, **OPTIONS)
+    rows(loader)
+    grown = ds.append(more(ROWS, 700))
+    rows(loader)
+    segments = loader.receipt().segments
+    assert [(segment.epoch, segment.origin.commit, segment.stop) for segment in segments] == [
+        (0, ds.commit, ROWS), (1, grown.commit, ROWS + 700),
+    ]  # fmt: skip
+
+
 def test_without_follow_a_loader_keeps_its_version(ds: Dataset) -> None:
     loader = DataLoader(ds, 500, **OPTIONS)
     ds.append(more(ROWS, 700))

@@ -234,7 +234,7 @@ def test_sources_that_do_not_fit_are_named() -> None:
 def largest_state(order: MixtureOrder) -> dict[str, Any]:
     return LoaderState(
         "n" * limits.NAME_CHARS_MAX, "f" * 64, "f" * 64, ORDER_ROWS_MAX, SEED_MAX, SEED_MAX, ORDER_ROWS_MAX,
-        ORDER_ROWS_MAX, order.spec(), False,
+        ORDER_ROWS_MAX, order.spec(), False, {"head": "f" * 64, "steps": SEED_MAX}, [],
     ).to_dict()  # fmt: skip
 
 
