@@ -7,23 +7,32 @@ the pass, or the next one, is made of another order or another source.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loaders.epoch import EpochIterator, Progress
 from loaders.follow import Follower, agreed, is_dataset, require_kept
+from loaders.ledger import Entries
 from loaders.order import BoundOrder, OrderStrategy
-from loaders.orders.limits import Limit
+from loaders.orders.limits import Limit, Limits
 from loaders.plan import Planner
+from loaders.share import Share
 from loaders.source import Source
 from loaders.state import LoaderState
+from loaders.transforms.program import Program
 
 
 class Reading(NamedTuple):
-    """What a loader reads, and in which order."""
+    """What a loader reads, and in which order.
+
+    columns:  the source of the dataset's columns, as they are stored.
+    source:   where batches are read from: `columns`, or what keeps decoded values of them. `programs` belong to it.
+    """
 
     dataset: Any
+    columns: Source
     source: Source
+    programs: dict[str, Program]
     order: OrderStrategy
     bound: BoundOrder
 
@@ -38,16 +47,30 @@ class Changing:
     overfit_batches: Limit = None
 
     _progress: Progress
+    _columns: Source
     _source: Source | None
+    _programs: dict[str, Program]
     _bound_order: BoundOrder | None
     _planner: Planner | None
+    _entries: Entries | None
+    _limits: Limits
     _running: weakref.ref[EpochIterator] | None = None  # the newest pass
     _follower: Follower | None = None
     _told_commit: str | None = None  # what the next epoch shall read
 
     def __getstate__(self) -> dict[str, Any]:
         """With the position, without the passes."""
-        return {**self.__dict__, "_running": None}
+        return {**self.__dict__, "_running": None, "_entries": None}
+
+    if TYPE_CHECKING:  # of Loader
+
+        def _rank(self) -> tuple[int, int]: ...
+
+        def _compile(self, source: Source) -> tuple[Source, dict[str, Program]]: ...
+
+        def _begun(
+            self, epoch: int, consumed: int
+        ) -> tuple[Iterator[Any], Share, list[tuple[int, int]], Entries | None]: ...
 
     # -- the weights of a mixture --------------------------------------------------------------------------------------
 
@@ -74,10 +97,7 @@ class Changing:
         running = None if self._running is None else self._running()
         if running is not None and running.running:
             running.close()
-            running.go_on_as(self._pass_from(*position))
-
-    def _pass_from(self, epoch: int, consumed: int) -> EpochIterator:
-        raise NotImplementedError
+            running.go_on_with(*self._begun(*position))
 
     # -- a dataset that grows ------------------------------------------------------------------------------------------
 
@@ -95,9 +115,6 @@ class Changing:
         if self._follower is None:
             raise ValueError("this loader reads one version of its dataset: make it with follow=True")
         return self._follower
-
-    def _rank(self) -> tuple[int, int]:
-        raise NotImplementedError
 
     @property
     def _in_company(self) -> bool:
@@ -119,45 +136,43 @@ class Changing:
         commit = commit or follower.newest(dataset)
         now = self._reading()
         if commit != now.source.commit:
-            found = follower.version(dataset, commit)
-            source = _of_version(now.source, found)
-            self._read_on(Reading(found, source, now.order, now.order.bind(source)))
+            self._read_on(self._at(follower.version(dataset, commit), now.order))
         self._told_commit = None
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
     def _reading(self) -> Reading:
         assert self._source is not None and self.order is not None and self._bound_order is not None
-        return Reading(self.dataset, self._source, self.order, self._bound_order)
+        return Reading(self.dataset, self._columns, self._source, self._programs, self.order, self._bound_order)
+
+    def _at(self, dataset: Any, order: OrderStrategy) -> Reading:
+        """The columns of this loader in another version of its dataset."""
+        of_version: Callable[[Any], Source] = getattr(self._columns, "of_version")  # noqa: B009  (only what is followed has it)
+        columns = of_version(dataset)
+        source, programs = self._compile(columns)
+        return Reading(dataset, columns, source, programs, order, order.bind(source))
 
     def _read_on(self, reading: Reading) -> None:
         """From the next pass on, this version in this order."""
         if reading.source is not self._source:
             self._planner = None  # it is of one source
         vars(self)["dataset"] = reading.dataset  # torch's loader has it frozen
-        self._source, self.order, self._bound_order = reading.source, reading.order, reading.bound
+        self._columns, self._source, self._programs = reading.columns, reading.source, reading.programs
+        self.order, self._bound_order = reading.order, reading.bound
+        self._told_commit = None
 
     def _reading_of(self, saved: LoaderState) -> Reading:
         """What has to be read to continue from a state: its version, where one is followed, and its changes of weights.
 
         What else differs is left to the comparison of states. Raises LoaderStateError.
         """
-        now = dataset, source, order, _ = self._reading()
+        now = self._reading()
+        order, source = now.order, now.source
         restored: Callable[[Mapping[str, Any]], OrderStrategy] | None = getattr(order, "restored", None)
         if restored is not None:
-            order = restored(saved.order)
-        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(dataset):
-            if self._follower is None:
-                require_kept(dataset, saved)  # says so when the version is gone
-            else:
-                dataset = self._follower.restored(dataset, saved)
-                source = _of_version(source, dataset)
-        if source is now.source and order is now.order:
-            return now
-        return Reading(dataset, source, order, order.bind(source))
-
-
-def _of_version(source: Source, dataset: Any) -> Source:
-    """The columns of a loader in another version of its dataset."""
-    of_version: Callable[[Any], Source] = getattr(source, "of_version")  # noqa: B009  (only what is followed has it)
-    return of_version(dataset)
+            order = restored(self._limits.inner(saved.order))
+        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(now.dataset):
+            if self._follower is not None:
+                return self._at(self._follower.restored(now.dataset, saved), order)
+            require_kept(now.dataset, saved)  # says so when the version is gone
+        return now if order is now.order else now._replace(order=order, bound=order.bind(source))

@@ -80,30 +80,12 @@ class EpochIterator:
     gaps: Sequence[tuple[int, int]] = ()
     entries: Entries | None = None
     row_bytes: int = 0
-    _step: int = field(default=0, init=False)  # number, in `share`, of the next batch
-    _pass: int = field(default=-1, init=False)
+    _step: int = field(default=0, init=False)  # number, in the pass, of the next batch
 
     def __post_init__(self) -> None:
-        self._handed_out = self._before = 0
-        self._closed = False
-        self._count()
-
-    def begin(self) -> EpochIterator:
-        """It is the newest pass of its loader from now on."""
         self._pass = self.progress.passes
-        return self
-
-    @property
-    def running(self) -> bool:
-        """Whether it is the newest pass of its loader and has batches left to hand out."""
-        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
-
-    def go_on_as(self, other: EpochIterator) -> None:
-        """Hand out the batches of another pass, which begins where this one stands. What was made ahead in this one is dropped."""
-        self.close()
-        self.batches, self.share, self.gaps, self.entries = other.batches, other.share, other.gaps, other.entries
-        other.batches = iter(())
-        self._before, self._closed = self._handed_out, False
+        self._before = 0
+        self._closed = False
         self._count()
 
     def _count(self) -> None:
@@ -118,7 +100,22 @@ class EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return self._before + self._steps - sum(stop - first for first, stop in self.gaps)
+        return self._before + self._steps - _steps_in(self.gaps)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is the newest pass of its loader and has batches left to hand out."""
+        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
+
+    def go_on_with(
+        self, batches: Iterator[Any], share: Share, gaps: Sequence[tuple[int, int]], entries: Entries | None
+    ) -> None:
+        """Hand out these batches after those so far, which `share` goes on from. What was made ahead of them is dropped."""
+        self.close()
+        self._closed = False
+        self._before += self._step - _steps_in([gap for gap in self.gaps if gap[1] <= self._step])
+        self.batches, self.share, self.gaps, self.entries = batches, share, gaps, entries
+        self._count()
 
     def __next__(self) -> Any:
         began = perf_counter()
@@ -132,7 +129,6 @@ class EpochIterator:
         step = self._step
         rows = self._rows_full if step < self._full_steps else self._rows_last
         self._step = step + 1
-        self._handed_out += 1
         if self._left_out:
             self._skip_gaps()
         if self.progress.passes == self._pass:  # else a newer pass, or a restore, has the say
@@ -172,6 +168,10 @@ class EpochIterator:
     def __del__(self) -> None:
         if "batches" in self.__dict__:
             self.close()
+
+
+def _steps_in(gaps: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - first for first, stop in gaps)
 
 
 def _size(part: tuple[int, int]) -> int:

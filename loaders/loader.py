@@ -17,7 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from loaders.changing import Changing
+from loaders.batched import column_batched
+from loaders.changing import Changing, Reading
+from loaders.decoded import with_decoded_cache
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.follow import Follower
@@ -38,7 +40,7 @@ from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
 from loaders.tuning import Tuner
-from loaders.windows import read_ahead
+from loaders.window_reader import read_ahead
 
 FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
@@ -69,6 +71,7 @@ class Loader(Changing):
     collate: Mapping[str, Collate] | None = None
     policy: Policy = "raise"
     on_fault: OnFault | None = None
+    decoded_cache: bool = False
     in_order: bool = True
     auto_workers: bool = False
     auto_prefetch: bool = False
@@ -76,7 +79,9 @@ class Loader(Changing):
     pad: bool
     arena_bytes_max: int | None
     limit_batches: Limit = None
+    overfit_batches: Limit = None
     receipts: bool = True
+    follow: bool | str = False
 
     _source: Source | None = None
     _entries: Entries | None = None  # of the pass that began last
@@ -88,10 +93,11 @@ class Loader(Changing):
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
-        if self._masked and any(spec.name == VALID for spec in self._source.columns):
+        source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in source.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
+        self._columns = source
+        self._source, self._programs = self._compile(source)
         if self.order is None:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
@@ -99,6 +105,9 @@ class Loader(Changing):
         self._limits = Limits(self.limit_batches, self.overfit_batches)
         if self.follow:
             self._follower = Follower(dataset, self.follow)
+
+    def _compile(self, source: Source) -> tuple[Source, dict[str, Program]]:
+        return _compiled(source, self.transforms or {}, self.collate or {}, self.decoded_cache)
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
@@ -113,7 +122,12 @@ class Loader(Changing):
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
-        return source.gather
+        if all(spec.fixed for spec in source.columns):
+            return source.gather
+        tensor, name = self._tensor, source.name
+        return lambda rows: {
+            column: column_batched(values, tensor, name, rows, column) for column, values in source.gather(rows).items()
+        }
 
     @property
     def _tensor(self) -> Transform:
@@ -143,19 +157,20 @@ class Loader(Changing):
 
     def __iter__(self) -> Any:
         began = perf_counter()
-        position = self._progress.next
-        if not position.consumed:
+        epoch, consumed = self._progress.next
+        if consumed == 0:
             self._read_newest()
-        opened = self._pass_from(*position)
+        batches, share, gaps, entries = self._begun(epoch, consumed)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         took = perf_counter() - began  # filling the arena
         self.stats["wait_s"] += took
         self.stats["open_s"] += took
-        self._running = weakref.ref(opened)
-        return opened.begin()
+        running = EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        self._running = weakref.ref(running)
+        return running
 
-    def _pass_from(self, epoch: int, consumed: int) -> EpochIterator:
-        """The batches of this rank from a position of an epoch on."""
+    def _begun(self, epoch: int, consumed: int) -> tuple[Iterator[Any], Share, list[tuple[int, int]], Entries | None]:
+        """A pass from a position on: its batches, this rank's share, the steps that are left out, its place in the ledger."""
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
         gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
@@ -166,8 +181,7 @@ class Loader(Changing):
             return taken if entries is None else entries.watch(taken)
 
         self._entries = entries
-        batches = self._batches(epoch, order, share, steps)
-        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        return self._batches(epoch, order, share, steps), share, gaps, entries
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle; with `follow`, of the version last read."""
@@ -352,18 +366,16 @@ class Loader(Changing):
         """
         self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        before, reading = self._reading(), self._reading_of(saved)
-        self._read_on(reading)
+        position, reading = Position(saved.epoch, saved.consumed), self._reading_of(saved)
+        saved.require_same_order(self._state_at(position, reading))
         try:
-            saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
-        except BaseException:
-            self._read_on(before)
-            raise
-        self._told_commit = None
-        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+            self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        except ValueError as error:
+            raise LoaderStateError(str(error)) from None
+        self._read_on(reading)
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+        self._progress.restore(position)
 
     def _require_own_order(self) -> None:
         if self._source is None:
@@ -374,21 +386,23 @@ class Loader(Changing):
 
     def _state(self, position: Position) -> LoaderState:
         self._require_own_order()
-        source, order = self._source, self._epoch_order(position.epoch)
-        assert source is not None and self.order is not None
+        return self._state_at(position, self._reading())
+
+    def _state_at(self, position: Position, reading: Reading) -> LoaderState:
+        source, epoch_order = reading.source, self._limits.epoch(reading.bound, self.seed, position.epoch, self._share)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
             fingerprint=source.fingerprint,
-            length=order.length,
+            length=epoch_order.length,
             seed=self.seed,
             epoch=position.epoch,
             consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self._limits.spec(self.order.spec()),
+            global_batch=self._share(epoch_order).global_batch,
+            order=self._limits.spec(reading.order.spec()),
             drop_last=self.drop_last,
             receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
-            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
+            skips=[list(skip) for skip in self._skip_ranges(epoch_order) if skip[0] >= position.epoch],
         )
 
     # -- receipts ------------------------------------------------------------------------------------------------------
@@ -420,7 +434,8 @@ class Loader(Changing):
     def _origin(self) -> Origin:
         source = self._source
         assert source is not None and self.order is not None
-        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
+        order = self._limits.spec(self.order.spec())
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, order)
 
     @property
     def _row_bytes(self) -> int:
@@ -437,6 +452,10 @@ class Loader(Changing):
         return -(-self.global_batch_size // self._rank()[1])
 
     def _require_sizes_fit(self, batch_size: int | None) -> None:
+        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
+            raise ValueError(
+                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
+            )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.global_batch_size is None:
@@ -448,14 +467,17 @@ class Loader(Changing):
 
 
 def _compiled(
-    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
-) -> dict[str, Program]:
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate], decoded_cache: bool
+) -> tuple[Source, dict[str, Program]]:
+    """Where batches are read from, and the programs of the columns that have a chain."""
     specs = {spec.name: spec for spec in source.columns}
     for what, given in (("transforms", transforms), ("collate", collate)):
         for name in given:
             if name not in specs:
                 raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
-    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+    if decoded_cache:
+        return with_decoded_cache(source, transforms, collate)
+    return source, {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
 
 
 def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from loaders.order import BoundOrder, EpochOrder, Rows
-from loaders.orders.positions import ByPosition
+from loaders.orders.positions import ByPosition, Windows
 from loaders.share import Share
 
 Limit: TypeAlias = int | float | None
@@ -28,6 +28,11 @@ class Prefix(ByPosition):
     def length(self) -> int:
         """At most that of the whole epoch."""
         return min(self.positions, self.order.length)
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those of the whole epoch."""
+        return getattr(self.order, "windows", None)
 
     def _evaluate(self, positions: Rows) -> Rows:
         return self.order.rows_of(positions)
@@ -69,6 +74,11 @@ class Limits:
             name = "overfit_batches" if overfit else "limit_batches"
             raise ValueError(f"{name}={limit} of {share.steps} batches is no batch: give a larger share")
         return Prefix(order, batches * share.global_batch)
+
+    def inner(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The mirror image of `spec`, of whatever comes."""
+        inner = spec.get("inner")
+        return inner if spec.get("name") == "overfit" and isinstance(inner, dict) else spec
 
     def spec(self, inner: dict[str, Any]) -> dict[str, Any]:
         """The spec of an order within these limits. `limit_batches` only ends an epoch: it changes no order."""
