@@ -27,7 +27,7 @@ from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows
 from loaders.mesh import MeshPlace, context_slice, place_on
-from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit
 from loaders.pipeline import Collate
 from loaders.share import Share, row_windows
@@ -87,6 +87,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
                        rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
 
+    follow             True: each epoch reads the newest version of the branch that the dataset was opened by (a name: of that branch), if
+                       it goes on from the one before; `loader.dataset` is what the open epoch reads. Its columns are those that the
+                       loader began with (`loaders.follow`).
+
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
     processes read.)
@@ -141,6 +145,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         data_dims: Sequence[str] | None = None,
         context_dim: str | None = None,
         sequence_columns: Mapping[str, int] | None = None,
+        follow: bool | str = False,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -170,6 +175,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.prefetch_bytes_max = prefetch_bytes_max
         workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
         self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
+        self.follow = follow
         self._row_sampler = _RowSampler()
         self._start()
         self._require_extras_fit(batch_size)
@@ -253,6 +259,14 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
+    @property
+    def _in_company(self) -> bool:
+        return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        super()._read_on(dataset, source, order, bound)
+        self._iterator = None  # persistent workers have the dataset as it was
+
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
@@ -331,6 +345,7 @@ _EXTRAS: dict[str, object] = {
     "data_dims": None,
     "context_dim": None,
     "sequence_columns": None,
+    "follow": False,
 }
 _AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
 _OF_THE_ORDER = (
@@ -345,6 +360,7 @@ _OF_THE_ORDER = (
     "mesh",
     "data_dims",
     "context_dim",
+    "follow",
 )
 
 

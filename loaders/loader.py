@@ -10,6 +10,7 @@ become arrays, and where a finished batch goes. Order, shares, epochs, states ar
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
+from loaders.follow import Follower, agreed, is_dataset, require_kept
 from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit, Limits
@@ -75,12 +77,16 @@ class Loader:
     limit_batches: Limit = None
     overfit_batches: Limit = None
     receipts: bool = True
+    follow: bool | str = False
 
     _source: Source | None = None
     _entries: Entries | None = None  # of the pass that began last
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
     _tuner: Tuner | None = None
+    _running: weakref.ref[EpochIterator] | None = None  # the newest pass
+    _follower: Follower | None = None
+    _told_commit: str | None = None  # what the next epoch shall read
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
@@ -95,6 +101,8 @@ class Loader:
             self.order = FullOrder(self.shuffle) if own is None else own()
         self._bound_order = self.order.bind(self._source)
         self._limits = Limits(self.limit_batches, self.overfit_batches)
+        if self.follow:
+            self._follower = Follower(dataset, self.follow)
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
@@ -140,6 +148,19 @@ class Loader:
     def __iter__(self) -> Any:
         began = perf_counter()
         epoch, consumed = self._progress.next
+        if consumed == 0 and self._follower is not None:
+            self._read_newest(self._follower)
+        batches, share, gaps, entries = self._begun(epoch, consumed)
+        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
+        took = perf_counter() - began  # filling the arena
+        self.stats["wait_s"] += took
+        self.stats["open_s"] += took
+        running = EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        self._running = weakref.ref(running)
+        return running
+
+    def _begun(self, epoch: int, consumed: int) -> tuple[Iterator[Any], Share, list[tuple[int, int]], Entries | None]:
+        """A pass from a position on: its batches, this rank's share, the steps that are left out, its place in the ledger."""
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
         gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
@@ -150,15 +171,10 @@ class Loader:
             return taken if entries is None else entries.watch(taken)
 
         self._entries = entries
-        batches = self._batches(epoch, order, share, steps)
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        took = perf_counter() - began  # filling the arena
-        self.stats["wait_s"] += took
-        self.stats["open_s"] += took
-        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        return self._batches(epoch, order, share, steps), share, gaps, entries
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        """Batches of a whole epoch, also where a restored one goes on in its middle; with `follow`, of the version last read."""
         epoch = self._progress.next.epoch
         order = self._epoch_order(epoch)
         share = self._share(order)
@@ -306,6 +322,56 @@ class Loader:
         global_batch = self.global_batch_size or self.batch_size * world_size
         return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
 
+    # -- a dataset that grows ------------------------------------------------------------------------------------------
+
+    def newest(self) -> str:
+        """The commit that the next epoch would read (`follow`). Raises ValueError without `follow`, else as `iter()`."""
+        return self._following().newest(self.dataset)
+
+    def follow_to(self, commit: str) -> None:
+        """The next epoch reads this commit, which goes on from the one last read: for several ranks without torch.distributed, each
+        of which has to be told the same (what `newest()` says on one of them). Raises ValueError without `follow`."""
+        self._following()
+        self._told_commit = commit
+
+    def _following(self) -> Follower:
+        if self._follower is None:
+            raise ValueError("this loader reads one version of its dataset: make it with follow=True")
+        return self._follower
+
+    @property
+    def _in_company(self) -> bool:
+        """Whether other processes have to read the same version."""
+        return self._rank()[1] > 1
+
+    def _read_newest(self, follower: Follower) -> None:
+        dataset, commit = self.dataset, self._told_commit
+        if commit is None and self._in_company:
+            commit = agreed(lambda: follower.newest(dataset))
+            if commit is None:
+                raise ValueError(
+                    "follow: several ranks have to read the same version, and torch.distributed is not initialised to agree on it: "
+                    "call follow_to(commit) on every rank before each epoch, with what newest() says on one of them"
+                )
+        commit = commit or follower.newest(dataset)
+        if self._source is not None and commit != self._source.commit:
+            found = follower.version(dataset, commit)
+            source = self._source_at(found)
+            assert self.order is not None
+            self._read_on(found, source, self.order, self.order.bind(source))
+        self._told_commit = None
+
+    def _source_at(self, dataset: Any) -> Source:
+        """The columns of this loader in another version of its dataset."""
+        of_version: Callable[[Any], Source] = getattr(self._source, "of_version")  # noqa: B009  (only what is followed has it)
+        return of_version(dataset)
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        """From the next pass on, this version in this order."""
+        vars(self)["dataset"] = dataset  # torch's loader has it frozen
+        self._source, self.order, self._bound_order = source, order, bound
+        self._planner = None  # it is of one source
+
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -313,6 +379,32 @@ class Loader:
         self._progress = Progress()
         self._ledger = Ledger()
         self._skips = Skips()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the position, without the passes."""
+        return {**self.__dict__, "_running": None, "_entries": None}
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Over a `Mixture`: other weights, one for every source, from the next global batch on. Call it on every rank at the same step.
+
+        In a running pass that is the batch after the last one handed out: what was made ahead of it is dropped and made again. The
+        change belongs to the order from then on: it stands in the state, and a restored loader makes it at the same sample. Where the
+        run was set back, changes made later than where it stands now are taken back.
+
+        Raises ValueError for weights that do not fit, and for a loader that does not read a mixture in its own order.
+        """
+        change: Callable[..., OrderStrategy] | None = getattr(self.order, "changed", None)
+        if change is None:
+            raise ValueError("set_weights: only for a loader over a Mixture, in the order of the mixture")
+        position = self._progress.position
+        order = change(position.epoch, position.consumed, weights)
+        bound = order.bind(self._source)
+        bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
+        self.order, self._bound_order = order, bound
+        running = None if self._running is None else self._running()
+        if running is not None and running.running:
+            running.close()
+            running.go_on_with(*self._begun(*position))
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded."""
@@ -333,19 +425,41 @@ class Loader:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
 
+        With `follow` a state of an earlier version of the branch is taken, too: the rest of its epoch comes from that version.
+
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
         self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(self._state(Position(saved.epoch, saved.consumed)))
+        position, order = Position(saved.epoch, saved.consumed), self._order_of(saved)
+        dataset, source, bound = self.dataset, self._source, self._bound_order
+        assert source is not None and bound is not None
+        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(dataset):
+            if self._follower is None:
+                require_kept(dataset, saved)  # says so when the version is gone; else the comparison says what differs
+            else:
+                dataset = self._follower.restored(dataset, saved)
+                source = self._source_at(dataset)
+        if source is not self._source or order is not self.order:
+            bound = order.bind(source)
+        saved.require_same_order(self._state_at(position, source, order, bound))
         try:
             self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
         except ValueError as error:
             raise LoaderStateError(str(error)) from None
+        if source is not self._source or order is not self.order:
+            self._read_on(dataset, source, order, bound)
+        self._told_commit = None
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+        self._progress.restore(position)
+
+    def _order_of(self, saved: LoaderState) -> OrderStrategy:
+        """The order that the state was taken with, where it is one that changes in mid-run; else that of this loader."""
+        assert self.order is not None
+        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self.order, "restored", None)
+        return self.order if restored is None else restored(self._limits.inner(saved.order))
 
     def _require_own_order(self) -> None:
         if self._source is None:
@@ -356,21 +470,24 @@ class Loader:
 
     def _state(self, position: Position) -> LoaderState:
         self._require_own_order()
-        source, order = self._source, self._epoch_order(position.epoch)
-        assert source is not None and self.order is not None
+        assert self._source is not None and self.order is not None and self._bound_order is not None
+        return self._state_at(position, self._source, self.order, self._bound_order)
+
+    def _state_at(self, position: Position, source: Source, order: OrderStrategy, bound: BoundOrder) -> LoaderState:
+        epoch_order = self._limits.epoch(bound, self.seed, position.epoch, self._share)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
             fingerprint=source.fingerprint,
-            length=order.length,
+            length=epoch_order.length,
             seed=self.seed,
             epoch=position.epoch,
             consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self._limits.spec(self.order.spec()),
+            global_batch=self._share(epoch_order).global_batch,
+            order=self._limits.spec(order.spec()),
             drop_last=self.drop_last,
             receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
-            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
+            skips=[list(skip) for skip in self._skip_ranges(epoch_order) if skip[0] >= position.epoch],
         )
 
     # -- receipts ------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class NumpyLoader(Loader):
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
         receipts: bool = True,
+        follow: bool | str = False,
     ) -> None:
         if not has_source(dataset):
             raise TypeError(f"a {type(dataset).__name__} is no LeptonStore dataset, and torch's DataLoader is not here")
@@ -86,6 +87,7 @@ class NumpyLoader(Loader):
         self.pad = pad
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts
+        self.follow = follow
         self._require_sizes_fit(batch_size)
         self._open_source(dataset)
         self._start()

@@ -41,6 +41,7 @@ from leptonstore.errors import (
     FormatTooNew,
     LeptonError,
     MissingExtra,
+    NotFound,
     RefMissing,
     SchemaError,
     SourceError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset import Dataset
 
 __all__ = [
+    "ARENA_BYTES_MAX",
     "IMAGE_FILE_BYTES_MAX",
     "IMAGE_PIXELS_MAX",
     "BadInput",
@@ -65,12 +67,14 @@ __all__ = [
     "FormatTooNew",
     "LeptonError",
     "MissingExtra",
+    "NotFound",
     "RefMissing",
     "Source",
     "SourceError",
     "has_source",
     "image_decoder",
     "source_of",
+    "versions",
     "write_file",
 ]
 
@@ -203,16 +207,47 @@ class ColumnSource:
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
-        budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
-        self._hot = _narrowest_within(budget, self.columns, self.rows)
+        self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
+        self._hot = _narrowest_within(self._budget, self.columns, self.rows)
         self._filled = False
         self._twin: Dataset | None = None  # reads ahead
+        self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
         self._lock = threading.Lock()
+
+    def of_version(self, dataset: Dataset) -> ColumnSource:
+        """The same columns of another version of the dataset. Of row groups that both have, `fill` copies what lies decoded here.
+
+        Raises ValueError when a column is gone, SchemaError when it means something else there: another dtype, shape, semantic type, or
+        other names for the classes that there were.
+        """
+        made = ColumnSource(dataset, [spec.name for spec in self.columns], self._budget)
+        for old, new in zip(self.columns, made.columns, strict=True):
+            classes, there = self.class_names.get(old.name, []), made.class_names.get(old.name, [])
+            if old != new or there[: len(classes)] != classes:
+                what = (
+                    "names its classes otherwise"
+                    if old == new
+                    else f"is {new.dtype or new.semantic} of shape {new.shape}"
+                )
+                raise SchemaError(
+                    f"column {old.name!r} {what} in version {made.commit[:12]} of {self.name!r} than in {self.commit[:12]}: "
+                    "leave it out (columns=[…]), or begin a new run with that version"
+                )
+        made._earlier = self
+        return made
 
     @property
     def fingerprint(self) -> str:
         """Identifies the version and the selected rows."""
         return str(self.dataset.fingerprint)
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of each class-label column."""
+        from leptonstore.dataset.schema import class_names
+
+        fields = ((spec.name, self.dataset.schema.field(spec.name)) for spec in self.columns)
+        return {name: names for name, field in fields if (names := class_names(field)) is not None}
 
     @property
     def name(self) -> str:
@@ -249,7 +284,7 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
-            self._filled = True
+            self._filled, self._earlier = True, None
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -258,10 +293,21 @@ class ColumnSource:
 
     def _decode_into(self, arena: dict[str, npt.NDArray[Any]]) -> None:
         # Around the hot cache, which would keep every page beside the arena that is made of them.
-        if arena:
-            for rows, batch in _stored_order(self.dataset.uncached(), list(arena)):
-                for spec in self.hot:
-                    arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
+        dataset, earlier = self.dataset.uncached(), self._earlier
+        if not arena:
+            return
+        if earlier is None or earlier.dataset.selection is not None or set(earlier.arena) != set(arena):
+            self._decode_rows(arena, _stored_order(dataset, list(arena)))
+            return
+        for first, stop in _copied(earlier, dataset, arena):
+            self._decode_rows(arena, _stored_order(dataset.select(np.arange(first, stop)), list(arena)), first)
+
+    def _decode_rows(
+        self, arena: dict[str, npt.NDArray[Any]], batches: Iterator[tuple[Any, pa.RecordBatch]], first: int = 0
+    ) -> None:
+        for rows, batch in batches:
+            for spec in self.hot:
+                arena[spec.name][first:][rows] = _to_numpy(batch.column(spec.name), spec)
 
     # -- the hot cache -----------------------------------------------------------------------------------------------
 
@@ -402,11 +448,33 @@ class ColumnSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        return {**self.__dict__, "arena": {}, "_filled": False, "_twin": None, "_lock": None}
+        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+# -- versions that come after another (loaders.follow) ---------------------------------------------------------------
+
+
+def versions() -> ModuleType:
+    """What there is to know of a dataset's other versions: the functions of leptonstore.dataset.following."""
+    from leptonstore.dataset import following
+
+    return following
+
+
+def _copied(earlier: ColumnSource, dataset: Dataset, arena: dict[str, npt.NDArray[Any]]) -> list[tuple[int, int]]:
+    """Copies from an arena to that of a later version the rows of row groups that both have; the [first, stop) of all others."""
+    missing, at = [], 0
+    for old, new, rows in versions().kept_rows(earlier.dataset, dataset):
+        missing.append((at, new))
+        at = new + rows
+        for name, values in arena.items():
+            values[new:at] = earlier.arena[name][old : old + rows]
+    return [(first, stop) for first, stop in (*missing, (at, len(dataset))) if first < stop]
 
 
 def _specs_of(dataset: Dataset, columns: Sequence[str] | None) -> tuple[ColumnSpec, ...]:

@@ -83,7 +83,7 @@ class LoaderState:
         """Raise LoaderStateError unless a loader whose state at this position would be `loader` sees the same order."""
         if self.fingerprint != loader.fingerprint:
             raise LoaderStateError(
-                f"the loader state is of {self._named()} and this loader reads {loader._named()}: "
+                f"the loader state is of {self.named()} and this loader reads {loader.named()}: "
                 f"open {self.dataset}@{self.commit[:12]} (and take the same rows of it) to continue"
             )
         for name in ("seed", "order", "drop_last"):
@@ -101,7 +101,8 @@ class LoaderState:
                 f"{self.global_batch} rows"
             )
 
-    def _named(self) -> str:
+    def named(self) -> str:
+        """The data that it is of."""
         return f"dataset {self.dataset!r}, commit {self.commit[:12]}, fingerprint {self.fingerprint[:24]}"
 
 

@@ -70,6 +70,11 @@ class Limits:
             raise ValueError(f"{name}={limit} of {share.steps} batches is no batch: give a larger share")
         return Prefix(order, batches * share.global_batch)
 
+    def inner(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The mirror image of `spec`, of whatever comes."""
+        inner = spec.get("inner")
+        return inner if spec.get("name") == "overfit" and isinstance(inner, dict) else spec
+
     def spec(self, inner: dict[str, Any]) -> dict[str, Any]:
         """The spec of an order within these limits. `limit_batches` only ends an epoch: it changes no order."""
         if self.overfit_batches is None:
