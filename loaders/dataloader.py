@@ -46,7 +46,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
@@ -62,10 +62,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
     transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
-    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values, transformed: pad, ragged,
+                       stack, keep and struct of `loaders.collate`, or any callable.
     policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
                        and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
     on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
+    decoded_cache      True: keep what the first, deterministic transforms of a chain make (decode, resize) in the hot cache of the host
+                       (`loaders.decoded`), so that the next epoch decodes nothing. For `dataset.cached(place)`; RAM of the pixels.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
@@ -136,6 +139,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         collate: Mapping[str, Collate] | None = None,
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
+        decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
         receipts: bool = True,
@@ -164,6 +168,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.transforms = None if transforms is None else dict(transforms)
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
+        self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts and in_order
         self.pad = pad
@@ -294,7 +299,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else ahead_on(self.device, batches)
+        return batches if self.device is None else ahead_on(self.device, batches, self.stats.clock)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
@@ -335,6 +340,7 @@ _EXTRAS: dict[str, object] = {
     "collate": None,
     "policy": "raise",
     "on_fault": None,
+    "decoded_cache": False,
     "arena_bytes_max": None,
     "auto_workers": False,
     "auto_prefetch": False,

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from loaders.batched import column_batched
+from loaders.decoded import with_decoded_cache
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.follow import Follower, agreed, is_dataset, require_kept
@@ -37,7 +39,7 @@ from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
 from loaders.tuning import Tuner
-from loaders.windows import read_ahead
+from loaders.window_reader import read_ahead
 
 FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
@@ -68,6 +70,7 @@ class Loader:
     collate: Mapping[str, Collate] | None = None
     policy: Policy = "raise"
     on_fault: OnFault | None = None
+    decoded_cache: bool = False
     in_order: bool = True
     auto_workers: bool = False
     auto_prefetch: bool = False
@@ -92,10 +95,10 @@ class Loader:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
-        if self._masked and any(spec.name == VALID for spec in self._source.columns):
+        source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in source.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
+        self._source, self._programs = _compiled(source, self.transforms or {}, self.collate or {}, self.decoded_cache)
         if self.order is None:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
@@ -117,7 +120,12 @@ class Loader:
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
-        return source.gather
+        if all(spec.fixed for spec in source.columns):
+            return source.gather
+        tensor, name = self._tensor, source.name
+        return lambda rows: {
+            column: column_batched(values, tensor, name, rows, column) for column, values in source.gather(rows).items()
+        }
 
     @property
     def _tensor(self) -> Transform:
@@ -537,6 +545,10 @@ class Loader:
         return -(-self.global_batch_size // self._rank()[1])
 
     def _require_sizes_fit(self, batch_size: int | None) -> None:
+        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
+            raise ValueError(
+                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
+            )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.global_batch_size is None:
@@ -548,14 +560,17 @@ class Loader:
 
 
 def _compiled(
-    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
-) -> dict[str, Program]:
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate], decoded_cache: bool
+) -> tuple[Source, dict[str, Program]]:
+    """Where batches are read from, and the programs of the columns that have a chain."""
     specs = {spec.name: spec for spec in source.columns}
     for what, given in (("transforms", transforms), ("collate", collate)):
         for name in given:
             if name not in specs:
                 raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
-    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+    if decoded_cache:
+        return with_decoded_cache(source, transforms, collate)
+    return source, {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
 
 
 def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,6 +280,20 @@ def test_a_lease_outlives_eviction_and_is_charged(cache: HotCache) -> None:
     assert bytes(part) == value_of(0)[100:200]
     del part
     assert cache.stats()["pinned_bytes"] == 0
+
+
+@pytest.mark.parametrize("over", [np.frombuffer, lambda data, dtype: np.ndarray(len(data), dtype, data)])
+def test_numpys_views_of_views_do_not_pass_the_pin_by(cache: HotCache, over: Any) -> None:
+    """An array over a lease, and a part of it, pin as the lease does: numpy refers to the innermost array of its own type."""
+    cache.put(key_of(0), value_of(0))
+    lease = cache.get(key_of(0))
+    assert lease is not None
+    part = over(lease.data, np.uint8)[1_000:].reshape(-1, 100)
+    lease.release()
+    del lease
+    cache.clear()
+    assert cache.stats()["pinned_bytes"] > 0
+    assert part.tobytes() == value_of(0)[1_000:]
 
 
 def test_when_all_is_pinned_values_go_uncached_and_right(cache: HotCache) -> None:
