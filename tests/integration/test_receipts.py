@@ -343,12 +343,15 @@ def test_notes_stand_in_the_receipt_once_their_batch_is_handed_out(ds: Dataset) 
     entries = batches.entries
     next(batches)
     entries.note(150, 7, "image", "skip", "ChunkCorrupt: why " + "x" * 1_000)
+    entries.note(301, 8, "image", "substitute:9", "made ahead, for a device")
     assert loader.receipt().notes == ()
     next(batches)
     (note,) = loader.receipt().notes
     assert (note.epoch, note.position, note.row, note.action, len(note.reason)) == (0, 150, 7, "skip", 200)
     next(batches)
     assert len(loader.receipt().notes) == 1
+    next(batches)
+    assert [note.position for note in loader.receipt().notes] == [150, 301]
 
 
 def test_a_pass_that_was_replaced_moves_nothing(ds: Dataset) -> None:
