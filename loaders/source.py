@@ -8,9 +8,10 @@ A column is one of two kinds:
                what lists and structs become says loaders.nested.
 
 Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
-below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
-for each batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the
-dataset *or view* that was given.
+below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. Lists of numbers are
+decoded too, as one array of values each (loaders.flat), where they fit into what is left. The rest is read for each batch
+by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the dataset *or view* that
+was given.
 
 A dataset that is read through the host's hot cache (`Dataset.cached`) has its arena there too: one process decodes it, all
 that load the same columns of the same rows map it. Where it does not fit, each has its own. The source is a client of
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset as Dataset
     from leptonstore.dataset.derived import DerivedColumn
+    from loaders.flat import FlatColumn
 
 __all__ = [
     "ARENA_BYTES_MAX",
@@ -215,6 +217,7 @@ class ColumnSource:
         self.arena: dict[str, npt.NDArray[Any]] = {}
         self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
         self._hot = _narrowest_within(self._budget, self.columns, self.rows)
+        self._flat: dict[str, FlatColumn] = {}  # lists of numbers that lie decoded in memory; known after `fill`
         self._filled = False
         self._twin: Dataset | None = None  # reads ahead
         self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
@@ -273,7 +276,7 @@ class ColumnSource:
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The columns that are read for each batch."""
-        return tuple(spec for spec in self.columns if spec.name not in self._hot)
+        return tuple(spec for spec in self.columns if spec.name not in self._hot and spec.name not in self._flat)
 
     def fill_ahead(self) -> None:
         """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
@@ -285,7 +288,14 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
+            self._flat = self._fitting_lists()
             self._filled, self._earlier = True, None
+
+    def _fitting_lists(self) -> dict[str, FlatColumn]:
+        from loaders.flat import fitting
+
+        left = self._budget - sum(spec.row_bytes * self.rows for spec in self.hot)
+        return fitting(self.dataset, [spec.name for spec in self.columns if not spec.fixed], left) if left > 0 else {}
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -383,6 +393,7 @@ class ColumnSource:
         made._lock = threading.Lock()
         made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
         made._hot = self._hot - set(columns)
+        made._flat = {name: column for name, column in self._flat.items() if name not in columns}
         return made
 
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
@@ -392,13 +403,15 @@ class ColumnSource:
         return {spec.name: found[spec.name] for spec in self.columns}
 
     def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
-        """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""
-        if not self.cold:
-            return {}
+        """The columns that are not in the arena, of the given rows, in the order of `rows`. Arrays are fresh memory."""
+        found: dict[str, Values] = {name: column.rows(rows) for name, column in self._flat.items()}
+        cold = self.cold
+        if not cold:
+            return found
         if not len(rows):
-            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in self.cold}
-        table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
-        return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
+            return found | {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
+        table = self.dataset.take(rows, columns=[spec.name for spec in cold])
+        return found | {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
 
     # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
 
@@ -468,7 +481,7 @@ class ColumnSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        gone = {"arena": {}, "_flat": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
         return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
