@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,6 +36,7 @@ from loaders.order import BoundOrder, Rows
 from loaders.pad import valid_rows
 from loaders.source import ColumnSource, Source, Values
 from loaders.stages import Transform
+from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.transforms.base import SampleFailed
 from loaders.transforms.keys import SampleKeys
@@ -77,6 +79,7 @@ class Recipe:
     padded:   whether the batch has the column "_valid" for rows of padding (loaders.pad); policy "skip" has it too.
     context:  the slice of a context-parallel rank (loaders.mesh).
     pin:      the last stage; None for none.
+    clock:    what the stages take is added to.
     """
 
     source: Source
@@ -91,6 +94,7 @@ class Recipe:
     context: Transform | None = None
     pin: Transform | None = None
     policy: Policy = "raise"
+    clock: StageClock = field(default_factory=StageClock)
 
     def make(self, step: Step, tell: Tell | None = None) -> Made:
         """A step's batch, in this thread."""
@@ -107,7 +111,8 @@ class Recipe:
         Under "raise" an error of one of them is raised: the caller asks for each alone to see whose it is.
         """
         try:
-            values = self._joined(steps)
+            with self.clock.stage("fetch" if self.source.cold else "gather"):
+                values = self._joined(steps)
         except Exception as error:
             if self.policy == "raise" or not is_of_a_stored_sample(error):
                 if len(steps) == 1 and len(steps[0].rows) == 1:
@@ -177,6 +182,20 @@ class Recipe:
     def sample(self, work: Work, name: str, first: int, stop: int, tell: Tell | None = None) -> None:
         """The program of column `name` over samples [first, stop) of a step, one by one: what hangs or fails has a name."""
         program, values, out = self.programs[name], work.values[name], work.outs[name]
+        with self.clock.stage("transform"):
+            self._sample(program, values, out, work, name, first, stop, tell)
+
+    def _sample(
+        self,
+        program: Program,
+        values: Values,
+        out: Buffer,
+        work: Work,
+        name: str,
+        first: int,
+        stop: int,
+        tell: Tell | None,
+    ) -> None:
         for index in range(first, stop):
             if index in work.failed:
                 continue
@@ -196,6 +215,7 @@ class Recipe:
         """What is done once for a step whose samples all stand in `work.outs`."""
         faults = self._settle(work) if work.failed else []
         batch: Any = {}
+        since = perf_counter()
         for spec in self.source.columns:
             batch[spec.name] = self._column(spec.name, work)
         if self.policy == "skip" or self.padded:
@@ -207,9 +227,14 @@ class Recipe:
             batch = self.context(batch)
         if self.as_tuple is not None:
             batch = tuple([batch[name] for name in self.as_tuple])
+        since = self.clock.lap("collate", since)
         if self.transform is not None:
             batch = self.transform(batch)
-        return Made(batch if self.pin is None else self.pin(batch), faults)
+            since = self.clock.lap("transform", since)
+        if self.pin is not None:
+            batch = self.pin(batch)
+            self.clock.lap("pin", since)
+        return Made(batch, faults)
 
     def _column(self, name: str, work: Work) -> Any:
         program = self.programs.get(name)

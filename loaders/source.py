@@ -21,11 +21,11 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -33,7 +33,19 @@ import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, ChunkMissing, Damaged, LeptonError, MissingExtra, SchemaError, SourceError
+from leptonstore.errors import (
+    BadInput,
+    ChunkMissing,
+    Damaged,
+    FormatDamaged,
+    FormatTooNew,
+    LeptonError,
+    MissingExtra,
+    NotFound,
+    RefMissing,
+    SchemaError,
+    SourceError,
+)
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 
 if TYPE_CHECKING:
@@ -44,6 +56,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset.derived import DerivedColumn
 
 __all__ = [
+    "ARENA_BYTES_MAX",
     "IMAGE_FILE_BYTES_MAX",
     "IMAGE_PIXELS_MAX",
     "BadInput",
@@ -51,12 +64,19 @@ __all__ = [
     "ColumnSource",
     "ColumnSpec",
     "Damaged",
+    "FormatDamaged",
+    "FormatTooNew",
+    "LeptonError",
     "MissingExtra",
+    "NotFound",
+    "RefMissing",
     "Source",
     "SourceError",
     "has_source",
     "image_decoder",
     "source_of",
+    "versions",
+    "write_file",
 ]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
@@ -149,6 +169,16 @@ class Source(Protocol):
         ...
 
 
+def write_file(path: Path, data: bytes, replace: bool = False) -> None:
+    """A small file: whole and durable, or not there. Raises BadInput when it exists, unless it is to be replaced (then: whole)."""
+    from leptonstore.tiers.durable import create_file, replace_file
+
+    if replace:
+        replace_file(path, data, path.parent)
+    elif not create_file(path, data, path.parent):
+        raise BadInput(f"{path} exists: take another name, or remove it")
+
+
 def has_source(dataset: object) -> bool:
     """Whether `source_of` takes it. Its class says so itself, so that nothing need be imported."""
     kind = type(dataset)
@@ -178,15 +208,47 @@ class ColumnSource:
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
-        budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
-        self._hot = _narrowest_within(budget, self.columns, self.rows)
+        self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
+        self._hot = _narrowest_within(self._budget, self.columns, self.rows)
         self._filled = False
+        self._twin: Dataset | None = None  # reads ahead
+        self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
         self._lock = threading.Lock()
+
+    def of_version(self, dataset: Dataset) -> ColumnSource:
+        """The same columns of another version of the dataset. Of row groups that both have, `fill` copies what lies decoded here.
+
+        Raises ValueError when a column is gone, SchemaError when it means something else there: another dtype, shape, semantic type, or
+        other names for the classes that there were.
+        """
+        made = ColumnSource(dataset, [spec.name for spec in self.columns], self._budget)
+        for old, new in zip(self.columns, made.columns, strict=True):
+            classes, there = self.class_names.get(old.name, []), made.class_names.get(old.name, [])
+            if old != new or there[: len(classes)] != classes:
+                what = (
+                    "names its classes otherwise"
+                    if old == new
+                    else f"is {new.dtype or new.semantic} of shape {new.shape}"
+                )
+                raise SchemaError(
+                    f"column {old.name!r} {what} in version {made.commit[:12]} of {self.name!r} than in {self.commit[:12]}: "
+                    "leave it out (columns=[…]), or begin a new run with that version"
+                )
+        made._earlier = self
+        return made
 
     @property
     def fingerprint(self) -> str:
         """Identifies the version and the selected rows."""
         return str(self.dataset.fingerprint)
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of each class-label column."""
+        from leptonstore.dataset.schema import class_names
+
+        fields = ((spec.name, self.dataset.schema.field(spec.name)) for spec in self.columns)
+        return {name: names for name, field in fields if (names := class_names(field)) is not None}
 
     @property
     def name(self) -> str:
@@ -223,7 +285,7 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
-            self._filled = True
+            self._filled, self._earlier = True, None
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -232,10 +294,21 @@ class ColumnSource:
 
     def _decode_into(self, arena: dict[str, npt.NDArray[Any]]) -> None:
         # Around the hot cache, which would keep every page beside the arena that is made of them.
-        if arena:
-            for rows, batch in _stored_order(self.dataset.uncached(), list(arena)):
-                for spec in self.hot:
-                    arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
+        dataset, earlier = self.dataset.uncached(), self._earlier
+        if not arena:
+            return
+        if earlier is None or earlier.dataset.selection is not None or set(earlier.arena) != set(arena):
+            self._decode_rows(arena, _stored_order(dataset, list(arena)))
+            return
+        for first, stop in _copied(earlier, dataset, arena):
+            self._decode_rows(arena, _stored_order(dataset.select(np.arange(first, stop)), list(arena)), first)
+
+    def _decode_rows(
+        self, arena: dict[str, npt.NDArray[Any]], batches: Iterator[tuple[Any, pa.RecordBatch]], first: int = 0
+    ) -> None:
+        for rows, batch in batches:
+            for spec in self.hot:
+                arena[spec.name][first:][rows] = _to_numpy(batch.column(spec.name), spec)
 
     # -- the hot cache -----------------------------------------------------------------------------------------------
 
@@ -254,7 +327,7 @@ class ColumnSource:
         for spec in self.hot:
             starts[spec.name] = total
             total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
-        if chunks is None or not total or not _has_room(chunks, total):
+        if chunks is None or not total or total > CACHE_ARENA_SHARE_MAX * self.cache_bytes:
             return None
 
         def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
@@ -313,36 +386,117 @@ class ColumnSource:
         except BadInput as error:
             raise ValueError(str(error)) from None
 
-    def without(self, columns: Sequence[str]) -> ColumnSource:
-        """The source of the other columns, with the same arena."""
-        made = copy.copy(self)
-        made._lock = threading.Lock()
-        made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
-        made._hot = self._hot - set(columns)
-        return made
-
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """All columns of the given rows, in the order of `rows`. Fresh memory."""
         found: dict[str, Values] = {name: values.take(rows, 0) for name, values in self.arena.items()}
         found.update(self.read(rows))
         return {spec.name: found[spec.name] for spec in self.columns}
 
-    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
-        """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""
-        if not self.cold:
+    def read(self, rows: npt.NDArray[np.int64], without: Container[str] = ()) -> dict[str, Values]:
+        """The cold columns of the given rows, in the order of `rows`, but those in `without`. Arrays are fresh memory."""
+        cold = [spec for spec in self.cold if spec.name not in without]
+        if not cold:
             return {}
         if not len(rows):
-            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in self.cold}
-        table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
-        return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
+            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
+        table = self.dataset.take(rows, columns=[spec.name for spec in cold])
+        return {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
+
+    # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
+
+    def column(self, name: str, lengths: bool = False) -> npt.NDArray[Any]:
+        """One number of every row, of any column of the dataset: shape (rows,), one per host where the arena is; not to be written.
+
+        lengths: of a variable column (strings and bytes: bytes; lists: elements) the lengths, int64, 0 for null.
+        Raises ValueError for a column that does not exist or has no single number in each row; SchemaError for nulls.
+        """
+        (spec,) = _specs_of(self.dataset, [name])
+        if lengths and not spec.fixed:
+            return self._lengths(name)
+        if not spec.fixed or spec.shape != ():
+            raise ValueError(f"column {name!r} of dataset {self.name!r} has no single number in each row")
+        if name in self.arena:
+            return self.arena[name]
+        twin = ColumnSource(self.dataset, [name], spec.row_bytes * self.rows)
+        twin.fill()
+        return twin.arena[name]
+
+    def _lengths(self, name: str) -> npt.NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        out = np.zeros(self.rows, np.int64)
+        for rows, batch in _stored_order(self.dataset.uncached(), [name]):
+            kind = batch.column(0).type
+            try:
+                measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
+                found = measure(batch.column(0))
+            except pa.ArrowNotImplementedError:
+                raise ValueError(
+                    f"column {name!r} of dataset {self.name!r} has {kind} values, without a length"
+                ) from None
+            out[rows] = pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
+        return out
+
+    def rows_where(self, condition: str) -> npt.NDArray[np.int64]:
+        """The rows that a condition (text, as in `lepton delete --where`) is true for. Raises BadInput."""
+        from leptonstore.dataset.filtering import filtered
+        from leptonstore.dataset.predicate import Predicate
+
+        found = [rows for rows, _ in filtered(self.dataset, Predicate(condition, self.dataset.schema), None)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def reader_ahead(self) -> Callable[[npt.NDArray[np.int64]], int] | None:
+        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes of values that is.
+
+        It is a client of its own there: what it asks for does not count as used. None where nothing is read for each batch, or not
+        through a cache that can be used.
+        """
+        if not self.plans or self.dataset.cache is None:
+            return None
+        if self._twin is None:
+            self._twin = self.dataset.cached(self.dataset.cache.path)
+        twin, names = self._twin, [spec.name for spec in self.cold]
+        return lambda rows: twin.take(rows, columns=names).nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """The budget of the cache that is read through; 0 without one."""
+        chunks = self._chunks
+        try:
+            return 0 if chunks is None else int(chunks.cache.stats().get("budget_bytes", 0))
+        except OSError:  # a stopped process holds its lock
+            return 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        return {**self.__dict__, "arena": {}, "_filled": False, "_lock": None}
+        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+# -- versions that come after another (loaders.follow) ---------------------------------------------------------------
+
+
+def versions() -> ModuleType:
+    """What there is to know of a dataset's other versions: the functions of leptonstore.dataset.following."""
+    from leptonstore.dataset import following
+
+    return following
+
+
+def _copied(earlier: ColumnSource, dataset: Dataset, arena: dict[str, npt.NDArray[Any]]) -> list[tuple[int, int]]:
+    """Copies from an arena to that of a later version the rows of row groups that both have; the [first, stop) of all others."""
+    missing, at = [], 0
+    for old, new, rows in versions().kept_rows(earlier.dataset, dataset):
+        missing.append((at, new))
+        at = new + rows
+        for name, values in arena.items():
+            values[new:at] = earlier.arena[name][old : old + rows]
+    return [(first, stop) for first, stop in (*missing, (at, len(dataset))) if first < stop]
 
 
 def _specs_of(dataset: Dataset, columns: Sequence[str] | None) -> tuple[ColumnSpec, ...]:
@@ -371,13 +525,6 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
         return ColumnSpec(field.name, semantic, None, None)
     stored = pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
-
-
-def _has_room(chunks: CachedChunks, total: int) -> bool:
-    try:
-        return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
-    except OSError:  # a stopped process holds its lock
-        return False
 
 
 def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -> frozenset[str]:

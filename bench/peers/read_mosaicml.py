@@ -57,12 +57,14 @@ def main() -> None:
             for value, label in zip(found["values"], found["labels"].tolist(), strict=True)
         )
         write({"value": "bytes", "label": "int"}, rows, folder)
+        answer({"rows": len(found["labels"])})
     else:
         os.environ["S3_ENDPOINT_URL"] = sys.argv[4]
         window = int(sys.argv[5])
+        library("streaming.base.util").clean_stale_shared_memory()
         dataset = dataset_of(
             remote=data, local=folder, shuffle=True, shuffle_algo="py1e", shuffle_block_size=window,
-            batch_size=REMOTE_BATCH, cache_limit=int(sys.argv[6]), predownload=window,
+            batch_size=REMOTE_BATCH, cache_limit=int(sys.argv[6]),
         )  # fmt: skip
         loader = DataLoader(dataset, REMOTE_BATCH, num_workers=WORKERS, collate_fn=list)
         rows, seconds = timed(loader, len)

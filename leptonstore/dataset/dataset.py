@@ -355,6 +355,18 @@ class Dataset(Editing, History):
         polars = require_module("to_polars", "polars", "polars")
         return polars.from_arrow(self.to_arrow(columns, filter))
 
+    def to_tf(
+        self, columns: Sequence[str] | None = None, batch_rows: int | None = None, drop_remainder: bool = False
+    ) -> Any:
+        """The view as a `tf.data.Dataset` of dicts {column: tensor}, in this order, of known cardinality (tf_dataset.py says which types).
+
+        batch_rows: elements are batches of so many rows (the last one of what is left, or left out with drop_remainder); None: single rows.
+        Raises MissingExtra without TensorFlow, SchemaError for a column that has no tensors; while it is read, for a null without a value.
+        """
+        from leptonstore.dataset.tf_dataset import to_tf
+
+        return to_tf(self, columns, batch_rows, drop_remainder)
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The view as a stream of batches, for what reads Arrow's C interface: pyarrow.table(ds), polars.from_arrow(ds)."""
         return pa.RecordBatchReader.from_batches(self.schema, self.scan()).__arrow_c_stream__(requested_schema)

@@ -15,7 +15,7 @@ import pytest
 from cache_data import BUDGET, key_of, run_python, start_python, value_of
 
 from leptonstore import limits
-from leptonstore.cache import HotCache
+from leptonstore.cache import HotCache, flight, forks
 
 
 @pytest.fixture
@@ -105,6 +105,26 @@ def test_of_all_processes_that_miss_one_fetches(tmp_path: Path) -> None:
         assert process.returncode == 0, err
         fetched.append(int(out.strip().split("\n")[-1]))
     assert sum(fetched) == 20, fetched
+
+
+def test_a_flight_closes_no_descriptor_that_is_another_threads_by_now(tmp_path: Path) -> None:
+    """Whoever waited in vain gives its descriptor back at once, and its number may be used again before it has fetched."""
+    first, second = (flight.open_flight(tmp_path / "flights") for _ in range(2))
+    assert flight.claim(first, [7]) == [0]
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        flight.land(first, 7)  # while the second waits for it; its value was not kept
+
+    with flight.flight(second, 7, look, kept=lambda: False) as landed:
+        assert landed is None and looks >= 1
+        others = flight.open_flight(tmp_path / "flights")
+        assert others == second, "the number is free"
+    assert flight.claim(others, [8]) == [0], "and the descriptor was left alone"
+    for file in (first, others):
+        forks.close_transient(file)
 
 
 def test_of_all_threads_that_miss_one_fetches(cache: HotCache) -> None:
