@@ -32,7 +32,7 @@ class Reading(NamedTuple):
     dataset: Any
     columns: Source
     source: Source
-    programs: dict[str, Program]
+    programs: Mapping[str, Program]
     order: OrderStrategy
     bound: BoundOrder
 
@@ -49,7 +49,7 @@ class Changing:
     _progress: Progress
     _columns: Source
     _source: Source | None
-    _programs: dict[str, Program]
+    _programs: Mapping[str, Program]
     _bound_order: BoundOrder | None
     _planner: Planner | None
     _entries: Entries | None
@@ -66,7 +66,7 @@ class Changing:
 
         def _rank(self) -> tuple[int, int]: ...
 
-        def _compile(self, source: Source) -> tuple[Source, dict[str, Program]]: ...
+        def _compile(self, source: Source) -> tuple[Source, Mapping[str, Program]]: ...
 
         def _begun(
             self, epoch: int, consumed: int
@@ -91,7 +91,7 @@ class Changing:
         now = self._reading()
         position = self._progress.position
         order = change(position.epoch, position.consumed, weights)
-        bound = order.bind(now.source)
+        bound = order.bind(now.columns)
         bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
         self._strategy, self._bound_order = order, bound
         running = None if self._running is None else self._running()
@@ -150,7 +150,7 @@ class Changing:
         of_version: Callable[[Any], Source] = getattr(self._columns, "of_version")  # noqa: B009  (only what is followed has it)
         columns = of_version(dataset)
         source, programs = self._compile(columns)
-        return Reading(dataset, columns, source, programs, order, order.bind(source))
+        return Reading(dataset, columns, source, programs, order, order.bind(columns))
 
     def _read_on(self, reading: Reading) -> None:
         """From the next pass on, this version in this order."""
@@ -175,4 +175,4 @@ class Changing:
             if self._follower is not None:
                 return self._at(self._follower.restored(now.dataset, saved), order)
             require_kept(now.dataset, saved)  # says so when the version is gone
-        return now if order is now.order else now._replace(order=order, bound=order.bind(source))
+        return now if order is now.order else now._replace(order=order, bound=order.bind(now.columns))

@@ -19,7 +19,7 @@ import numpy as np
 
 from loaders.batched import column_batched
 from loaders.changing import Changing, Reading
-from loaders.decoded import with_decoded_cache
+from loaders.decoded import DecodedColumns
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.follow import Follower
@@ -94,22 +94,26 @@ class Loader(Changing):
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        source = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
-        if self._masked and any(spec.name == VALID for spec in source.columns):
+        columns = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in columns.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        self._columns = source
-        self._source, self._programs = self._compile(source)
+        self._columns = columns
+        self._source, self._programs = self._compile(columns)
         own = getattr(dataset, "__lepton_order__", None)
         self._strategy = self.order or (FullOrder(self.shuffle) if own is None else own())
-        self._bound_order = self._strategy.bind(self._source)
+        self._bound_order = self._strategy.bind(columns)
         self._limits = Limits(self.limit_batches, self.overfit_batches)
         if self.follow:
             self._follower = Follower(dataset, self.follow)
 
-    def _compile(self, source: Source) -> tuple[Source, dict[str, Program]]:
+    def _compile(self, columns: Source) -> tuple[Source, Mapping[str, Program]]:
+        """What batches are read from (some columns may lie decoded in the hot cache), and the programs of columns with a chain."""
         transforms, collate = self.transforms or {}, self.collate or {}
-        programs = compiled(source, transforms, collate)
-        return with_decoded_cache(source, transforms, collate) if self.decoded_cache else (source, programs)
+        programs = compiled(columns, transforms, collate)
+        if not self.decoded_cache:
+            return columns, programs
+        decoded = DecodedColumns(columns, transforms, collate)
+        return decoded.of(columns), decoded.programs
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
