@@ -6,7 +6,7 @@ workload that was found. All of them: the best of the epochs after the first. Tw
 
 floor     one `take` per column from contiguous arrays in memory by a known permutation: nothing that owns its memory is quicker
 
-Contract: >= 5,000,000 rows/s; >= 12x torch's DataLoader (0 workers, which is its quicker one) and >= 100x mosaicml-streaming with 2 workers;
+Contract: >= 5,000,000 rows/s; >= 12x torch's DataLoader (0 workers: its quicker one) and >= 100x mosaicml-streaming with 2 workers;
 the first epoch of a new process (imports not counted, opening the store is) >= 500,000. Peak memory is reported.
 """
 

@@ -24,16 +24,20 @@ from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
 from loaders.device import Device, ahead_on, device_of
-from loaders.loader import Loader, wanted
+from loaders.faults import OnFault, Policy
+from loaders.loader import Loader, Windows, compiled, wanted
 from loaders.mesh import MeshPlace, context_slice, place_on
-from loaders.order import EpochOrder, OrderStrategy, Rows
-from loaders.pad import valid_rows
+from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit
+from loaders.pad import VALID
+from loaders.pipeline import Collate
 from loaders.plain.position import Position
 from loaders.rows import RowCollate
-from loaders.share import Share, row_windows, steps_of
+from loaders.share import Share, row_windows
 from loaders.source import Source, has_source, source_of
-from loaders.stages import Batch, Transform
+from loaders.stages import Batch, Transform, picked
 from loaders.step import Step
+from loaders.tuning import Auto, chosen
 
 Path = Literal["torch", "rows", "gather"]
 
@@ -48,24 +52,41 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     steps lie at most between two states that worker processes send of a stateful dataset (None: one in each pass).
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
     order              how rows are ordered (`loaders.orders`), instead of `shuffle`.
+    limit_batches      n: the first n global batches of each epoch, on every rank. A float in (0, 1]: that share, rounded down.
+    overfit_batches    n (or a share): every epoch is the first n global batches of epoch 0, in their order, which `shuffle` and `order`
+                       decide as ever. (Lightning takes the first rows of the dataset: where those are all of one class, they
+                       say little.)
     seed               decides the order with the epoch; equal on every rank. `generator` has no say in the order.
     rank, world_size   which share of each global batch is read here. Default: torch.distributed when initialised, else
                        RANK and WORLD_SIZE of the environment, else 0 of 1; found anew at each `iter()`.
     columns            names of the columns to read (default: all, or those of `as_tuple`).
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
+    transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values, transformed: pad, ragged,
+                       stack, keep and struct of `loaders.collate`, or any callable.
+    policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
+                       and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
+    on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
+    decoded_cache      True: keep what the first, deterministic transforms of a chain make (decode, resize) in the hot cache of the host
+                       (`loaders.decoded`), so that the next epoch decodes nothing. For `dataset.cached(place)`; RAM of the pixels.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
+                       "auto": as many as help, up to the cores, found while it runs (`loaders.tuning`); so are the batches
+                       ahead, with "auto" as prefetch_factor too. `prefetching` says what it has come to.
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
                        which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
                        `persistent_workers` and `multiprocessing_context` concern worker processes only.
+    prefetch_bytes_max bytes that batches made ahead by threads may occupy (default: tuning.PREFETCH_BYTES_MAX); fewer are made
+                       ahead than num_workers x prefetch_factor when they would be more.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
     device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
     pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
     mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
@@ -74,6 +95,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     context_dim, sequence_columns
                        the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
                        rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
+
+    follow             True: each epoch reads the newest version of the branch that the dataset was opened by (a name: of that branch), if
+                       it goes on from the one before; `loader.dataset` is what the open epoch reads. Its columns are those that the
+                       loader began with (`loaders.follow`).
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
@@ -93,7 +118,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         shuffle: bool | None = None,
         sampler: Any = None,
         batch_sampler: Any = None,
-        num_workers: int = 0,
+        num_workers: int | Auto = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -102,26 +127,36 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         multiprocessing_context: Any = None,
         generator: torch.Generator | None = None,
         *,
-        prefetch_factor: int | None = None,
+        prefetch_factor: int | Auto | None = None,
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
         snapshot_every_n_steps: int | None = 1,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         columns: Sequence[str] | None = None,
         as_tuple: Sequence[str] | None = None,
         transform: Transform | None = None,
+        transforms: Mapping[str, Sequence[Any]] | None = None,
+        collate: Mapping[str, Collate] | None = None,
+        policy: Policy = "raise",
+        on_fault: OnFault | None = None,
+        decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
+        prefetch_bytes_max: int | None = None,
+        receipts: bool = True,
         pad: bool = False,
         device: Device = None,
         mesh: Any = None,
         data_dims: Sequence[str] | None = None,
         context_dim: str | None = None,
         sequence_columns: Mapping[str, int] | None = None,
+        follow: bool | str = False,
     ) -> None:
         if isinstance(collate_fn, RowCollate):  # of a loader that is rebuilt from its attributes
             collate_fn = None
@@ -133,18 +168,28 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.shuffle = bool(shuffle)
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
         self.as_tuple = None if as_tuple is None else tuple(as_tuple)
         self.transform = transform
+        self.transforms = None if transforms is None else dict(transforms)
+        self.collate = None if collate is None else dict(collate)
+        self.policy, self.on_fault = policy, on_fault
+        self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
+        self.receipts = receipts and in_order
         self.pad = pad
         self.device = device_of(device)
         self.mesh = mesh
         self.data_dims = None if data_dims is None else tuple(data_dims)
         self.context_dim = context_dim
         self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
+        self.prefetch_bytes_max = prefetch_bytes_max
+        workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
+        self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
+        self.follow = follow
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self._row_sampler = _RowSampler()
         self._start()
@@ -166,7 +211,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            workers.workers,
             collate_fn,
             pin_memory,
             drop_last,
@@ -174,11 +219,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             worker_init_fn,
             multiprocessing_context,
             generator,
-            prefetch_factor=prefetch_factor,
+            prefetch_factor=workers.prefetch,
             persistent_workers=persistent_workers,
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        if path != "torch":
+            self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     # -- torch's protocol --------------------------------------------------------------------------------------
 
@@ -204,6 +251,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         """
         if self._path == "gather":
             super().warm()
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        if self._path != "rows":
+            return super().batch_at(epoch, step)
+        dataset: Any = self.dataset
+        return self.collate_fn(dataset.__getitems__(self.rows_at(epoch, step).tolist()))
 
     @property
     def _index_sampler(self) -> Any:
@@ -244,8 +298,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     def _row_collate(self, dataset: Any) -> RowCollate:
         """What makes this loader's batches of row dicts: on torch's path, and where a framework rebuilds the loader."""
-        source = self._source or source_of(dataset, wanted(self.columns, self.as_tuple, self.pad), self.arena_bytes_max)
-        return RowCollate(source.columns, Loader._stages(self))
+        columns = wanted(self.columns, self.as_tuple, self._masked)
+        source = self._source or source_of(dataset, columns, self.arena_bytes_max)
+        transforms, collate = self.transforms or {}, self.collate or {}
+        programs = compiled(source, transforms, collate)
+        picks = [] if self.as_tuple is None else [picked(tuple(name for name in self.as_tuple if name != VALID))]
+        stages = [*picks, *([] if self.transform is None else [self.transform])]
+        return RowCollate(source.columns, programs, collate, stages)
 
     # -- what torch decides ------------------------------------------------------------------------------------
 
@@ -257,26 +316,42 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-    def _batches(self, epoch: int, order: EpochOrder, share: Share) -> Iterator[Any]:
+    @property
+    def _in_company(self) -> bool:
+        return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        super()._read_on(dataset, source, order, bound)
+        self._iterator = None  # persistent workers have the dataset as it was
+
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
         if self._path == "gather":
-            return super()._batches(epoch, order, share)
-        self._row_sampler.open(order, share)
+            return super()._batches(epoch, order, share, steps_in)
+        self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         return gatherer(source)
 
-    def _valid(self, step: Step) -> torch.Tensor:
-        return torch.from_numpy(valid_rows(step))
+    @property
+    def _tensor(self) -> Transform:
+        return torch.from_numpy
 
-    def _stages(self) -> list[Transform]:
-        stages = super()._stages()
-        if self._place is not None and self.sequence_columns:
-            stages.insert(0, context_slice(self.sequence_columns, self._place))
-        return [*stages, pinned] if self.pin_memory and torch.cuda.is_available() else stages
+    @property
+    def _context(self) -> Transform | None:
+        if self._place is None or not self.sequence_columns:
+            return None
+        return context_slice(self.sequence_columns, self._place)
+
+    @property
+    def _pin(self) -> Transform | None:
+        # A batch that goes to a device is packed into a pinned slab there.
+        return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else ahead_on(self.device, batches)
+        return batches if self.device is None else ahead_on(self.device, batches, self.stats.clock)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
@@ -285,6 +360,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         if every is not None and (type(every) is not int or every < 0):
             raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
         given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
+        given = [_AS_GIVEN.get(name, name) for name in given]
         if self._path == "torch":
             refused = [name for name in given if not (rows_collated and name in _OF_ROWS)]
             if refused:
@@ -293,7 +369,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                     "batch_size=None, and this loader is torch's own (a framework that brings a sampler: Lightning's "
                     "use_distributed_sampler=False and Accelerate without prepare() leave order and shares to the loader)"
                 )
-        made_here = [name for name in _MADE_HERE if name in given]
+        made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
         self._require_sizes_fit(batch_size)
@@ -310,37 +386,55 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 # Parameters that torch does not have, and what they are when they are not given.
 _EXTRAS: dict[str, object] = {
     "order": None,
+    "limit_batches": None,
+    "overfit_batches": None,
     "global_batch_size": None,
     "rank": None,
     "world_size": None,
     "columns": None,
     "as_tuple": None,
     "transform": None,
+    "transforms": None,
+    "collate": None,
+    "policy": "raise",
+    "on_fault": None,
+    "decoded_cache": False,
     "arena_bytes_max": None,
+    "auto_workers": False,
+    "auto_prefetch": False,
+    "prefetch_bytes_max": None,
     "pad": False,
     "device": None,
     "mesh": None,
     "data_dims": None,
     "context_dim": None,
     "sequence_columns": None,
+    "follow": False,
 }
-_OF_ROWS = (
-    "columns",
-    "as_tuple",
-    "transform",
-    "arena_bytes_max",
-)  # what a RowCollate does of them, whatever the sampler
-_MADE_HERE = ("columns", "as_tuple", "transform", "arena_bytes_max", "pad", "sequence_columns")
+# What a RowCollate does of them, whatever the sampler.
+_OF_ROWS = ("columns", "as_tuple", "transform", "transforms", "collate", "arena_bytes_max")
+_AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
+_OF_THE_ORDER = (
+    "order",
+    "limit_batches",
+    "overfit_batches",
+    "global_batch_size",
+    "rank",
+    "world_size",
+    "seed",
+    "device",
+    "mesh",
+    "data_dims",
+    "context_dim",
+    "follow",
+)
 
 
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
-
-    def __len__(self) -> int:
-        return self._share.steps
+        return (step.rows.tolist() for step in self._steps())

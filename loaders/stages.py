@@ -6,8 +6,8 @@ tuple of the named columns, the batch transform, pinned memory
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 from loaders.order import Rows
@@ -40,11 +40,11 @@ def maker(
 
 
 def picked(names: tuple[str, ...]) -> Transform:
-    """The stage that makes a tuple of the named columns. Pickles, for workers that frameworks start."""
-    return partial(_pick, names)
+    """The stage that makes a tuple of the named columns."""
+    return functools.partial(_picked, names)
 
 
-def _pick(names: tuple[str, ...], batch: Batch) -> tuple[Any, ...]:
+def _picked(names: tuple[str, ...], batch: Any) -> Any:
     return tuple([batch[name] for name in names])
 
 

@@ -62,8 +62,8 @@ class ImageInfo:
     format: str
 
 
-def decode(data: Buffer, name: str = "image") -> Pixels:
-    """One encoded image -> uint8 H x W or H x W x 3. `name` is how an error calls it.
+def decode(data: Buffer, name: str = "image", upright: bool = True) -> Pixels:
+    """One encoded image -> uint8 H x W or H x W x 3. `name` is how an error calls it; not upright: EXIF orientation is ignored.
 
     Raises SourceError when the bytes are not a complete image of a known format within the limits, MissingExtra
     without Pillow.
@@ -72,7 +72,7 @@ def decode(data: Buffer, name: str = "image") -> Pixels:
     try:
         image.load()
         pixels = _pixels(image)
-        orient = _ORIENT.get(_orientation(image))
+        orient = _ORIENT.get(_orientation(image)) if upright else None
     except Exception as error:  # a decoder of untrusted bytes may raise anything
         raise SourceError(f"{name} is damaged: {error or type(error).__name__}; replace or remove it", name) from error
     return np.ascontiguousarray(orient(pixels) if orient else pixels)

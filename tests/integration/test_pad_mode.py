@@ -85,7 +85,7 @@ def test_a_restore_in_pad_mode_misses_and_repeats_nothing(ds: Dataset) -> None:
 
 
 def test_what_does_not_fit_is_named(ds: Dataset, store: Store, source_of: Make) -> None:
-    with pytest.raises(ValueError, match="leaves out '_valid', which tells padded rows from real ones"):
+    with pytest.raises(ValueError, match="leaves out '_valid', which says which rows of a batch count"):
         DataLoader(ds, 4, pad=True, as_tuple=("image", "label"))
     with pytest.raises(ValueError, match="pad and collate_fn exclude each other"):
         DataLoader(ds, 4, pad=True, collate_fn=list)
