@@ -1,9 +1,9 @@
 """One pass of a loader on torch's path: torch's own iterators, which keep count of what they hand out.
 
-    Pass                       which batches were drawn, sent to which worker, and handed out
-    _InProcess, _InWorkers     torch's two iterators, which report to a Pass
+    Pass    which batches were drawn, sent to which worker, and handed out
 
-Nothing here draws from a random generator, fetches, batches or collates: torch does.
+torch's two iterators are subclassed, under their own names (profiles and errors show them), to report to a Pass. Nothing here
+draws from a random generator, fetches, batches or collates: torch does.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterDataPipe, MapDataPipe
-from torch.utils.data.dataloader import (
-    _BaseDataLoaderIter,
-    _DatasetKind,
-    _MultiProcessingDataLoaderIter,
-    _SingleProcessDataLoaderIter,
-)
+from torch.utils.data import dataloader as torchs
 
 from loaders.plain.indices import NOTHING_DRAWN, Cursor, Draw, Indices, check_of
 from loaders.plain.state import PlainState, Source
@@ -34,7 +29,7 @@ class Facts:
         self.indices = Indices(loader._index_sampler, loader.generator)
         self.workers: int = loader.num_workers
         self.persistent: bool = loader.persistent_workers
-        self.iterable: bool = loader._dataset_kind == _DatasetKind.Iterable
+        self.iterable: bool = loader._dataset_kind == torchs._DatasetKind.Iterable
         self.batched: bool = loader._auto_collation
         self.batch_size: int | None = loader.batch_size
         self.drop_last: bool = loader.drop_last
@@ -108,7 +103,7 @@ class Pass:
 
     # -- what torch asks -----------------------------------------------------------------------------------------
 
-    def iterator(self, loader: Any) -> _BaseDataLoaderIter:
+    def iterator(self, loader: Any) -> torchs._BaseDataLoaderIter:
         """torch's iterator over the pass."""
         instead: dict[str, Any] = {"_index_sampler": self, "lepton_pass": self}
         if self._prepared is not None:  # its base seed is known: what torch draws for one is not used
@@ -122,7 +117,7 @@ class Pass:
                 instead |= {"collate_fn": side.collate, "worker_init_fn": side.begin_worker}
             else:
                 side.begin(0)
-        kind = _InWorkers if self.facts.workers else _InProcess
+        kind = _MultiProcessingDataLoaderIter if self.facts.workers else _SingleProcessDataLoaderIter
         iterator = kind(_View(loader, instead))
         iterator._dataset = loader.dataset
         iterator._num_yielded = self._handed.ordinal + 1
@@ -272,7 +267,7 @@ class _View:
         return getattr(self._loader, name)
 
 
-class _Reporting(_BaseDataLoaderIter):
+class _Reporting(torchs._BaseDataLoaderIter):
     """What the two have in common: the base seed of a pass that goes on, and its end."""
 
     def __init__(self, loader: Any) -> None:
@@ -290,14 +285,14 @@ class _Reporting(_BaseDataLoaderIter):
             raise
 
 
-class _InProcess(_SingleProcessDataLoaderIter, _Reporting):
+class _SingleProcessDataLoaderIter(torchs._SingleProcessDataLoaderIter, _Reporting):
     def _next_data(self) -> Any:
         batch = super()._next_data()
         self._pass.handed_out_here()
         return batch
 
 
-class _InWorkers(_MultiProcessingDataLoaderIter, _Reporting):
+class _MultiProcessingDataLoaderIter(torchs._MultiProcessingDataLoaderIter, _Reporting):
     def _try_put_index(self) -> None:
         for _ in range(self._pass.turns):  # the worker whose turn it is, is the one after the last that had one
             next(self._worker_queue_idx_cycle)
@@ -309,4 +304,10 @@ class _InWorkers(_MultiProcessingDataLoaderIter, _Reporting):
 
     def _process_data(self, data: Any, worker_idx: int) -> Any:
         draw = self._pass.received(worker_idx)
-        return self._pass.handed_out(draw, worker_idx, super()._process_data(data, worker_idx))
+        try:
+            batch = super()._process_data(data, worker_idx)
+        except Exception as error:
+            # torch raises a worker's error from a frame that holds it: a cycle, which keeps this iterator and its workers
+            # until the garbage collector comes, and workers that are forked meanwhile inherit them. So without that frame.
+            raise error.with_traceback(None)  # noqa: B904 (it is the same error)
+        return self._pass.handed_out(draw, worker_idx, batch)

@@ -222,7 +222,7 @@ def test_out_of_order_nothing_is_missing_and_nothing_comes_twice() -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_every_way_to_start_workers(method: str) -> None:
     def make() -> Any:
-        return DataLoader(StatefulStream(9), 2, num_workers=2, multiprocessing_context=method)
+        return DataLoader(StatefulStream(9), 2, num_workers=1, multiprocessing_context=method)
 
     loader = make()
     batches = iter(loader)
