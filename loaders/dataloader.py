@@ -15,6 +15,7 @@ that is read through the hot cache (`Dataset.cached`) is told of what comes next
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Literal
@@ -29,13 +30,18 @@ from loaders.faults import MASK, POLICIES, OnFault, Policy
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Pass, Planner
+from loaders.rows import RowsMaker
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.source import Source, has_source, source_of
 from loaders.state import LoaderState, LoaderStateError
+from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
+from loaders.worker import Maker
+from loaders.workers import WorkerBatches, WorkerPool
 
 Path = Literal["torch", "rows", "gather"]
+WorkerMode = Literal["thread", "process"]
 
 
 class DataLoader(TorchDataLoader[Any]):
@@ -65,8 +71,11 @@ class DataLoader(TorchDataLoader[Any]):
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
-                       which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
-                       `persistent_workers` and `multiprocessing_context` concern worker processes only.
+                       which is faster. 0: everything in the caller's thread, when a batch is asked for.
+    worker_mode        "process": worker processes instead of threads, for Python code that holds the GIL, or that draws from the
+                       global generators (they are seeded there for each sample). A `worker_init_fn` or a `collate_fn` means it
+                       too. Workers that die are restarted, and their batches made again. `persistent_workers` and
+                       `multiprocessing_context` (fork, spawn, forkserver) are as in torch.
     pin_memory         as in torch, when CUDA is available.
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
@@ -112,6 +121,7 @@ class DataLoader(TorchDataLoader[Any]):
         collate: Mapping[str, Collate] | None = None,
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
+        worker_mode: WorkerMode | None = None,
         arena_bytes_max: int | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
@@ -130,6 +140,7 @@ class DataLoader(TorchDataLoader[Any]):
         self.transforms = None if transforms is None else dict(transforms)
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
+        self.worker_mode = worker_mode
         self.arena_bytes_max = arena_bytes_max
         self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0, faults=0, restarts=0)
         self._progress = Progress()
@@ -137,8 +148,9 @@ class DataLoader(TorchDataLoader[Any]):
         self._bound_order: BoundOrder | None = None
         self._planner: Planner | None = None
         self._programs: dict[str, Program] = {}
+        self._pool: WorkerPool | None = None  # persistent workers
         self._row_sampler = _RowSampler()
-        self._require_extras_fit(batch_size)
+        self._require_extras_fit(batch_size, worker_init_fn)
         if path != "torch":
             self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, policy), arena_bytes_max)
             self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
@@ -179,9 +191,13 @@ class DataLoader(TorchDataLoader[Any]):
         epoch, consumed = self._progress.next
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
-        if self._path == "rows":
+        if self._path == "rows" and self.num_workers == 0:
             self._row_sampler.open(order, share)
             batches: Iterator[Any] = super().__iter__()
+        elif self._path == "rows":
+            assert self._source is not None and self.collate_fn is not None
+            steps = steps_of(epoch, share, row_windows(order, share))
+            batches = self._by_processes(RowsMaker(self.dataset, self._source, self.collate_fn, self.seed), steps)
         else:
             next_order = self._epoch_order((epoch + 1) & SEED_MAX)
             batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
@@ -274,13 +290,17 @@ class DataLoader(TorchDataLoader[Any]):
     def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
         source = self._source
         assert source is not None
-        source.fill()
+        processes = self.num_workers > 0 and (self.worker_mode == "process" or self.worker_init_fn is not None)
+        if not (processes and self._start_method() != "fork"):  # forked workers share what is filled here
+            source.fill()
         windows = row_windows(*current)
         if source.plans:
             self._planner = self._planner or Planner(source)
             self._planner.open(current, following)
             windows = self._planner.windows(current)
         steps = steps_of(epoch, current[1], windows)
+        if processes:
+            return self._by_processes(self._recipe(pin=False), steps)
         pin = self.pin_memory and torch.cuda.is_available()
         by_sample = bool(self._programs or self.collate or self.policy != "raise")
         threads = self.num_workers if source.cold or self.transform or by_sample else 0
@@ -294,6 +314,36 @@ class DataLoader(TorchDataLoader[Any]):
         return ThreadedBatches(
             recipe, steps, threads, depth, ahead, self.timeout, self.in_order, on_fault=self._note_fault
         )
+
+    def _by_processes(self, maker: Maker, steps: Iterator[Step]) -> WorkerBatches:
+        pool = self._pool
+        if pool is None:
+            pool = WorkerPool(
+                maker,
+                self.num_workers,
+                self.prefetch_factor or 1,
+                self.multiprocessing_context or multiprocessing.get_context(),
+                self.worker_init_fn,
+                self.dataset,
+                self.policy,
+                self._note_restart,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        pin = self.pin_memory and torch.cuda.is_available()
+        return WorkerBatches(
+            pool, steps, self.timeout, self.in_order, pin, self.persistent_workers, on_fault=self._note_fault
+        )
+
+    def _start_method(self) -> str:
+        return str((self.multiprocessing_context or multiprocessing).get_start_method())
+
+    def _note_restart(self) -> None:
+        self.stats["restarts"] += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the worker processes: another process has its own."""
+        return {**self.__dict__, "_pool": None}
 
     def _recipe(self, pin: bool) -> Recipe:
         assert self._source is not None and self._bound_order is not None
@@ -333,7 +383,7 @@ class DataLoader(TorchDataLoader[Any]):
             return batch_size
         return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
 
-    def _require_extras_fit(self, batch_size: int | None) -> None:
+    def _require_extras_fit(self, batch_size: int | None, worker_init_fn: object) -> None:
         extras = (
             "order",
             "global_batch_size",
@@ -345,6 +395,7 @@ class DataLoader(TorchDataLoader[Any]):
             "transforms",
             "collate",
             "on_fault",
+            "worker_mode",
             "arena_bytes_max",
         )
         given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
@@ -358,7 +409,11 @@ class DataLoader(TorchDataLoader[Any]):
             )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
-        of_batches = {"order", "global_batch_size", "rank", "world_size", "seed"}
+        if self.worker_mode not in (None, "thread", "process"):
+            raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
+        if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
+            raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
+        of_batches = {"worker_mode", "order", "global_batch_size", "rank", "world_size", "seed"}
         made_here = [name for name in given if name not in of_batches]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")

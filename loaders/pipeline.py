@@ -85,11 +85,27 @@ class Recipe:
     pin: bool = False
     policy: Policy = "raise"
 
-    def make(self, step: Step, tell: Tell | None = None) -> Made:
-        """A step's batch, in this thread."""
+    def prepare(self) -> None:
+        """Make ready what every batch needs, once in each process."""
+        self.source.fill()
+
+    def seeded_columns(self) -> frozenset[str]:
+        """Those with transforms of which nothing is known: they may draw from the global generators."""
+        return frozenset(name for name, program in self.programs.items() if not program.threads)
+
+    def make(self, step: Step, tell: Tell | None = None, left_out: dict[int, Exception] | None = None) -> Made:
+        """A step's batch, in this thread.
+
+        tell:     called before each sample, and with -1 before what is done once.
+        left_out: samples that are not to be made, and why: the policy is not "raise".
+        """
         work = self.read([step])[0]
+        for place, error in (left_out or {}).items():
+            work.failed[place] = "", error
         for name in self.programs:
             self.sample(work, name, 0, len(step.rows), tell)
+        if tell is not None:
+            tell(-1, "")
         return self.finish(work)
 
     # -- read ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,218 @@
+"""What a worker process of a loader does: whole batches of the steps that it is given, one after another.
+
+    parent -- task (40 bytes: which slab has the rows) --> worker -- answer (32 bytes: where the batch stands in the slab) --> parent
+
+It ends when its parent closes the socket or dies. SIGINT is its parent's business. `get_worker_info()` answers as in torch's workers, and
+the global generators of random, numpy and torch are seeded: for each sample before its plain functions run, and for each batch before
+collate and transform, from the position and not from the worker, so that it does not matter who makes a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import select
+import signal
+import socket
+import struct
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from loaders.pipeline import Made, Tell
+from loaders.slab import AT_COLUMN, AT_PLACE, AT_SINCE, CANCELLED, REQUEST_AT, Slab, pack
+from loaders.source import Source
+from loaders.step import Step
+from loaders.transforms.keys import GLOBAL_INDEX, SampleKeys
+
+TASK = struct.Struct("<qqqqqqq")  # number, slab, its size, epoch, start, rows, samples to leave out
+ANSWER = struct.Struct("<qqqqq")  # number (-1: ready), kind, size of the slab, place and length of the tree
+READY, MADE, FAILED, DROPPED = range(4)
+_PARENT_POLL_S = 5.0  # a parent that is gone is noticed by its socket; this is for descriptors that others inherited
+_BATCH_INDEX = GLOBAL_INDEX - 1  # stands for the transform index where what is done once a batch is seeded
+
+HANGS, DIES = 1, 2  # why a sample is left out
+REASONS = {HANGS: "took longer than the loader's timeout", DIES: "ended its worker process again and again"}
+
+
+class Maker(Protocol):
+    """What a worker runs: a Recipe, or the rows and the collate_fn of a loader."""
+
+    @property
+    def source(self) -> Source:
+        """What is read; names samples, too."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the order and of all randomness."""
+        ...
+
+    def prepare(self) -> None:
+        """Once in each worker."""
+        ...
+
+    def seeded_columns(self) -> frozenset[str]:
+        """Columns whose samples may draw from the global generators."""
+        ...
+
+    def make(self, step: Step, tell: Tell | None = None, left_out: dict[int, Exception] | None = None) -> Made:
+        """A step's batch."""
+        ...
+
+
+class SampleLeftOut(RuntimeError):
+    """A sample that hangs, or that ends its worker process."""
+
+
+class WorkerFailed(RuntimeError):
+    """A worker process raised something that does not pass between processes, or ended where it should not."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is started with; passes to it by fork or by pickle."""
+
+    maker: Maker
+    number: int
+    workers: int
+    init: Callable[[int], None] | None
+    dataset: Any
+
+
+class _Task(NamedTuple):
+    number: int
+    slab: int
+    size: int
+    epoch: int
+    start: int
+    rows: int
+    left_out: int
+
+
+def main(work: Work, channel: socket.socket, slabs: list[Slab], before: Callable[[], None] | None) -> None:
+    """The life of a worker. `before`: closes, in a forked child, what belongs to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that a parent has for itself
+    if before is not None:
+        before()
+    torch.set_num_threads(1)
+    parent = os.getppid()
+    try:
+        _introduce(work)
+        work.maker.prepare()
+        answer: tuple[int, ...] = (-1, READY, 0, 0, 0)
+    except Exception as error:
+        answer = (-1, FAILED, *_written(_portable(error, work.number), slabs[0], REQUEST_AT))
+    try:
+        channel.sendall(ANSWER.pack(*answer))
+        while True:
+            found = _received(channel, parent)
+            if found is None:
+                return
+            task = _Task(*TASK.unpack(found))
+            channel.sendall(ANSWER.pack(task.number, *_answered(work, task, slabs[task.slab])))
+    except (BrokenPipeError, ConnectionResetError):  # the parent is gone
+        return
+
+
+def _introduce(work: Work) -> None:
+    """torch's get_worker_info(), first seeds, and the user's function."""
+    from torch.utils.data._utils import worker as torchs
+
+    seed = SampleKeys(work.maker.seed, 0, np.array([work.number], np.int64)).rng(0, _BATCH_INDEX).integers(1 << 62)
+    seed_globals(int(seed))
+    torchs._worker_info = torchs.WorkerInfo(
+        id=work.number, num_workers=work.workers, seed=int(seed), dataset=work.dataset
+    )
+    if work.init is not None:
+        work.init(work.number)
+
+
+def seed_globals(seed: int) -> None:
+    """The generators of random, numpy and torch, from 64 bits."""
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # it is the global one that users' code draws from
+    torch.default_generator.manual_seed(seed)
+
+
+def _received(channel: socket.socket, parent: int) -> bytes | None:
+    """The next task; None when there will be none."""
+    found = b""
+    while len(found) < TASK.size:
+        while not select.select([channel], [], [], _PARENT_POLL_S)[0]:
+            if os.getppid() != parent:
+                return None
+        more = channel.recv(TASK.size - len(found))
+        if not more:
+            return None
+        found += more
+    return found
+
+
+def _answered(work: Work, task: _Task, slab: Slab) -> tuple[int, int, int, int]:
+    """(kind, size of the slab, place, length)."""
+    slab.remap(task.size)
+    words = slab.words
+    first = REQUEST_AT + 8 * task.rows + 16 * task.left_out
+    if words[CANCELLED]:
+        return DROPPED, slab.size, first, 0
+    request = slab.bytes[REQUEST_AT:first].view(np.int64).copy()
+    step = Step(task.epoch, task.start, request[: task.rows])
+    pairs = request[task.rows :].reshape(-1, 2).tolist()
+    left_out: dict[int, Exception] = {place: SampleLeftOut(REASONS[why]) for place, why in pairs}
+    maker = work.maker
+    columns = [spec.name for spec in maker.source.columns]
+    seeded = maker.seeded_columns()
+    keys = SampleKeys(maker.seed, step.epoch, np.arange(step.start, step.start + max(task.rows, 1), dtype=np.int64))
+
+    def tell(place: int, column: str) -> None:
+        words[AT_SINCE] = monotonic_ns()
+        words[AT_COLUMN] = columns.index(column) if column else -1
+        words[AT_PLACE] = place
+        if place < 0:
+            seed_globals(int(keys.rng(0, _BATCH_INDEX).bit_generator.random_raw()))
+        elif column in seeded:
+            seed_globals(keys.global_seed(place))
+
+    try:
+        made = maker.make(step, tell, left_out)
+        return MADE, *_written((made.batch, [tuple(fault) for fault in made.faults]), slab, first)
+    except Exception as error:
+        return FAILED, *_written(_portable(error, work.number), slab, first)
+    finally:
+        slab.words[AT_PLACE] = -1
+
+
+def _written(value: Any, slab: Slab, first: int) -> tuple[int, int, int]:
+    place, length = pack(value, slab, first)
+    return slab.size, place, length
+
+
+def _portable(error: Exception, number: int) -> bytes:
+    """The error with its traceback as a note, as bytes: by pickle, as between any two processes of one program."""
+    lines = "".join(traceback.format_exception(error)).rstrip()
+    error.add_note(f"in DataLoader worker process {number} (pid {os.getpid()}):\n{lines}")
+    try:
+        found = pickle.dumps((error, getattr(error, "sample", None), error.__notes__))
+        pickle.loads(found)  # noqa: S301  # whether it can be made again: it was made here
+    except Exception:
+        failed = WorkerFailed(f"{type(error).__name__}: {error}")
+        return pickle.dumps((failed, None, error.__notes__))
+    return found
+
+
+def restored(portable: bytes) -> Exception:
+    """The error that a worker sent."""
+    error, sample, notes = pickle.loads(portable)  # noqa: S301  # of our own worker, through memory that only it can reach
+    made: Exception = error
+    made.__notes__ = notes
+    if sample is not None:
+        made.sample = sample  # type: ignore[attr-defined]
+    return made
