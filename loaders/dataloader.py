@@ -150,7 +150,7 @@ class DataLoader(TorchDataLoader[Any]):
         self._programs: dict[str, Program] = {}
         self._pool: WorkerPool | None = None  # persistent workers
         self._row_sampler = _RowSampler()
-        self._require_extras_fit(batch_size, worker_init_fn)
+        self._require_extras_fit(batch_size, num_workers, worker_init_fn)
         if path != "torch":
             self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, policy), arena_bytes_max)
             self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
@@ -326,7 +326,7 @@ class DataLoader(TorchDataLoader[Any]):
                 self.worker_init_fn,
                 self.dataset,
                 self.policy,
-                self._note_restart,
+                self.stats,
             )
         if self.persistent_workers:
             self._pool = pool
@@ -337,9 +337,6 @@ class DataLoader(TorchDataLoader[Any]):
 
     def _start_method(self) -> str:
         return str((self.multiprocessing_context or multiprocessing).get_start_method())
-
-    def _note_restart(self) -> None:
-        self.stats["restarts"] += 1
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the worker processes: another process has its own."""
@@ -383,7 +380,7 @@ class DataLoader(TorchDataLoader[Any]):
             return batch_size
         return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
 
-    def _require_extras_fit(self, batch_size: int | None, worker_init_fn: object) -> None:
+    def _require_extras_fit(self, batch_size: int | None, num_workers: int, worker_init_fn: object) -> None:
         extras = (
             "order",
             "global_batch_size",
@@ -411,6 +408,8 @@ class DataLoader(TorchDataLoader[Any]):
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.worker_mode not in (None, "thread", "process"):
             raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
+        if self.worker_mode == "process" and not num_workers:
+            raise ValueError("worker_mode='process' needs num_workers > 0")
         if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
             raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
         of_batches = {"worker_mode", "order", "global_batch_size", "rank", "world_size", "seed"}

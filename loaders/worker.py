@@ -1,6 +1,6 @@
 """What a worker process of a loader does: whole batches of the steps that it is given, one after another.
 
-    parent -- task (40 bytes: which slab has the rows) --> worker -- answer (32 bytes: where the batch stands in the slab) --> parent
+    parent -- task (56 bytes: which slab has the rows) --> worker -- answer (40 bytes: where the batch stands in the slab) --> parent
 
 It ends when its parent closes the socket or dies. SIGINT is its parent's business. `get_worker_info()` answers as in torch's workers, and
 the global generators of random, numpy and torch are seeded: for each sample before its plain functions run, and for each batch before
@@ -32,7 +32,8 @@ from loaders.step import Step
 from loaders.transforms.keys import GLOBAL_INDEX, SampleKeys
 
 TASK = struct.Struct("<qqqqqqq")  # number, slab, its size, epoch, start, rows, samples to leave out
-ANSWER = struct.Struct("<qqqqq")  # number (-1: ready), kind, size of the slab, place and length of the tree
+# Number (-1: it is ready, or why it is not, in `length` bytes that follow), kind, size of the slab, place and length of the tree.
+ANSWER = struct.Struct("<qqqqq")
 READY, MADE, FAILED, DROPPED = range(4)
 _PARENT_POLL_S = 5.0  # a parent that is gone is noticed by its socket; this is for descriptors that others inherited
 _BATCH_INDEX = GLOBAL_INDEX - 1  # stands for the transform index where what is done once a batch is seeded
@@ -107,11 +108,12 @@ def main(work: Work, channel: socket.socket, slabs: list[Slab], before: Callable
     try:
         _introduce(work)
         work.maker.prepare()
-        answer: tuple[int, ...] = (-1, READY, 0, 0, 0)
-    except Exception as error:
-        answer = (-1, FAILED, *_written(_portable(error, work.number), slabs[0], REQUEST_AT))
+        hello = ANSWER.pack(-1, READY, 0, 0, 0)
+    except Exception as error:  # its slabs are its parent's, until it is given a task
+        text = _portable(error, work.number)
+        hello = ANSWER.pack(-1, FAILED, 0, 0, len(text)) + text
     try:
-        channel.sendall(ANSWER.pack(*answer))
+        channel.sendall(hello)
         while True:
             found = _received(channel, parent)
             if found is None:
@@ -138,7 +140,8 @@ def _introduce(work: Work) -> None:
 def seed_globals(seed: int) -> None:
     """The generators of random, numpy and torch, from 64 bits."""
     random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # it is the global one that users' code draws from
+    # Three words: of two, numpy would make the very stream that `random` makes of their 64 bits.
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
     torch.default_generator.manual_seed(seed)
 
 

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from weakref import WeakSet
 import numpy as np
 
 from loaders.batch import pinned
+from loaders.epoch import LoaderStats
 from loaders.faults import Fault, FaultCount, OnFault, Policy, SampleName, name_of, named
 from loaders.pipeline import Made
 from loaders.slab import AT_COLUMN, AT_PLACE, AT_SINCE, CANCELLED, REQUEST_AT, Slab, unpack
@@ -104,7 +106,7 @@ class WorkerPool:
 
     ahead:      steps that each of them may have.
     context:    of multiprocessing: how they are started.
-    on_restart: called for each one that is started again.
+    stats:      of the loader: `restarts` counts those that are started again.
     """
 
     def __init__(
@@ -116,12 +118,12 @@ class WorkerPool:
         init: Callable[[int], None] | None = None,
         dataset: Any = None,
         policy: Policy = "raise",
-        on_restart: Callable[[], None] | None = None,
+        stats: LoaderStats | None = None,
     ) -> None:
         self.maker, self.ahead, self.policy = maker, max(ahead, 1), policy
-        self._context, self._init, self._dataset, self._on_restart = context, init, dataset, on_restart
+        self._context, self._init, self._dataset, self._stats = context, init, dataset, stats
         self._owner = os.getpid()
-        self.user: object = None  # the pass that has it
+        self.claim: object = None  # of the pass that has it
         self._workers: list[_Worker] = []
         leased = _LEASED if workers > 1 else 2
         try:
@@ -205,18 +207,20 @@ class WorkerPool:
                 break
             worker.inbox += more
         while len(worker.inbox) >= ANSWER.size:
-            answer, worker.inbox = worker.inbox[: ANSWER.size], worker.inbox[ANSWER.size :]
-            self._take(worker, *ANSWER.unpack(answer))
+            number, kind, size, place, length = ANSWER.unpack_from(worker.inbox)
+            stop = ANSWER.size + (length if number < 0 else 0)
+            if len(worker.inbox) < stop:
+                break
+            said, worker.inbox = worker.inbox[ANSWER.size : stop], worker.inbox[stop:]
+            if number >= 0:
+                self._take(worker, number, kind, size, place, length)
+            elif kind == READY:
+                worker.ready, worker.deaths = True, 0
+            else:
+                raise restored(said)
         return not dead
 
     def _take(self, worker: _Worker, number: int, kind: int, size: int, place: int, length: int) -> None:
-        if number < 0:
-            worker.ready, worker.deaths = kind == READY, 0
-            if kind == FAILED:
-                slab = worker.slabs[0]
-                slab.remap(size)
-                raise restored(unpack(slab, REQUEST_AT, place, length, False))
-            return
         pending, at = worker.tasks.popleft()
         assert pending.number == number
         slab = worker.slabs[at]
@@ -274,7 +278,8 @@ class WorkerPool:
                 name=f"lepton-loader-{worker.number}",
                 daemon=True,
             )
-            worker.process.start()
+            with _findable_main():
+                worker.process.start()
         except BaseException:
             worker.process = None
             ours.close()
@@ -298,8 +303,8 @@ class WorkerPool:
             )
         if blame and worker.ready and worker.tasks:
             self._blame(worker, how)
-        if self._on_restart is not None:
-            self._on_restart()
+        if self._stats is not None:
+            self._stats["restarts"] += 1
         if blame:
             warnings.warn(
                 f"DataLoader worker {worker.number} {how}; it is started again, and {len(worker.tasks)} steps are made again",
@@ -370,6 +375,21 @@ class WorkerPool:
             self.close()
 
 
+@contextlib.contextmanager
+def _findable_main() -> Iterator[None]:
+    """A program that was read from a pipe has "<stdin>" for a file, which a spawned child would look for: as in a notebook, it has none."""
+    module = sys.modules["__main__"]
+    path = getattr(module, "__file__", None)
+    hidden = path is not None and path.startswith("<") and not os.path.exists(path)
+    if hidden:
+        del module.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            module.__file__ = path
+
+
 def _ending(process: Any) -> str:
     code = process.exitcode
     if code is not None and code < 0:
@@ -409,7 +429,7 @@ class WorkerBatches:
     ) -> None:
         self._pool, self._keep_pool = pool, keep_pool
         pool.abandon()
-        pool.user = self
+        self._claim = pool.claim = object()  # not this object, which would keep itself alive
         self._steps, self._steps_left = steps, True
         self._steps_error: Exception | None = None
         self._timeout_s, self._in_order, self._pin, self._on_fault = timeout_s, in_order, pin, on_fault
@@ -423,7 +443,7 @@ class WorkerBatches:
 
     def __next__(self) -> Any:
         try:
-            if self._open and self._pool.user is not self:
+            if self._open and self._pool.claim is not self._claim:
                 raise RuntimeError(
                     "this pass is over: a later iter() of the same loader has taken its persistent workers"
                 )
@@ -475,8 +495,7 @@ class WorkerBatches:
                 return found
             left = None if deadline is None else deadline - monotonic()
             if left is not None and left <= 0:
-                self._timed_out(self._ahead[0])
-                deadline = monotonic() + self._timeout_s
+                deadline = monotonic() + self._more_time(self._ahead[0])
                 continue
             self._pool.poll(left)
 
@@ -485,18 +504,23 @@ class WorkerBatches:
             return self._ahead[0] if self._ahead[0].done else None
         return next((pending for pending in self._ahead if pending.done), None)
 
-    def _timed_out(self, pending: _Pending) -> None:
-        """Leave out the sample that hangs, when the policy allows it; else raise as torch's loader does."""
+    def _more_time(self, pending: _Pending) -> float:
+        """The seconds that a step gets beyond its timeout; raises as torch's loader does when it gets none.
+
+        Under a policy, time is a matter of samples: one that takes longer than the timeout is left out.
+        """
         pool, step = self._pool, pending.step
         at = pool.at_work_on(pending)
         waiting = ""
         if at is not None:
             worker, place, column, seconds = at
             if not worker.ready and monotonic() - worker.began < START_WAIT_S:
-                return
-            if place >= 0 and seconds >= self._timeout_s and pool.policy != "raise":
+                return self._timeout_s
+            if place >= 0 and pool.policy != "raise":
+                if seconds < self._timeout_s:
+                    return self._timeout_s - seconds
                 pool.leave_out(pending, worker, place, HANGS)
-                return
+                return self._timeout_s
             if place >= 0:
                 waiting = f", waiting for {name_of(pool.maker.source, step, place, column)} for {seconds:.1f} s"
         if not waiting and len(step.rows):
@@ -510,7 +534,7 @@ class WorkerBatches:
             self._open = self._steps_left = False
             self._ahead.clear()
             self._next = None
-            if self._keep_pool and self._pool.user is self:
+            if self._keep_pool and self._pool.claim is self._claim:
                 self._pool.abandon()
             elif not self._keep_pool:
                 self._pool.close()
