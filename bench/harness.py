@@ -119,9 +119,12 @@ def make_peer(name: str, shared: bool = False) -> Path:
     return python
 
 
-def run_peer(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON."""
-    command: list[str | Path] = [make_peer(name), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
+def run_peer(name: str, arguments: Sequence[str], shared: bool = False) -> dict[str, Any]:
+    """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON.
+
+    shared: see `make_peer`.
+    """
+    command: list[str | Path] = [make_peer(name, shared), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     return result

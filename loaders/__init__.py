@@ -1,6 +1,8 @@
 """Loaders: the order of training data, the position in it, and a DataLoader that keeps up with any model.
 
 from loaders import DataLoader       torch.utils.data.DataLoader, with a fast and exact path for LeptonStore datasets
+from loaders import NumpyLoader      the same order, shares and states with numpy arrays: no torch
+from loaders.jax import JaxLoader    the same for sharded jax.Arrays
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
 """
 
@@ -10,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loaders.dataloader import DataLoader
+    from loaders.numpy import NumpyLoader
     from loaders.order import Order
     from loaders.state import LoaderStateError
 
-__all__ = ["DataLoader", "LoaderStateError", "Order"]
+__all__ = ["DataLoader", "LoaderStateError", "NumpyLoader", "Order"]
 
-_HOMES = {"DataLoader": "dataloader", "LoaderStateError": "state", "Order": "order"}
+_HOMES = {"DataLoader": "dataloader", "LoaderStateError": "state", "NumpyLoader": "numpy", "Order": "order"}
 
 
 def __getattr__(name: str) -> Any:

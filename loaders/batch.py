@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -16,10 +16,7 @@ from torch import Tensor
 
 from loaders.order import Rows
 from loaders.source import ColumnSource, Source
-from loaders.step import Step
-
-Batch: TypeAlias = dict[str, Any]
-Transform: TypeAlias = Callable[[Any], Any]
+from loaders.stages import Batch, map_tree
 
 # Up to this many bytes a column's gather stays in the calling thread. torch's `index_select` splits larger ones over its
 # OpenMP threads; with other work on both cores, waking those took 7 ms for 128 rows of 784 bytes between steps of a small
@@ -73,33 +70,6 @@ def _tensor_over(values: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(values)
 
 
-def maker(
-    gather: Callable[[Rows], Batch], as_tuple: tuple[str, ...] | None, transform: Transform | None, pin: bool
-) -> Callable[[Step], Any]:
-    """`gather`, then the tuple of the named columns, then the batch transform, then pinned memory.
-
-    What is not asked for costs nothing.
-    """
-    if as_tuple is None and transform is None and not pin:
-        return lambda step: gather(step.rows)
-
-    def make(step: Step) -> Any:
-        batch: Any = gather(step.rows)
-        if as_tuple is not None:
-            batch = tuple([batch[name] for name in as_tuple])
-        if transform is not None:
-            batch = transform(batch)
-        return pinned(batch) if pin else batch
-
-    return make
-
-
 def pinned(batch: Any) -> Any:
     """The same batch with its tensors in page-locked memory: a tensor, or a dict, tuple or list of them, nested."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory()
-    if isinstance(batch, dict):
-        return {name: pinned(value) for name, value in batch.items()}
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        return type(batch)(pinned(value) for value in batch)
-    return batch
+    return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) else leaf, batch)

@@ -4,39 +4,40 @@ Which of three paths a loader takes is decided once, when it is made:
 
     torch    any dataset that is not LeptonStore's, and any given `sampler`, `batch_sampler` or `batch_size=None`:
              torch's own loader, unchanged. It is never sharded here: with a sampler, the sampler decides.
-    rows     a LeptonStore dataset and a `collate_fn`: torch's loader (worker processes included) over lists of row
-             dicts, in the order and shares of this module.
-    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
+    rows     a LeptonStore dataset and a `collate_fn`: lists of row dicts, in the order and shares of this module, by
+             torch's own loader or by worker processes (`loaders.workers`).
+    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python but that of transforms.
 
-On the last two, ranks share each global batch (`loaders.share`), the order is a pure function of (seed, epoch,
-position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path a dataset
-that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
+On the last two it is a `loaders.loader.Loader`: ranks share each global batch (`loaders.share`), the order is a pure function
+of (seed, epoch, position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path
+a dataset that is read through the hot cache (`Dataset.cached`) is told of what comes next (`loaders.plan`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
-from loaders.batch import Transform, gatherer, maker
-from loaders.epoch import EpochIterator, LoaderStats, Position, Progress
-from loaders.faults import MASK, POLICIES, OnFault, Policy
-from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy
-from loaders.pipeline import Collate, Recipe, made_here
-from loaders.plan import Pass, Planner
+from loaders.batch import gatherer, pinned
+from loaders.device import Device, ahead_on, device_of
+from loaders.faults import OnFault, Policy
+from loaders.loader import Loader, Windows
+from loaders.mesh import MeshPlace, context_slice, place_on
+from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.pipeline import Collate
 from loaders.rows import RowsMaker
-from loaders.share import Share, find_rank, row_windows, steps_of
-from loaders.source import Source, has_source, source_of
-from loaders.state import LoaderState, LoaderStateError
+from loaders.share import Share, row_windows
+from loaders.source import Source, has_source
+from loaders.stages import Batch, Transform
+from loaders.stall import StageClock
 from loaders.step import Step
-from loaders.threads import ThreadedBatches
-from loaders.transforms.program import Program, compile_chain
 from loaders.worker import Maker
 from loaders.workers import WorkerBatches, WorkerPool
 
@@ -44,7 +45,7 @@ Path = Literal["torch", "rows", "gather"]
 WorkerMode = Literal["thread", "process"]
 
 
-class DataLoader(TorchDataLoader[Any]):
+class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
@@ -75,8 +76,18 @@ class DataLoader(TorchDataLoader[Any]):
     worker_mode        "process": worker processes instead of threads, for Python code that holds the GIL, or that draws from the
                        global generators (they are seeded there for each sample). A `worker_init_fn` or a `collate_fn` means it
                        too. Workers that die are restarted, and their batches made again. `persistent_workers` and
-                       `multiprocessing_context` (fork, spawn, forkserver) are as in torch.
+                       `multiprocessing_context` (fork, spawn, forkserver) are as in torch. Under a policy other than "raise", a
+                       sample that takes longer than `timeout` is left out.
     pin_memory         as in torch, when CUDA is available.
+    receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
+    device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
+    pad                True: batches of one static shape, with the mask "_valid" (`loaders.pad`). A tuple must name it.
+    mesh               a torch DeviceMesh: only its data dimensions share global batches, ranks along others get equal batches
+                       (`loaders.mesh`). Instead of rank and world_size; batch_size is then per data rank.
+    data_dims          names of the mesh's data dimensions. Default: found by their names ("dp", "fsdp", "dp_shard", "data", ...).
+    context_dim, sequence_columns
+                       the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
+                       rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
@@ -123,6 +134,13 @@ class DataLoader(TorchDataLoader[Any]):
         on_fault: OnFault | None = None,
         worker_mode: WorkerMode | None = None,
         arena_bytes_max: int | None = None,
+        receipts: bool = True,
+        pad: bool = False,
+        device: Device = None,
+        mesh: Any = None,
+        data_dims: Sequence[str] | None = None,
+        context_dim: str | None = None,
+        sequence_columns: Mapping[str, int] | None = None,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -141,28 +159,26 @@ class DataLoader(TorchDataLoader[Any]):
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
         self.worker_mode = worker_mode
-        self.arena_bytes_max = arena_bytes_max
-        self.stats = LoaderStats(batches=0, rows=0, wait_s=0.0, faults=0, restarts=0)
-        self._progress = Progress()
-        self._source: Source | None = None
-        self._bound_order: BoundOrder | None = None
-        self._planner: Planner | None = None
-        self._programs: dict[str, Program] = {}
         self._pool: WorkerPool | None = None  # persistent workers
+        self.arena_bytes_max = arena_bytes_max
+        self.receipts = receipts and in_order
+        self.pad = pad
+        self.device = device_of(device)
+        self.mesh = mesh
+        self.data_dims = None if data_dims is None else tuple(data_dims)
+        self.context_dim = context_dim
+        self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
         self._row_sampler = _RowSampler()
+        self._start()
         self._require_extras_fit(batch_size, num_workers, worker_init_fn)
+        self._place = self._find_place()
         if path != "torch":
-            self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, policy), arena_bytes_max)
-            self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
-            if order is None:
-                own = getattr(dataset, "__lepton_order__", None)
-                self.order = FullOrder(self.shuffle) if own is None else own()
-            assert self.order is not None
-            self._bound_order = self.order.bind(self._source)
-            self._epoch_order(0)  # refuses a bad seed here, not at the first batch
+            self._open_source(dataset)
+            assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
-        super().__init__(
+        TorchDataLoader.__init__(
+            self,
             dataset,
             batch_size,
             shuffle,
@@ -185,279 +201,185 @@ class DataLoader(TorchDataLoader[Any]):
     # -- torch's protocol --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        if self._path == "torch":
-            return super().__iter__()
-        began = perf_counter()
-        epoch, consumed = self._progress.next
-        order = self._epoch_order(epoch)
-        share = self._share(order, consumed)
-        if self._path == "rows" and self.num_workers == 0:
-            self._row_sampler.open(order, share)
-            batches: Iterator[Any] = super().__iter__()
-        elif self._path == "rows":
-            assert self._source is not None and self.collate_fn is not None
-            steps = steps_of(epoch, share, row_windows(order, share))
-            batches = self._by_processes(RowsMaker(self.dataset, self._source, self.collate_fn, self.seed), steps)
-        else:
-            next_order = self._epoch_order((epoch + 1) & SEED_MAX)
-            batches = self._gathered(epoch, (order, share), (next_order, self._share(next_order)))
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        self.stats["wait_s"] += perf_counter() - began  # filling the arena
-        return EpochIterator(batches, share, epoch, self._progress, self.stats)
+        return TorchDataLoader.__iter__(self) if self._path == "torch" else Loader.__iter__(self)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        return TorchDataLoader.__len__(self) if self._path == "torch" else Loader.__len__(self)
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
 
         For a training script: call it before the model is built. Does nothing where no arena is used.
         """
-        if self._path == "gather" and self._source is not None:
-            self._source.fill_ahead()
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
-        return (
-            super().__len__()
-            if self._path == "torch"
-            else self._share(self._epoch_order(self._progress.next.epoch)).steps
-        )
+        if self._path == "gather":
+            super().warm()
 
     @property
     def _index_sampler(self) -> Any:
         """What torch's iterators draw from: the same hook that torch uses for `sampler` and `batch_sampler`."""
         return self._row_sampler if self._path == "rows" else super()._index_sampler
 
-    # -- epochs and state --------------------------------------------------------------------------------------
-
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded.
 
         On torch's path it is handed to the sampler, when that has a `set_epoch`; else it does nothing.
         """
-        if self._path == "torch":
-            for sampler in (self.sampler, self.batch_sampler):
-                hand_over = getattr(sampler, "set_epoch", None)
-                if hand_over is not None:
-                    hand_over(epoch)
-            return
-        if not 0 <= epoch <= SEED_MAX:
-            raise ValueError(f"epoch must be between 0 and {SEED_MAX}, not {epoch}")
-        following = self._progress.next
-        restored = following.epoch == epoch and following.consumed > 0
-        self._progress.start_at(following if restored else Position(epoch, 0))
+        if self._path != "torch":
+            return super().set_epoch(epoch)
+        for sampler in (self.sampler, self.batch_sampler):
+            hand_over = getattr(sampler, "set_epoch", None)
+            if hand_over is not None:
+                hand_over(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
+    # -- what torch decides ------------------------------------------------------------------------------------
 
-        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank. Raises LoaderStateError on torch's path.
-        """
-        return self._state().to_dict()
+    def _find_place(self) -> MeshPlace | None:
+        if self.mesh is None:
+            return None
+        return place_on(self.mesh, self.data_dims, self.context_dim)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The next `iter()` continues at the batch after the state, at any world size.
+    def _rank(self) -> tuple[int, int]:
+        return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
-        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
-        or drop_last, or of another format or version of it.
-        """
-        here = self._state()
-        saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+    def _batches(
+        self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
+    ) -> Iterator[Any]:
+        if self._path == "gather":
+            return super()._batches(epoch, order, share, steps_in)
+        if self.num_workers > 0:
+            assert self._source is not None and self.collate_fn is not None
+            maker = RowsMaker(self.dataset, self._source, self.collate_fn, self.seed)
+            return self._feed(self._by_processes(maker, steps_in(row_windows(order, share))))
+        self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
+        return self._feed(TorchDataLoader.__iter__(self))
 
-    def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
-            raise LoaderStateError(
-                f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
-                "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
-            )
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
-        return LoaderState(
-            dataset=source.name,
-            commit=source.commit,
-            fingerprint=source.fingerprint,
-            length=order.length,
-            seed=self.seed,
-            epoch=position.epoch,
-            consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
-            drop_last=self.drop_last,
-        )
+    @property
+    def _in_processes(self) -> bool:
+        return self.num_workers > 0 and (self.worker_mode == "process" or self.worker_init_fn is not None)
 
-    # -- making batches ----------------------------------------------------------------------------------------
+    @property
+    def _reads_here(self) -> bool:
+        """Also where workers are forked: they share what is filled here."""
+        return not self._in_processes or (self.multiprocessing_context or multiprocessing).get_start_method() == "fork"
 
-    def _gathered(self, epoch: int, current: Pass, following: Pass) -> Iterator[Any]:
-        source = self._source
-        assert source is not None
-        processes = self.num_workers > 0 and (self.worker_mode == "process" or self.worker_init_fn is not None)
-        if not (processes and self._start_method() != "fork"):  # forked workers share what is filled here
-            source.fill()
-        windows = row_windows(*current)
-        if source.plans:
-            self._planner = self._planner or Planner(source)
-            self._planner.open(current, following)
-            windows = self._planner.windows(current)
-        steps = steps_of(epoch, current[1], windows)
-        if processes:
-            return self._by_processes(self._recipe(pin=False), steps)
-        pin = self.pin_memory and torch.cuda.is_available()
-        by_sample = bool(self._programs or self.collate or self.policy != "raise")
-        threads = self.num_workers if source.cold or self.transform or by_sample else 0
-        if not threads and not by_sample:
-            return map(maker(gatherer(source), self.as_tuple, self.transform, pin), steps)
-        recipe = self._recipe(pin)
-        if not threads:
-            return made_here(recipe, steps, self._note_fault)
-        ahead = self.prefetch_factor or 1
-        depth = threads * ahead
-        return ThreadedBatches(
-            recipe, steps, threads, depth, ahead, self.timeout, self.in_order, on_fault=self._note_fault
-        )
+    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
+        if not self._in_processes:
+            return super()._made(source, steps)
+        # In workers nothing is pinned, and their clocks count for themselves.
+        return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps)
 
     def _by_processes(self, maker: Maker, steps: Iterator[Step]) -> WorkerBatches:
         pool = self._pool
+        if pool is not None and not pool.serves(maker):
+            pool.close()
+            pool = None
         if pool is None:
             pool = WorkerPool(
                 maker,
                 self.num_workers,
                 self.prefetch_factor or 1,
                 self.multiprocessing_context or multiprocessing.get_context(),
+                self.stats,
+                self.policy,
                 self.worker_init_fn,
                 self.dataset,
-                self.policy,
-                self.stats,
             )
         if self.persistent_workers:
             self._pool = pool
-        pin = self.pin_memory and torch.cuda.is_available()
-        return WorkerBatches(
-            pool, steps, self.timeout, self.in_order, pin, self.persistent_workers, on_fault=self._note_fault
-        )
+        note = functools.partial(self._note_fault, self._entries)
+        return WorkerBatches(pool, steps, self.timeout, self.in_order, self._pin, self.persistent_workers, note)
 
-    def _start_method(self) -> str:
-        return str((self.multiprocessing_context or multiprocessing).get_start_method())
+    def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
+        return gatherer(source)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the worker processes: another process has its own."""
-        return {**self.__dict__, "_pool": None}
+    @property
+    def _tensor(self) -> Transform:
+        return torch.from_numpy
 
-    def _recipe(self, pin: bool) -> Recipe:
-        assert self._source is not None and self._bound_order is not None
-        collate = {name: made for name, made in (self.collate or {}).items() if name not in self._programs}
-        return Recipe(
-            source=self._source,
-            order=self._bound_order,
-            seed=self.seed,
-            programs=self._programs,
-            collate=collate,
-            as_tuple=self.as_tuple,
-            transform=self.transform,
-            pin=pin,
-            policy=self.policy,
-        )
+    @property
+    def _context(self) -> Transform | None:
+        if self._place is None or not self.sequence_columns:
+            return None
+        return context_slice(self.sequence_columns, self._place)
 
-    def _note_fault(self, position: int, row: int, column: str, action: str, reason: str) -> None:
-        self.stats["faults"] += 1
-        if self.on_fault is not None:
-            self.on_fault(position, row, column, action, reason)
+    @property
+    def _pin(self) -> Transform | None:
+        return pinned if self.pin_memory and torch.cuda.is_available() else None
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        assert self._bound_order is not None
-        return self._bound_order.epoch(self.seed, epoch)
-
-    def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
-        assert self.batch_size is not None
-        rank, world_size = find_rank(self.rank, self.world_size)
-        global_batch = self.global_batch_size or self.batch_size * world_size
-        return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
+    def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self.device is None else ahead_on(self.device, batches)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _rows_per_rank(self, batch_size: int | None) -> int | None:
-        """What the attribute `batch_size` says: the most rows that a batch of this rank can have."""
-        if self.global_batch_size is None:
-            return batch_size
-        return -(-self.global_batch_size // find_rank(self.rank, self.world_size)[1])
-
     def _require_extras_fit(self, batch_size: int | None, num_workers: int, worker_init_fn: object) -> None:
-        extras = (
-            "order",
-            "global_batch_size",
-            "rank",
-            "world_size",
-            "columns",
-            "as_tuple",
-            "transform",
-            "transforms",
-            "collate",
-            "on_fault",
-            "worker_mode",
-            "arena_bytes_max",
-        )
-        given = [name for name in extras if getattr(self, name) is not None] + ["seed"] * (self.seed != 0)
-        given += ["policy"] * (self.policy != "raise")
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
+        given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
                 "batch_size=None, and this loader is torch's own"
             )
-        if self.order is not None and self.shuffle:
-            raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.worker_mode not in (None, "thread", "process"):
             raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
         if self.worker_mode == "process" and not num_workers:
             raise ValueError("worker_mode='process' needs num_workers > 0")
         if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
             raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
-        of_batches = {"worker_mode", "order", "global_batch_size", "rank", "world_size", "seed"}
-        made_here = [name for name in given if name not in of_batches]
+        made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
-        if self.global_batch_size is None:
-            return
-        if self.global_batch_size < 1:
-            raise ValueError(f"global_batch_size should be a positive integer value, but got {self.global_batch_size}")
-        if batch_size not in (1, None):
-            raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
+        self._require_sizes_fit(batch_size)
+        if self.mesh is None:
+            of_mesh = [name for name in ("data_dims", "context_dim", "sequence_columns") if name in given]
+            if of_mesh:
+                raise ValueError(f"{', '.join(of_mesh)}: only with mesh=")
+        elif self.rank is not None or self.world_size is not None:
+            raise ValueError("mesh, and rank or world_size, exclude each other: the mesh says which rank this is")
+        if (self.context_dim is None) != (self.sequence_columns is None):
+            raise ValueError("context_dim= and sequence_columns= belong together: where, and what, to slice")
+
+
+# Parameters that torch does not have, and what they are when they are not given.
+_EXTRAS: dict[str, object] = {
+    "order": None,
+    "global_batch_size": None,
+    "rank": None,
+    "world_size": None,
+    "columns": None,
+    "as_tuple": None,
+    "transform": None,
+    "transforms": None,
+    "collate": None,
+    "policy": "raise",
+    "on_fault": None,
+    "worker_mode": None,
+    "arena_bytes_max": None,
+    "pad": False,
+    "device": None,
+    "mesh": None,
+    "data_dims": None,
+    "context_dim": None,
+    "sequence_columns": None,
+}
+_OF_THE_ORDER = (
+    "order",
+    "global_batch_size",
+    "rank",
+    "world_size",
+    "seed",
+    "worker_mode",
+    "device",
+    "mesh",
+    "data_dims",
+    "context_dim",
+)
 
 
 class _RowSampler(Sampler[list[int]]):
     """Row numbers of each batch of the open epoch, for torch's fetchers."""
 
-    def open(self, order: EpochOrder, share: Share) -> None:
-        self._order, self._share = order, share
+    def open(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._steps = steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (step.rows.tolist() for step in steps_of(0, self._share, row_windows(self._order, self._share)))
-
-    def __len__(self) -> int:
-        return self._share.steps
-
-
-def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, policy: Policy) -> list[str] | None:
-    made = (MASK,) if policy == "skip" else ()
-    if as_tuple is not None and not set(made) <= set(as_tuple):
-        raise ValueError(
-            f'policy="skip" marks the rows that count in the column {MASK!r}: name it in as_tuple, and use it'
-        )
-    wanted = columns if columns is not None else as_tuple
-    if wanted is None:
-        return None
-    for name in as_tuple or ():
-        if name not in wanted and name not in made:
-            raise ValueError(f"as_tuple names {name!r}, which is not in columns={list(wanted)}")
-    return [name for name in dict.fromkeys(wanted) if name not in made]
-
-
-def _compiled(
-    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
-) -> dict[str, Program]:
-    specs = {spec.name: spec for spec in source.columns}
-    for what, given in (("transforms", transforms), ("collate", collate)):
-        for name in given:
-            if name not in specs:
-                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
-    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+        return (step.rows.tolist() for step in self._steps())

@@ -8,12 +8,15 @@ A position moves on when a batch is handed out, not when it is made: prefetched 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
+from loaders.ledger import Entries
 from loaders.share import Share
+from loaders.stall import LoaderStats
 
 
 class Position(NamedTuple):
@@ -24,20 +27,6 @@ class Position(NamedTuple):
 
 
 FIRST = Position(0, 0)
-
-
-class LoaderStats(TypedDict):
-    """Sums over the life of a loader: batches and rows (of this rank) handed out, and the seconds waited for them.
-
-    faults: samples that the policy skipped or substituted.
-    restarts: worker processes that died and were started again.
-    """
-
-    batches: int
-    rows: int
-    wait_s: float
-    faults: int
-    restarts: int
 
 
 @dataclass
@@ -78,6 +67,9 @@ class EpochIterator:
     batches: makes them, in order; its `close()`, when it has one, is called at the end.
     share:   what this rank takes of the pass.
     stats:   what the loader adds up; the time inside `next()` is what it waits.
+    gaps:    [first, stop) of the steps that are left out (loaders.skips): `batches` has none of them.
+    entries: of the loader's ledger; None without receipts.
+    row_bytes: of the columns with a fixed width, for the sum of bytes.
     """
 
     batches: Iterator[Any]
@@ -85,11 +77,16 @@ class EpochIterator:
     epoch: int
     progress: Progress
     stats: LoaderStats
-    _step: int = field(default=0, init=False)
+    gaps: Sequence[tuple[int, int]] = ()
+    entries: Entries | None = None
+    row_bytes: int = 0
+    _step: int = field(default=0, init=False)  # number, in the pass, of the next batch
 
     def __post_init__(self) -> None:
         self._pass = self.progress.passes
         self._steps, self._full_steps = self.share.steps, self.share.full_steps
+        self._left_out = deque(self.gaps)
+        self._skip_gaps()
         self._rows_full = _size(self.share.part_of(self.share.global_batch))
         self._rows_last = _size(self.share.part_of(self.share.last_rows))
 
@@ -97,7 +94,7 @@ class EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return self._steps
+        return self._steps - sum(stop - first for first, stop in self.gaps)
 
     def __next__(self) -> Any:
         began = perf_counter()
@@ -105,20 +102,35 @@ class EpochIterator:
             batch = next(self.batches)
         except BaseException:  # the end too
             self.close()
-            if not self._steps:
+            if self._step >= self._steps:
                 self._move(None)
             raise
-        full = self._step < self._full_steps
-        self._step += 1
-        if self._step == self._steps:
-            self._move(None)
-        else:
-            self._move(Position(self.epoch, self.share.start + self._step * self.share.global_batch))
+        step = self._step
+        rows = self._rows_full if step < self._full_steps else self._rows_last
+        self._step = step + 1
+        if self._left_out:
+            self._skip_gaps()
+        if self.progress.passes == self._pass:  # else a newer pass, or a restore, has the say
+            if self._step >= self._steps:
+                self.progress.current = None
+            else:
+                self.progress.current = Position(self.epoch, self.share.start + self._step * self.share.global_batch)
+            if self.entries is not None:
+                self.entries.handed_out()
         stats = self.stats
         stats["batches"] += 1
-        stats["rows"] += self._rows_full if full else self._rows_last
-        stats["wait_s"] += perf_counter() - began
+        stats["rows"] += rows
+        stats["bytes"] += rows * self.row_bytes
+        waited = perf_counter() - began
+        stats["wait_s"] += waited
+        stats.waits[int(waited * 1e6).bit_length()] += 1
+        if waited > stats.worst[0]:
+            stats.worst = waited, self.epoch, step
         return batch
+
+    def _skip_gaps(self) -> None:
+        while self._left_out and self._left_out[0][0] <= self._step:
+            self._step = max(self._step, self._left_out.popleft()[1])
 
     def _move(self, position: Position | None) -> None:
         if self.progress.passes == self._pass:

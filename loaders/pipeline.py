@@ -2,23 +2,22 @@
 
     read      the rows' values, of several steps at once where that joins what they miss
     sample    the program of a column over some of a step's samples: any part in any thread
-    finish    policy, the programs' batch stage, collate, mask, as_tuple, transform, pin
+    finish    policy, the programs' batch stage, collate, mask, context slice, as_tuple, transform, pin
 
 A `Recipe` says how; a `Work` is one step on its way. `make` does all of it in the calling thread. Threads (loaders/threads.py) and
 worker processes (loaders/workers.py) call the same three functions, so that a batch does not depend on who made it. Hot columns without
-any of this never come here: `loaders.batch.gatherer` and nothing else.
+any of this never come here: a gatherer and `loaders.stages` and nothing else. Knows no framework: `tensor` makes its arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 
-from loaders.batch import Transform, pinned
 from loaders.faults import (
     MASK,
     SUBSTITUTES_MAX,
@@ -34,7 +33,10 @@ from loaders.faults import (
     substitute_row,
 )
 from loaders.order import BoundOrder, Rows
+from loaders.pad import valid_rows
 from loaders.source import ColumnSource, Source, Values
+from loaders.stages import Transform
+from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.transforms.base import SampleFailed
 from loaders.transforms.keys import SampleKeys
@@ -73,6 +75,11 @@ class Recipe:
     programs: of the columns that have a chain of transforms.
     collate:  of columns without one (a program does its own): list of values -> what stands in the batch.
     order:    where substitutes come from.
+    tensor:   makes what stands in a batch of a numpy array.
+    padded:   whether the batch has the column "_valid" for rows of padding (loaders.pad); policy "skip" has it too.
+    context:  the slice of a context-parallel rank (loaders.mesh).
+    pin:      the last stage; None for none.
+    clock:    what the stages take is added to.
     """
 
     source: Source
@@ -82,8 +89,12 @@ class Recipe:
     collate: Mapping[str, Collate] = field(default_factory=dict)
     as_tuple: tuple[str, ...] | None = None
     transform: Transform | None = None
-    pin: bool = False
+    tensor: Transform = np.asarray
+    padded: bool = False
+    context: Transform | None = None
+    pin: Transform | None = None
     policy: Policy = "raise"
+    clock: StageClock = field(default_factory=StageClock)
 
     def prepare(self) -> None:
         """Make ready what every batch needs, once in each process."""
@@ -116,7 +127,8 @@ class Recipe:
         Under "raise" an error of one of them is raised: the caller asks for each alone to see whose it is.
         """
         try:
-            values = self._joined(steps)
+            with self.clock.stage("fetch" if self.source.cold else "gather"):
+                values = self._joined(steps)
         except Exception as error:
             if self.policy == "raise" or not is_of_a_stored_sample(error):
                 if len(steps) == 1 and len(steps[0].rows) == 1:
@@ -186,6 +198,20 @@ class Recipe:
     def sample(self, work: Work, name: str, first: int, stop: int, tell: Tell | None = None) -> None:
         """The program of column `name` over samples [first, stop) of a step, one by one: what hangs or fails has a name."""
         program, values, out = self.programs[name], work.values[name], work.outs[name]
+        with self.clock.stage("transform"):
+            self._sample(program, values, out, work, name, first, stop, tell)
+
+    def _sample(
+        self,
+        program: Program,
+        values: Values,
+        out: Buffer,
+        work: Work,
+        name: str,
+        first: int,
+        stop: int,
+        tell: Tell | None,
+    ) -> None:
         for index in range(first, stop):
             if index in work.failed:
                 continue
@@ -205,17 +231,26 @@ class Recipe:
         """What is done once for a step whose samples all stand in `work.outs`."""
         faults = self._settle(work) if work.failed else []
         batch: Any = {}
+        since = perf_counter()
         for spec in self.source.columns:
             batch[spec.name] = self._column(spec.name, work)
-        if self.policy == "skip":
-            batch[MASK] = valid = torch.ones(len(work.step.rows), dtype=torch.bool)
-            for fault in faults:
-                valid[fault.place] = False
+        if self.policy == "skip" or self.padded:
+            valid = valid_rows(work.step)
+            if self.policy == "skip":
+                valid[list(work.failed)] = False
+            batch[MASK] = self.tensor(valid)
+        if self.context is not None:
+            batch = self.context(batch)
         if self.as_tuple is not None:
             batch = tuple([batch[name] for name in self.as_tuple])
+        since = self.clock.lap("collate", since)
         if self.transform is not None:
             batch = self.transform(batch)
-        return Made(pinned(batch) if self.pin else batch, faults)
+            since = self.clock.lap("transform", since)
+        if self.pin is not None:
+            batch = self.pin(batch)
+            self.clock.lap("pin", since)
+        return Made(batch, faults)
 
     def _column(self, name: str, work: Work) -> Any:
         program = self.programs.get(name)
@@ -231,7 +266,7 @@ class Recipe:
                     sample = name_of(self.source, work.step, place, name)
                     error.add_note(f"at {sample}")
                 raise
-        return values if isinstance(values, list) else torch.from_numpy(values)
+        return values if isinstance(values, list) else self.tensor(values)
 
     def _settle(self, work: Work) -> list[Fault]:
         """Do what the policy says with the samples that failed; in the order of positions."""
@@ -242,6 +277,8 @@ class Recipe:
                 action = "skip"
             else:
                 action = f"substitute:{self._substitute(work, index, error)}"
+            if index >= len(work.step.rows) - work.step.padding:
+                continue  # a row of padding stands for nothing: nothing was lost
             position, row = work.step.start + index, int(work.step.rows[index])
             faults.append(Fault(index, position, row, column, action, reason_of(error)))
         return faults

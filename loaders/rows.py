@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loaders.pipeline import Made, Tell
 from loaders.source import Source
+from loaders.stall import StageClock
 from loaders.step import Step
 
 
@@ -19,6 +20,7 @@ class RowsMaker:
     source: Source
     collate_fn: Callable[[list[Any]], Any]
     seed: int
+    clock: StageClock = field(default_factory=StageClock)
 
     def prepare(self) -> None:
         """Nothing: rows are read when they are asked for."""
@@ -31,7 +33,9 @@ class RowsMaker:
         """`collate_fn` of the step's rows."""
         numbers = step.rows.tolist()
         many = getattr(self.dataset, "__getitems__", None)
-        rows = [self.dataset[row] for row in numbers] if many is None else many(numbers)
+        with self.clock.stage("fetch"):
+            rows = [self.dataset[row] for row in numbers] if many is None else many(numbers)
         if tell is not None:
             tell(-1, "")
-        return Made(self.collate_fn(rows), [])
+        with self.clock.stage("collate"):
+            return Made(self.collate_fn(rows), [])

@@ -11,6 +11,7 @@ An epoch may start at any position (a restore does): its batches are then cut fr
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,9 +115,9 @@ def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[i
 
 
 def _from_torch() -> tuple[int, int] | None:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
+    # Whoever initialised it has imported it: so this neither needs torch nor waits for its import.
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return None
 

@@ -25,6 +25,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -32,7 +33,18 @@ import numpy as np
 import numpy.typing as npt
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, ChunkMissing, Damaged, LeptonError, MissingExtra, SchemaError, SourceError
+from leptonstore.errors import (
+    BadInput,
+    ChunkMissing,
+    Damaged,
+    FormatDamaged,
+    FormatTooNew,
+    LeptonError,
+    MissingExtra,
+    RefMissing,
+    SchemaError,
+    SourceError,
+)
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
 
 if TYPE_CHECKING:
@@ -49,12 +61,17 @@ __all__ = [
     "ColumnSource",
     "ColumnSpec",
     "Damaged",
+    "FormatDamaged",
+    "FormatTooNew",
+    "LeptonError",
     "MissingExtra",
+    "RefMissing",
     "Source",
     "SourceError",
     "has_source",
     "image_decoder",
     "source_of",
+    "write_file",
 ]
 
 Values: TypeAlias = npt.NDArray[Any] | list[Any]
@@ -145,6 +162,16 @@ class Source(Protocol):
     def plan(self, keys: Sequence[Keys], restart: bool) -> None:
         """Tell the hot cache what is read next (restart: instead of what was told, else after it)."""
         ...
+
+
+def write_file(path: Path, data: bytes, replace: bool = False) -> None:
+    """A small file: whole and durable, or not there. Raises BadInput when it exists, unless it is to be replaced (then: whole)."""
+    from leptonstore.tiers.durable import create_file, replace_file
+
+    if replace:
+        replace_file(path, data, path.parent)
+    elif not create_file(path, data, path.parent):
+        raise BadInput(f"{path} exists: take another name, or remove it")
 
 
 def has_source(dataset: object) -> bool:

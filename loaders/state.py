@@ -10,11 +10,13 @@ differs is refused by name: a silent restart would train on some rows twice and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from loaders.order import ORDER_ROWS_MAX, SEED_MAX
+from loaders.skips import SKIPS_MAX
 from loaders.source import BadInput
 
 FORMAT = "lepton.loader-state"
@@ -36,6 +38,8 @@ class LoaderState:
     length:          positions of the epoch.
     global_batch:    rows of a global batch when the state was taken; information, not a condition.
     order:           the spec of the order strategy (loaders.order.OrderStrategy).
+    receipt:         {"head": 64 hex digits, "steps": n} of the chain so far (loaders.chain); empty without receipts.
+    skips:           [[epoch, start, stop], …] of the positions left out from this epoch on (loaders.skips): 60 bytes each, beside the KiB.
     """
 
     dataset: str
@@ -48,9 +52,11 @@ class LoaderState:
     global_batch: int
     order: dict[str, Any]
     drop_last: bool
+    receipt: dict[str, Any]
+    skips: list[Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; at most 1 KiB of JSON."""
+        """JSON-able; at most 1 KiB of JSON, and what `skips` takes."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
@@ -105,3 +111,22 @@ def _require_in_range(fields: Mapping[str, Any]) -> None:
             raise LoaderStateError(
                 f"the loader state is damaged: its field {name!r} is {fields[name]}, not in [{low}, {high}]"
             )
+    receipt, skips = fields["receipt"], fields["skips"]
+    if receipt and not (
+        re.fullmatch("[0-9a-f]{64}", str(receipt.get("head"))) and _is_number(receipt.get("steps"), SEED_MAX)
+    ):
+        raise LoaderStateError(
+            "the loader state is damaged: its field 'receipt' has no head of 64 hex digits and number of steps"
+        )
+    if len(skips) > SKIPS_MAX or not all(_is_skip(skip) for skip in skips):
+        raise LoaderStateError("the loader state is damaged: its field 'skips' is no list of [epoch, start, stop]")
+
+
+def _is_skip(told: Any) -> bool:
+    if not (isinstance(told, list) and len(told) == 3 and _is_number(told[0], SEED_MAX)):
+        return False
+    return _is_number(told[1], ORDER_ROWS_MAX) and _is_number(told[2], ORDER_ROWS_MAX) and told[1] < told[2]
+
+
+def _is_number(told: Any, high: int) -> bool:
+    return type(told) is int and 0 <= told <= high

@@ -14,8 +14,11 @@ class Step(NamedTuple):
     """epoch: the epoch's number.
     start: position in the epoch of the first row; those of the others follow it one by one.
     rows:  int64, shape (rows of this rank's share,): the rows of the dataset, view or mixture at these positions. May be empty.
+    padding: how many of the last `rows` are no part of the share, but there to give the batch its static shape (`loaders.pad`). 0 unless
+             `padded` made the step, which is done right before its batch is: states, receipts and counts never see padding.
     """
 
     epoch: int
     start: int
     rows: Rows
+    padding: int = 0

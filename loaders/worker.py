@@ -1,6 +1,6 @@
 """What a worker process of a loader does: whole batches of the steps that it is given, one after another.
 
-    parent -- task (56 bytes: which slab has the rows) --> worker -- answer (40 bytes: where the batch stands in the slab) --> parent
+    parent -- task (64 bytes: which slab has the rows) --> worker -- answer (40 bytes: where the batch stands in the slab) --> parent
 
 It ends when its parent closes the socket or dies. SIGINT is its parent's business. `get_worker_info()` answers as in torch's workers, and
 the global generators of random, numpy and torch are seeded: for each sample before its plain functions run, and for each batch before
@@ -28,10 +28,11 @@ import torch
 from loaders.pipeline import Made, Tell
 from loaders.slab import AT_COLUMN, AT_PLACE, AT_SINCE, CANCELLED, REQUEST_AT, Slab, pack
 from loaders.source import Source
+from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.transforms.keys import GLOBAL_INDEX, SampleKeys
 
-TASK = struct.Struct("<qqqqqqq")  # number, slab, its size, epoch, start, rows, samples to leave out
+TASK = struct.Struct("<qqqqqqqq")  # number, slab, its size, epoch, start, rows, those of padding, samples to leave out
 # Number (-1: it is ready, or why it is not, in `length` bytes that follow), kind, size of the slab, place and length of the tree.
 ANSWER = struct.Struct("<qqqqq")
 READY, MADE, FAILED, DROPPED = range(4)
@@ -53,6 +54,11 @@ class Maker(Protocol):
     @property
     def seed(self) -> int:
         """Of the order and of all randomness."""
+        ...
+
+    @property
+    def clock(self) -> StageClock:
+        """What its stages take."""
         ...
 
     def prepare(self) -> None:
@@ -94,6 +100,7 @@ class _Task(NamedTuple):
     epoch: int
     start: int
     rows: int
+    padding: int
     left_out: int
 
 
@@ -167,7 +174,7 @@ def _answered(work: Work, task: _Task, slab: Slab) -> tuple[int, int, int, int]:
     if words[CANCELLED]:
         return DROPPED, slab.size, first, 0
     request = slab.bytes[REQUEST_AT:first].view(np.int64).copy()
-    step = Step(task.epoch, task.start, request[: task.rows])
+    step = Step(task.epoch, task.start, request[: task.rows], task.padding)
     pairs = request[task.rows :].reshape(-1, 2).tolist()
     left_out: dict[int, Exception] = {place: SampleLeftOut(REASONS[why]) for place, why in pairs}
     maker = work.maker
@@ -184,9 +191,11 @@ def _answered(work: Work, task: _Task, slab: Slab) -> tuple[int, int, int, int]:
         elif column in seeded:
             seed_globals(keys.global_seed(place))
 
+    before = maker.clock.seconds
     try:
         made = maker.make(step, tell, left_out)
-        return MADE, *_written((made.batch, [tuple(fault) for fault in made.faults]), slab, first)
+        seconds = {stage: total - before.get(stage, 0.0) for stage, total in maker.clock.seconds.items()}
+        return MADE, *_written((made.batch, [tuple(fault) for fault in made.faults], seconds), slab, first)
     except Exception as error:
         return FAILED, *_written(_portable(error, work.number), slab, first)
     finally:

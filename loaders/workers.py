@@ -29,11 +29,11 @@ from weakref import WeakSet
 
 import numpy as np
 
-from loaders.batch import pinned
-from loaders.epoch import LoaderStats
 from loaders.faults import Fault, FaultCount, OnFault, Policy, SampleName, name_of, named
 from loaders.pipeline import Made
 from loaders.slab import AT_COLUMN, AT_PLACE, AT_SINCE, CANCELLED, REQUEST_AT, Slab, unpack
+from loaders.stages import Transform
+from loaders.stall import LoaderStats
 from loaders.step import Step
 from loaders.worker import (
     ANSWER,
@@ -106,7 +106,8 @@ class WorkerPool:
 
     ahead:      steps that each of them may have.
     context:    of multiprocessing: how they are started.
-    stats:      of the loader: `restarts` counts those that are started again.
+    stats:      of the loader: `restarts` counts those that are started again, its clock what their stages take.
+    init, dataset: what torch calls worker_init_fn, and what get_worker_info() tells of.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class WorkerPool:
         workers: int,
         ahead: int,
         context: Any,
+        stats: LoaderStats,
+        policy: Policy = "raise",
         init: Callable[[int], None] | None = None,
         dataset: Any = None,
-        policy: Policy = "raise",
-        stats: LoaderStats | None = None,
     ) -> None:
         self.maker, self.ahead, self.policy = maker, max(ahead, 1), policy
         self._context, self._init, self._dataset, self._stats = context, init, dataset, stats
@@ -136,6 +137,11 @@ class WorkerPool:
         except BaseException:
             self.close()
             raise
+
+    def serves(self, maker: Maker) -> bool:
+        """Whether it makes the batches that `maker` would: a dataset that has grown is another source."""
+        mine = self.maker
+        return mine.source is maker.source and getattr(mine, "order", None) is getattr(maker, "order", None)
 
     @property
     def depth(self) -> int:
@@ -169,9 +175,9 @@ class WorkerPool:
         request = slab.bytes[REQUEST_AT:stop].view(np.int64)
         request[:rows] = step.rows
         request[rows:] = np.array(list(pending.left_out.items()), np.int64).reshape(-1)
-        slab.words[AT_PLACE], slab.words[CANCELLED] = -1, 0
+        slab.words[AT_PLACE], slab.words[CANCELLED] = -1, not pending.wanted
         slab.words[AT_SINCE] = monotonic_ns()
-        task = TASK.pack(pending.number, at, slab.size, step.epoch, step.start, rows, left_out)
+        task = TASK.pack(pending.number, at, slab.size, step.epoch, step.start, rows, step.padding, left_out)
         if worker.channel is not None:
             with contextlib.suppress(OSError):  # it died: `poll` sees that, and sends again
                 worker.channel.sendall(task)
@@ -231,7 +237,9 @@ class WorkerPool:
         first = REQUEST_AT + 8 * len(pending.step.rows) + 16 * len(pending.left_out)
         if kind == MADE:
             unleased = sum(not one.leased for one in worker.slabs)
-            batch, faults = unpack(slab, first, place, length, lease=unleased > self.ahead)
+            batch, faults, seconds = unpack(slab, first, place, length, lease=unleased > self.ahead)
+            for stage, took in seconds.items():
+                self._stats.clock.add(stage, took)
             pending.made = Made(batch, [Fault(*fault) for fault in faults])
         elif kind == FAILED:
             pending.error = restored(unpack(slab, first, place, length, False))
@@ -303,8 +311,7 @@ class WorkerPool:
             )
         if blame and worker.ready and worker.tasks:
             self._blame(worker, how)
-        if self._stats is not None:
-            self._stats["restarts"] += 1
+        self._stats["restarts"] += 1
         if blame:
             warnings.warn(
                 f"DataLoader worker {worker.number} {how}; it is started again, and {len(worker.tasks)} steps are made again",
@@ -348,6 +355,9 @@ class WorkerPool:
         if worker.process is not None:
             worker.process.close()
             worker.process = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of a loader, in whatever process, starts workers of its own
 
     def close(self) -> None:
         """End the processes: those that do not in CLOSE_WAIT_S are killed. Idempotent. Batches keep their memory."""
@@ -413,6 +423,7 @@ def _close_inherited(kept: list[Slab]) -> Callable[[], None]:
 class WorkerBatches:
     """An iterator over the batches of `steps`, made by a pool of worker processes. Used by one thread.
 
+    pin:       done to each batch here: pinned memory belongs to one process.
     keep_pool: whether the pool outlives the pass (persistent_workers).
     The other parameters are those of `loaders.threads.ThreadedBatches`.
     """
@@ -423,7 +434,7 @@ class WorkerBatches:
         steps: Iterator[Step],
         timeout_s: float = 0,
         in_order: bool = True,
-        pin: bool = False,
+        pin: Transform | None = None,
         keep_pool: bool = False,
         on_fault: OnFault | None = None,
     ) -> None:
@@ -468,7 +479,7 @@ class WorkerBatches:
         except BaseException:
             self.close()
             raise
-        return pinned(batch) if self._pin else batch
+        return batch if self._pin is None else self._pin(batch)
 
     def _submit(self) -> None:
         while self._steps_left and len(self._ahead) < self._pool.depth:

@@ -9,10 +9,12 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from leptonstore.cli.group import EntryGroup
 from leptonstore.cli.runtime import emit, human_bytes, json_option, store_option, store_url
 from leptonstore.store.index import cache_home
 from leptonstore.version import __version__
@@ -25,16 +27,30 @@ _PARTS = {
 }
 
 
-@click.command("doctor")
+_SUMMARIES = {"loader": "Find what slows a loader down, and the change that helps most."}
+
+
+class _Doctor(EntryGroup):
+    """What looks at one thing closely is an entry point: loaders registers its own, and cli imports no loaders."""
+
+    entries = "lepton.doctor"
+    summaries: Mapping[str, str] = _SUMMARIES
+
+
+@click.group("doctor", cls=_Doctor, invoke_without_command=True)
 @store_option
 @json_option
-def command(store: str | None, as_json: bool) -> None:
-    """Show what this machine has: devices, codecs, versions, places.
+@click.pass_context
+def command(context: click.Context, store: str | None, as_json: bool) -> None:
+    """Show what this machine has: devices, codecs, versions, places. With a COMMAND: look at one thing closely.
 
     \b
     Example:
       lepton doctor --json
+      lepton doctor loader mnist --batch-size 256 --shuffle
     """
+    if context.invoked_subcommand is not None:
+        return
     found = examine(store_url(store))
 
     def text() -> None:

@@ -1,7 +1,11 @@
-"""The `lepton` group: commands are entry points, loaded when asked for; their one-line help stands here."""
+"""The `lepton` group: commands are entry points, loaded when asked for; their one-line help stands here.
+
+A group below it may be open to other packages in the same way (`lepton doctor`): an `EntryGroup` of another entry-point group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -56,6 +60,7 @@ SUMMARIES = {
     "upgrade": "Upgrade a store that an older version made.",
     "completion": "Print what makes a shell complete commands and names.",
     "doctor": "Show what this machine has: devices, codecs, versions.",
+    "receipt": "Check what a loader handed out, and have any batch again.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
     "predict": "Label new images, or every row of a dataset.",
@@ -65,13 +70,18 @@ SUMMARIES = {
 _EXTRA_OF = {"trainers": "train", "loaders": "train", "leptonstore": "process"}
 
 
-class _Lazy(click.Group):
+class EntryGroup(click.Group):
+    """A group whose commands are the entry points of `entries`. `summaries`: their lines in its help, in this order."""
+
+    entries = "lepton.commands"
+    summaries: Mapping[str, str] = SUMMARIES
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        names = {entry.name for entry in entry_points(group="lepton.commands")}
-        return [name for name in SUMMARIES if name in names] + sorted(names - set(SUMMARIES))
+        names = {entry.name for entry in entry_points(group=self.entries)}
+        return [name for name in self.summaries if name in names] + sorted(names - set(self.summaries))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for entry in entry_points(group="lepton.commands", name=cmd_name):
+        for entry in entry_points(group=self.entries, name=cmd_name):
             try:
                 command: click.Command = entry.load()
             except ModuleNotFoundError as error:
@@ -83,20 +93,22 @@ class _Lazy(click.Group):
             return command
         return None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, self.summaries.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class _Lepton(EntryGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise ReaderGone from error
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
 
 @click.group(
-    cls=_Lazy,
+    cls=_Lepton,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="A version is NAME (branch main), NAME@BRANCH, NAME@TAG, NAME@DIGITS of its digest, NAME@2026-11-01 or "
     "NAME@BRANCH@2026-11-01T12:00 (what the branch was then), each with ~2 (versions back) or ^2 (the other parent of a merge). "

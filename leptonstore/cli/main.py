@@ -9,7 +9,7 @@ import sys
 from leptonstore.errors import MissingExtra
 
 # Commands that run functions of the user's, which may give DataFrames to pyarrow.
-_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo"})
+_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo", "doctor"})
 
 
 def main() -> None:

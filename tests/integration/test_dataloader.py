@@ -263,3 +263,28 @@ def test_a_given_sampler_is_torchs_own_path(ds: Dataset) -> None:
     assert list(loader) == [[5, 3], [8]] and len(loader) == 2
     with pytest.raises(LoaderStateError, match="draws from torch's samplers and has no state"):
         loader.state_dict()
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {**COLD, "num_workers": 2}, {"collate_fn": lambda rows: {"id": torch.tensor([row["id"] for row in rows])}}],
+)
+def test_batches_lie_on_the_device_asked_for(ds: Dataset, options: dict[str, Any]) -> None:
+    """ "meta" stands for a device; the position counts what was handed out, not what was copied ahead."""
+    loader = DataLoader(ds, 100, device="meta", **options)
+    batches = iter(loader)
+    assert next(batches)["id"].device.type == "meta"
+    assert loader.state_dict()["consumed"] == 100
+    assert 1 + len(list(batches)) == 27
+    assert joined(ids(DataLoader(ds, 100, device="cpu", **options))) == list(range(ROWS))
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_cuda_are_those_of_the_host(ds: Dataset) -> None:
+    for here, there in zip(DataLoader(ds, 100), DataLoader(ds, 100, device="cuda"), strict=True):
+        assert there["image"].is_cuda and torch.equal(there["image"].cpu(), here["image"])
+        assert there["text"] == here["text"]

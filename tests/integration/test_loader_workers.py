@@ -356,7 +356,7 @@ def test_arguments_that_do_not_fit_are_named(ds: Dataset) -> None:
         ({"worker_mode": "thread", "worker_init_fn": ending}, "run in worker processes"),
         ({"worker_mode": "process"}, "worker_mode='process' needs num_workers"),
         ({"policy": "ignore"}, "policy is one of raise, skip, substitute"),
-        ({"policy": "skip", "as_tuple": ["id"]}, "'_valid': name it in as_tuple"),
+        ({"policy": "skip", "as_tuple": ["id"]}, "leaves out '_valid'"),
         ({"policy": "skip", "collate_fn": list}, "policy and collate_fn exclude each other"),
         ({"transforms": {"nope": [length]}}, "transforms names 'nope'"),
         ({"collate": {"nope": len}}, "collate names 'nope'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from leptonstore import limits
 from leptonstore.errors import BadInput
 from loaders.order import ORDER_ROWS_MAX, SEED_MAX
+from loaders.skips import SKIPS_MAX
 from loaders.state import LoaderState, LoaderStateError
 
 STATE = LoaderState(
@@ -23,6 +25,8 @@ STATE = LoaderState(
     global_batch=256,
     order={"name": "shuffle", "version": 1},
     drop_last=False,
+    receipt={"head": "cd" * 32, "steps": 940},
+    skips=[[4, 512, 1_024]],
 )
 
 
@@ -38,8 +42,11 @@ def test_the_largest_state_fits_in_a_kibibyte() -> None:
     largest = LoaderState(
         "n" * limits.NAME_CHARS_MAX, "f" * 64, "f" * 81, ORDER_ROWS_MAX, SEED_MAX, SEED_MAX, ORDER_ROWS_MAX,
         ORDER_ROWS_MAX, {"name": "sequential", "version": 1}, False,
+        {"head": "f" * 64, "steps": SEED_MAX}, [],
     )  # fmt: skip
     assert len(json.dumps(largest.to_dict())) <= 1024
+    skips = [[SEED_MAX, 1, ORDER_ROWS_MAX]] * SKIPS_MAX
+    assert len(json.dumps(replace(largest, skips=skips).to_dict())) <= 1024 + 60 * SKIPS_MAX
     assert LoaderState.from_dict(largest.to_dict()) == largest
 
 
@@ -65,7 +72,9 @@ def test_a_missing_field_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("length", "60000"), ("length", -1), ("seed", 1.0), ("seed", True), ("order", 1), ("epoch", -1), ("epoch", 2**64),
-     ("consumed", 60_001), ("consumed", -1), ("global_batch", 0), ("commit", None)],
+     ("consumed", 60_001), ("consumed", -1), ("global_batch", 0), ("commit", None), ("receipt", []), ("skips", {}),
+     ("receipt", {"head": "cd" * 31, "steps": 1}), ("receipt", {"head": "cd" * 32, "steps": True}),
+     ("skips", [[0, 1]]), ("skips", [[0, 2, 2]]), ("skips", [[0, -1, 2]]), ("skips", [[0, 1, 2]] * (SKIPS_MAX + 1))],
 )  # fmt: skip
 def test_a_damaged_field_is_named(name: str, value: Any) -> None:
     with pytest.raises(LoaderStateError, match=f"damaged: its field '{name}'"):

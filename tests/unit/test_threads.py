@@ -47,6 +47,7 @@ def steps_of(batch_rows: int, count: int) -> Iterator[Step]:
 def recipe_of(function: Callable[..., Any] | None = None, source: Any = None, **options: Any) -> Recipe:
     source = source or Numbers()
     programs = {} if function is None else {"text": compile_chain([function], TEXT)}
+    options.setdefault("tensor", torch.from_numpy)
     return Recipe(source, FullOrder(False).bind(source), 0, programs, **options)
 
 

@@ -1,0 +1,176 @@
+"""Workload mnist: shuffled epochs of 60,000 images of 28 x 28 uint8 and a label, in batches of 256 that own their memory.
+
+Ours reads a compressed store; receipts, accounting and state are on, and the state is taken every 50 batches. Torch's DataLoader reads
+a TensorDataset in memory, with 0 and 2 workers, the others their own format on local disk, each in its quickest way for this
+workload that was found. All of them: the best of the epochs after the first. Two columns: what the images file has.
+
+floor     one `take` per column from contiguous arrays in memory by a known permutation: nothing that owns its memory is quicker
+
+Contract: >= 5,000,000 rows/s; >= 12x torch's DataLoader (0 workers: its quicker one) and >= 100x mosaicml-streaming with 2 workers;
+the first epoch of a new process (imports not counted, opening the store is) >= 500,000. Peak memory is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import harness
+from bench.harness import ROOT, Figure, median
+from leptonstore.dataset import Dataset, write_dataset
+from leptonstore.dataset.importers import open_source
+from leptonstore.store import Store
+
+BATCH, STATE_EVERY = 256, 50
+EPOCHS, PROCESSES = 7, 3
+PEERS = {
+    "mosaicml": "mosaicml-streaming, 2 workers",
+    "litdata": "litdata, 2 workers",
+    "webdataset": "webdataset, 2 workers",
+    "huggingface": "Hugging Face datasets",
+    "lance": "Lance take",
+    "grain": "Grain + ArrayRecord",
+}
+
+
+def find_mnist(given: str | None) -> Path | None:
+    """The IDX files: where they are said to be, or beside the project."""
+    place = Path(given) if given else ROOT.parent / "shared" / "data" / "mnist"
+    return place if place.is_dir() else None
+
+
+def store_mnist(place: Path, data: Path, folder: Path) -> Path:
+    """A store with dataset `mnist`, and the same training images as arrays in a file for the peers."""
+    with Store.create(place) as store:
+        written = write_dataset(store, "mnist", open_source(data))
+        table = written.split("train").to_arrow(["image", "label"])
+    images = table["image"].combine_chunks().storage.flatten().to_numpy().reshape(-1, 28, 28)
+    np.savez(folder / "mnist.npz", images=images, labels=table["label"].to_numpy().astype(np.int64))
+    return folder / "mnist.npz"
+
+
+def passes(make: Callable[[], Iterable[Any]], rows: int, epochs: int, loader: Any = None) -> list[float]:
+    """Rows per second of each pass."""
+    rates = []
+    for _ in range(epochs):
+        seen, began = 0, time.perf_counter()
+        for number, batch in enumerate(make()):
+            seen += len(batch["label"] if isinstance(batch, dict) else batch[1])
+            if loader is not None and number % STATE_EVERY == 0:
+                loader.state_dict()
+        rates.append(rows / (time.perf_counter() - began))
+        assert seen == rows
+    return rates
+
+
+def ours(store: str) -> dict[str, Any]:
+    """In a process of its own, where the imports are done."""
+    from loaders import DataLoader
+
+    began = time.perf_counter()
+    dataset = Dataset.open(store, "mnist").split("train")
+    loader = DataLoader(dataset, BATCH, shuffle=True, columns=["image", "label"])
+    rows = len(dataset)
+    opened = time.perf_counter() - began
+    rates = passes(lambda: loader, rows, EPOCHS, loader)
+    owned = next(iter(loader))["image"]
+    assert owned.untyped_storage().nbytes() == owned.nbytes, "a batch shares memory"
+    return {"first": rows / (rows / rates[0] + opened), "later": max(rates[1:]), "opened_s": opened}
+
+
+def torchs(data: str, workers: int) -> dict[str, Any]:
+    """torch's own loader over tensors in memory."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    found = np.load(data)
+    images, labels = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
+    loader = DataLoader(
+        TensorDataset(images, labels), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    return {"later": max(passes(lambda: loader, len(labels), 3)[1:])}
+
+
+def floor(data: str) -> dict[str, Any]:
+    """The gathers alone."""
+    found = np.load(data)
+    images, labels = found["images"], found["labels"]
+    order = np.random.default_rng(0).permutation(len(labels))
+
+    def batches() -> Iterable[Any]:
+        for first in range(0, len(order), BATCH):
+            rows = order[first : first + BATCH]
+            yield images.take(rows, 0), labels.take(rows, 0)
+
+    return {"later": max(passes(batches, len(labels), EPOCHS))}
+
+
+def in_process(*arguments: str) -> dict[str, Any]:
+    """One of the three above in a new process; its memory too."""
+    command = [sys.executable, "-m", "bench.loader_mnist", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
+    return result
+
+
+def measure(arguments: argparse.Namespace) -> list[Figure]:
+    """The figures; without the peers where --quick asks for that."""
+    data = find_mnist(arguments.data)
+    if data is None:
+        raise SystemExit("bench.loader: MNIST's IDX files are not beside the project: --data DIR says where they are")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        arrays = store_mnist(place / "store", data, place)
+        runs, bare, in_memory = [], [], []
+        for _ in range(1 if arguments.quick else PROCESSES):  # in turn: a slow spell of the machine meets all
+            runs.append(in_process("ours", str(place / "store")))
+            bare.append(in_process("floor", str(arrays))["later"])
+            in_memory.append(in_process("torch", str(arrays), "0")["later"])
+        rate = median(run["later"] for run in runs)
+        figures = [
+            Figure("mnist", rate, "rows/s", ">= 5000000"),
+            Figure("mnist vs floor", rate, "rows/s", "", "take from arrays", median(bare)),
+            Figure("mnist vs torch", rate, "rows/s", ">= 12", "torch, in memory", median(in_memory)),
+            Figure("mnist first epoch", median(run["first"] for run in runs), "rows/s", ">= 500000"),
+            Figure("mnist peak memory", median(run["peak_mib"] for run in runs), "MiB"),
+            Figure("mnist memory before", median(run["before_mib"] for run in runs), "MiB (torch and Arrow imported)"),
+        ]
+        if arguments.quick:
+            return figures
+        two = in_process("torch", str(arrays), "2")["later"]
+        figures.append(Figure("mnist vs torch, 2 workers", rate, "rows/s", "", "torch, in memory, 2 workers", two))
+        for name, title in PEERS.items():
+            shared = name == "mosaicml"
+            found = harness.run_peer(f"read_{name}", ["mnist", str(arrays), str(place / name)], shared)
+            bound = ">= 100" if shared else ""
+            figures.append(Figure(f"mnist vs {name}", rate, "rows/s", bound, title, found["samples_per_s"]))
+            figures.append(Figure(f"{name} peak memory", found["peak_mib"], "MiB"))
+        return figures
+
+
+def main() -> None:
+    """What `in_process` runs."""
+    role, *rest = sys.argv[1:]
+    import torch  # noqa: F401
+
+    import loaders.dataloader  # noqa: F401  (imports are not what is timed)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = ours(rest[0]) if role == "ours" else floor(rest[0]) if role == "floor" else torchs(rest[0], int(rest[1]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**result, "peak_mib": peak, "before_mib": before, "pid": os.getpid()}))
+
+
+if __name__ == "__main__":
+    main()
