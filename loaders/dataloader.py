@@ -33,7 +33,7 @@ from loaders.mesh import MeshPlace, context_slice, place_on
 from loaders.order import EpochOrder, OrderStrategy, Rows
 from loaders.pipeline import Collate
 from loaders.rows import RowsMaker
-from loaders.share import Share, row_windows
+from loaders.share import Share, row_windows, same_world
 from loaders.source import Source, has_source
 from loaders.stages import Batch, Transform
 from loaders.stall import StageClock
@@ -241,6 +241,11 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
+
+    def _world_check(self) -> Callable[[], None] | None:
+        if self._place is not None or (self.rank is not None and self.world_size is not None):
+            return None
+        return same_world()
 
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]

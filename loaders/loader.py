@@ -92,6 +92,10 @@ class Loader:
         """(rank, world size) of this process among those that share global batches; asked anew at each `iter()`."""
         return find_rank(self.rank, self.world_size)
 
+    def _world_check(self) -> Callable[[], None] | None:
+        """What is called before each step of a pass, and raises when who shares the batches has changed since it began."""
+        return None
+
     @property
     def _masked(self) -> str:
         """What gives batches the column "_valid"; "" when nothing does."""
@@ -150,7 +154,9 @@ class Loader:
         took = perf_counter() - began  # filling the arena
         self.stats["wait_s"] += took
         self.stats["open_s"] += took
-        return EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        return EpochIterator(
+            batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes, self._world_check()
+        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
@@ -272,8 +278,15 @@ class Loader:
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank and for every framework. Raises LoaderStateError on torch's path.
+        the same on every rank and for every framework. Raises LoaderStateError on torch's path, and in mid-epoch where batches come
+        out of order: what was handed out is then no position.
         """
+        current = self._progress.current
+        if not self.in_order and self.num_workers and current is not None and current.consumed:
+            raise LoaderStateError(
+                "with in_order=False, what was handed out of an epoch is no position in it, and this epoch is not over: "
+                "take the state between epochs, or make the loader with in_order=True"
+            )
         return self._state().to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
