@@ -90,7 +90,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
-    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
+    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not where worker
     processes read.)
 
     All ranks take equal steps; where the last global batch has fewer rows than ranks, some batches have zero rows (and
@@ -265,12 +265,14 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     @property
     def _reads_here(self) -> bool:
-        """Also where workers are forked: they share what is filled here."""
-        return not self._in_processes or (self.multiprocessing_context or multiprocessing).get_start_method() == "fork"
+        return not self._in_processes
 
     def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
         if not self._in_processes:
             return super()._made(source, steps)
+        if (self.multiprocessing_context or multiprocessing).get_start_method() == "fork":
+            with self.stats.clock.stage("fill"):
+                source.fill()  # the workers share it
         # In workers nothing is pinned, and their clocks count for themselves.
         return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps)
 

@@ -122,7 +122,7 @@ class Loader:
 
     @property
     def _reads_here(self) -> bool:
-        """Whether this process needs the source filled."""
+        """Whether this process reads the batches: only then does it fill the source, and plan for the hot cache."""
         return True
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -183,7 +183,7 @@ class Loader:
             with clock.stage("fill"):
                 source.fill()
         windows = row_windows(order, share)
-        if source.plans:
+        if source.plans and self._reads_here:
             self._planner = self._planner or Planner(source)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from loaders.faults import (
-    MASK,
     SUBSTITUTES_MAX,
     Fault,
     FaultCount,
@@ -33,7 +32,7 @@ from loaders.faults import (
     substitute_row,
 )
 from loaders.order import BoundOrder, Rows
-from loaders.pad import valid_rows
+from loaders.pad import VALID, valid_rows
 from loaders.source import ColumnSource, Source, Values
 from loaders.stages import Transform
 from loaders.stall import StageClock
@@ -238,7 +237,7 @@ class Recipe:
             valid = valid_rows(work.step)
             if self.policy == "skip":
                 valid[list(work.failed)] = False
-            batch[MASK] = self.tensor(valid)
+            batch[VALID] = self.tensor(valid)
         if self.context is not None:
             batch = self.context(batch)
         if self.as_tuple is not None:

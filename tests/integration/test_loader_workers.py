@@ -328,8 +328,19 @@ for batch in loader:
 """
 
 
-@pytest.mark.parametrize("options", ["worker_mode='process', multiprocessing_context='fork'", "worker_mode='thread'"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, None])
+PROCESSES, THREADS = "worker_mode='process', multiprocessing_context='fork'", "worker_mode='thread'"
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (PROCESSES, signal.SIGINT),
+        (THREADS, signal.SIGINT),
+        (PROCESSES, signal.SIGKILL),
+        (PROCESSES, None),
+        (THREADS, None),
+    ],
+)
 def test_the_end_of_a_process_is_the_end_of_its_workers(store: Store, ds: Dataset, options: str, how: Any) -> None:
     """Ctrl-C while samples hang, kill -9, and a script that ends in mid-epoch."""
     then = "sys.exit(7)" if how is None else "slow = None"
