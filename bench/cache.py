@@ -4,9 +4,9 @@ python -m bench.cache [--quick] [--json] [--folder /dev/shm]
 
 - A dataset of twice the cache, each epoch in a new order that the plan says one epoch ahead. The tier is simulated, and counts. No policy
   can fetch less than half: what is not there when an epoch begins has its one use as a miss. LRU is the same code without the plan.
-- 784-byte rows in pages of 64 KiB, shuffled within blocks of pages, blocks in a new order each epoch: a batch asks for each of its pages.
+- 784-byte rows in pages of 64 KiB, in the order of `loaders.orders.BlockShuffle`: a batch asks for each of its pages.
 - The same with datasets of a real store on the disk behind the cache, whose tier counts the bytes that it gives: values by a DataLoader,
-  fully shuffled; pages in the block-wise order, which the loader does not have yet.
+  fully shuffled; small rows by a DataLoader, block-wise, and fully shuffled beside it.
 - Four processes read the same cache to the end, and the same dataset through one; memory is what the system says of them (Pss: a page
   shared by four counts a quarter).
 - A hit is a get and its release, every value in random order; a dict of bytes, and a file in the page cache, beside it.
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -32,11 +33,13 @@ from bench.cache_datasets import tell
 from bench.harness import ROOT, Figure, main, median, parser
 from leptonstore.cache import HotCache
 from leptonstore.digest import digest_of
+from loaders.orders import BlockShuffle
 
 VALUE_BYTES = 50_000
 ROW_BYTES, PAGE_BYTES = 784, 64 << 10
 PAGE_ROWS = PAGE_BYTES // ROW_BYTES
-BLOCK_PAGES, BATCH_ROWS = 64, 256
+BATCH_ROWS = 256
+BLOCKS = BlockShuffle(block_rows=2_048, window_blocks=16)  # a window of 26 MB
 EPOCHS = 4
 PROCESSES = 4
 
@@ -69,19 +72,12 @@ def value_epoch(count: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(epoch).permutation(count)
 
 
-def page_batches(pages: int, epoch: int) -> Iterator[np.ndarray]:
-    """The pages that each batch of an epoch asks for."""
-    rng = np.random.default_rng(epoch)
-    blocks = np.array_split(np.arange(pages), max(1, pages // BLOCK_PAGES))
-    for block in rng.permutation(len(blocks)).tolist():
-        rows = rng.permutation(len(blocks[block]) * PAGE_ROWS) // PAGE_ROWS
-        for start in range(0, len(rows), BATCH_ROWS):
-            yield blocks[block][np.unique(rows[start : start + BATCH_ROWS])]
-
-
 def page_epoch(pages: int, epoch: int) -> np.ndarray:
-    """The same, one after another."""
-    return np.concatenate(list(page_batches(pages, epoch)))
+    """The pages that the batches of an epoch ask for, one batch after another."""
+    rows = BLOCKS.bind(SimpleNamespace(rows=pages * PAGE_ROWS)).epoch(0, epoch).rows_at(0, pages * PAGE_ROWS)
+    return np.concatenate(
+        [np.unique(rows[start : start + BATCH_ROWS] // PAGE_ROWS) for start in range(0, len(rows), BATCH_ROWS)]
+    )
 
 
 def fetched_share(
@@ -241,7 +237,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
             Figure(f"{name}: epoch", seconds, "s", "", "LRU", lru_seconds),
         ]
     figures += cache_datasets.value_figures(values)
-    figures += cache_datasets.page_figures(pages * PAGE_ROWS, ROW_BYTES, page_batches)
+    figures += cache_datasets.page_figures(pages * PAGE_ROWS, ROW_BYTES, BLOCKS)
     figures += cache_datasets.shared_figures(values // 2, PROCESSES)
     figures += shared_figures(folder, values // 4)
     figures += hit_figures(folder, min(values, 2_000))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from bench.harness import ROOT, Figure, median
 from leptonstore.cache import HotCache
-from leptonstore.cache.chunks import CachedChunks
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.store import Store
 from leptonstore.tiers.local import LocalTier
 
 VALUE_BYTES, VALUE_ROWS, VALUE_BATCH = 50_000, 100, 64
+PAGE_BATCH = 256
+FULL_PART = 0.05  # of an epoch of small rows in a full shuffle: it fetches ten times the data
 EPOCHS = 4
 
 
@@ -66,81 +67,83 @@ def make(store: Store, name: str, rows: int, size: int) -> Dataset:
     return write_dataset(store, name, Source(schema, ("id",), batches, rows, {}))
 
 
+def fetched(
+    store: Store,
+    dataset: Dataset,
+    data: int,
+    loading: Callable[[Dataset], Iterable[Any]],
+    planned: bool,
+    part: float = 1,
+) -> tuple[float, float]:
+    """(share of `data` bytes that the tier gives per epoch from the second on, seconds of an epoch), with a cache of half of it.
+
+    part: of an epoch that `loading` reads, where that is enough to know.
+    """
+    from loaders.source import ColumnSource
+
+    tier, first, seconds = counted(store), 0, []
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place, mock.patch.object(ColumnSource, "plans", planned):
+        loader = loading(dataset.cached(f"{place}/cache", data // 2))
+        for _ in range(EPOCHS):
+            start = time.perf_counter()
+            assert sum(len(batch["value"]) for batch in loader) >= int(len(dataset) * part) - PAGE_BATCH
+            seconds.append(time.perf_counter() - start)
+            first = first or tier.given
+    return (tier.given - first) / (EPOCHS - 1) / data / part, median(seconds[1:]) / part
+
+
 def value_figures(rows: int) -> Iterator[Figure]:
     """A DataLoader, fully shuffled, over values of twice the cache."""
     from loaders import DataLoader
-    from loaders.source import ColumnSource
+
+    def loading(dataset: Dataset) -> Iterable[Any]:
+        return DataLoader(dataset, VALUE_BATCH, shuffle=True, columns=["value"])
 
     data = rows * VALUE_BYTES
     with tempfile.TemporaryDirectory() as folder, Store.create(f"{folder}/store") as store:
         dataset = make(store, "values", rows, VALUE_BYTES)
-        shares, times = {}, {}
-        for planned in (True, False):
-            with (
-                tempfile.TemporaryDirectory(dir="/dev/shm") as place,
-                mock.patch.object(ColumnSource, "plans", planned),
-            ):
-                tier = counted(store)
-                loader = DataLoader(
-                    dataset.cached(f"{place}/cache", data // 2), VALUE_BATCH, shuffle=True, columns=["value"]
-                )
-                first, seconds = 0, []
-                for _ in range(EPOCHS):
-                    start = time.perf_counter()
-                    assert sum(len(batch["value"]) for batch in loader) == rows
-                    seconds.append(time.perf_counter() - start)
-                    first = first or tier.given
-                shares[planned] = (tier.given - first) / (EPOCHS - 1) / data
-                times[planned] = median(seconds[1:])
+        share, seconds = fetched(store, dataset, data, loading, True)
+        lru_share, lru_seconds = fetched(store, dataset, data, loading, False)
         with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-            loader = DataLoader(
-                dataset.cached(f"{place}/cache", 2 * data), VALUE_BATCH, shuffle=True, columns=["value"]
-            )
+            loader = loading(dataset.cached(f"{place}/cache", 2 * data))
             for _ in range(3):
                 start = time.perf_counter()
                 assert sum(len(batch["value"]) for batch in loader) == rows
                 hits = time.perf_counter() - start
-        plain = DataLoader(dataset, VALUE_BATCH, shuffle=True, columns=["value"])
+        plain = loading(dataset)
         start = time.perf_counter()
         assert sum(len(batch["value"]) for batch in plain) == rows
         uncached = time.perf_counter() - start
-    yield Figure("dataset, values: fetched per epoch", shares[True], "of dataset", "<= 0.55")
-    yield Figure("dataset, values: fetched, LRU", shares[False], "of dataset")
-    yield Figure("dataset, values: epoch", times[True], "s", "", "LRU", times[False])
+    yield Figure("dataset, values: fetched per epoch", share, "of dataset", "<= 0.55")
+    yield Figure("dataset, values: fetched, LRU", lru_share, "of dataset")
+    yield Figure("dataset, values: epoch", seconds, "s", "", "LRU", lru_seconds)
     yield Figure("dataset, values: epoch of hits", hits, "s", "", "no cache, packs in the page cache", uncached)
 
 
-def page_figures(rows: int, row_bytes: int, batches_of: Any) -> Iterator[Figure]:
-    """Pages of a real store, in the order of block-wise shuffled rows. (The loader has no such order yet: it is simulated.)"""
+def page_figures(rows: int, row_bytes: int, order: Any) -> Iterator[Figure]:
+    """A DataLoader over small rows, whose pages are twice the cache: shuffled block by block in `order`, and fully."""
+    from loaders import DataLoader
+    from loaders.orders import FullOrder
+
     with tempfile.TemporaryDirectory() as folder, Store.create(f"{folder}/store") as store:
         dataset = make(store, "rows", rows, row_bytes)
         leaves = dataset.leaves
-        parts = [part for at in range(len(leaves.digests)) for part in leaves.group(at).columns[1]]
-        digests = [part.digest for part in parts]
-        keys = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-        data = sum(part.page_bytes for part in parts)
-        shares = {}
-        for planned in (True, False):
-            tier = counted(store)
-            with (
-                tempfile.TemporaryDirectory(dir="/dev/shm") as place,
-                HotCache(f"{place}/cache", data // 2) as cache,
-            ):
-                chunks, first = CachedChunks(store, cache), 0
-                upcoming = list(batches_of(len(parts), 0))
-                if planned:
-                    cache.plan(keys[np.concatenate(upcoming)])
-                for epoch in range(EPOCHS):
-                    current, upcoming = upcoming, list(batches_of(len(parts), epoch + 1))
-                    if planned:
-                        cache.plan(keys[np.concatenate(upcoming)])
-                    for batch in current:
-                        for _ in chunks.get_many([digests[page] for page in batch.tolist()]):
-                            pass
-                    first = first or tier.given
-            shares[planned] = (tier.given - first) / (EPOCHS - 1) / data
-    yield Figure("dataset, pages: fetched per epoch", shares[True], "of dataset", "<= 0.55")
-    yield Figure("dataset, pages: fetched, LRU", shares[False], "of dataset")
+        data = sum(part.page_bytes for at in range(len(leaves.digests)) for part in leaves.group(at).columns[1])
+
+        def share(order: Any, planned: bool, part: float = 1.0) -> tuple[float, float]:
+            def loading(dataset: Dataset) -> Iterable[Any]:
+                return DataLoader(dataset, PAGE_BATCH, order=order, columns=["value"], limit_batches=part)
+
+            return fetched(store, dataset, data, loading, planned, part)
+
+        ours, seconds = share(order, True)
+        lru, lru_seconds = share(order, False)
+        full, full_seconds = share(FullOrder(True), True, FULL_PART)
+    yield Figure("dataset, pages, block-wise: fetched per epoch", ours, "of dataset", "<= 0.55")
+    yield Figure("dataset, pages, block-wise: fetched, LRU", lru, "of dataset")
+    yield Figure("dataset, pages, full shuffle: fetched per epoch", full, "of dataset")
+    yield Figure("dataset, pages, block-wise: epoch", seconds, "s", "", "LRU", lru_seconds)
+    yield Figure("dataset, pages, full shuffle: epoch", full_seconds, "s", "", "block-wise", seconds)
 
 
 # -- several processes ----------------------------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ def receipt() -> None:
     """Check what a loader handed out, and have any batch again.
 
     A receipt is what `loader.receipt().save(FILE)` wrote. Several RECEIPTs are those of one run, each of which goes on where the one
-    before ends. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does not hold,
-    7 of a newer version.
+    before ends. All take --json. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does
+    not hold, 7 of a newer version.
 
     \b
     Example:
@@ -204,6 +204,13 @@ def _replay(
     emit(value, as_json, text)
 
 
+class _Workers(click.IntRange):
+    """A number of threads, or "auto"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class _Versions:
     """The versions that a receipt names, in a store, narrowed as the loader's view was."""
 
@@ -252,7 +259,14 @@ def _write(table: pa.Table, out: Path) -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of a batch.")
 @click.option("--shuffle", is_flag=True, help="In shuffled order.")
 @click.option("--columns", metavar="A,B", help="Read these columns (default: all).")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="num_workers of the loader.")
+@click.option(
+    "--workers",
+    type=_Workers(0),
+    metavar="N|auto",
+    default=0,
+    show_default=True,
+    help='num_workers: threads, or "auto".',
+)
 @click.option("--transform", metavar="MODULE:NAME", help="Called with each batch.")
 @click.option("--transforms", metavar="MODULE:NAME", help="{column: [transform, …]}, or a function that gives it.")
 @click.option(
@@ -268,7 +282,7 @@ def doctor(
     batch_size: int,
     shuffle: bool,
     columns: str | None,
-    workers: int,
+    workers: Any,
     transform: str | None,
     transforms: str | None,
     step_ms: float,

@@ -16,7 +16,6 @@ a dataset that is read through the hot cache (`Dataset.cached`) is told of what 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -30,7 +29,8 @@ from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows
 from loaders.mesh import MeshPlace, context_slice, place_on
-from loaders.order import EpochOrder, OrderStrategy, Rows
+from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit
 from loaders.pipeline import Collate
 from loaders.rows import RowsMaker
 from loaders.share import Share, row_windows, same_world
@@ -38,6 +38,7 @@ from loaders.source import Source, has_source
 from loaders.stages import Batch, Transform
 from loaders.stall import StageClock
 from loaders.step import Step
+from loaders.tuning import Auto, chosen
 from loaders.worker import Maker
 from loaders.workers import WorkerBatches, WorkerPool
 
@@ -52,11 +53,15 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
     order              how rows are ordered (`loaders.orders`), instead of `shuffle`.
+    limit_batches      n: the first n global batches of each epoch, on every rank. A float in (0, 1]: that share, rounded down.
+    overfit_batches    n (or a share): every epoch is the first n global batches of epoch 0, in their order, which `shuffle` and `order`
+                       decide as ever. (Lightning takes the first rows of the dataset: where those are all of one class, they
+                       say little.)
     seed               decides the order with the epoch; equal on every rank. `generator` has no say in the order.
     rank, world_size   which share of each global batch is read here. Default: torch.distributed when initialised, else
                        RANK and WORLD_SIZE of the environment, else 0 of 1; found anew at each `iter()`.
@@ -64,13 +69,18 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
     transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
-    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values, transformed: pad, ragged,
+                       stack, keep and struct of `loaders.collate`, or any callable.
     policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
                        and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
     on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
+    decoded_cache      True: keep what the first, deterministic transforms of a chain make (decode, resize) in the hot cache of the host
+                       (`loaders.decoded`), so that the next epoch decodes nothing. For `dataset.cached(place)`; RAM of the pixels.
     arena_bytes_max    bytes that decoded columns may occupy (default: limits.ARENA_BYTES_MAX): in this process, or once for
                        the host when the dataset is read through its hot cache (`dataset.cached(place)`).
     num_workers        n: threads that read and transform ahead (`prefetch_factor` batches each; `timeout` holds).
+                       "auto": as many as help, up to the cores, found while it runs (`loaders.tuning`); so are the batches
+                       ahead, with "auto" as prefetch_factor too. `prefetching` says what it has come to.
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
                        which is faster. 0: everything in the caller's thread, when a batch is asked for.
     worker_mode        "process": worker processes instead of threads, for Python code that holds the GIL, or that draws from the
@@ -78,6 +88,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        too. Workers that die are restarted, and their batches made again. `persistent_workers` and
                        `multiprocessing_context` (fork, spawn, forkserver) are as in torch. Under a policy other than "raise", a
                        sample that takes longer than `timeout` is left out.
+    prefetch_bytes_max bytes that batches made ahead by threads may occupy (default: tuning.PREFETCH_BYTES_MAX); fewer are made
+                       ahead than num_workers x prefetch_factor when they would be more.
     pin_memory         as in torch, when CUDA is available.
     receipts           whether `receipt()` says what was handed out (`loaders.receipt`; 3 us a step). Not with `in_order=False`.
     device             where batches shall lie ("cuda", "mps", ...): the next one is copied while this one is used (`loaders.device`).
@@ -88,6 +100,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     context_dim, sequence_columns
                        the mesh's context-parallel dimension, e.g. "cp", and {column: dimension of its tensor} of the columns of which each
                        rank along it gets its slice, e.g. {"tokens": 1}. A length that does not divide is refused.
+
+    follow             True: each epoch reads the newest version of the branch that the dataset was opened by (a name: of that branch), if
+                       it goes on from the one before; `loader.dataset` is what the open epoch reads. Its columns are those that the
+                       loader began with (`loaders.follow`).
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
     epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not where worker
@@ -107,7 +123,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         shuffle: bool | None = None,
         sampler: Any = None,
         batch_sampler: Any = None,
-        num_workers: int = 0,
+        num_workers: int | Auto = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -116,12 +132,14 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         multiprocessing_context: Any = None,
         generator: torch.Generator | None = None,
         *,
-        prefetch_factor: int | None = None,
+        prefetch_factor: int | Auto | None = None,
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
         seed: int = 0,
         order: OrderStrategy | None = None,
+        limit_batches: Limit = None,
+        overfit_batches: Limit = None,
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -133,7 +151,9 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
         worker_mode: WorkerMode | None = None,
+        decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
+        prefetch_bytes_max: int | None = None,
         receipts: bool = True,
         pad: bool = False,
         device: Device = None,
@@ -141,6 +161,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         data_dims: Sequence[str] | None = None,
         context_dim: str | None = None,
         sequence_columns: Mapping[str, int] | None = None,
+        follow: bool | str = False,
     ) -> None:
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
@@ -150,6 +171,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.shuffle = bool(shuffle)
         self.seed = seed
         self.order = order
+        self.limit_batches, self.overfit_batches = limit_batches, overfit_batches
         self.global_batch_size = global_batch_size
         self.rank, self.world_size = rank, world_size
         self.columns = None if columns is None else tuple(columns)
@@ -160,6 +182,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.policy, self.on_fault = policy, on_fault
         self.worker_mode = worker_mode
         self._pool: WorkerPool | None = None  # persistent workers
+        self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts and in_order
         self.pad = pad
@@ -168,6 +191,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.data_dims = None if data_dims is None else tuple(data_dims)
         self.context_dim = context_dim
         self.sequence_columns = None if sequence_columns is None else dict(sequence_columns)
+        self.prefetch_bytes_max = prefetch_bytes_max
+        workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
+        self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
+        self.follow = follow
         self._row_sampler = _RowSampler()
         self._start()
         self._require_extras_fit(batch_size, num_workers, worker_init_fn)
@@ -184,7 +211,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            workers.workers,
             collate_fn,
             pin_memory,
             drop_last,
@@ -192,11 +219,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             worker_init_fn,
             multiprocessing_context,
             generator,
-            prefetch_factor=prefetch_factor,
+            prefetch_factor=workers.prefetch,
             persistent_workers=persistent_workers,
             pin_memory_device=pin_memory_device,
             in_order=in_order,
         )
+        if path != "torch":
+            self._epoch_order(0)  # refuses a bad seed or limit here, not at the first batch
 
     # -- torch's protocol --------------------------------------------------------------------------------------
 
@@ -214,6 +243,13 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         """
         if self._path == "gather":
             super().warm()
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        if self._path != "rows":
+            return super().batch_at(epoch, step)
+        dataset: Any = self.dataset
+        return self.collate_fn(dataset.__getitems__(self.rows_at(epoch, step).tolist()))
 
     @property
     def _index_sampler(self) -> Any:
@@ -247,6 +283,14 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             return None
         return same_world()
 
+    @property
+    def _in_company(self) -> bool:
+        return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        super()._read_on(dataset, source, order, bound)
+        self._iterator = None  # persistent workers have the dataset as it was
+
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
@@ -255,7 +299,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         if self.num_workers > 0:
             assert self._source is not None and self.collate_fn is not None
             maker = RowsMaker(self.dataset, self._source, self.collate_fn, self.seed)
-            return self._feed(self._by_processes(maker, steps_in(row_windows(order, share))))
+            return self._feed(self._by_processes(maker, steps_in(row_windows(order, share)), None))
         self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
 
@@ -267,16 +311,16 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _reads_here(self) -> bool:
         return not self._in_processes
 
-    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
-        if not self._in_processes:
-            return super()._made(source, steps)
+    def _made(self, source: Source, steps: Iterator[Step], workers: int, note: OnFault | None) -> Iterator[Any]:
+        if not (workers and self._in_processes):
+            return super()._made(source, steps, workers, note)
         if (self.multiprocessing_context or multiprocessing).get_start_method() == "fork":
             with self.stats.clock.stage("fill"):
                 source.fill()  # the workers share it
         # In workers nothing is pinned, and their clocks count for themselves.
-        return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps)
+        return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps, note)
 
-    def _by_processes(self, maker: Maker, steps: Iterator[Step]) -> WorkerBatches:
+    def _by_processes(self, maker: Maker, steps: Iterator[Step], note: OnFault | None) -> WorkerBatches:
         pool = self._pool
         if pool is not None and not pool.serves(maker):
             pool.close()
@@ -294,7 +338,6 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             )
         if self.persistent_workers:
             self._pool = pool
-        note = functools.partial(self._note_fault, self._entries)
         return WorkerBatches(pool, steps, self.timeout, self.in_order, self._pin, self.persistent_workers, note)
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
@@ -312,15 +355,17 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     @property
     def _pin(self) -> Transform | None:
-        return pinned if self.pin_memory and torch.cuda.is_available() else None
+        # A batch that goes to a device is packed into a pinned slab there.
+        return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else ahead_on(self.device, batches)
+        return batches if self.device is None else ahead_on(self.device, batches, self.stats.clock)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _require_extras_fit(self, batch_size: int | None, num_workers: int, worker_init_fn: object) -> None:
+    def _require_extras_fit(self, batch_size: int | None, num_workers: int | Auto, worker_init_fn: object) -> None:
         given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
+        given = [_AS_GIVEN.get(name, name) for name in given]
         if self._path == "torch" and given:
             raise ValueError(
                 f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
@@ -349,6 +394,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 # Parameters that torch does not have, and what they are when they are not given.
 _EXTRAS: dict[str, object] = {
     "order": None,
+    "limit_batches": None,
+    "overfit_batches": None,
     "global_batch_size": None,
     "rank": None,
     "world_size": None,
@@ -360,16 +407,24 @@ _EXTRAS: dict[str, object] = {
     "policy": "raise",
     "on_fault": None,
     "worker_mode": None,
+    "decoded_cache": False,
     "arena_bytes_max": None,
+    "auto_workers": False,
+    "auto_prefetch": False,
+    "prefetch_bytes_max": None,
     "pad": False,
     "device": None,
     "mesh": None,
     "data_dims": None,
     "context_dim": None,
     "sequence_columns": None,
+    "follow": False,
 }
+_AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
 _OF_THE_ORDER = (
     "order",
+    "limit_batches",
+    "overfit_batches",
     "global_batch_size",
     "rank",
     "world_size",
@@ -379,6 +434,7 @@ _OF_THE_ORDER = (
     "mesh",
     "data_dims",
     "context_dim",
+    "follow",
 )
 
 

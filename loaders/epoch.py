@@ -86,6 +86,12 @@ class EpochIterator:
 
     def __post_init__(self) -> None:
         self._pass = self.progress.passes
+        self._before = 0
+        self._closed = False
+        self._count()
+
+    def _count(self) -> None:
+        self._step = 0
         self._steps, self._full_steps = self.share.steps, self.share.full_steps
         self._left_out = deque(self.gaps)
         self._skip_gaps()
@@ -96,7 +102,22 @@ class EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return self._steps - sum(stop - first for first, stop in self.gaps)
+        return self._before + self._steps - _steps_in(self.gaps)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is the newest pass of its loader and has batches left to hand out."""
+        return self.progress.passes == self._pass and not self._closed and self._step < self._steps
+
+    def go_on_with(
+        self, batches: Iterator[Any], share: Share, gaps: Sequence[tuple[int, int]], entries: Entries | None
+    ) -> None:
+        """Hand out these batches after those so far, which `share` goes on from. What was made ahead of them is dropped."""
+        self.close()
+        self._closed = False
+        self._before += self._step - _steps_in([gap for gap in self.gaps if gap[1] <= self._step])
+        self.batches, self.share, self.gaps, self.entries = batches, share, gaps, entries
+        self._count()
 
     def __next__(self) -> Any:
         began = perf_counter()
@@ -146,10 +167,15 @@ class EpochIterator:
         if close is not None:
             close()
         self.batches = iter(())
+        self._closed = True
 
     def __del__(self) -> None:
         if "batches" in self.__dict__:
             self.close()
+
+
+def _steps_in(gaps: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - first for first, stop in gaps)
 
 
 def _size(part: tuple[int, int]) -> int:

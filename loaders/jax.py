@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.ahead import ahead
+from loaders.ahead import Ahead
 from loaders.mesh import data_names
 from loaders.numpy import NumpyLoader
-from loaders.order import OrderStrategy
 from loaders.source import MissingExtra
-from loaders.stages import Transform, map_tree
+from loaders.stages import map_tree
 
 try:
     import jax
@@ -33,7 +32,7 @@ except ModuleNotFoundError as error:
 
 
 class JaxLoader(NumpyLoader):
-    """Parameters of `loaders.NumpyLoader`, whose `transform` is called with numpy arrays, before they go to the devices; and
+    """Parameters of `loaders.NumpyLoader` but rank and world_size; all transforms see arrays on the host. And
 
     batch_size         rows per part: the global batch is batch_size x the number of parts that processes read. Or global_batch_size.
     mesh               a `jax.sharding.Mesh`. Default: one axis "data" over all devices.
@@ -55,46 +54,25 @@ class JaxLoader(NumpyLoader):
         dataset: Any,
         batch_size: int = 1,
         shuffle: bool = False,
-        num_workers: int = 0,
-        drop_last: bool = False,
-        timeout: float = 0,
         *,
-        prefetch_factor: int | None = None,
-        seed: int = 0,
-        order: OrderStrategy | None = None,
-        global_batch_size: int | None = None,
-        columns: Sequence[str] | None = None,
-        as_tuple: Sequence[str] | None = None,
-        transform: Transform | None = None,
-        pad: bool = True,
-        arena_bytes_max: int | None = None,
         mesh: Mesh | None = None,
         data_axes: Sequence[str] | None = None,
         specs: Mapping[str, PartitionSpec] | None = None,
         device_prefetch: int = 1,
+        pad: bool = True,
+        **options: Any,
     ) -> None:
+        if "rank" in options or "world_size" in options:
+            raise ValueError("rank and world_size are not given here: the mesh says which rows this process reads")
         self.mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,)) if mesh is None else mesh
         self.data_axes = data_names(self.mesh.axis_names, data_axes)
         self.specs = dict(specs or {})
         self.device_prefetch = device_prefetch
+        # Made once: for each batch they cost as much as a third of its copies.
+        self._rows_sharding = NamedSharding(self.mesh, PartitionSpec(self.data_axes))
+        self._shardings = {name: NamedSharding(self.mesh, spec) for name, spec in self.specs.items()}
         self._part, self._parts, self._shards = _part_of_process(self.mesh, self.data_axes)
-        super().__init__(
-            dataset,
-            batch_size,
-            shuffle,
-            num_workers,
-            drop_last,
-            timeout,
-            prefetch_factor=prefetch_factor,
-            seed=seed,
-            order=order,
-            global_batch_size=global_batch_size,
-            columns=columns,
-            as_tuple=as_tuple,
-            transform=transform,
-            pad=pad,
-            arena_bytes_max=arena_bytes_max,
-        )
+        super().__init__(dataset, batch_size, shuffle, pad=pad, **options)
         self._require_arrays(batch_size)
 
     def _rank(self) -> tuple[int, int]:
@@ -106,7 +84,7 @@ class JaxLoader(NumpyLoader):
         return self._shards // self._parts
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return ahead(self._begin, batches, self.device_prefetch)
+        return Ahead(self.stats.clock.around("device", self._begin), batches, self.device_prefetch)
 
     def _begin(self, batch: Any) -> Callable[[], Any]:
         """Begin to copy: JAX returns before the bytes are there."""
@@ -128,14 +106,14 @@ class JaxLoader(NumpyLoader):
                 "a transform must keep the number of rows"
             )
         _require_fits(local, what)
-        spec = self.specs.get(name) or PartitionSpec(self.data_axes)
-        shape = (self._parts * len(local), *local.shape[1:])
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), local, shape)
+        sharding = self._shardings.get(name, self._rows_sharding)
+        return jax.make_array_from_process_local_data(sharding, local, (self._parts * len(local), *local.shape[1:]))
 
     def _require_arrays(self, batch_size: int) -> None:
         assert self._source is not None
         if self.transform is None:
-            variable = [spec.name for spec in self._source.columns if not spec.fixed]
+            made = {*(self.transforms or {}), *(self.collate or {})}
+            variable = [spec.name for spec in self._source.columns if not spec.fixed and spec.name not in made]
             if variable:
                 raise ValueError(
                     f"JAX has no arrays for {', '.join(variable)}, which have no fixed width: name the others with columns=, "

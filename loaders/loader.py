@@ -10,16 +10,21 @@ become arrays, and where a finished batch goes. Order, shares, epochs, states ar
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from loaders.batched import column_batched
+from loaders.decoded import with_decoded_cache
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
+from loaders.follow import Follower, agreed, is_dataset, require_kept
 from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
+from loaders.orders.limits import Limit, Limits
 from loaders.pad import VALID, padded, padded_rows, valid_rows
 from loaders.pipeline import Collate, Recipe, made_here
 from loaders.plan import Planner
@@ -33,7 +38,10 @@ from loaders.state import LoaderState, LoaderStateError
 from loaders.step import Step
 from loaders.threads import ThreadedBatches
 from loaders.transforms.program import Program, compile_chain
+from loaders.tuning import Tuner
+from loaders.window_reader import read_ahead
 
+FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
 
 
@@ -62,29 +70,42 @@ class Loader:
     collate: Mapping[str, Collate] | None = None
     policy: Policy = "raise"
     on_fault: OnFault | None = None
+    decoded_cache: bool = False
     in_order: bool = True
+    auto_workers: bool = False
+    auto_prefetch: bool = False
+    prefetch_bytes_max: int | None = None
     pad: bool
     arena_bytes_max: int | None
+    limit_batches: Limit = None
+    overfit_batches: Limit = None
     receipts: bool = True
+    follow: bool | str = False
 
     _source: Source | None = None
     _entries: Entries | None = None  # of the pass that began last
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
+    _tuner: Tuner | None = None
+    _running: weakref.ref[EpochIterator] | None = None  # the newest pass
+    _follower: Follower | None = None
+    _told_commit: str | None = None  # what the next epoch shall read
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        self._source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
-        if self._masked and any(spec.name == VALID for spec in self._source.columns):
+        source = source_of(dataset, _wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in source.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        self._programs = _compiled(self._source, self.transforms or {}, self.collate or {})
+        self._source, self._programs = _compiled(source, self.transforms or {}, self.collate or {}, self.decoded_cache)
         if self.order is None:
             own = getattr(dataset, "__lepton_order__", None)
             self.order = FullOrder(self.shuffle) if own is None else own()
         self._bound_order = self.order.bind(self._source)
-        self._epoch_order(0)  # refuses a bad seed here, not at the first batch
+        self._limits = Limits(self.limit_batches, self.overfit_batches)
+        if self.follow:
+            self._follower = Follower(dataset, self.follow)
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
@@ -103,7 +124,12 @@ class Loader:
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         """How rows become the columns of a batch; the source is filled."""
-        return source.gather
+        if all(spec.fixed for spec in source.columns):
+            return source.gather
+        tensor, name = self._tensor, source.name
+        return lambda rows: {
+            column: column_batched(values, tensor, name, rows, column) for column, values in source.gather(rows).items()
+        }
 
     @property
     def _tensor(self) -> Transform:
@@ -139,6 +165,21 @@ class Loader:
     def __iter__(self) -> Any:
         began = perf_counter()
         epoch, consumed = self._progress.next
+        if consumed == 0 and self._follower is not None:
+            self._read_newest(self._follower)
+        batches, share, gaps, entries = self._begun(epoch, consumed)
+        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
+        took = perf_counter() - began  # filling the arena
+        self.stats["wait_s"] += took
+        self.stats["open_s"] += took
+        running = EpochIterator(
+            batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes, self._world_check()
+        )
+        self._running = weakref.ref(running)
+        return running
+
+    def _begun(self, epoch: int, consumed: int) -> tuple[Iterator[Any], Share, list[tuple[int, int]], Entries | None]:
+        """A pass from a position on: its batches, this rank's share, the steps that are left out, its place in the ledger."""
         order = self._epoch_order(epoch)
         share = self._share(order, consumed)
         gaps = gaps_of(share, epoch, self._skips.ranges(share.global_batch))
@@ -149,21 +190,43 @@ class Loader:
             return taken if entries is None else entries.watch(taken)
 
         self._entries = entries
-        batches = self._batches(epoch, order, share, steps)
-        self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
-        took = perf_counter() - began  # filling the arena
-        self.stats["wait_s"] += took
-        self.stats["open_s"] += took
-        return EpochIterator(
-            batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes, self._world_check()
-        )
+        return self._batches(epoch, order, share, steps), share, gaps, entries
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also where a restored one goes on in its middle."""
+        """Batches of a whole epoch, also where a restored one goes on in its middle; with `follow`, of the version last read."""
         epoch = self._progress.next.epoch
         order = self._epoch_order(epoch)
         share = self._share(order)
         return share.steps - sum(stop - first for first, stop in gaps_of(share, epoch, self._skip_ranges(order)))
+
+    # -- any batch again -----------------------------------------------------------------------------------------------
+
+    def rows_at(self, epoch: int, step: int, all_ranks: bool = False) -> Rows:
+        """The rows (int64) of this rank's batch at a step of an epoch, or of the global batch. Steps are counted from the epoch's start.
+
+        Nothing is read, and the loader stays where it is. Any epoch, any step: a number, not a replay. Raises IndexError for
+        a step that the epoch does not have, LoaderStateError on torch's path.
+        """
+        order, share = self._pass_at(epoch, step)
+        return order.rows_at(*(share.batch_positions(step) if all_ranks else share.positions(step)))
+
+    def batch_at(self, epoch: int, step: int) -> Any:
+        """The batch that this rank gets at a step of an epoch, made anew. Raises as `rows_at` does, and as reading does."""
+        order, share = self._pass_at(epoch, step)
+        start, stop = share.positions(step)
+        source = self._source
+        assert source is not None
+        source.fill()
+        steps = self._in_shape(iter([Step(epoch, start, order.rows_at(start, stop))]), order, share)
+        return next(self._feed(self._made(source, steps, 0, None)))
+
+    def _pass_at(self, epoch: int, step: int) -> tuple[EpochOrder, Share]:
+        self._require_own_order()
+        order = self._epoch_order(epoch)
+        share = self._share(order)
+        if not 0 <= step < share.steps:
+            raise IndexError(f"step {step} is not in epoch {epoch}, which has {share.steps} steps")
+        return order, share
 
     def warm(self) -> None:
         """Begin to decode what the first `iter()` would wait for, in a thread; returns at once.
@@ -189,14 +252,21 @@ class Loader:
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
         steps = steps_in(windows)
-        if self.pad:
-            steps = padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
-        return self._feed(self._made(source, steps))
+        if self._reads_here:
+            steps = read_ahead(source, order, share, steps)
+        steps = self._in_shape(steps, order, share)
+        note = functools.partial(self._note_fault, self._entries)
+        return self._feed(self._made(source, steps, self.num_workers, note))
 
-    def _made(self, source: Source, steps: Iterator[Step]) -> Iterator[Any]:
+    def _in_shape(self, steps: Iterator[Step], order: EpochOrder, share: Share) -> Iterator[Step]:
+        if not self.pad:
+            return steps
+        return padded(steps, order, padded_rows(share.global_batch, share.world_size, self._rows_multiple))
+
+    def _made(self, source: Source, steps: Iterator[Step], workers: int, note: OnFault | None) -> Iterator[Any]:
         """The batches of `steps`, the quickest way."""
         by_sample = bool(self._programs or self.collate or self.policy != "raise")
-        threads = self.num_workers if source.cold or self.transform or by_sample else 0
+        threads = workers if source.cold or self.transform or by_sample else 0
         if not threads and not by_sample:
             picks = None if self.as_tuple is None else picked(self.as_tuple)
             timed_stages = [
@@ -209,13 +279,29 @@ class Loader:
             stages = [clock.around(name, stage) for name, stage in timed_stages if stage is not None]
             gather = clock.around("fetch" if source.cold else "gather", self._gatherer(source))
             return map(maker(gather, stages, self._valid if self.pad else None), steps)
-        recipe, note = self._recipe(source), functools.partial(self._note_fault, self._entries)
+        recipe = self._recipe(source)
         if not threads:
             return made_here(recipe, steps, note)
-        ahead = self.prefetch_factor or 1
-        return ThreadedBatches(
-            recipe, steps, threads, threads * ahead, ahead, self.timeout, self.in_order, on_fault=note
+        if self._tuner is None:
+            self._tuner = self._new_tuner(threads)
+        ahead = FLIGHT_STEPS if self.auto_prefetch else self.prefetch_factor or 1
+        return ThreadedBatches(recipe, steps, self._tuner, ahead, self.timeout, self.in_order, on_fault=note)
+
+    def _new_tuner(self, threads: int) -> Tuner:
+        """Kept from pass to pass: the next one begins with what was found to be good."""
+        depth = threads * (self.prefetch_factor or 1)
+        return Tuner(
+            threads,
+            self.prefetch_bytes_max,
+            None if self.auto_workers else threads,
+            None if self.auto_prefetch else depth,
         )
+
+    @property
+    def prefetching(self) -> tuple[int, int]:
+        """(threads, batches ahead) of the pass that began last, or of the next: what "auto" has come to."""
+        tuner = self._tuner or self._new_tuner(max(self.num_workers, 1))
+        return (tuner.threads, tuner.depth) if self.num_workers else (0, 0)
 
     def _valid(self, step: Step) -> Any:
         return self._tensor(valid_rows(step))
@@ -249,14 +335,65 @@ class Loader:
             self.on_fault(position, row, column, action, reason)
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
+        """What an epoch consists of, within the limits that were asked for."""
         assert self._bound_order is not None
-        return self._bound_order.epoch(self.seed, epoch)
+        return self._limits.epoch(self._bound_order, self.seed, epoch, self._share)
 
     def _share(self, order: EpochOrder, consumed: int = 0) -> Share:
         assert self.batch_size is not None
         rank, world_size = self._rank()
         global_batch = self.global_batch_size or self.batch_size * world_size
         return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
+
+    # -- a dataset that grows ------------------------------------------------------------------------------------------
+
+    def newest(self) -> str:
+        """The commit that the next epoch would read (`follow`). Raises ValueError without `follow`, else as `iter()`."""
+        return self._following().newest(self.dataset)
+
+    def follow_to(self, commit: str) -> None:
+        """The next epoch reads this commit, which goes on from the one last read: for several ranks without torch.distributed, each
+        of which has to be told the same (what `newest()` says on one of them). Raises ValueError without `follow`."""
+        self._following()
+        self._told_commit = commit
+
+    def _following(self) -> Follower:
+        if self._follower is None:
+            raise ValueError("this loader reads one version of its dataset: make it with follow=True")
+        return self._follower
+
+    @property
+    def _in_company(self) -> bool:
+        """Whether other processes have to read the same version."""
+        return self._rank()[1] > 1
+
+    def _read_newest(self, follower: Follower) -> None:
+        dataset, commit = self.dataset, self._told_commit
+        if commit is None and self._in_company:
+            commit = agreed(lambda: follower.newest(dataset))
+            if commit is None:
+                raise ValueError(
+                    "follow: several ranks have to read the same version, and torch.distributed is not initialised to agree on it: "
+                    "call follow_to(commit) on every rank before each epoch, with what newest() says on one of them"
+                )
+        commit = commit or follower.newest(dataset)
+        if self._source is not None and commit != self._source.commit:
+            found = follower.version(dataset, commit)
+            source = self._source_at(found)
+            assert self.order is not None
+            self._read_on(found, source, self.order, self.order.bind(source))
+        self._told_commit = None
+
+    def _source_at(self, dataset: Any) -> Source:
+        """The columns of this loader in another version of its dataset."""
+        of_version: Callable[[Any], Source] = getattr(self._source, "of_version")  # noqa: B009  (only what is followed has it)
+        return of_version(dataset)
+
+    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
+        """From the next pass on, this version in this order."""
+        vars(self)["dataset"] = dataset  # torch's loader has it frozen
+        self._source, self.order, self._bound_order = source, order, bound
+        self._planner = None  # it is of one source
 
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
@@ -265,6 +402,32 @@ class Loader:
         self._progress = Progress()
         self._ledger = Ledger()
         self._skips = Skips()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the position, without the passes."""
+        return {**self.__dict__, "_running": None, "_entries": None}
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Over a `Mixture`: other weights, one for every source, from the next global batch on. Call it on every rank at the same step.
+
+        In a running pass that is the batch after the last one handed out: what was made ahead of it is dropped and made again. The
+        change belongs to the order from then on: it stands in the state, and a restored loader makes it at the same sample. Where the
+        run was set back, changes made later than where it stands now are taken back.
+
+        Raises ValueError for weights that do not fit, and for a loader that does not read a mixture in its own order.
+        """
+        change: Callable[..., OrderStrategy] | None = getattr(self.order, "changed", None)
+        if change is None:
+            raise ValueError("set_weights: only for a loader over a Mixture, in the order of the mixture")
+        position = self._progress.position
+        order = change(position.epoch, position.consumed, weights)
+        bound = order.bind(self._source)
+        bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
+        self.order, self._bound_order = order, bound
+        running = None if self._running is None else self._running()
+        if running is not None and running.running:
+            running.close()
+            running.go_on_with(*self._begun(*position))
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded."""
@@ -287,43 +450,74 @@ class Loader:
                 "with in_order=False, what was handed out of an epoch is no position in it, and this epoch is not over: "
                 "take the state between epochs, or make the loader with in_order=True"
             )
-        return self._state().to_dict()
+        return self._state(self._progress.position).to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next `iter()` continues at the batch after the state, at any world size.
 
+        With `follow` a state of an earlier version of the branch is taken, too: the rest of its epoch comes from that version.
+
         Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
         or drop_last, or of another format or version of it.
         """
-        here = self._state()
+        self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        saved.require_same_order(here)
-        self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        position, order = Position(saved.epoch, saved.consumed), self._order_of(saved)
+        dataset, source, bound = self.dataset, self._source, self._bound_order
+        assert source is not None and bound is not None
+        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(dataset):
+            if self._follower is None:
+                require_kept(dataset, saved)  # says so when the version is gone; else the comparison says what differs
+            else:
+                dataset = self._follower.restored(dataset, saved)
+                source = self._source_at(dataset)
+        if source is not self._source or order is not self.order:
+            bound = order.bind(source)
+        saved.require_same_order(self._state_at(position, source, order, bound))
+        try:
+            self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
+        except ValueError as error:
+            raise LoaderStateError(str(error)) from None
+        if source is not self._source or order is not self.order:
+            self._read_on(dataset, source, order, bound)
+        self._told_commit = None
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
-        self._progress.restore(Position(saved.epoch, saved.consumed))
+        self._progress.restore(position)
 
-    def _state(self) -> LoaderState:
-        if self._source is None or self.order is None:
+    def _order_of(self, saved: LoaderState) -> OrderStrategy:
+        """The order that the state was taken with, where it is one that changes in mid-run; else that of this loader."""
+        assert self.order is not None
+        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self.order, "restored", None)
+        return self.order if restored is None else restored(self._limits.inner(saved.order))
+
+    def _require_own_order(self) -> None:
+        if self._source is None:
             raise LoaderStateError(
                 f"this loader over a {type(self.dataset).__name__} draws from torch's samplers and has no state: "
                 "give it a LeptonStore dataset, without sampler, batch_sampler or batch_size=None"
             )
-        position, source = self._progress.position, self._source
-        order = self._epoch_order(position.epoch)
+
+    def _state(self, position: Position) -> LoaderState:
+        self._require_own_order()
+        assert self._source is not None and self.order is not None and self._bound_order is not None
+        return self._state_at(position, self._source, self.order, self._bound_order)
+
+    def _state_at(self, position: Position, source: Source, order: OrderStrategy, bound: BoundOrder) -> LoaderState:
+        epoch_order = self._limits.epoch(bound, self.seed, position.epoch, self._share)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
             fingerprint=source.fingerprint,
-            length=order.length,
+            length=epoch_order.length,
             seed=self.seed,
             epoch=position.epoch,
             consumed=position.consumed,
-            global_batch=self._share(order).global_batch,
-            order=self.order.spec(),
+            global_batch=self._share(epoch_order).global_batch,
+            order=self._limits.spec(order.spec()),
             drop_last=self.drop_last,
             receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
-            skips=[list(skip) for skip in self._skip_ranges(order) if skip[0] >= position.epoch],
+            skips=[list(skip) for skip in self._skip_ranges(epoch_order) if skip[0] >= position.epoch],
         )
 
     # -- receipts ------------------------------------------------------------------------------------------------------
@@ -346,7 +540,7 @@ class Loader:
         Holds from the next `iter()` on, is kept in states (of that epoch and those before it), and stands in the receipt. To be
         called on every rank. Raises ValueError for no such range, or too many; LoaderStateError on torch's path.
         """
-        self._state()
+        self._require_own_order()
         self._skips.ask(epoch, first, stop)
 
     def _skip_ranges(self, order: EpochOrder) -> list[Skip]:
@@ -355,7 +549,8 @@ class Loader:
     def _origin(self) -> Origin:
         source = self._source
         assert source is not None and self.order is not None
-        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, self.order.spec())
+        order = self._limits.spec(self.order.spec())
+        return Origin(source.name, source.commit, source.fingerprint, source.rows, self.seed, order)
 
     @property
     def _row_bytes(self) -> int:
@@ -372,6 +567,10 @@ class Loader:
         return -(-self.global_batch_size // self._rank()[1])
 
     def _require_sizes_fit(self, batch_size: int | None) -> None:
+        if self.order is not None and (isinstance(self.order, type) or not hasattr(self.order, "bind")):
+            raise ValueError(
+                f"order must be an order strategy, such as loaders.orders.BlockShuffle(), not {self.order!r}"
+            )
         if self.order is not None and self.shuffle:
             raise ValueError("shuffle and order exclude each other: order= says how rows are ordered")
         if self.global_batch_size is None:
@@ -383,14 +582,17 @@ class Loader:
 
 
 def _compiled(
-    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
-) -> dict[str, Program]:
+    source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate], decoded_cache: bool
+) -> tuple[Source, dict[str, Program]]:
+    """Where batches are read from, and the programs of the columns that have a chain."""
     specs = {spec.name: spec for spec in source.columns}
     for what, given in (("transforms", transforms), ("collate", collate)):
         for name in given:
             if name not in specs:
                 raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
-    return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
+    if decoded_cache:
+        return with_decoded_cache(source, transforms, collate)
+    return source, {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
 
 
 def _wanted(columns: Sequence[str] | None, as_tuple: Sequence[str] | None, masked: str) -> list[str] | None:

@@ -101,26 +101,28 @@ def context_slice(columns: Mapping[str, int], place: MeshPlace) -> Callable[[dic
     """A function from a batch to the part of it that a context-parallel rank sees.
 
     That is slice `context_rank` of `context_size` equal, consecutive ones of each named column, along the given dimension of
-    its tensor (0 is the rows). Other columns are left whole.
+    its tensor (0 is the rows). Other columns are left whole. "text.values" is the tensor "values" of a column that was collated
+    to a dict.
 
     The function raises ValueError for a column that is not there or is no array, and for a length that does not divide.
     """
-
     return functools.partial(_slice_columns, dict(columns), place)
 
 
 def _slice_columns(columns: dict[str, int], place: MeshPlace, batch: dict[str, Any]) -> dict[str, Any]:
     for name, dim in columns.items():
-        batch[name] = _part(batch, name, dim, place)
+        where, key = batch, name
+        while key not in where and "." in key:
+            head, _, key = key.partition(".")
+            inside = where.get(head)
+            where = inside if isinstance(inside, dict) else {}
+        where[key] = _part(where.get(key), name, dim, place)
     return batch
 
 
-def _part(batch: dict[str, Any], name: str, dim: int, place: MeshPlace) -> Any:
-    values: Any = batch.get(name)
+def _part(values: Any, name: str, dim: int, place: MeshPlace) -> Any:
     if not hasattr(values, "shape"):
-        what = (
-            "not in the batch" if name not in batch else f"a {type(values).__name__} and no tensor: collate it to one"
-        )
+        what = "not in the batch" if values is None else f"a {type(values).__name__} and no tensor: collate it to one"
         raise ValueError(f"sequence column {name!r} is {what}")
     if not 0 < dim < len(values.shape):
         raise ValueError(f"sequence column {name!r} of shape {tuple(values.shape)} has no dimension {dim} to slice")

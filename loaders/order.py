@@ -34,6 +34,7 @@ This module imports neither torch nor leptonstore.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -213,7 +214,49 @@ def _permute_block(values: Rows, out: Rows, low_bits: int, highs: int, keys: tup
     np.bitwise_or(out, low, out=out)
 
 
-def _mix(words: Words, key: np.uint32, out: Words, scratch: Words) -> None:
+def rows_of_many(orders: Sequence[Order], which: Rows, positions: Rows) -> Rows:
+    """orders[which[i]].rows_of(positions[i]) for every i, evaluated together: what costs numpy's calls for each of many small orders.
+
+    orders: shuffled ones. which, positions: int64, of one shape; positions are not checked.
+    """
+    out = positions.copy()
+    rows = np.array([order.rows for order in orders], np.int64)
+    for rounds in (ROUNDS_SMALL, ROUNDS):
+        chosen = (rows >= 2) & ((rows < SMALL_ROWS) == (rounds == ROUNDS_SMALL))
+        # Columns of orders that have other rounds stay empty: nobody asks for them below.
+        keys = np.zeros((rounds, len(orders)), np.uint32)
+        for number in np.flatnonzero(chosen).tolist():
+            keys[:, number] = orders[number]._keys
+        low_bits = np.array([((order.rows - 1).bit_length() + 1) // 2 for order in orders], np.int64)
+        highs = -(-rows >> low_bits)
+        left = np.flatnonzero(chosen[which])
+        while left.size:
+            for at in range(0, left.size, BLOCK_POSITIONS):
+                block = left[at : at + BLOCK_POSITIONS]
+                of = which[block]
+                out[block] = _permute_apart(out[block], low_bits[of], highs[of], keys[:, of])
+            left = left[out[left] >= rows[which[left]]]
+    return out
+
+
+def _permute_apart(values: Rows, low_bits: Rows, highs: Rows, keys: Words) -> Rows:
+    """`_permute_block` with a domain and keys (rounds, values) for every value."""
+    high = (values >> low_bits).astype(np.uint32)
+    low = (values & ((1 << low_bits) - 1)).astype(np.uint32)
+    mixed, scratch = np.empty_like(low), np.empty_like(low)
+    highs_word, shift = highs.astype(np.uint32), (32 - low_bits).astype(np.uint32)
+    for turn, key in enumerate(keys):
+        if turn % 2 == 0:
+            _mix(low, key, mixed, scratch)
+            np.add(high, ((mixed.astype(np.uint64) * highs_word) >> np.uint64(32)).astype(np.uint32), out=high)
+            np.minimum(high, high - highs_word, out=high)
+        else:
+            _mix(high, key, mixed, scratch)
+            np.bitwise_xor(low, mixed >> shift, out=low)
+    return (high.astype(np.int64) << low_bits) | low
+
+
+def _mix(words: Words, key: np.uint32 | Words, out: Words, scratch: Words) -> None:
     """F of the module's docstring; `out` and `scratch` are buffers of the same shape."""
     np.add(words, key, out=out)
     np.multiply(out, _MULTIPLIER_1, out=out)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from loaders.batched import column_batched, naming_rows
 from loaders.faults import (
     SUBSTITUTES_MAX,
     Fault,
@@ -252,20 +253,14 @@ class Recipe:
         return Made(batch, faults)
 
     def _column(self, name: str, work: Work) -> Any:
-        program = self.programs.get(name)
-        if program is not None:
-            return program.batch(work.outs[name], work.keys)
-        values, collate = work.values[name], self.collate.get(name)
-        if collate is not None:
-            try:
+        values, program, collate = work.values[name], self.programs.get(name), self.collate.get(name)
+        with naming_rows(self.source.name, work.step.rows, name):
+            if program is not None:
+                made = program.batch(work.outs[name], work.keys)
+                return self.tensor(made) if isinstance(made, np.ndarray) else made
+            if collate is not None:
                 return collate(list(values))
-            except Exception as error:
-                place = getattr(error, "sample", None)
-                if isinstance(place, int) and 0 <= place < len(work.step.rows):
-                    sample = name_of(self.source, work.step, place, name)
-                    error.add_note(f"at {sample}")
-                raise
-        return values if isinstance(values, list) else self.tensor(values)
+        return column_batched(values, self.tensor, self.source.name, work.step.rows, name)
 
     def _settle(self, work: Work) -> list[Fault]:
         """Do what the policy says with the samples that failed; in the order of positions."""

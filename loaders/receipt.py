@@ -251,6 +251,16 @@ def merged(receipts: Sequence[Receipt]) -> Receipt:
     return replace(first, notes=tuple(notes), notes_left_out=sum(receipt.notes_left_out for receipt in receipts))
 
 
+def notes_of(told: list[Any]) -> tuple[Note, ...]:
+    """Notes from JSON. Raises FormatDamaged."""
+    return tuple(_note(item) for item in told)
+
+
+def with_notes(receipt: Receipt, notes: Sequence[Note], left_out: int) -> Receipt:
+    """The same steps with other notes."""
+    return replace(receipt, notes=tuple(notes), notes_left_out=left_out)
+
+
 def continues(earlier: Segment, later: Segment) -> bool:
     """Whether the two are one: the later goes on where the earlier ends, in batches of the same size."""
     same = (earlier.origin, earlier.epoch, earlier.length, earlier.global_batch)
@@ -301,6 +311,10 @@ def _parse(told: Mapping[str, Any]) -> Receipt:
 
 
 def _origin(told: Any) -> Origin:
+    try:
+        json.dumps(told)
+    except RecursionError:
+        raise _damaged("the spec of an order is nested too deeply") from None
     return Origin(
         dataset=_get(told, "dataset", str),
         commit=_get(told, "commit", str),

@@ -22,6 +22,8 @@ from loaders.step import Step
 
 # Positions whose rows a rank computes at once: two blocks, some 0.5 MiB. Fewer than one block waste numpy's calls.
 WINDOW_POSITIONS = 2 * BLOCK_POSITIONS
+# Of the first window of a pass; each has twice as many as the one before it. A restored loader's first batch waits for no more.
+FIRST_POSITIONS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,25 @@ class Share:
 
     def positions(self, step: int) -> tuple[int, int]:
         """Positions [start, stop) of the epoch that this rank takes at `step`, 0 <= step < steps."""
-        low, high = self.part_of(self.global_batch if step < self.full_steps else self.last_rows)
-        base = self.start + step * self.global_batch
-        return base + low, base + high
+        start, stop = self.batch_positions(step)
+        low, high = self.part_of(stop - start)
+        return start + low, start + high
+
+    def batch_positions(self, step: int) -> tuple[int, int]:
+        """Positions [start, stop) of the global batch at `step`."""
+        start = self.start + step * self.global_batch
+        return start, start + (self.global_batch if step < self.full_steps else self.last_rows)
 
 
 def row_windows(order: EpochOrder, share: Share) -> Iterator[tuple[Rows, list[int]]]:
     """This rank's rows for all its steps, some steps at a time: (int64 rows, number of rows of each step).
 
-    A window has about WINDOW_POSITIONS rows and at least one step; every row array is fresh memory.
+    A window has at most WINDOW_POSITIONS rows, but at least one step; every row array is fresh memory.
     """
     low, high = share.part_of(share.global_batch)
-    steps_at_once = max(1, WINDOW_POSITIONS // max(high - low, 1))
-    for first in range(0, share.full_steps, steps_at_once):
-        count = min(steps_at_once, share.full_steps - first)
+    positions, first = min(FIRST_POSITIONS, WINDOW_POSITIONS), 0
+    while first < share.full_steps:
+        count = min(max(1, positions // max(high - low, 1)), share.full_steps - first)
         base = share.start + first * share.global_batch
         if share.world_size == 1:
             rows = order.rows_at(base, base + count * share.global_batch)
@@ -80,6 +87,7 @@ def row_windows(order: EpochOrder, share: Share) -> Iterator[tuple[Rows, list[in
             firsts = np.arange(count, dtype=np.int64) * share.global_batch + (base + low)
             rows = order.rows_of((firsts[:, None] + np.arange(high - low, dtype=np.int64)).reshape(-1))
         yield rows, [high - low] * count
+        positions, first = min(2 * positions, WINDOW_POSITIONS), first + count
     if share.last_rows:
         start, stop = share.positions(share.full_steps)
         yield order.rows_at(start, stop), [stop - start]

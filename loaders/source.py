@@ -4,7 +4,8 @@ A column is one of two kinds:
 
     fixed      numbers, bools, fixed-size lists and tensors of them: a numpy array with one row per dataset row. Class
                labels are int64, as torch's losses want them; every other dtype is kept.
-    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null.
+    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null;
+               what lists and structs become says loaders.nested.
 
 Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
 below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
@@ -21,9 +22,10 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -41,19 +43,23 @@ from leptonstore.errors import (
     FormatTooNew,
     LeptonError,
     MissingExtra,
+    NotFound,
     RefMissing,
     SchemaError,
     SourceError,
 )
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
+from loaders.nested import row_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from leptonstore.cache.chunks import CachedChunks
-    from leptonstore.dataset import Dataset
+    from leptonstore.dataset import Dataset as Dataset
+    from leptonstore.dataset.derived import DerivedColumn
 
 __all__ = [
+    "ARENA_BYTES_MAX",
     "IMAGE_FILE_BYTES_MAX",
     "IMAGE_PIXELS_MAX",
     "BadInput",
@@ -65,12 +71,15 @@ __all__ = [
     "FormatTooNew",
     "LeptonError",
     "MissingExtra",
+    "NotFound",
     "RefMissing",
+    "SchemaError",
     "Source",
     "SourceError",
     "has_source",
     "image_decoder",
     "source_of",
+    "versions",
     "write_file",
 ]
 
@@ -113,6 +122,9 @@ class Source(Protocol):
     `ColumnSource` is that of a dataset or view. Anything else that is made of LeptonStore datasets (a mixture, windows of a
     stream of tokens) has a method `__lepton_source__(columns, arena_bytes_max)` that gives one, and may have
     `__lepton_order__()`, which gives the OrderStrategy that holds when none is asked for.
+
+    A source may also have `column(name, lengths)` and `rows_where(condition)`, for orders that depend on values, and `reader_ahead()` with
+    `cache_bytes`, for reading whole windows; see ColumnSource.
     """
 
     rows: int
@@ -197,21 +209,51 @@ class ColumnSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None
     ) -> None:
-        self.dataset = (
-            dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
-        )
+        self.dataset = own_client(dataset)
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
-        budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
-        self._hot = _narrowest_within(budget, self.columns, self.rows)
+        self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
+        self._hot = _narrowest_within(self._budget, self.columns, self.rows)
         self._filled = False
+        self._twin: Dataset | None = None  # reads ahead
+        self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
         self._lock = threading.Lock()
+
+    def of_version(self, dataset: Dataset) -> ColumnSource:
+        """The same columns of another version of the dataset. Of row groups that both have, `fill` copies what lies decoded here.
+
+        Raises ValueError when a column is gone, SchemaError when it means something else there: another dtype, shape, semantic type, or
+        other names for the classes that there were.
+        """
+        made = ColumnSource(dataset, [spec.name for spec in self.columns], self._budget)
+        for old, new in zip(self.columns, made.columns, strict=True):
+            classes, there = self.class_names.get(old.name, []), made.class_names.get(old.name, [])
+            if old != new or there[: len(classes)] != classes:
+                what = (
+                    "names its classes otherwise"
+                    if old == new
+                    else f"is {new.dtype or new.semantic} of shape {new.shape}"
+                )
+                raise SchemaError(
+                    f"column {old.name!r} {what} in version {made.commit[:12]} of {self.name!r} than in {self.commit[:12]}: "
+                    "leave it out (columns=[…]), or begin a new run with that version"
+                )
+        made._earlier = self
+        return made
 
     @property
     def fingerprint(self) -> str:
         """Identifies the version and the selected rows."""
         return str(self.dataset.fingerprint)
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Names of the classes of each class-label column."""
+        from leptonstore.dataset.schema import class_names
+
+        fields = ((spec.name, self.dataset.schema.field(spec.name)) for spec in self.columns)
+        return {name: names for name, field in fields if (names := class_names(field)) is not None}
 
     @property
     def name(self) -> str:
@@ -235,12 +277,7 @@ class ColumnSource:
 
     def fill_ahead(self) -> None:
         """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
-
-        def begin() -> None:
-            with contextlib.suppress(Exception):
-                self.fill()
-
-        threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+        in_background(self.fill)
 
     def fill(self) -> None:
         """Decode the arena's columns, once. Memory: the arena and about one row group. Any thread may call it."""
@@ -248,7 +285,7 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
-            self._filled = True
+            self._filled, self._earlier = True, None
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -257,30 +294,34 @@ class ColumnSource:
 
     def _decode_into(self, arena: dict[str, npt.NDArray[Any]]) -> None:
         # Around the hot cache, which would keep every page beside the arena that is made of them.
-        if arena:
-            for rows, batch in _stored_order(self.dataset.uncached(), list(arena)):
-                for spec in self.hot:
-                    arena[spec.name][rows] = _to_numpy(batch.column(spec.name), spec)
+        dataset, earlier = self.dataset.uncached(), self._earlier
+        if not arena:
+            return
+        if earlier is None or earlier.dataset.selection is not None or set(earlier.arena) != set(arena):
+            self._decode_rows(arena, stored_order(dataset, list(arena)))
+            return
+        for first, stop in _copied(earlier, dataset, arena):
+            self._decode_rows(arena, stored_order(dataset.select(np.arange(first, stop)), list(arena)), first)
+
+    def _decode_rows(
+        self, arena: dict[str, npt.NDArray[Any]], batches: Iterator[tuple[Any, pa.RecordBatch]], first: int = 0
+    ) -> None:
+        for rows, batch in batches:
+            for spec in self.hot:
+                arena[spec.name][first:][rows] = _to_numpy(batch.column(spec.name), spec)
 
     # -- the hot cache -----------------------------------------------------------------------------------------------
 
     @property
     def _chunks(self) -> CachedChunks | None:
-        """What is read through, when that is a cache that can be used."""
-        if self.dataset.cache is None:
-            return None
-        chunks: Any = self.dataset.chunks
-        return chunks if chunks.cache.usable else None
+        return _chunks_of(self.dataset)
 
     def _cached_arena(self) -> dict[str, npt.NDArray[Any]] | None:
         """The arena in the hot cache, one column after the other, read-only; None when it has no room for it."""
-        chunks, total = self._chunks, 0
-        starts = {}
+        total, starts = 0, {}
         for spec in self.hot:
             starts[spec.name] = total
             total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
-        if chunks is None or not total or not _has_room(chunks, total):
-            return None
 
         def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
             return {
@@ -294,22 +335,28 @@ class ColumnSource:
             return made
 
         layout = [(spec.name, spec.dtype.str if spec.dtype else "", spec.shape) for spec in self.hot]
-        text = json.dumps([ARENA_VERSION, self.fingerprint, self.rows, layout])
-        key = chunks.key(digest_of(text.encode()))
-        chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
-        return arrays(chunks.cache.get_or_put(key, make).data)
+        kept = cached_bytes(self.dataset, [ARENA_VERSION, self.fingerprint, self.rows, layout], total, make)
+        return None if kept is None else arrays(kept)
 
     @property
     def plans(self) -> bool:
         """Whether a plan is of use: something is read for each batch, through a cache."""
         return bool(self.cold) and self._chunks is not None
 
-    def future_keys(self, rows: npt.NDArray[np.int64], sizes: Sequence[int]) -> Keys:
-        """What `read` of batches of these rows will ask the cache for. Nothing when that cannot be told: `read` will say why."""
+    def future_keys(
+        self,
+        rows: npt.NDArray[np.int64],
+        sizes: Sequence[int],
+        derived: Mapping[str, Callable[[Keys], Keys]] | None = None,
+    ) -> Keys:
+        """What `read` of batches of these rows will ask the cache for. Nothing when that cannot be told: `read` will say why.
+
+        derived: of columns whose values are not read where what was made of them is there (`derived`), from digests to keys.
+        """
         from leptonstore.dataset.future import future_keys
 
         with contextlib.suppress(LeptonError):
-            return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold])
+            return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold], derived)
         return np.empty((0, 32), np.uint8)
 
     def plan(self, keys: Sequence[Keys], restart: bool) -> None:
@@ -317,6 +364,26 @@ class ColumnSource:
         chunks = self._chunks
         if chunks is not None:
             chunks.cache.plan(np.concatenate(keys) if keys else np.empty((0, 32), np.uint8), restart)
+
+    def derived(self, column: str, recipe: str) -> DerivedColumn:
+        """Where the hot cache keeps what is made of a column's values. recipe: what that is, by which versions of what.
+
+        Raises ValueError when the dataset is not read through a hot cache, or the column holds no strings or bytes.
+        """
+        from leptonstore.dataset.derived import DerivedColumn
+
+        try:
+            return DerivedColumn(self.dataset, column, digest_of(recipe.encode()))
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    def without(self, columns: Sequence[str]) -> ColumnSource:
+        """The source of the other columns, with the same arena."""
+        made = copy.copy(self)
+        made._lock = threading.Lock()
+        made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
+        made._hot = self._hot - set(columns)
+        return made
 
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """All columns of the given rows, in the order of `rows`. Fresh memory."""
@@ -333,13 +400,101 @@ class ColumnSource:
         table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
         return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
 
+    # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
+
+    def column(self, name: str, lengths: bool = False) -> npt.NDArray[Any]:
+        """One number of every row, of any column of the dataset: shape (rows,), one per host where the arena is; not to be written.
+
+        lengths: of a variable column (strings and bytes: bytes; lists: elements) the lengths, int64, 0 for null.
+        Raises ValueError for a column that does not exist or has no single number in each row; SchemaError for nulls.
+        """
+        (spec,) = _specs_of(self.dataset, [name])
+        if lengths and not spec.fixed:
+            return self._lengths(name)
+        if not spec.fixed or spec.shape != ():
+            raise ValueError(f"column {name!r} of dataset {self.name!r} has no single number in each row")
+        if name in self.arena:
+            return self.arena[name]
+        twin = ColumnSource(self.dataset, [name], spec.row_bytes * self.rows)
+        twin.fill()
+        return twin.arena[name]
+
+    def _lengths(self, name: str) -> npt.NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        out = np.zeros(self.rows, np.int64)
+        for rows, batch in stored_order(self.dataset.uncached(), [name]):
+            kind = batch.column(0).type
+            try:
+                measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
+                found = measure(batch.column(0))
+            except pa.ArrowNotImplementedError:
+                raise ValueError(
+                    f"column {name!r} of dataset {self.name!r} has {kind} values, without a length"
+                ) from None
+            out[rows] = pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
+        return out
+
+    def rows_where(self, condition: str) -> npt.NDArray[np.int64]:
+        """The rows that a condition (text, as in `lepton delete --where`) is true for. Raises BadInput."""
+        from leptonstore.dataset.filtering import filtered
+        from leptonstore.dataset.predicate import Predicate
+
+        found = [rows for rows, _ in filtered(self.dataset, Predicate(condition, self.dataset.schema), None)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def reader_ahead(self) -> Callable[[npt.NDArray[np.int64]], int] | None:
+        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes of values that is.
+
+        It is a client of its own there: what it asks for does not count as used. None where nothing is read for each batch, or not
+        through a cache that can be used.
+        """
+        if not self.plans or self.dataset.cache is None:
+            return None
+        if self._twin is None:
+            self._twin = self.dataset.cached(self.dataset.cache.path)
+        twin, names = self._twin, [spec.name for spec in self.cold]
+        return lambda rows: twin.take(rows, columns=names).nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """The budget of the cache that is read through; 0 without one."""
+        chunks = self._chunks
+        try:
+            return 0 if chunks is None else int(chunks.cache.stats().get("budget_bytes", 0))
+        except OSError:  # a stopped process holds its lock
+            return 0
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        return {**self.__dict__, "arena": {}, "_filled": False, "_lock": None}
+        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+# -- versions that come after another (loaders.follow) ---------------------------------------------------------------
+
+
+def versions() -> ModuleType:
+    """What there is to know of a dataset's other versions: the functions of leptonstore.dataset.following."""
+    from leptonstore.dataset import following
+
+    return following
+
+
+def _copied(earlier: ColumnSource, dataset: Dataset, arena: dict[str, npt.NDArray[Any]]) -> list[tuple[int, int]]:
+    """Copies from an arena to that of a later version the rows of row groups that both have; the [first, stop) of all others."""
+    missing, at = [], 0
+    for old, new, rows in versions().kept_rows(earlier.dataset, dataset):
+        missing.append((at, new))
+        at = new + rows
+        for name, values in arena.items():
+            values[new:at] = earlier.arena[name][old : old + rows]
+    return [(first, stop) for first, stop in (*missing, (at, len(dataset))) if first < stop]
 
 
 def _specs_of(dataset: Dataset, columns: Sequence[str] | None) -> tuple[ColumnSpec, ...]:
@@ -370,6 +525,57 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
 
 
+def require_known(columns: Sequence[str] | None, there: Sequence[str], what: str) -> None:
+    """Raise ValueError for a column that is asked for and is not there."""
+    for name in columns or ():
+        if name not in there:
+            raise ValueError(f"{what} have no column {name!r}; they have {', '.join(there)}")
+
+
+def in_background(fill: Callable[[], None]) -> None:
+    """Begin `fill` in a thread. Its errors stay silent: whoever calls it again meets them."""
+
+    def begin() -> None:
+        with contextlib.suppress(Exception):
+            fill()
+
+    threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+
+
+def cached_bytes(
+    dataset: Dataset, identity: list[Any], total: int, make: Callable[[], memoryview]
+) -> memoryview | None:
+    """What `make` gives, about `total` bytes, once for the host: kept in the hot cache that `dataset` is read through, read-only.
+
+    identity: JSON-able; says what it is. None when there is no cache that can be used, or no room in it. The cache's client is the
+    dataset's, whose plan this replaces. Raises what `make` raises.
+    """
+    chunks = _chunks_of(dataset)
+    if chunks is None or not total or not _has_room(chunks, total):
+        return None
+    key = chunks.key(digest_of(json.dumps(identity).encode()))
+    chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
+    return chunks.cache.get_or_put(key, make).data
+
+
+def _chunks_of(dataset: Dataset) -> CachedChunks | None:
+    """What is read through, when that is a cache that can be used."""
+    if dataset.cache is None:
+        return None
+    chunks: Any = dataset.chunks
+    return chunks if chunks.cache.usable else None
+
+
+def own_client(dataset: Dataset) -> Dataset:
+    """The same rows; where they are read through a hot cache, by a client of its own, so that its plan is its own."""
+    return dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
+
+
+def fingerprint_of(identity: list[Any]) -> str:
+    """A fingerprint of something that is made of versions: `identity` is JSON-able and has all that decides what its rows are."""
+    return digest_of(json.dumps(identity).encode()).hex()
+
+
 def _has_room(chunks: CachedChunks, total: int) -> bool:
     try:
         return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
@@ -387,21 +593,21 @@ def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -
     return frozenset(hot)
 
 
-def _stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
-    """(rows of the view, their values), so that each row group is decoded once however the view is ordered."""
+def stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
+    """(rows of the view, their values), so that each row group is decoded once however the view is ordered. Keeps no pages."""
     selection = dataset.selection
     if selection is None or bool((selection[1:] > selection[:-1]).all()):
-        for first, batch in dataset.iter_batches(columns=columns):
+        for first, batch in dataset.iter_batches(columns=columns, keep=False):
             yield slice(first, first + len(batch)), batch
         return
     order = np.argsort(selection, kind="stable")
-    for first, batch in dataset.select(order).iter_batches(columns=columns):
+    for first, batch in dataset.select(order).iter_batches(columns=columns, keep=False):
         yield order[first : first + len(batch)], batch
 
 
 def _values_of(column: pa.ChunkedArray, spec: ColumnSpec) -> Values:
     if not spec.fixed:
-        return list(column.to_pylist())
+        return [value for chunk in column.chunks for value in row_values(chunk)]
     out, at = spec.empty(len(column)), 0
     for chunk in column.chunks:
         out[at : at + len(chunk)] = _to_numpy(chunk, spec)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-STAGES = ("fill", "order", "fetch", "decode", "gather", "transform", "collate", "pin", "handover")
+STAGES = ("fill", "order", "fetch", "decode", "gather", "transform", "collate", "pin", "handover", "device")
 """fill       arenas decoded before the first batch
 order      rows of the coming steps
 fetch      bytes from the store, a tier or the cache; where a read is not told apart from its decoding, both
@@ -31,6 +31,7 @@ transform  of samples and of batches
 collate    lists to tensors
 pin        copies to page-locked memory
 handover   from a worker to the loader's thread
+device     copies to devices begun, by the loader's thread (not the copies themselves, which run beside it)
 """
 
 STALL_S = 0.1  # a step that waited so long counts as a stall: what a person sees in a progress bar

@@ -80,21 +80,29 @@ class LoaderState:
         return cls(**fields)
 
     def require_same_order(self, loader: LoaderState) -> None:
-        """Raise LoaderStateError unless a loader whose state would be `loader` sees the same order as this state."""
+        """Raise LoaderStateError unless a loader whose state at this position would be `loader` sees the same order."""
         if self.fingerprint != loader.fingerprint:
             raise LoaderStateError(
-                f"the loader state is of {self._named()} and this loader reads {loader._named()}: "
+                f"the loader state is of {self.named()} and this loader reads {loader.named()}: "
                 f"open {self.dataset}@{self.commit[:12]} (and take the same rows of it) to continue"
             )
-        for name in ("length", "seed", "order", "drop_last"):
+        for name in ("seed", "order", "drop_last"):
             saved, here = getattr(self, name), getattr(loader, name)
             if saved != here:
                 raise LoaderStateError(
                     f"the loader state was taken with {name}={saved!r} and this loader has {name}={here!r}: "
                     f"make the loader with {name}={saved!r} to continue"
                 )
+        # Where nothing of the epoch is consumed, its length does not matter: limits may change between epochs.
+        if self.length != loader.length and self.consumed:
+            raise LoaderStateError(
+                f"the loader state is of an epoch of {self.length} positions and this loader's epoch {self.epoch} has "
+                f"{loader.length}: finish it with the same limit_batches or overfit_batches, and global batches of "
+                f"{self.global_batch} rows"
+            )
 
-    def _named(self) -> str:
+    def named(self) -> str:
+        """The data that it is of."""
         return f"dataset {self.dataset!r}, commit {self.commit[:12]}, fingerprint {self.fingerprint[:24]}"
 
 

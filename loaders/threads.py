@@ -5,6 +5,9 @@
 Two pools of threads that live as long as the pass. Readers wait for disks and networks; where columns have programs, workers do the
 samples. Both take the task of the earliest step first. Without programs the readers finish the batches too, and there are no workers.
 
+How many threads work and how many batches are ahead is the tuner's to say (loaders/tuning.py), which is told of each batch that is
+handed out.
+
 Steps that are read together (a flight) are fetched and decompressed together, so that what they lack in common is read once: at most
 `prefetch_factor` of them, and about FLIGHT_BYTES_MAX.
 
@@ -21,13 +24,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 from weakref import WeakSet
 
 from loaders.faults import FaultCount, OnFault, name_of
 from loaders.pipeline import Made, Recipe, Work, rows_bytes
 from loaders.step import Step
+from loaders.tuning import Tuner, bytes_of
 
 FLIGHT_BYTES_MAX = (
     32 << 20
@@ -41,12 +45,25 @@ class TaskPool:
     """Threads that call tasks, the one with the lowest priority number first. Tasks do not raise. Submitting: any thread."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._state = _PoolState()
+        self._state = _PoolState(limit=threads)
         _pools.add(self._state)
         for number in range(threads):
             thread = threading.Thread(target=_work_off, args=(self._state,), name=f"{name}-{number}", daemon=True)
             self._state.threads.append(thread)
             thread.start()
+
+    @property
+    def limit(self) -> int:
+        """Threads that may work at a time; at first all of them. To be set from one thread."""
+        return self._state.limit
+
+    @limit.setter
+    def limit(self, threads: int) -> None:
+        state = self._state
+        if threads != state.limit:
+            with state.wake:
+                state.limit = threads
+                state.wake.notify_all()
 
     def submit(self, priority: int, task: Callable[[], None]) -> None:
         """After `close` it does nothing."""
@@ -69,6 +86,8 @@ class TaskPool:
 class _PoolState:
     """What the threads know: not the pool, nor the iterator that owns it, so that dropping these ends them."""
 
+    limit: int
+    active: int = 0  # threads that are at a task
     tasks: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     order: Iterator[int] = field(default_factory=count)
@@ -103,13 +122,17 @@ def _stop_all() -> None:
 
 
 def _work_off(state: _PoolState) -> None:
+    was_active = 0
     while True:
         with state.wake:
-            while not state.tasks and not state.closed:
+            state.active -= was_active
+            while not state.closed and (not state.tasks or state.active >= state.limit):
                 state.wake.wait()
             if state.closed:
                 return
             task = heapq.heappop(state.tasks)[2]
+            state.active += 1
+        was_active = 1
         task()
         del task  # or the last batch would live as long as the thread waits for the next
 
@@ -124,6 +147,8 @@ class _Pending:
     error: BaseException | None = None
     done: bool = False
     groups: int = 0
+    work_s: float = 0.0  # of all threads
+    bytes: float = 0.0  # that it occupies, once it is made
     at: dict[int, tuple[int, str, float]] = field(default_factory=dict)  # thread -> (sample, column, since)
 
     def told(self, index: int, column: str) -> None:
@@ -131,8 +156,9 @@ class _Pending:
 
 
 class ThreadedBatches:
-    """An iterator over the batches of `steps`, made by `threads` threads, at most `depth` ahead. Used by one thread.
+    """An iterator over the batches of `steps`, made by threads as the tuner says. Used by one thread.
 
+    tuner:     says how many threads and how many batches ahead; the pools have `tuner.threads_max`.
     flight:    steps that may be read together.
     timeout_s: seconds that a batch may keep its caller waiting, 0 for no limit; then RuntimeError, as torch's loader
                raises, which names what is waited for, and the iteration is over.
@@ -143,8 +169,7 @@ class ThreadedBatches:
         self,
         recipe: Recipe,
         steps: Iterator[Step],
-        threads: int,
-        depth: int,
+        tuner: Tuner,
         flight: int = 1,
         timeout_s: float = 0,
         in_order: bool = True,
@@ -152,12 +177,14 @@ class ThreadedBatches:
     ) -> None:
         self._steps, self._steps_left = steps, True
         self._steps_error: Exception | None = None
-        self._depth, self._flight = max(depth, 1), max(flight, 1)
+        self._tuner, self._flight = tuner, max(flight, 1)
         self._timeout_s, self._in_order, self._on_fault = timeout_s, in_order, on_fault
         self._ahead: deque[_Pending] = deque()
         self._numbers = count()
         self._faults = FaultCount()
-        self._line = _Line(recipe, threads)
+        self._line = _Line(recipe, tuner.threads_max)
+        self._line.limit(tuner.threads)
+        self._handed_at = perf_counter()
 
     def __iter__(self) -> ThreadedBatches:
         return self
@@ -170,8 +197,10 @@ class ThreadedBatches:
                 error, self._steps_error = self._steps_error, None
                 raise error
             raise StopIteration
+        began = perf_counter()
         pending = self._wait()
         try:
+            self._observe(pending, began)
             self._ahead.remove(pending)
             if pending.error is not None:
                 raise pending.error
@@ -183,6 +212,12 @@ class ThreadedBatches:
             raise
         self._submit()
         return batch
+
+    def _observe(self, pending: _Pending, began: float) -> None:
+        now = perf_counter()
+        self._tuner.observe(now - began, pending.work_s, now - self._handed_at, pending.bytes)
+        self._line.limit(self._tuner.threads)
+        self._handed_at = now
 
     def _wait(self) -> _Pending:
         try:
@@ -203,7 +238,7 @@ class ThreadedBatches:
         return next((pending for pending in self._ahead if pending.done), None)
 
     def _submit(self) -> None:
-        while self._steps_left and self._depth - len(self._ahead) >= (at_once := self._at_once()):
+        while self._steps_left and self._tuner.depth - len(self._ahead) >= (at_once := self._at_once()):
             flight: list[_Pending] = []
             for _ in range(at_once):
                 try:
@@ -222,7 +257,9 @@ class ThreadedBatches:
     def _at_once(self) -> int:
         """Steps of the next flight: one at first, so that the first batch comes soon and tells how large they are."""
         step_bytes = self._line.step_bytes
-        return max(1, min(self._flight, self._depth // 2, int(FLIGHT_BYTES_MAX / step_bytes))) if step_bytes else 1
+        return (
+            max(1, min(self._flight, self._tuner.depth // 2, int(FLIGHT_BYTES_MAX / step_bytes))) if step_bytes else 1
+        )
 
     def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
         """Stop: what has not begun is forgotten, what has is waited for. Idempotent."""
@@ -248,6 +285,12 @@ class _Line:
         self._readers = TaskPool(-(-threads // 2) if with_workers else threads, "lepton-loader-read")
         self._workers = TaskPool(threads, "lepton-loader") if with_workers else self._readers
 
+    def limit(self, threads: int) -> None:
+        """So many of the threads may work."""
+        self._workers.limit = threads
+        if self._readers is not self._workers:
+            self._readers.limit = -(-threads // 2)
+
     def begin(self, flight: list[_Pending]) -> None:
         self._readers.submit(flight[0].number, lambda: self._read(flight))
 
@@ -258,7 +301,7 @@ class _Line:
             pool.join(wait_s)
 
     def _read(self, flight: list[_Pending]) -> None:
-        recipe = self._recipe
+        recipe, began = self._recipe, perf_counter()
         try:
             works = recipe.read([pending.step for pending in flight])
         except BaseException as error:
@@ -270,8 +313,11 @@ class _Line:
             return
         largest = max(works, key=lambda work: len(work.step.rows))
         self.step_bytes = len(largest.step.rows) * rows_bytes(largest.values, largest.step.rows)
+        took = (perf_counter() - began) / len(flight)
         for pending, work in zip(flight, works, strict=True):
             rows = len(work.step.rows)
+            pending.work_s += took
+            pending.bytes = self.step_bytes
             group = max(1, min(_GROUP_ROWS_MAX, rows // (_GROUPS_PER_THREAD * self._threads)))
             parts = [
                 (name, first, min(first + group, rows)) for first in range(0, rows, group) for name in recipe.programs
@@ -285,6 +331,7 @@ class _Line:
 
     def _group(self, pending: _Pending, work: Work, name: str, first: int, stop: int) -> Callable[[], None]:
         def run() -> None:
+            began = perf_counter()
             try:
                 if pending.error is None:
                     self._recipe.sample(work, name, first, stop, pending.told)
@@ -294,6 +341,7 @@ class _Line:
             finally:
                 pending.at.pop(threading.get_ident(), None)
             with self.ready:
+                pending.work_s += perf_counter() - began
                 pending.groups -= 1
                 last = pending.groups == 0
             if last:
@@ -302,9 +350,12 @@ class _Line:
         return run
 
     def _finish(self, pending: _Pending, work: Work) -> None:
+        began = perf_counter()
         try:
             if pending.error is None:
                 pending.made = self._recipe.finish(work)
+                pending.bytes = max(pending.bytes, bytes_of(pending.made.batch))
+                pending.work_s += perf_counter() - began
         except BaseException as error:
             pending.error = error
         self._done(pending)

@@ -14,11 +14,13 @@ user stays fixed. Starts at one thread and two batches in store: a model that is
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-PREFETCH_BYTES_MAX = (
-    256 << 20
-)  # of batches made ahead: the usual budget. Some 400 batches of 256 images of 50 KB take ten times that
+Auto: TypeAlias = Literal["auto"]
+
+PREFETCH_BYTES_MAX = 2 << 30  # of batches made ahead: the usual budget. 13 batches of 256 float32 images of 224 x 224
 WINDOW = 16  # batches between two decisions
 WAIT_SHARE_MAX = 0.05  # of the time: with less, nothing that a change could gain is left
 GAIN_MIN = 0.05  # faster than before, for a change to be kept
@@ -35,14 +37,14 @@ class Tuner:
     """Used by one thread.
 
     cores:      threads at most.
-    bytes_max:  that batches ahead may occupy together.
+    bytes_max:  that batches ahead may occupy together; None: PREFETCH_BYTES_MAX, or one batch where that is larger.
     fixed_threads, fixed_depth: what the user chose; None: chosen here. A fixed depth is still cut to the budget.
 
-    Raises ValueError for a budget that holds no batch, as soon as the size of one is known.
+    Raises ValueError for a budget that was given and holds no batch, as soon as the size of one is known.
     """
 
     cores: int
-    bytes_max: int = PREFETCH_BYTES_MAX
+    bytes_max: int | None = None
     fixed_threads: int | None = None
     fixed_depth: int | None = None
     threads: int = field(init=False)
@@ -64,11 +66,16 @@ class Tuner:
     )
 
     def __post_init__(self) -> None:
-        if self.cores < 1 or self.bytes_max < 1:
+        if self.cores < 1 or (self.bytes_max is not None and self.bytes_max < 1):
             raise ValueError(
-                f"threads are chosen up to {self.cores} cores and {self.bytes_max} bytes: both must be 1 or more"
+                f"{self.cores} cores and prefetch_bytes_max={self.bytes_max} bytes: both must be 1 or more"
             )
         self.threads = self.fixed_threads or 1
+
+    @property
+    def threads_max(self) -> int:
+        """What `threads` never exceeds."""
+        return self.fixed_threads or self.cores
 
     @property
     def depth(self) -> int:
@@ -78,7 +85,10 @@ class Tuner:
 
     @property
     def _room(self) -> int:
-        return int(self.bytes_max / self._batch_bytes) if self._batch_bytes else wanted_at_first(self.threads)
+        """Batches that the budget holds; while the size of none is known, one for each thread and one, unless the user knows better."""
+        if self._batch_bytes:
+            return int((self.bytes_max or PREFETCH_BYTES_MAX) / self._batch_bytes)
+        return self.threads + 1 if self.fixed_depth is None or self.bytes_max is not None else self.fixed_depth
 
     def observe(self, wait_s: float, make_s: float, took_s: float, batch_bytes: float) -> None:
         """A batch was handed out.
@@ -89,8 +99,11 @@ class Tuner:
         batch_bytes: memory that it occupies.
         """
         if batch_bytes > self._batch_bytes:
-            if batch_bytes > self.bytes_max:
-                raise too_small(self.bytes_max, batch_bytes)
+            if self.bytes_max is not None and batch_bytes > self.bytes_max:
+                raise ValueError(
+                    f"prefetch_bytes_max={self.bytes_max} holds no batch: one has {batch_bytes:.0f} bytes here; give at least "
+                    f"{2 * batch_bytes:.0f}, a smaller batch_size, or num_workers=0, which makes nothing ahead"
+                )
             self._batch_bytes = batch_bytes
         self._count += 1
         self._wait_s += wait_s
@@ -152,14 +165,51 @@ class Tuner:
         return False
 
 
-def wanted_at_first(threads: int) -> int:
-    """Batches ahead while the size of none is known: one for each thread, and one."""
-    return threads + 1
+class Chosen(NamedTuple):
+    """num_workers and prefetch_factor as numbers, and whether they are the tuner's to choose (then these are what it may use)."""
+
+    workers: int
+    prefetch: int | None
+    auto_workers: bool
+    auto_prefetch: bool
 
 
-def too_small(bytes_max: float, batch_bytes: float) -> ValueError:
-    """For a budget that holds no batch."""
-    return ValueError(
-        f"prefetch_bytes_max={bytes_max:.0f} holds no batch: one has {batch_bytes:.0f} bytes here; "
-        f"give at least {2 * batch_bytes:.0f}, a smaller batch_size, or num_workers=0, which makes nothing ahead"
+def chosen(num_workers: int | Auto, prefetch_factor: int | Auto | None, bytes_max: int | None) -> Chosen:
+    """What "auto" stands for. With num_workers="auto" an unnamed prefetch_factor is chosen too.
+
+    Raises ValueError for another word, and for a budget of no byte.
+    """
+    if bytes_max is not None and bytes_max < 1:
+        raise ValueError(f"prefetch_bytes_max={bytes_max} holds no batch: give what a few batches take, or None")
+    for name, value in (("num_workers", num_workers), ("prefetch_factor", prefetch_factor)):
+        if isinstance(value, str) and value != "auto":
+            raise ValueError(f'{name} is a number or "auto", not {value!r}')
+    auto_workers = num_workers == "auto"
+    auto_prefetch = prefetch_factor == "auto" or (auto_workers and prefetch_factor is None)
+    return Chosen(
+        usable_cores() if isinstance(num_workers, str) else num_workers,
+        2 if isinstance(prefetch_factor, str) else prefetch_factor,
+        auto_workers,
+        auto_prefetch,
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bytes_of(batch: Any) -> float:
+    """About the memory of a batch: tensors and arrays, nested in dicts, lists and tuples; of a list of values from its first ones."""
+    if isinstance(batch, dict):
+        return sum(bytes_of(value) for value in batch.values())
+    if isinstance(batch, tuple | list):
+        some = batch[:_LOOKED_AT]
+        return sum(bytes_of(value) for value in some) * len(batch) / max(len(some), 1)
+    if isinstance(batch, bytes | str):
+        return len(batch)
+    return float(getattr(batch, "nbytes", _OBJECT_BYTES))
+
+
+_LOOKED_AT = 16
+_OBJECT_BYTES = 64  # of a value that does not say: a guess

@@ -13,7 +13,8 @@ import sys
 import types
 from typing import Any
 
-from peer import BATCH, REMOTE_BATCH, WORKERS, answer, arrays, best, timed
+import numpy as np
+from peer import BATCH, REMOTE_BATCH, TOKEN_LENGTH, TOKEN_WINDOWS, WORKERS, answer, arrays, best, timed
 from torch.utils.data import DataLoader
 
 
@@ -50,6 +51,12 @@ def main() -> None:
         dataset = dataset_of(local=folder, shuffle=True, batch_size=BATCH)
         loader = DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True)
         answer(best(lambda: loader, lambda batch: len(batch["label"]), len(found["labels"])))
+    elif what == "tokens":
+        tokens = np.memmap(data, np.uint16, "r")[: TOKEN_WINDOWS * TOKEN_LENGTH].reshape(-1, TOKEN_LENGTH)
+        write({"tokens": f"ndarray:uint16:{TOKEN_LENGTH}"}, ({"tokens": np.array(window)} for window in tokens), folder)
+        dataset = dataset_of(local=folder, shuffle=True, batch_size=REMOTE_BATCH)
+        loader = DataLoader(dataset, REMOTE_BATCH, num_workers=WORKERS, persistent_workers=True)
+        answer(best(lambda: loader, lambda batch: len(batch["tokens"]), len(tokens)))
     elif what == "write":
         found = arrays(data)
         rows = (
@@ -57,12 +64,14 @@ def main() -> None:
             for value, label in zip(found["values"], found["labels"].tolist(), strict=True)
         )
         write({"value": "bytes", "label": "int"}, rows, folder)
+        answer({"rows": len(found["labels"])})
     else:
         os.environ["S3_ENDPOINT_URL"] = sys.argv[4]
         window = int(sys.argv[5])
+        library("streaming.base.util").clean_stale_shared_memory()
         dataset = dataset_of(
             remote=data, local=folder, shuffle=True, shuffle_algo="py1e", shuffle_block_size=window,
-            batch_size=REMOTE_BATCH, cache_limit=int(sys.argv[6]), predownload=window,
+            batch_size=REMOTE_BATCH, cache_limit=int(sys.argv[6]),
         )  # fmt: skip
         loader = DataLoader(dataset, REMOTE_BATCH, num_workers=WORKERS, collate_fn=list)
         rows, seconds = timed(loader, len)

@@ -67,6 +67,7 @@ def flight(file: int, key_print: int, landed: Callable[[], _T | None], kept: Cal
             found = landed()  # it may have landed between the last look and the lock
         if found is None and waited and not kept():
             close_transient(file)
+            file = -1  # its number may be another thread's by now
         yield found
     finally:
         close_transient(file)

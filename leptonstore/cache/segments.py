@@ -136,7 +136,8 @@ class Segments:
                 mapping = self._maps.setdefault(ordinal, _Mapping(self.path(ordinal)))
             except (OSError, ValueError):  # too many mappings, or a file that somebody truncated
                 return None
-        view = np.frombuffer(mapping.map, np.uint8).view(_View)
+        # Not a view of another array: numpy's views of views refer to the innermost array of their own type, and would pass the pin by.
+        view = _View(len(mapping.map), np.uint8, mapping.map)
         view.pin = pin
         mapping.view = weakref.ref(view)
         return view

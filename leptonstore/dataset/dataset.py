@@ -305,14 +305,17 @@ class Dataset(Editing, History):
             rows = base_rows[first : first + step]
             yield self.ask([column.slice(first, first + len(rows)) for column in columns], fields, rows).batch()
 
-    def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def iter_batches(
+        self, columns: Sequence[str] | None = None, keep: bool = True
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(position of the first row in this view, batch), one or more a row group, in this view's order.
 
         A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
+        keep: whether decoded pages are kept for what is read next, up to PAGE_CACHE_BYTES.
         """
         fields = self.fields(columns)
         rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
-        return scan(self, fields, rows)
+        return scan(self, fields, rows, keep)
 
     def scan(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | Predicate | None = None
@@ -354,6 +357,18 @@ class Dataset(Editing, History):
         """`to_arrow` as a DataFrame of polars; Raises MissingExtra without polars."""
         polars = require_module("to_polars", "polars", "polars")
         return polars.from_arrow(self.to_arrow(columns, filter))
+
+    def to_tf(
+        self, columns: Sequence[str] | None = None, batch_rows: int | None = None, drop_remainder: bool = False
+    ) -> Any:
+        """The view as a `tf.data.Dataset` of dicts {column: tensor}, in this order, of known cardinality (tf_dataset.py says which types).
+
+        batch_rows: elements are batches of so many rows (the last one of what is left, or left out with drop_remainder); None: single rows.
+        Raises MissingExtra without TensorFlow, SchemaError for a column that has no tensors; while it is read, for a null without a value.
+        """
+        from leptonstore.dataset.tf_dataset import to_tf
+
+        return to_tf(self, columns, batch_rows, drop_remainder)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The view as a stream of batches, for what reads Arrow's C interface: pyarrow.table(ds), polars.from_arrow(ds)."""

@@ -7,7 +7,7 @@ them, the pages would have to be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,16 @@ from leptonstore.format.page import REFERENCE
 Keys = np.ndarray[Any, np.dtype[np.uint8]]  # of shape (n, 32)
 
 
-def future_keys(ds: Dataset, rows: Rows, sizes: Sequence[int], columns: Sequence[str]) -> Keys:
+def future_keys(
+    ds: Dataset,
+    rows: Rows,
+    sizes: Sequence[int],
+    columns: Sequence[str],
+    derived: Mapping[str, Callable[[Keys], Keys]] | None = None,
+) -> Keys:
     """The keys of batches of `sizes` rows each, `rows` being the rows of all of them, one after another.
 
+    derived: of columns of which something else is asked for than their values (derived.py): from the digests of large values to keys.
     Reads nodes and pages of references. Raises what reading raises; ValueError when `ds` has no cache.
     """
     chunks = ds.chunks
@@ -47,7 +54,8 @@ def future_keys(ds: Dataset, rows: Rows, sizes: Sequence[int], columns: Sequence
         if directories.any():
             column, whose = _directory_rows(ds, base, used, which, directories, batches)
             if column.references is not None:
-                keys = chunks.key_rows(_referenced(column))
+                key_rows = (derived or {}).get(name, chunks.key_rows)
+                keys = key_rows(_referenced(column))
                 found.append((whose[column.references], len(columns) + number, keys))
     if not found:
         return np.empty((0, DIGEST_BYTES), np.uint8)

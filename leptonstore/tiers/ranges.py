@@ -68,7 +68,7 @@ def pieces_of(run: Run, known: Callable[[str, int], bool], whole: bool = False) 
     size, pieces = limits.WINDOW_BYTES, list[Piece]()
     for number in range(run.offset // size, -(-run.end // size)):
         start, end = max(run.offset, number * size), min(run.end, (number + 1) * size)
-        goes_on = start - run.offset >= size // 2
+        goes_on = False
         enough = run.wanted[number] >= size * limits.WINDOW_WANTED_SHARE
         if whole or enough or goes_on or known(run.pack, number):
             pieces.append(Piece(start, end, number))

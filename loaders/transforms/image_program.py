@@ -37,7 +37,6 @@ from loaders.transforms.images import (
     as_image,
 )
 from loaders.transforms.keys import SampleKeys
-from loaders.transforms.stacking import as_tensor
 
 _GEOMETRIC = (Resize, CenterCrop, RandomCrop, RandomResizedCrop)
 
@@ -50,55 +49,52 @@ def fuse(steps: list[Transform], spec: ColumnSpec, first_index: int) -> ImagePro
     while geometry < len(steps) and isinstance(steps[geometry], Geometric) and kinds[geometry] in _GEOMETRIC:
         geometry += 1
     tail = kinds[geometry:]
-    if geometry == decodes or not all(kind in (RandomHorizontalFlip, ToFloat, Normalize) for kind in tail):
+    if not steps or not all(kind in (RandomHorizontalFlip, ToFloat, Normalize) for kind in tail):
         return None
-    last = steps[geometry - 1]
-    assert isinstance(last, Geometric)
-    channels = CHANNELS[steps[0].mode] if isinstance(steps[0], DecodeImage) else _channels(spec)
-    if last.output() is None or channels is None:
+    shape = _shape(steps[:geometry], spec)
+    if shape is None or 0 in shape:
         return None
+    channels = shape[2]
     try:
         table = _table([step for step in steps[geometry:] if type(step) is not RandomHorizontalFlip], channels)
     except Exception:  # they do not fit together: step by step, the error names the sample
         return None
-    return ImageProgram(steps, decodes, geometry, channels, table, first_index)
+    return ImageProgram(steps, geometry, shape, table, first_index)
+
+
+def output_spec(steps: list[Transform], spec: ColumnSpec) -> ColumnSpec:
+    """What a column is after some steps, as far as `fuse` wants to know it: images of a size that is not known have height and width 0."""
+    shape = _shape(steps, spec)
+    return ColumnSpec(spec.name, spec.semantic, None if shape is None else np.dtype(np.uint8), shape)
 
 
 class ImageProgram:
-    """See Program and the module. `steps[:decodes]` decode, `steps[decodes:geometry]` take parts and sizes."""
+    """See Program and the module."""
 
     threads = True
 
     def __init__(
         self,
         steps: list[Transform],
-        decodes: int,
         geometry: int,
-        channels: int,
+        shape: tuple[int, int, int],
         table: npt.NDArray[np.float32] | None,
         first_index: int,
     ) -> None:
-        self.steps, self.channels, self.table = steps, channels, table
+        """geometry: how many steps decode, or take parts and sizes. shape: of each image then."""
+        self.steps, self.table = steps, table
         self.fingerprint = described(steps)
-        first = steps[0]
-        self._decode = first if decodes and isinstance(first, DecodeImage) else None
-        self._geometry = [
-            (step, first_index + at)
-            for at, step in enumerate(steps[decodes:geometry], decodes)
-            if isinstance(step, Geometric)
-        ]
-        self._flips = [
-            (step, first_index + at) for at, step in enumerate(steps) if isinstance(step, RandomHorizontalFlip)
-        ]
-        size = self._geometry[-1][0].output()
-        assert size is not None
-        self._size: Size = size
+        self._decode = steps[0] if isinstance(steps[0], DecodeImage) else None
+        numbered = list(enumerate(steps, first_index))
+        self._geometry = [(step, at) for at, step in numbered[:geometry] if isinstance(step, Geometric)]
+        self._flips = [(step, at) for at, step in numbered if isinstance(step, RandomHorizontalFlip)]
+        self._size, self._channels = (shape[0], shape[1]), shape[2]
 
     def buffer(self, rows: int) -> Pixels:
         """Pixels, planar when floats are made of them."""
         height, width = self._size
         # numpy asks the system for large pages, torch does not: first touches cost half.
-        shape = (self.channels, height, width) if self.table is not None else (height, width, self.channels)
+        shape = (self._channels, height, width) if self.table is not None else (height, width, self._channels)
         return np.empty((rows, *shape), np.uint8)
 
     def sample(self, values: Values, keys: SampleKeys, out: Any, first: int) -> None:
@@ -111,19 +107,17 @@ class ImageProgram:
 
     def _one(self, value: Any, i: int, keys: SampleKeys, out: Pixels) -> None:
         image, planned = self._opened(value, i, keys)
-        *before, (last, index) = self._geometry
-        for step, at in before:
-            part, size = planned or self._plan(step, at, image, i, keys)
-            image, planned = resample.resize(part.of(image), size, step.antialias), None
-        part, _ = planned or self._plan(last, index, image, i, keys)
+        antialias = True
+        for number, (step, at) in enumerate(self._geometry, 1):
+            part, size = planned or step.plan((image.shape[0], image.shape[1]), self._rng(step, at, i, keys))
+            image, planned, antialias = part.of(image), None, step.antialias
+            if number < len(self._geometry):
+                image = resample.resize(image, size, antialias)
+        if image.shape[2] != self._channels or not (self._geometry or image.shape[:2] == self._size):
+            raise SourceError(f"an image of shape {image.shape} in a column of {(*self._size, self._channels)}")
         mirrored = sum(flip.flips(keys.rng(i, at)) for flip, at in self._flips) % 2 == 1
-        if image.shape[2] != self.channels:
-            raise SourceError(f"an image of {image.shape[2]} channels in a column of images of {self.channels}")
-        if self.table is not None:
-            resample.resize_into(out, part.of(image), last.antialias, mirrored)
-        else:
-            made = resample.resize(part.of(image), self._size, last.antialias)
-            np.copyto(out, resample.mirror(made) if mirrored else made)
+        place = resample.resize_into if self.table is None else resample.resize_into_planes
+        place(out, image, antialias, mirrored)
 
     def _opened(self, value: Any, i: int, keys: SampleKeys) -> tuple[Pixels, tuple[Part, Size] | None]:
         """The image, and the first step's plan where it had to be made before decoding."""
@@ -142,19 +136,17 @@ class ImageProgram:
             return decode.decode(value, how.mode, how.upright), (part, size)
         return small, (part.shrunk(full, (small.shape[0], small.shape[1])), size)
 
-    def _plan(self, step: Geometric, at: int, image: Pixels, i: int, keys: SampleKeys) -> tuple[Part, Size]:
-        return step.plan((image.shape[0], image.shape[1]), self._rng(step, at, i, keys))
-
     def _rng(self, step: Geometric, at: int, i: int, keys: SampleKeys) -> np.random.Generator | None:
         return None if step.deterministic else keys.rng(i, at)
 
-    def batch(self, out: Any, keys: SampleKeys) -> Any:
+    def batch(self, out: Any, keys: SampleKeys) -> npt.NDArray[Any]:
         """See Program."""
+        pixels: Pixels = out
         if self.table is None:
-            return as_tensor(out)
-        made = np.empty(out.shape, np.float32)
-        resample.look_up(out, self.table, made)
-        return as_tensor(made)
+            return pixels
+        made = np.empty(pixels.shape, np.float32)
+        resample.look_up(pixels, self.table, made)
+        return made
 
 
 def _table(steps: list[Transform], channels: int) -> npt.NDArray[np.float32] | None:
@@ -168,8 +160,17 @@ def _table(steps: list[Transform], channels: int) -> npt.NDArray[np.float32] | N
     return table
 
 
-def _channels(spec: ColumnSpec) -> int | None:
-    """Of a column of pixels; None when it is none."""
-    if spec.dtype != np.uint8 or spec.shape is None or len(spec.shape) not in (2, 3):
+def _shape(steps: list[Transform], spec: ColumnSpec) -> tuple[int, int, int] | None:
+    """(height, width, channels) after an optional DecodeImage and geometric steps; 0 for what is not known. None: no image is."""
+    kinds = [type(step) for step in steps]
+    shape: tuple[int, int, int]
+    if steps and isinstance(steps[0], DecodeImage):
+        shape, kinds = (0, 0, CHANNELS[steps[0].mode]), kinds[1:]
+    elif spec.dtype == np.uint8 and spec.shape is not None and len(spec.shape) in (2, 3):
+        shape = (spec.shape[0], spec.shape[1], spec.shape[2] if len(spec.shape) == 3 else 1)
+    else:
         return None
-    return 1 if len(spec.shape) == 2 else spec.shape[2]
+    if not all(kind in _GEOMETRIC for kind in kinds):
+        return None
+    last = steps[-1] if steps else None
+    return (*(last.output() or (0, 0)), shape[2]) if isinstance(last, Geometric) else shape

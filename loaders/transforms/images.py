@@ -291,6 +291,7 @@ class ToFloat(Transform):
     """uint8 (height, width, channels) -> float32 (channels, height, width) between 0 and 1: what torchvision's ToTensor makes."""
 
     threads = True
+    cacheable = False  # four times the bytes, and quickly made again
 
     def __call__(self, value: Any, rng: Any = None) -> npt.NDArray[np.float32]:
         image = as_image(value).transpose(2, 0, 1)
@@ -301,6 +302,7 @@ class Normalize(Transform):
     """(pixel - mean) / std of each channel, float32; an image of 8 bits goes through ToFloat first."""
 
     threads = True
+    cacheable = False  # four times the bytes, and quickly made again
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(float(one) for one in mean), tuple(float(one) for one in std)

@@ -49,7 +49,9 @@ class SampleKeys:
 
     def part(self, first: int, stop: int) -> SampleKeys:
         """Of samples [first, stop) of these."""
-        return SampleKeys(self.seed, self.epoch, self.positions[first:stop])
+        made = SampleKeys(self.seed, self.epoch, self.positions[first:stop])
+        made._words = self._words  # the same for all positions
+        return made
 
     def rng(self, i: int, transform_index: int) -> Generator:
         """A new generator for the i-th of these samples and the transform at this place of its chain."""

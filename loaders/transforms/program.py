@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from loaders.source import ColumnSpec
 from loaders.transforms.base import SampleFailed, Transform, Values, as_transform, described
-from loaders.transforms.image_program import fuse
+from loaders.transforms.image_program import fuse, output_spec
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.stacking import stacked
 
-__all__ = ["Buffer", "ChainProgram", "Collate", "Program", "SampleFailed", "Values", "compile_chain"]
+__all__ = ["Buffer", "ChainProgram", "Collate", "Program", "SampleFailed", "Values", "compile_chain", "output_spec"]
 
 Buffer: TypeAlias = npt.NDArray[Any] | list[Any]
 Collate: TypeAlias = Callable[[list[Any]], Any]
@@ -48,7 +48,7 @@ class Program(Protocol):
         """
 
     def batch(self, out: Buffer, keys: SampleKeys) -> Any:
-        """What is done once for a batch whose samples all stand in `out`: its column, a tensor (an array without torch) or a list.
+        """What is done once for a batch whose samples all stand in `out`: its column, an array, or what a collate makes, or a list.
 
         It may keep `out` in the result: a buffer is for one batch. Raises BadInput for values that do not fit together.
         """

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from loaders.source import MissingExtra
 from loaders.transforms.decode import Pixels
+from loaders.transforms.openmp import one_thread
 
 
 def resize(part: Pixels, size: tuple[int, int], antialias: bool = True) -> Pixels:
@@ -39,8 +40,19 @@ def resize(part: Pixels, size: tuple[int, int], antialias: bool = True) -> Pixel
 
 
 def resize_into(out: Pixels, part: Pixels, antialias: bool = True, mirrored: bool = False) -> None:
-    """`resize` to out's size; `out` has shape (channels, height, width). mirrored: left and right are exchanged."""
-    size = out.shape[1:]
+    """`resize` to out's size, into out: (height, width, channels), C-contiguous. mirrored: left and right are exchanged."""
+    size = out.shape[:2]
+    if not antialias and part.shape[:2] != size:
+        _linear(part, size, out)
+    else:
+        np.copyto(out, resize(part, (size[0], size[1]), antialias))
+    if mirrored:
+        np.copyto(out, mirror(out))
+
+
+def resize_into_planes(out: Pixels, part: Pixels, antialias: bool = True, mirrored: bool = False) -> None:
+    """`resize_into`, but `out` has shape (channels, height, width)."""
+    size = (out.shape[1], out.shape[2])
     torch = _torch() if antialias else None
     if torch is not None and part.shape[:2] != size:
         planes = _by_torch(torch, part, size)
@@ -81,7 +93,7 @@ def look_up(pixels: Pixels, table: npt.NDArray[np.float32], out: npt.NDArray[np.
 
 def _by_torch(torch: ModuleType, part: Pixels, size: tuple[int, int]) -> Pixels:
     values = torch.from_numpy(part).permute(2, 0, 1)[None]
-    with torch.no_grad():
+    with torch.no_grad(), one_thread(torch):
         made: Pixels = torch.nn.functional.interpolate(values, size, mode="bilinear", antialias=True)[0].numpy()
     return made
 
@@ -96,9 +108,11 @@ def _by_pillow(part: Pixels, size: tuple[int, int]) -> Pixels:
     return np.array(made).reshape(*size, part.shape[2])
 
 
-def _linear(part: Pixels, size: tuple[int, int]) -> Pixels:
+def _linear(part: Pixels, size: tuple[int, int], out: Pixels | None = None) -> Pixels:
     opencv = _opencv_or_raise()
-    made = opencv.resize(part, (size[1], size[0]), interpolation=opencv.INTER_LINEAR)
+    made = opencv.resize(part, (size[1], size[0]), out, interpolation=opencv.INTER_LINEAR)
+    if out is not None and not np.shares_memory(made, out):  # OpenCV may make another array for what does not suit it
+        np.copyto(out, made.reshape(out.shape))
     return np.asarray(made, np.uint8).reshape(*size, part.shape[2])
 
 

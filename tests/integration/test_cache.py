@@ -8,13 +8,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cache_data import BUDGET, key_of, run_python, start_python, value_of
 
 from leptonstore import limits
-from leptonstore.cache import HotCache
+from leptonstore.cache import HotCache, flight, forks
 
 
 @pytest.fixture
@@ -104,6 +105,26 @@ def test_of_all_processes_that_miss_one_fetches(tmp_path: Path) -> None:
         assert process.returncode == 0, err
         fetched.append(int(out.strip().split("\n")[-1]))
     assert sum(fetched) == 20, fetched
+
+
+def test_a_flight_closes_no_descriptor_that_is_another_threads_by_now(tmp_path: Path) -> None:
+    """Whoever waited in vain gives its descriptor back at once, and its number may be used again before it has fetched."""
+    first, second = (flight.open_flight(tmp_path / "flights") for _ in range(2))
+    assert flight.claim(first, [7]) == [0]
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        flight.land(first, 7)  # while the second waits for it; its value was not kept
+
+    with flight.flight(second, 7, look, kept=lambda: False) as landed:
+        assert landed is None and looks >= 1
+        others = flight.open_flight(tmp_path / "flights")
+        assert others == second, "the number is free"
+    assert flight.claim(others, [8]) == [0], "and the descriptor was left alone"
+    for file in (first, others):
+        forks.close_transient(file)
 
 
 def test_of_all_threads_that_miss_one_fetches(cache: HotCache) -> None:
@@ -259,6 +280,20 @@ def test_a_lease_outlives_eviction_and_is_charged(cache: HotCache) -> None:
     assert bytes(part) == value_of(0)[100:200]
     del part
     assert cache.stats()["pinned_bytes"] == 0
+
+
+@pytest.mark.parametrize("over", [np.frombuffer, lambda data, dtype: np.ndarray(len(data), dtype, data)])
+def test_numpys_views_of_views_do_not_pass_the_pin_by(cache: HotCache, over: Any) -> None:
+    """An array over a lease, and a part of it, pin as the lease does: numpy refers to the innermost array of its own type."""
+    cache.put(key_of(0), value_of(0))
+    lease = cache.get(key_of(0))
+    assert lease is not None
+    part = over(lease.data, np.uint8)[1_000:].reshape(-1, 100)
+    lease.release()
+    del lease
+    cache.clear()
+    assert cache.stats()["pinned_bytes"] > 0
+    assert part.tobytes() == value_of(0)[1_000:]
 
 
 def test_when_all_is_pinned_values_go_uncached_and_right(cache: HotCache) -> None:

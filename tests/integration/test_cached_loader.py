@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from leptonstore.store import Store  # noqa: E402
 from leptonstore.store.keys import KeyFile  # noqa: E402
 from loaders import DataLoader, Order  # noqa: E402
 from loaders import plan as loader_plan  # noqa: E402
+from loaders.orders import BlockShuffle  # noqa: E402
 from tests.integration.cache_data import run_python  # noqa: E402
 from tests.integration.loader_data import ROWS, make_table  # noqa: E402
 from tests.integration.test_cached_dataset import counted  # noqa: E402
@@ -228,6 +231,36 @@ def test_a_loader_passes_between_processes(dataset: Dataset, tmp_path: Path) -> 
     expected = [batch["id"].tolist() for batch in loader]
     loader.set_epoch(0)
     assert [batch["id"].tolist() for batch in pickle.loads(pickle.dumps(loader))] == expected  # noqa: S301
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_of_a_block_wise_order_are_read_ahead_into_the_cache(
+    dataset: Dataset, store: Store, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same batches, read once, in few long reads: fewer than there are values."""
+    monkeypatch.setattr("loaders.window_reader.READ_BYTES", 4 << 20)
+    options: dict[str, Any] = {"batch_size": 20, "order": BlockShuffle(50, 10), "columns": ["id", "large"]}
+    plain = list(DataLoader(dataset, **options))
+    before = set(threading.enumerate())
+    tier = counted(store)
+    loader = DataLoader(dataset.cached(tmp_path / "cache", BUDGET), num_workers=workers, **options)
+    source = loader._source
+    taken: list[int] = []
+    reader = type(source).reader_ahead
+
+    def recorded(self: Any) -> Any:
+        read = reader(self)
+        return lambda rows: (taken.append(len(rows)), read(rows))[1]
+
+    monkeypatch.setattr(type(source), "reader_ahead", recorded)
+    batches = iter(loader)
+    for number, batch in enumerate(batches):
+        assert same(batch, plain[number])
+    assert sum(taken) > ROWS // 3, "the threads took part"
+    assert tier.bytes < 1.1 * sum(17_000 if at % 4 == 0 else 5 for at in range(ROWS)) + 1_000_000, "each value once"
+    del batches
+    gc.collect()
+    assert set(threading.enumerate()) <= before
 
 
 # -- arenas ---------------------------------------------------------------------------------------------------------------

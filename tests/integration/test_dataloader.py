@@ -282,6 +282,14 @@ def test_batches_lie_on_the_device_asked_for(ds: Dataset, options: dict[str, Any
     assert joined(ids(DataLoader(ds, 100, device="cpu", **options))) == list(range(ROWS))
 
 
+def test_an_iterator_that_nobody_draws_from_leaves_no_threads(ds: Dataset) -> None:
+    """A generator that never began is closed without a word to what it would have closed."""
+    for device in (None, "meta"):
+        iter(DataLoader(ds, 100, device=device, num_workers=2, **COLD))
+        gc.collect()
+        assert not any(thread.name.startswith("lepton-loader") for thread in threading.enumerate())
+
+
 @pytest.mark.requires_cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_cuda_are_those_of_the_host(ds: Dataset) -> None:

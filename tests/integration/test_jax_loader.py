@@ -90,12 +90,3 @@ def test_eight_devices(one_process: dict[str, str], check: str) -> None:
 def test_two_processes(two_processes: list[dict[str, str]], check: str) -> None:
     for found in two_processes:
         assert found.get(check) == "", found
-
-
-def test_without_jax_the_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['jax'] = None\nfrom leptonstore.errors import MissingExtra\n"
-        "try:\n    import loaders.jax\nexcept MissingExtra as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'pip install "leptonstore[jax]"' in done.stdout

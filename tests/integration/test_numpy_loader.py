@@ -137,3 +137,49 @@ def test_arguments_that_do_not_fit_are_named(ds: Dataset) -> None:
             list(NumpyLoader(ds, **arguments))
     with pytest.raises(TypeError, match="a list is no LeptonStore dataset"):
         NumpyLoader([1, 2])
+
+
+def brittle(value: str | None) -> np.ndarray[Any, Any]:
+    """Fails at nulls."""
+    if value is None:
+        raise ValueError("null")
+    return np.array([len(value)], np.int32)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"pad": True, "global_batch_size": 99}])
+def test_chains_collates_and_policies_make_arrays(ds: Dataset, options: dict[str, Any]) -> None:
+    """The same values as torch's loader gives, whether or not torch had a hand in them."""
+    torch = pytest.importorskip("torch")
+    from loaders import DataLoader
+
+    common: dict[str, Any] = {
+        "columns": ["id", "text", "blob"],
+        "shuffle": True,
+        "transforms": {"text": [brittle]},
+        "collate": {"blob": lambda values: {"sizes": np.array([len(value) for value in values])}},
+        "policy": "skip",
+        **({"batch_size": 50} if "global_batch_size" not in options else {}),
+        **options,
+    }
+    skipped = 0
+    here, there = NumpyLoader(ds, **common), DataLoader(ds, **common)
+    for arrays, tensors in zip(here, there, strict=True):
+        for name in ("id", "text", "_valid"):
+            assert type(arrays[name]) is np.ndarray and isinstance(tensors[name], torch.Tensor)
+            np.testing.assert_array_equal(arrays[name], tensors[name].numpy())
+        np.testing.assert_array_equal(arrays["blob"]["sizes"], tensors["blob"]["sizes"])
+        skipped += int((~arrays["_valid"] & (arrays["id"] % 11 == 0)).sum())
+    assert skipped >= -(-ROWS // 11)
+    assert here.receipt().head == there.receipt().head
+
+
+def test_receipts_are_those_of_the_dataloader(ds: Dataset) -> None:
+    pytest.importorskip("torch")
+    from loaders import DataLoader
+
+    common: dict[str, Any] = {"global_batch_size": 64, "shuffle": True, "columns": ["id"]}
+    plain, padded = DataLoader(ds, **common), NumpyLoader(ds, rank=1, world_size=3, pad=True, **common)
+    for loader in (plain, padded):
+        for _ in loader:
+            pass
+    assert plain.receipt().head == padded.receipt().head  # of shares: padding is no part of them

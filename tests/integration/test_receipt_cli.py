@@ -126,6 +126,7 @@ def test_receipts_of_one_run_are_read_one_after_another(place: Path, capsys: Any
         (lambda told: told["origins"][0].update(seed=4), 4, "segment 0, epoch 0, step 0: other rows"),
         (lambda told: told["segments"][0]["marks"].__setitem__(-1, [18, "0" * 16]), 4, "epoch 0, step 17: other rows"),
         (lambda told: told["segments"][0].update(length=1_204), 4, "1,203 positions and not 1,204"),
+        (lambda told: told["segments"][0].update(length=1_202), 4, "'stop' is 1203"),
         (lambda told: told["origins"][0].update(rows=1_204), 2, "1,204 rows of dataset 'samples'"),
         (lambda told: told["origins"][0].update(commit="ab" * 32, fingerprint="ab" * 32), 3, "is not in this store"),
         (lambda told: told["origins"][0].update(dataset="others"), 3, "is not in this store"),

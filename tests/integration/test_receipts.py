@@ -22,8 +22,10 @@ torch = pytest.importorskip("torch")
 from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
 from loaders.numpy import NumpyLoader  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
+from loaders.orders import BlockShuffle, Bucketed, ClassBalanced, Curriculum, Subset, Weighted  # noqa: E402
 from loaders.receipt import Receipt, merged  # noqa: E402
 from loaders.source import ColumnSource  # noqa: E402
+from loaders.strategies import strategy_of  # noqa: E402
 from loaders.verify import Checked, ReceiptDiffers, Replay  # noqa: E402
 
 Make = Callable[..., Source]
@@ -192,6 +194,63 @@ def test_any_step_is_given_again(ds: Dataset) -> None:
         held.step(1, 27)
     with pytest.raises(BadInput, match="epoch 2 is not in the receipt, which has epochs 0-1"):
         held.step(2, 0)
+
+
+STRATEGIES = [
+    BlockShuffle(64, 3),
+    Weighted("code"),
+    Weighted("label", replacement=False),
+    ClassBalanced("label", per_class=40),
+    Subset(range(100, 900, 3)),
+    Subset("label = 3", inner=BlockShuffle(16, 2)),
+    Curriculum("id", epochs=2),
+    Bucketed("blob", 100, inner=Subset(range(1_000))),
+]
+
+
+@pytest.mark.parametrize("order", STRATEGIES, ids=[strategy.spec()["name"] for strategy in STRATEGIES])
+@pytest.mark.parametrize("limits", [{}, {"limit_batches": 3}, {"overfit_batches": 2}])
+def test_every_order_is_verified_from_its_spec_alone(ds: Dataset, order: Any, limits: dict[str, Any]) -> None:
+    loader = DataLoader(ds, 50, order=order, seed=4, columns=["id"], **limits)
+    receipt = Receipt.from_dict(json.loads(two_epochs(loader).to_json()))
+    assert replay(receipt, ds).verify().steps == receipt.steps == loader.stats["batches"]
+    with pytest.raises(ReceiptDiffers):
+        replay(receipt, ds, order=FullOrder(True)).verify()
+
+
+def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
+    order = Weighted(np.arange(ROWS))
+    receipt = two_epochs(DataLoader(ds, 50, order=order, columns=["id"]))
+    with pytest.raises(BadInput, match=r"an order cannot be made of the spec .*weighted.* alone: check it from Python"):
+        replay(receipt, ds).verify()
+    assert replay(receipt, ds, order=order).verify().steps == receipt.steps
+
+
+def nested(depth: int) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": "shuffle", "version": 1}
+    for _ in range(depth):
+        spec = {"name": "overfit", "version": 1, "batches": 1, "inner": spec}
+    return spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"name": ["weighted"]},
+        {"name": "weighted", "version": 1},
+        {"name": "weighted", "version": 2, "weights": "code", "replacement": True, "samples": None},
+        {"name": "subset", "version": 1, "rows": [0, 1, 0], "inner": {"name": "shuffle", "version": 1}},
+        {"name": "subset", "version": 1, "rows": [1, 2, 3, 4], "inner": {"name": "shuffle", "version": 1}},
+        {"name": "subset", "version": 1, "rows": ["a"], "inner": 3},
+        {"name": "block-shuffle", "version": 1, "block_rows": -1, "window_blocks": 10**30},
+        {"name": "block-shuffle", "version": 1, "block_rows": 4, "window_blocks": 4, "__class__": 1},
+        nested(900),
+    ],
+)
+def test_specs_that_somebody_made_up_are_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="an order cannot be made of"):
+        strategy_of(spec)
 
 
 # -- steps that are left out -------------------------------------------------------------------------------------------

@@ -26,6 +26,15 @@ def test_without_torch_the_missing_extra_is_named() -> None:
     assert 'pip install "leptonstore[train]"' in run(code)
 
 
+@pytest.mark.parametrize("library", ["jax", "keras"])
+def test_without_the_library_its_feed_names_the_extra(library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\nfrom leptonstore.errors import MissingExtra\n"
+        f"try:\n    import loaders.{library}\nexcept MissingExtra as error:\n    print(error)"
+    )
+    assert f'pip install "leptonstore[{library}]"' in run(code)
+
+
 def test_order_shares_and_states_work_without_torch() -> None:
     code = (
         "from loaders import LoaderStateError, Order; import loaders.share; print(Order(4, 1).rows_at(0, 4).tolist())"

@@ -102,6 +102,18 @@ def test_slices_of_a_sequence_make_it_up(size: int, each: int, rows: int, dim: i
     np.testing.assert_array_equal(np.concatenate(parts, dim), tokens)
 
 
+def test_a_tensor_within_a_column_has_a_dotted_name() -> None:
+    columns = {"text.values": 1, "text.inner.mask": 1, "a.b": 1}
+    batch = {
+        "text": {"values": np.arange(8).reshape(2, 4), "inner": {"mask": np.ones((2, 4))}, "lengths": np.arange(2)},
+        "a.b": np.zeros((2, 2)),  # a column's own name goes first
+        "a": {"b": np.zeros((2, 4))},
+    }
+    out = context_slice(columns, MeshPlace(0, 1, 1, 2))(batch)
+    assert out["text"]["values"].tolist() == [[2, 3], [6, 7]] and out["text"]["inner"]["mask"].shape == (2, 2)
+    assert out["text"]["lengths"].shape == (2,) and out["a.b"].shape == (2, 1) and out["a"]["b"].shape == (2, 4)
+
+
 def test_what_cannot_be_sliced_is_named() -> None:
     def cut(columns: dict[str, int], **batch: Any) -> None:
         context_slice(columns, MeshPlace(0, 1, 0, 2))(batch)
@@ -109,7 +121,8 @@ def test_what_cannot_be_sliced_is_named() -> None:
     for columns, batch, message in [
         ({"tokens": 1}, {"tokens": np.zeros((3, 5))}, "length 5, which 2 context-parallel ranks.*pad it to 6"),
         ({"tokens": 1}, {"tokens": [[1, 2]]}, "a list and no tensor"),
-        ({"tokens": 1}, {}, "not in the batch"),
+        ({"tokens": 1}, {}, "'tokens' is not in the batch"),
+        ({"tokens.values": 1}, {"tokens": np.zeros((3, 4))}, "'tokens.values' is not in the batch"),
         ({"tokens": 2}, {"tokens": np.zeros((3, 5))}, "has no dimension 2"),
         ({"tokens": 0}, {"tokens": np.zeros((4, 5))}, "has no dimension 0"),
     ]:

@@ -19,6 +19,7 @@ from loaders.source import ColumnSpec, Values  # noqa: E402
 from loaders.step import Step  # noqa: E402
 from loaders.threads import ThreadedBatches  # noqa: E402
 from loaders.transforms.program import compile_chain  # noqa: E402
+from loaders.tuning import Tuner  # noqa: E402
 
 TEXT = ColumnSpec("text", "string", None, None)
 ID = ColumnSpec("id", "", np.dtype(np.int64), ())
@@ -51,6 +52,11 @@ def recipe_of(function: Callable[..., Any] | None = None, source: Any = None, **
     return Recipe(source, FullOrder(False).bind(source), 0, programs, **options)
 
 
+def tuned(threads: int, depth: int) -> Tuner:
+    """Nothing is left to choose."""
+    return Tuner(threads, None, threads, depth)
+
+
 def loader_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lepton-loader")]
 
@@ -64,7 +70,7 @@ def noise(text: str, rng: np.random.Generator) -> float:
 def test_threads_make_what_one_thread_makes(threads: int, depth: int) -> None:
     recipe = recipe_of(noise)
     expected = list(made_here(recipe, steps_of(7, 20), None))
-    found = list(ThreadedBatches(recipe, steps_of(7, 20), threads, depth, 2))
+    found = list(ThreadedBatches(recipe, steps_of(7, 20), tuned(threads, depth), 2))
     assert len(found) == 20 and not loader_threads()
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one["id"], other["id"]) and torch.equal(one["text"], other["text"])
@@ -78,7 +84,7 @@ def test_at_most_depth_are_made_ahead() -> None:
             taken.append(step.start)
             yield step
 
-    ahead = ThreadedBatches(recipe_of(), steps(), threads=2, depth=4, flight=2)
+    ahead = ThreadedBatches(recipe_of(), steps(), tuned(2, 4), flight=2)
     for n in range(5):
         assert next(ahead)["id"].tolist() == [2 * n, 2 * n + 1]
         assert n + 1 <= len(taken) <= n + 1 + 4
@@ -87,7 +93,7 @@ def test_at_most_depth_are_made_ahead() -> None:
 
 def test_steps_are_read_together_and_own_their_memory() -> None:
     source = Numbers()
-    batches = list(ThreadedBatches(recipe_of(source=source), steps_of(10, 30), threads=1, depth=8, flight=4))
+    batches = list(ThreadedBatches(recipe_of(source=source), steps_of(10, 30), tuned(1, 8), flight=4))
     assert sum(source.asked) == 300 and source.asked[0] == 10 and 40 in source.asked
     assert all(batch["id"].untyped_storage().nbytes() == 80 for batch in batches)
 
@@ -106,7 +112,7 @@ def test_a_slow_sample_keeps_no_other_batch_waiting() -> None:
             others.wait(10)
         return int(text)
 
-    batches = ThreadedBatches(recipe_of(slow), steps_of(4, 9), threads=2, depth=4, flight=1)
+    batches = ThreadedBatches(recipe_of(slow), steps_of(4, 9), tuned(2, 4), flight=1)
     waiting = threading.Thread(target=lambda: (others.wait(10), gate.set()))
     waiting.start()
     assert [batch["text"].tolist() for batch in batches] == [list(range(4 * n, 4 * n + 4)) for n in range(9)]
@@ -121,7 +127,7 @@ def test_out_of_order_a_finished_batch_does_not_wait_for_an_earlier_one() -> Non
             gate.wait(10)
         return int(text)
 
-    batches = ThreadedBatches(recipe_of(slow), steps_of(4, 6), threads=2, depth=4, in_order=False)
+    batches = ThreadedBatches(recipe_of(slow), steps_of(4, 6), tuned(2, 4), in_order=False)
     first = next(batches)["text"].tolist()
     assert first[0] != 0
     gate.set()
@@ -137,7 +143,7 @@ def test_an_error_is_raised_at_its_batch_and_names_the_sample(threads: int) -> N
         return int(text)
 
     recipe, steps = recipe_of(broken), steps_of(4, 9)
-    batches = ThreadedBatches(recipe, steps, threads, 4, 2) if threads else made_here(recipe, steps, None)
+    batches = ThreadedBatches(recipe, steps, tuned(threads, 4), 2) if threads else made_here(recipe, steps, None)
     assert [next(batches)["id"][0].item() for _ in range(3)] == [0, 4, 8]
     with pytest.raises(KeyError, match="thirteen") as caught:
         next(batches)
@@ -151,7 +157,7 @@ def test_an_error_of_the_steps_comes_after_what_was_before_it() -> None:
         yield from steps_of(2, 2)
         raise OSError("no more")
 
-    ahead = ThreadedBatches(recipe_of(), steps(), threads=1, depth=8)
+    ahead = ThreadedBatches(recipe_of(), steps(), tuned(1, 8))
     assert len([next(ahead), next(ahead)]) == 2
     with pytest.raises(OSError, match="no more"):
         next(ahead)
@@ -164,7 +170,7 @@ def test_a_joined_read_that_fails_is_the_error_of_one_step() -> None:
                 raise OSError("row 25")
             return super().gather(rows)
 
-    batches = ThreadedBatches(recipe_of(source=Torn()), steps_of(2, 20), threads=1, depth=16, flight=8)
+    batches = ThreadedBatches(recipe_of(source=Torn()), steps_of(2, 20), tuned(1, 16), flight=8)
     for n in range(12):
         assert next(batches)["id"].tolist() == [2 * n, 2 * n + 1]
     with pytest.raises(OSError, match="row 25"):
@@ -172,7 +178,7 @@ def test_a_joined_read_that_fails_is_the_error_of_one_step() -> None:
 
 
 def test_dropping_it_ends_its_threads() -> None:
-    batches = ThreadedBatches(recipe_of(noise), steps_of(2, 100), threads=2, depth=4)
+    batches = ThreadedBatches(recipe_of(noise), steps_of(2, 100), tuned(2, 4))
     next(batches)
     assert loader_threads()
     del batches
@@ -188,7 +194,7 @@ def test_a_sample_that_hangs_is_named_and_nobody_waits_for_it() -> None:
             gate.wait(10)
         return int(text)
 
-    batches = ThreadedBatches(recipe_of(hang), steps_of(4, 9), threads=2, depth=4, timeout_s=0.2)
+    batches = ThreadedBatches(recipe_of(hang), steps_of(4, 9), tuned(2, 4), timeout_s=0.2)
     assert [next(batches)["id"][0].item() for _ in range(2)] == [0, 4]
     named = (
         r"timed out after 0\.2 seconds, waiting for dataset 'numbers' commit \w+ row 9 column 'text' .* for \d\.\d s"
@@ -215,7 +221,7 @@ def test_skip_keeps_a_row_without_weight(threads: int) -> None:
     told: list[tuple[Any, ...]] = []
     recipe, steps = recipe_of(odd_one, policy="skip"), steps_of(8, 5)
     batches = (
-        ThreadedBatches(recipe, steps, threads, 4, 2, on_fault=lambda *fault: told.append(fault))
+        ThreadedBatches(recipe, steps, tuned(threads, 4), 2, on_fault=lambda *fault: told.append(fault))
         if threads
         else made_here(recipe, steps, lambda *fault: told.append(fault))
     )
@@ -235,7 +241,7 @@ def test_substitutes_are_a_function_of_the_position(threads: int) -> None:
         told: list[tuple[Any, ...]] = []
         recipe, steps = recipe_of(odd_one, policy="substitute"), steps_of(batch_rows, count)
         batches = list(
-            ThreadedBatches(recipe, steps, threads, 4, 2, on_fault=lambda *fault, told=told: told.append(fault))
+            ThreadedBatches(recipe, steps, tuned(threads, 4), 2, on_fault=lambda *fault, told=told: told.append(fault))
             if threads
             else made_here(recipe, steps, lambda *fault, told=told: told.append(fault))
         )
