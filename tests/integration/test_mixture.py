@@ -24,6 +24,7 @@ from loaders import DataLoader, LoaderStateError, Mixture  # noqa: E402
 from loaders.mixture import ramp  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
 from loaders.verify import Replay  # noqa: E402
+from loaders.windows import TokenWindows  # noqa: E402
 
 Make = Callable[..., Source]
 COLD: dict[str, Any] = {"arena_bytes_max": 0}
@@ -81,6 +82,23 @@ def test_views_are_sources_too(datasets: dict[str, Dataset]) -> None:
     mix = Mixture({"odd": (ds.select(np.arange(1, 900, 2)), 1), "even": (ds.select(np.arange(0, 900, 2)), 3)})
     found = np.concatenate([batch["id"] for batch in DataLoader(mix, 90, columns=["id"])])
     assert abs((found % 2).sum() - 225) <= 64 and len(found) == 900
+
+
+def test_windows_of_token_streams_are_sources(store: Store, source_of: Make) -> None:
+    def corpus(name: str, first: int) -> TokenWindows:
+        tokens = [list(range(first + 40 * at, first + 40 * (at + 1))) for at in range(100)]
+        table = pa.table({"id": np.arange(100), "tokens": pa.array(tokens, pa.list_(pa.uint16()))})
+        return TokenWindows(write_dataset(store, name, source_of(table, ("id",))), length=17)
+
+    mix = Mixture({"low": (corpus("low", 0), 3), "high": (corpus("high", 10_000), 1)}, source_column="from")
+    loader = DataLoader(mix, 64)
+    low, windows = 0, 0
+    for batch in loader:
+        tokens = batch["tokens"].to(torch.int64)
+        assert bool((tokens - tokens[:, :1] == torch.arange(17)).all())
+        assert bool(((tokens[:, 0] >= 10_000) == (batch["from"] == 1)).all())
+        low, windows = low + int((batch["from"] == 0).sum()), windows + len(tokens)
+    assert windows == len(mix) == 470 and mix.counts(loader.state_dict()) == {"low": low, "high": 470 - low}
 
 
 def rows_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
