@@ -204,9 +204,18 @@ def test_resumed_at_every_step_and_at_other_world_sizes_nothing_repeats_and_noth
     )
 
 
-def test_what_was_made_ahead_is_dropped_and_made_again(mix: Mixture) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"worker_mode": "process"}, {"worker_mode": "process", "persistent_workers": True}]
+)
+def test_what_was_made_ahead_is_dropped_and_made_again(mix: Mixture, options: dict[str, Any]) -> None:
     plain = DataLoader(mix, 64, columns=["id", "from"])
-    ahead = DataLoader(mix, 64, columns=["id", "from"], num_workers=2, prefetch_factor=8, **COLD)
+    options = {
+        "num_workers": 2,
+        "prefetch_factor": 8,
+        "multiprocessing_context": "fork" if options else None,
+        **options,
+    }
+    ahead = DataLoader(mix, 64, columns=["id", "from"], **options, **COLD)
     runs = []
     for loader in (plain, ahead):
         batches, out = iter(loader), []
@@ -322,6 +331,12 @@ def test_weights_are_refused_where_they_mean_nothing(mix: Mixture, datasets: dic
     for loader in (DataLoader(datasets["web"], 4), DataLoader(mix, 4, order=FullOrder(True)), DataLoader([1, 2])):
         with pytest.raises(ValueError, match="set_weights: only for a loader over a Mixture"):
             loader.set_weights({"web": 1})
+    disorderly = DataLoader(mix, 4, num_workers=1, in_order=False, receipts=False, **COLD)
+    disorderly.set_weights({"web": 1, "code": 1})
+    batches = iter(disorderly)
+    next(batches)
+    with pytest.raises(ValueError, match="in_order=False"):
+        disorderly.set_weights({"web": 1, "code": 2})
     loader = DataLoader(mix, 4)
     before = loader.state_dict()
     for weights, message in (({"web": 1}, "'code' has no weight"), ({"web": 0, "code": 0}, "are zero")):
