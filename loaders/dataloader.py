@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
-from loaders.changing import Reading
 from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows, compiled, wanted
@@ -339,11 +338,6 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     @property
     def _in_company(self) -> bool:
         return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
-
-    def _read_on(self, reading: Reading) -> None:
-        if reading.dataset is not self.dataset:
-            self._iterator = None  # persistent workers have the dataset as it was
-        super()._read_on(reading)
 
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
