@@ -121,6 +121,10 @@ class Loader(Changing):
         """(rank, world size) of this process among those that share global batches; asked anew at each `iter()`."""
         return find_rank(self.rank, self.world_size)
 
+    def _world_check(self) -> Callable[[], None] | None:
+        """What is called before each step of a pass, and raises when who shares the batches has changed since it began."""
+        return None
+
     @property
     def _masked(self) -> str:
         """What gives batches the column "_valid"; "" when nothing does."""
@@ -150,6 +154,11 @@ class Loader(Changing):
         """The last stage of a batch."""
         return None
 
+    @property
+    def _reads_here(self) -> bool:
+        """Whether this process reads the batches: only then does it fill the source, and plan for the hot cache."""
+        return True
+
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Where finished batches go. What is drawn ahead here is not yet consumed: the position counts what is handed out."""
         return batches
@@ -171,7 +180,9 @@ class Loader(Changing):
         took = perf_counter() - began  # filling the arena
         self.stats["wait_s"] += took
         self.stats["open_s"] += took
-        running = EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        running = EpochIterator(
+            batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes, self._world_check()
+        )
         self._running = weakref.ref(running)
         return running
 
@@ -239,15 +250,19 @@ class Loader(Changing):
         """The batches of one pass, one for each of the steps that `steps_in` makes of windows of rows."""
         source, clock = self._source, self.stats.clock
         assert source is not None
-        with clock.stage("fill"):
-            source.fill()
+        if self._reads_here:
+            with clock.stage("fill"):
+                source.fill()
         windows = row_windows(order, share)
-        if source.plans:
+        if source.plans and self._reads_here:
             self._planner = self._planner or Planner(source)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
-        steps = self._in_shape(read_ahead(source, order, share, steps_in(windows)), order, share)
+        steps = steps_in(windows)
+        if self._reads_here:
+            steps = read_ahead(source, order, share, steps)
+        steps = self._in_shape(steps, order, share)
         note = functools.partial(self._note_fault, self._entries)
         return self._feed(self._made(source, steps, self.num_workers, note))
 
@@ -358,8 +373,15 @@ class Loader(Changing):
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank and for every framework.
+        the same on every rank and for every framework. Raises LoaderStateError in mid-epoch where batches come out of order: what was
+        handed out is then no position.
         """
+        current = self._progress.current
+        if not self.in_order and self.num_workers and current is not None and current.consumed:
+            raise LoaderStateError(
+                "with in_order=False, what was handed out of an epoch is no position in it, and this epoch is not over: "
+                "take the state between epochs, or make the loader with in_order=True"
+            )
         return self._state(self._progress.position).to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
