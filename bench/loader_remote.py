@@ -117,9 +117,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
                 upload(place / name, bucket, name)
             runs: dict[str, list[dict[str, float]]] = {"ours": [], **{name: [] for name in peers}}
             for turn in range(1 if arguments.quick else ROUNDS):
-                runs["ours"].append(
-                    in_process(f"s3://{bucket}/store", str(place / f"cache{turn}"), str(rows * VALUE_BYTES // 2))
-                )
+                runs["ours"].append(in_process(f"s3://{bucket}/store", str(place / f"cache{turn}"), *map(str, sizes)))
                 for name in peers:
                     asked = [
                         "remote", f"s3://{bucket}/{name}", str(place / f"{name}{turn}"), server.endpoint,
