@@ -1,7 +1,8 @@
 """`python -m bench.loader [--workload NAME] [--plot FILE]`: the DataLoader beside its peers, same data and batches, in one run.
 
-mnist     shuffled epochs of small fixed-width rows                          bench/loader_mnist.py
+mnist     shuffled epochs of small fixed-width rows                             bench/loader_mnist.py
 jpeg      random-resized crops of JPEGs                                         bench/loader_jpeg.py
+tokens    random windows and packs of a stream of tokens                        bench/loader_tokens.py
 
 Each module states its contract. Peers run in environments of their own (bench/peers), made on first use; `--quick` leaves them out.
 """
