@@ -23,10 +23,9 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -387,25 +386,18 @@ class ColumnSource:
         except BadInput as error:
             raise ValueError(str(error)) from None
 
-    def without(self, columns: Sequence[str]) -> ColumnSource:
-        """The source of the other columns, with the same arena."""
-        made = copy.copy(self)
-        made._lock = threading.Lock()
-        made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
-        made._hot = self._hot - set(columns)
-        made._flat = {name: column for name, column in self._flat.items() if name not in columns}
-        return made
-
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """All columns of the given rows, in the order of `rows`. Fresh memory."""
         found: dict[str, Values] = {name: values.take(rows, 0) for name, values in self.arena.items()}
         found.update(self.read(rows))
         return {spec.name: found[spec.name] for spec in self.columns}
 
-    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
-        """The columns that are not in the arena, of the given rows, in the order of `rows`. Arrays are fresh memory."""
-        found: dict[str, Values] = {name: column.rows(rows) for name, column in self._flat.items()}
-        cold = self.cold
+    def read(self, rows: npt.NDArray[np.int64], without: Container[str] = ()) -> dict[str, Values]:
+        """The columns that are not in the arena, of the given rows, in the order of `rows`, but those in `without`. Fresh memory."""
+        found: dict[str, Values] = {
+            name: column.rows(rows) for name, column in self._flat.items() if name not in without
+        }
+        cold = [spec for spec in self.cold if spec.name not in without]
         if not cold:
             return found
         if not len(rows):

@@ -74,6 +74,8 @@ class Replay:
         try:
             if origin.key not in self._bound:
                 strategy = self._strategy or strategy_of(origin.order)
+                if hasattr(strategy, "restored"):  # it changes in mid-run (loaders.mixture_order): as it was then
+                    strategy = strategy.restored(origin.order)
                 self._bound[origin.key] = strategy.bind(self.source(origin))
             order = self._bound[origin.key].epoch(origin.seed, segment.epoch)
         except ValueError as error:

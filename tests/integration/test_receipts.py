@@ -19,7 +19,7 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
-from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
+from loaders import DataLoader, LoaderStateError, Mixture, Order  # noqa: E402
 from loaders.numpy import NumpyLoader  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
 from loaders.orders import BlockShuffle, Bucketed, ClassBalanced, Curriculum, Subset, Weighted  # noqa: E402
@@ -129,24 +129,45 @@ def test_another_global_batch_is_recorded_as_such(ds: Dataset) -> None:
     assert replay(receipt, ds).verify() == Checked(41, ROWS)
 
 
-def test_an_appended_version_shows(ds: Dataset, store: Store, source_of: Make) -> None:
-    loader = DataLoader(ds, 200, **COMMON)
+def test_an_epoch_of_a_dataset_that_grew_names_its_version(ds: Dataset) -> None:
+    loader = DataLoader(ds, 200, **COMMON, follow=True)
     list(loader)
     grown = ds.append(make_table(ROWS + 100).slice(ROWS))
-    assert len(grown) == ROWS + 100
-    after = DataLoader(grown, 200, **COMMON)
-    after.set_epoch(1)
-    list(after)
-    # What a loader that follows its dataset does: the chain goes on, and each epoch names its version.
-    after._ledger, before = loader._ledger, loader.receipt()
-    after.set_epoch(1)
-    list(after)
-    receipt = after.receipt()
+    list(loader)
+    receipt = loader.receipt()
     assert [(s.origin.commit, s.length) for s in receipt.segments] == [(ds.commit, ROWS), (grown.commit, ROWS + 100)]
-    assert receipt.segments[:1] == before.segments
     versions = {ds.commit: ds, grown.commit: grown}
     held = Replay(receipt, lambda origin: ColumnSource(versions[origin.commit]))
     assert held.verify() == Checked(28, 2 * ROWS + 100)
+
+
+def test_weights_that_change_in_mid_run_are_in_the_receipt(ds: Dataset, store: Store, source_of: Make) -> None:
+    other = write_dataset(store, "others", source_of(make_table(300, 1), ("id",)))
+
+    def mixed() -> Mixture:
+        return Mixture({"samples": (ds, 0.8), "others": (other, 0.2)})
+
+    def run(rank: int, world_size: int, stop: int) -> Any:
+        loader = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"], rank=rank, world_size=world_size)
+        batches = iter(loader)
+        for step in range(stop):
+            if step in (4, 9):
+                loader.set_weights({"samples": 0.5, "others": 0.5 + step})
+            next(batches)
+        return loader
+
+    whole = run(0, 1, 20)
+    assert merged([run(rank, 3, 20).receipt() for rank in range(3)]) == whole.receipt()
+    starts = [(segment.start, segment.steps) for segment in whole.receipt().segments]
+    assert starts == [(0, 4), (360, 5), (810, 11)]
+    restored = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"])
+    stopped = run(0, 1, 12)
+    restored.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    list(islice(restored, 8))
+    one = stopped.receipt().then(restored.receipt())
+    assert (one.head, one.steps) == (whole.receipt().head, 20)
+    source = mixed().__lepton_source__(["id"], None)
+    assert Replay(one, lambda origin: source, restored.order).verify() == Checked(20, 1_800)
 
 
 def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
@@ -322,12 +343,15 @@ def test_notes_stand_in_the_receipt_once_their_batch_is_handed_out(ds: Dataset) 
     entries = batches.entries
     next(batches)
     entries.note(150, 7, "image", "skip", "ChunkCorrupt: why " + "x" * 1_000)
+    entries.note(301, 8, "image", "substitute:9", "made ahead, for a device")
     assert loader.receipt().notes == ()
     next(batches)
     (note,) = loader.receipt().notes
     assert (note.epoch, note.position, note.row, note.action, len(note.reason)) == (0, 150, 7, "skip", 200)
     next(batches)
     assert len(loader.receipt().notes) == 1
+    next(batches)
+    assert [note.position for note in loader.receipt().notes] == [150, 301]
 
 
 def test_a_pass_that_was_replaced_moves_nothing(ds: Dataset) -> None:
