@@ -12,6 +12,7 @@ from typing import Any
 import loaders.orders as orders
 from loaders.order import BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.source import BadInput
+from loaders.windows import RandomOffset
 
 NESTED_MAX = 8  # orders within orders
 # Name in a spec -> its class, whose parameters have the names of the spec's fields.
@@ -22,6 +23,7 @@ _CLASSES: dict[str, Callable[..., OrderStrategy]] = {
     "subset": orders.Subset,
     "curriculum": orders.Curriculum,
     "bucketed": orders.Bucketed,
+    "random-offset": RandomOffset,
 }
 
 
