@@ -2,6 +2,7 @@
 
 mnist     shuffled epochs of small fixed-width rows                          bench/loader_mnist.py
 jpeg      random-resized crops of JPEGs                                         bench/loader_jpeg.py
+workers   worker processes: kills, memory, hand-over                           bench/loader_workers.py
 
 Each module states its contract. Peers run in environments of their own (bench/peers), made on first use; `--quick` leaves them out.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("mnist", "jpeg")
+WORKLOADS = ("mnist", "jpeg", "tokens", "remote", "workers")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

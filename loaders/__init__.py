@@ -6,6 +6,9 @@ from loaders import NumpyLoader      the same order, shares and states with nump
 from loaders.jax import JaxLoader    the same for sharded jax.Arrays
 from loaders.keras import ExactEpochs    the loader's epochs in `model.fit(loader)`
 from loaders import Order            which row stands at which position of an epoch: numpy only, no torch
+from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
+from loaders import Bundle           several columns as one value, for transforms that need them together
+from loaders import Timeline, Track  sensors aligned on their timestamps
 """
 
 from __future__ import annotations
@@ -13,20 +16,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loaders.bundle import Bundle
     from loaders.dataloader import DataLoader
     from loaders.mixture import Mixture
     from loaders.numpy import NumpyLoader
     from loaders.order import Order
+    from loaders.packs import TokenPacks
     from loaders.state import LoaderStateError
+    from loaders.timeline import Timeline, Track
+    from loaders.windows import RandomOffset, TokenWindows
 
-__all__ = ["DataLoader", "LoaderStateError", "Mixture", "NumpyLoader", "Order"]
+__all__ = [
+    "Bundle",
+    "DataLoader",
+    "LoaderStateError",
+    "Mixture",
+    "NumpyLoader",
+    "Order",
+    "RandomOffset",
+    "Timeline",
+    "TokenPacks",
+    "TokenWindows",
+    "Track",
+]
 
 _HOMES = {
+    "Bundle": "bundle",
     "DataLoader": "dataloader",
     "LoaderStateError": "state",
     "Mixture": "mixture",
     "NumpyLoader": "numpy",
     "Order": "order",
+    "RandomOffset": "windows",
+    "Timeline": "timeline",
+    "TokenPacks": "packs",
+    "TokenWindows": "windows",
+    "Track": "timeline",
 }
 
 

@@ -1,7 +1,7 @@
 """One batch: the rows of every column, gathered. A batch owns its memory: nothing done to it reaches a later one.
 
 Columns of the arena cost one gather each and no Python per sample. Cold columns come from the source: fixed
-ones as tensors too, variable ones as lists of Python values.
+ones as tensors too, variable ones as loaders.batched says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from loaders.batched import column_batched
 from loaders.order import Rows
 from loaders.source import ColumnSource, Source
 from loaders.stages import Batch, map_tree
@@ -31,16 +32,16 @@ def gatherer(source: Source) -> Callable[[Rows], Batch]:
 
     The source must have been filled. The function is safe from any thread.
     """
+    index_select, from_numpy = torch.index_select, torch.from_numpy
     if not isinstance(source, ColumnSource):
         return lambda rows: {
-            name: values if isinstance(values, list) else torch.from_numpy(values)
+            name: column_batched(values, from_numpy, source.name, rows, name)
             for name, values in source.gather(rows).items()
         }
     columns = {name: _tensor_over(values) for name, values in source.arena.items()}
     # torch cannot select from these; the bytes of their signed counterparts are the same.
     unsigned = [(name, values.dtype) for name, values in columns.items() if values.dtype in _SIGNED]
     arena = [(name, values.view(_SIGNED.get(values.dtype, values.dtype))) for name, values in columns.items()]
-    index_select, from_numpy = torch.index_select, torch.from_numpy
     small = [(name, values.take) for name, values in source.arena.items()]
     # Rows up to which every column's gather is small.
     rows_small = ONE_THREAD_BYTES_MAX // max((max(spec.row_bytes, 1) for spec in source.hot), default=1)
@@ -57,10 +58,10 @@ def gatherer(source: Source) -> Callable[[Rows], Batch]:
     def gather(rows: Rows) -> Batch:
         batch = gather_hot(rows)
         for name, values in source.read(rows).items():
-            batch[name] = values if isinstance(values, list) else torch.from_numpy(values)
+            batch[name] = column_batched(values, from_numpy, source.name, rows, name)
         return {spec.name: batch[spec.name] for spec in source.columns}
 
-    return gather if source.cold else gather_hot
+    return gather if len(source.hot) < len(source.columns) else gather_hot
 
 
 def _tensor_over(values: npt.NDArray[Any]) -> Tensor:

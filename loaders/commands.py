@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 NOTES_SHOWN = 20
+HEAD_DIGITS_MIN = 8  # of a head that is compared: fewer are found by trying
 
 _files = click.argument("files", metavar="RECEIPT…", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -49,8 +50,8 @@ def receipt() -> None:
     """Check what a loader handed out, and have any batch again.
 
     A receipt is what `loader.receipt().save(FILE)` wrote. Several RECEIPTs are those of one run, each of which goes on where the one
-    before ends. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does not hold,
-    7 of a newer version.
+    before ends. All take --json. Exit codes: 0 it holds, 2 no receipt, or of other data, 3 no such version here, 4 damaged, or it does
+    not hold, 7 of a newer version.
 
     \b
     Example:
@@ -103,12 +104,19 @@ def _show(files: tuple[Path, ...], as_json: bool) -> None:
 
 @receipt.command("verify")
 @_files
+@click.option("--head", metavar="HEX", help="Also: it ends with this head, as a checkpoint or a log kept it.")
 @click.option("--data", is_flag=True, help="Also read every row that was handed out, and check its bytes.")
 @_view_options
 @store_option
 @json_option
 def _verify(
-    files: tuple[Path, ...], data: bool, split: str | None, where: str | None, store: str | None, as_json: bool
+    files: tuple[Path, ...],
+    head: str | None,
+    data: bool,
+    split: str | None,
+    where: str | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Compute RECEIPT's chain again.
 
@@ -118,9 +126,13 @@ def _verify(
     \b
     Example:
       lepton receipt verify run.receipt.json
-      lepton receipt verify first.json second.json --data
+      lepton receipt verify first.json second.json --data --head 5b1f0a77
     """
     told = _load(files)
+    if head is not None and not (len(head) >= HEAD_DIGITS_MIN and told.head.hex().startswith(head.lower())):
+        raise BadInput(
+            f"the receipt ends with head {told.head.hex()}, not {head}: it is of another run, or of another moment of this one"
+        )
     with open_store(store) as opened:
         versions = _Versions(opened, split, where)
         replay = Replay(told, versions.source)
@@ -204,6 +216,13 @@ def _replay(
     emit(value, as_json, text)
 
 
+class _Workers(click.IntRange):
+    """A number of threads, or "auto"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 class _Versions:
     """The versions that a receipt names, in a store, narrowed as the loader's view was."""
 
@@ -252,7 +271,14 @@ def _write(table: pa.Table, out: Path) -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of a batch.")
 @click.option("--shuffle", is_flag=True, help="In shuffled order.")
 @click.option("--columns", metavar="A,B", help="Read these columns (default: all).")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="num_workers of the loader.")
+@click.option(
+    "--workers",
+    type=_Workers(0),
+    metavar="N|auto",
+    default=0,
+    show_default=True,
+    help='num_workers: threads, or "auto".',
+)
 @click.option("--transform", metavar="MODULE:NAME", help="Called with each batch.")
 @click.option("--transforms", metavar="MODULE:NAME", help="{column: [transform, …]}, or a function that gives it.")
 @click.option(
@@ -268,7 +294,7 @@ def doctor(
     batch_size: int,
     shuffle: bool,
     columns: str | None,
-    workers: int,
+    workers: Any,
     transform: str | None,
     transforms: str | None,
     step_ms: float,

@@ -3,10 +3,10 @@
 Which of three paths a loader takes is decided once, when it is made:
 
     torch    any dataset that is not LeptonStore's, and any given `sampler`, `batch_sampler` or `batch_size=None`:
-             torch's own loader, unchanged. It is never sharded here: with a sampler, the sampler decides.
-    rows     a LeptonStore dataset and a `collate_fn`: torch's loader (worker processes included) over lists of row
-             dicts, in the order and shares of this module.
-    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
+             torch's own loader, with a state (`loaders.plain`). It is never sharded here: with a sampler, the sampler decides.
+    rows     a LeptonStore dataset and a `collate_fn`: lists of row dicts, in the order and shares of this module, by
+             torch's own loader or by worker processes (`loaders.workers`).
+    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python but that of transforms.
 
 On the last two it is a `loaders.loader.Loader`: ranks share each global batch (`loaders.share`), the order is a pure function
 of (seed, epoch, position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path
@@ -15,6 +15,8 @@ a dataset that is read through the hot cache (`Dataset.cached`) is told of what 
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,30 +25,42 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
+from loaders.changing import Reading
 from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
-from loaders.loader import Loader, Windows
+from loaders.loader import Loader, Windows, compiled, wanted
 from loaders.mesh import MeshPlace, context_slice, place_on
-from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
+from loaders.order import EpochOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit
+from loaders.pad import VALID
 from loaders.pipeline import Collate
-from loaders.share import Share, row_windows
-from loaders.source import Source, has_source
-from loaders.stages import Batch, Transform
+from loaders.plain.position import Position
+from loaders.row_collate import RowCollate
+from loaders.rows import RowsMaker
+from loaders.share import Share, row_windows, same_world
+from loaders.source import Source, has_source, source_of
+from loaders.stages import Batch, Transform, picked
+from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.tuning import Auto, chosen
+from loaders.worker import Maker
+from loaders.workers import WorkerBatches, WorkerPool
 
 Path = Literal["torch", "rows", "gather"]
+WorkerMode = Literal["thread", "process"]
 
 
 class DataLoader(Loader, TorchDataLoader[Any]):
     """`torch.utils.data.DataLoader`, with an exact, shared and resumable order for LeptonStore datasets.
 
     The parameters of torch keep their names, defaults and meaning. For any dataset that is not LeptonStore's, and with
-    a `sampler` or `batch_sampler`, nothing else happens: it is torch's loader, and the parameters below are refused.
+    a `sampler` or `batch_sampler`, it is torch's loader, batch for batch, and the parameters below are refused (but for columns,
+    as_tuple and transform, which make the batches of a LeptonStore dataset with any sampler). It has
+    `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader has, and its `snapshot_every_n_steps`: how many
+    steps lie at most between two states that worker processes send of a stateful dataset (None: one in each pass).
 
     On a LeptonStore dataset a batch is a dict {column: tensor} (strings, bytes and other values without a fixed width:
-    a list), and
+    a list; structs: a dict of fields; `loaders.collate` says more), and
 
     batch_size         rows per rank, as in torch: the global batch is batch_size x world size.
     global_batch_size  rows of all ranks together, instead of batch_size: the same batches at any world size.
@@ -62,7 +76,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     as_tuple           names of columns: a batch is the tuple of them, e.g. ("image", "label"), and not a dict.
     transform          called with each batch; what it returns is the batch. In threads when num_workers > 0.
     transforms         {column: [transform, ...]}: what is done with each value of a column (`loaders.transforms`), before batches.
-    collate            {column: function}: makes what stands in the batch of the list of a column's values.
+    collate            {column: function}: makes what stands in the batch of the list of a column's values, transformed: pad, ragged,
+                       stack, keep and struct of `loaders.collate`, or any callable.
     policy             what becomes of a sample that cannot be read or transformed (`loaders.faults`): "raise"; "skip": zeros,
                        and False in the batch's column `_valid`; "substitute": another row, the same for the same position.
     on_fault           called with (position, row, column, action, reason) for each skip and substitute, as its batch comes.
@@ -74,8 +89,12 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        "auto": as many as help, up to the cores, found while it runs (`loaders.tuning`); so are the batches
                        ahead, with "auto" as prefetch_factor too. `prefetching` says what it has come to.
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
-                       which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
-                       `persistent_workers` and `multiprocessing_context` concern worker processes only.
+                       which is faster. 0: everything in the caller's thread, when a batch is asked for.
+    worker_mode        "process": worker processes instead of threads, for Python code that holds the GIL, or that draws from the
+                       global generators (they are seeded there for each sample). A `worker_init_fn` or a `collate_fn` means it
+                       too. Workers that die are restarted, and their batches made again. `persistent_workers` and
+                       `multiprocessing_context` (fork, spawn, forkserver) are as in torch. Under a policy other than "raise", a
+                       sample that takes longer than `timeout` is left out.
     prefetch_bytes_max bytes that batches made ahead by threads may occupy (default: tuning.PREFETCH_BYTES_MAX); fewer are made
                        ahead than num_workers x prefetch_factor when they would be more.
     pin_memory         as in torch, when CUDA is available.
@@ -94,7 +113,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        loader began with (`loaders.follow`).
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
-    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
+    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not where worker
     processes read.)
 
     All ranks take equal steps; where the last global batch has fewer rows than ranks, some batches have zero rows (and
@@ -124,6 +143,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        snapshot_every_n_steps: int | None = 1,
         seed: int = 0,
         order: OrderStrategy | None = None,
         limit_batches: Limit = None,
@@ -138,6 +158,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         collate: Mapping[str, Collate] | None = None,
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
+        worker_mode: WorkerMode | None = None,
         decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
@@ -150,6 +171,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         sequence_columns: Mapping[str, int] | None = None,
         follow: bool | str = False,
     ) -> None:
+        if isinstance(collate_fn, RowCollate):  # of a loader that is rebuilt from its attributes
+            collate_fn = None
         own_order = sampler is None and batch_sampler is None and (batch_size, global_batch_size) != (None, None)
         path: Path = "torch"
         if has_source(dataset) and own_order:
@@ -167,6 +190,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.transforms = None if transforms is None else dict(transforms)
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
+        self.worker_mode = worker_mode
+        self._pool: WorkerPool | None = None  # persistent workers
         self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts and in_order
@@ -180,15 +205,20 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         workers = chosen(num_workers, prefetch_factor, prefetch_bytes_max)
         self.auto_workers, self.auto_prefetch = workers.auto_workers, workers.auto_prefetch
         self.follow = follow
+        self.snapshot_every_n_steps = snapshot_every_n_steps
         self._row_sampler = _RowSampler()
         self._start()
-        self._require_extras_fit(batch_size)
+        collated = collate_fn is None and (batch_size is not None or batch_sampler is not None)
+        self._require_extras_fit(batch_size, num_workers, worker_init_fn, has_source(dataset) and collated)
+        self._plain = Position(snapshot_every_n_steps)
         self._place = self._find_place()
         if path != "torch":
             self._open_source(dataset)
             assert self._source is not None
             batch_size = self._rows_per_rank(batch_size)
             shuffle = bool(shuffle) and self._source.rows > 0  # torch's sampler, which is not asked, refuses no rows
+        if has_source(dataset) and collated:
+            collate_fn = self._row_collate(dataset)
         TorchDataLoader.__init__(
             self,
             dataset,
@@ -215,7 +245,15 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     # -- torch's protocol --------------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
-        return TorchDataLoader.__iter__(self) if self._path == "torch" else Loader.__iter__(self)
+        if self._path != "torch":
+            return Loader.__iter__(self)
+        return self._plain.iterate(self, super(Loader, self).__iter__)
+
+    def _get_iterator(self) -> Any:
+        if self._path != "torch":
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return self._plain.open(self)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where a restored one goes on in its middle."""
@@ -253,6 +291,36 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             if hand_over is not None:
                 hand_over(epoch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
+
+        After `break` it is still the position in the epoch that was left; `set_epoch` moves on. On the fast path it is JSON-able,
+        below 1 KiB, and the same on every rank and for every framework; on torch's path it is this rank's (`loaders.plain`), and
+        JSON-able where the states of its dataset and sampler are.
+        """
+        return self._plain.state(self) if self._path == "torch" else super().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The next `iter()` continues at the batch after the state; on the fast path at any world size.
+
+        Raises LoaderStateError, and changes nothing, when the state is of another dataset version, view, seed, order
+        or drop_last, or of another format or version of it; on torch's path, of another kind or length of dataset, other
+        samplers, another batch size, or (where workers read streams of their own) another number of workers.
+        """
+        if self._path == "torch":
+            return self._plain.load(self, state_dict)
+        super().load_state_dict(state_dict)
+
+    def _row_collate(self, dataset: Any) -> RowCollate:
+        """What makes this loader's batches of row dicts: on torch's path, and where a framework rebuilds the loader."""
+        columns = wanted(self.columns, self.as_tuple, self._masked)
+        source = self._source or source_of(dataset, columns, self.arena_bytes_max)
+        transforms, collate = self.transforms or {}, self.collate or {}
+        programs = compiled(source, transforms, collate)
+        picks = [] if self.as_tuple is None else [picked(tuple(name for name in self.as_tuple if name != VALID))]
+        stages = [*picks, *([] if self.transform is None else [self.transform])]
+        return RowCollate(source.columns, programs, collate, stages)
+
     # -- what torch decides ------------------------------------------------------------------------------------
 
     def _find_place(self) -> MeshPlace | None:
@@ -263,21 +331,68 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
+    def _world_check(self) -> Callable[[], None] | None:
+        if self._place is not None or (self.rank is not None and self.world_size is not None):
+            return None
+        return same_world()
+
     @property
     def _in_company(self) -> bool:
         return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
 
-    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
-        super()._read_on(dataset, source, order, bound)
-        self._iterator = None  # persistent workers have the dataset as it was
+    def _read_on(self, reading: Reading) -> None:
+        if reading.dataset is not self.dataset:
+            self._iterator = None  # persistent workers have the dataset as it was
+        super()._read_on(reading)
 
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
         if self._path == "gather":
             return super()._batches(epoch, order, share, steps_in)
+        if self.num_workers > 0:
+            assert self._source is not None and self.collate_fn is not None
+            maker = RowsMaker(self.dataset, self._source, self.collate_fn, self.seed)
+            return self._feed(self._by_processes(maker, steps_in(row_windows(order, share)), None))
         self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
+
+    @property
+    def _in_processes(self) -> bool:
+        return self.num_workers > 0 and (self.worker_mode == "process" or self.worker_init_fn is not None)
+
+    @property
+    def _reads_here(self) -> bool:
+        return not self._in_processes
+
+    def _made(self, source: Source, steps: Iterator[Step], workers: int, note: OnFault | None) -> Iterator[Any]:
+        if not (workers and self._in_processes):
+            return super()._made(source, steps, workers, note)
+        if (self.multiprocessing_context or multiprocessing).get_start_method() == "fork":
+            with self.stats.clock.stage("fill"):
+                source.fill()  # the workers share it
+        # In workers nothing is pinned, and their clocks count for themselves.
+        return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps, note)
+
+    def _by_processes(self, maker: Maker, steps: Iterator[Step], note: OnFault | None) -> WorkerBatches:
+        pool = self._pool
+        if pool is not None and not pool.serves(maker):
+            pool.close()
+            pool = None
+        if pool is None:
+            pool = WorkerPool(
+                maker,
+                self.num_workers,
+                self.prefetch_factor or 1,
+                self.multiprocessing_context or multiprocessing.get_context(),
+                self.stats,
+                self.policy,
+                self.worker_init_fn,
+                self.dataset,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        return WorkerBatches(pool, steps, self.timeout, self.in_order, self._pin, self.persistent_workers, note)
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         return gatherer(source)
@@ -298,18 +413,32 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         return pinned if self.pin_memory and self.device is None and torch.cuda.is_available() else None
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return batches if self.device is None else ahead_on(self.device, batches)
+        return batches if self.device is None else ahead_on(self.device, batches, self.stats.clock)
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _require_extras_fit(self, batch_size: int | None) -> None:
+    def _require_extras_fit(
+        self, batch_size: int | None, num_workers: int | Auto, worker_init_fn: object, rows_collated: bool
+    ) -> None:
+        every = self.snapshot_every_n_steps
+        if every is not None and (type(every) is not int or every < 0):
+            raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
         given = [name for name in _EXTRAS if getattr(self, name) is not _EXTRAS[name]] + ["seed"] * (self.seed != 0)
         given = [_AS_GIVEN.get(name, name) for name in given]
-        if self._path == "torch" and given:
-            raise ValueError(
-                f"{', '.join(given)}: only for a LeptonStore dataset without sampler, batch_sampler or "
-                "batch_size=None, and this loader is torch's own"
-            )
+        if self._path == "torch":
+            refused = [name for name in given if not (rows_collated and name in _OF_ROWS)]
+            if refused:
+                raise ValueError(
+                    f"{', '.join(refused)}: only for a LeptonStore dataset without sampler, batch_sampler or "
+                    "batch_size=None, and this loader is torch's own (a framework that brings a sampler: Lightning's "
+                    "use_distributed_sampler=False and Accelerate without prepare() leave order and shares to the loader)"
+                )
+        if self.worker_mode not in (None, "thread", "process"):
+            raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
+        if self.worker_mode == "process" and not num_workers:
+            raise ValueError("worker_mode='process' needs num_workers > 0")
+        if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
+            raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
         made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
@@ -339,6 +468,7 @@ _EXTRAS: dict[str, object] = {
     "collate": None,
     "policy": "raise",
     "on_fault": None,
+    "worker_mode": None,
     "decoded_cache": False,
     "arena_bytes_max": None,
     "auto_workers": False,
@@ -352,6 +482,8 @@ _EXTRAS: dict[str, object] = {
     "sequence_columns": None,
     "follow": False,
 }
+# What a RowCollate does of them, whatever the sampler.
+_OF_ROWS = ("columns", "as_tuple", "transform", "transforms", "collate", "arena_bytes_max")
 _AS_GIVEN = {"auto_workers": 'num_workers="auto"', "auto_prefetch": 'prefetch_factor="auto"'}
 _OF_THE_ORDER = (
     "order",
@@ -361,6 +493,7 @@ _OF_THE_ORDER = (
     "rank",
     "world_size",
     "seed",
+    "worker_mode",
     "device",
     "mesh",
     "data_dims",

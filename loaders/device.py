@@ -21,8 +21,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from loaders.ahead import ahead
+from loaders.ahead import Ahead
 from loaders.stages import map_tree
+from loaders.stall import StageClock
 
 Device: TypeAlias = "torch.device | str | int | None"
 STREAMS = frozenset({"cuda", "xpu"})
@@ -42,12 +43,14 @@ def device_of(device: Device) -> torch.device | None:
     return None if made.type == "cpu" else made
 
 
-def ahead_on(device: torch.device, batches: Iterator[Any]) -> Iterator[Any]:
+def ahead_on(device: torch.device, batches: Iterator[Any], clock: StageClock) -> Iterator[Any]:
     """The same batches with their tensors on `device`; each begins to be copied before the one ahead of it is handed out.
+
+    clock: what the consumer's thread spends on it is added to.
 
     Closing it closes `batches`. Used by the consumer's thread, whose current stream is the one that waits.
     """
-    return ahead(_copier(device), batches)
+    return Ahead(clock.around("device", _copier(device)), batches)
 
 
 def _copier(device: torch.device) -> Callable[[Any], Callable[[], Any]]:

@@ -25,8 +25,9 @@ from typing import Any
 from loaders.dataloader import DataLoader
 from loaders.loader import Windows
 from loaders.order import EpochOrder
+from loaders.orders import BlockShuffle
 from loaders.share import Share, row_windows, steps_of
-from loaders.source import ColumnSource, LeptonError
+from loaders.source import ColumnSource
 from loaders.step import Step
 from loaders.tuning import usable_cores
 
@@ -41,12 +42,15 @@ CACHE_BYTES_MAX = 4 << 30  # of a hot cache that is made to try it; and at most 
 class _SameBatch(DataLoader):
     """Hands out its first batch for every step: the rest of the machinery as it is."""
 
+    _batch: Any = None
+
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
-        batch = next(super()._batches(epoch, order, share, lambda windows: steps_of(epoch, share, windows)))
+        if self._batch is None:
+            self._batch = next(super()._batches(epoch, order, share, lambda windows: steps_of(epoch, share, windows)))
         for _ in steps_in(row_windows(order, share)):
-            yield batch
+            yield self._batch
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def examine(
     source = loader._source
     columns = _columns(source, loader, seconds / 4) if isinstance(source, ColumnSource) else {}
     if step_s and steady.batch_s <= ENOUGH * step_s:
-        faster = step_s / max(alone.batch_s / max(options.get("num_workers") or 1, 1), 1e-9)
+        faster = step_s / max(alone.batch_s / max(loader.num_workers, 1), 1e-9)
         verdict = (
             f"nothing to change: steps wait {steady.batch_s / step_s:.1%} of their time, "
             f"and the loader is {faster:,.1f} x faster than they are"
@@ -223,12 +227,12 @@ def _changes(
 ) -> Iterator[Change]:
     """What fits the loader, the likeliest first."""
     source, known = loader._source, signature(DataLoader).parameters
-    workers = options.get("num_workers") or 0
+    workers = cores if loader.auto_workers else loader.num_workers
     slowest = max(alone.stages, key=lambda name: alone.stages[name], default="gather")
     share = alone.stages.get(slowest, 0.0) / max(sum(alone.stages.values()), 1e-12)
     by_batch = bool(source.cold) or any(options.get(name) for name in ("transform", "transforms", "collate"))
     if isinstance(source, ColumnSource):
-        yield from _arena(source, columns)
+        yield from _arena(source)
     if by_batch and workers < cores:
         yield Change(
             f"num_workers={cores}", f"{slowest} takes {share:.0%} of a batch, in one thread", {"num_workers": cores}
@@ -247,19 +251,19 @@ def _changes(
             "dataset.cached(place)", f"{named} are decoded anew for each batch: the hot cache keeps them", cache=True
         )
     if source.cold and options.get("shuffle"):
-        blocks = _block_shuffle()
-        if blocks is not None:
-            why = "a full shuffle reads a page for each row: a block-wise one reads pages whole (see the docs on its quality)"
-            yield Change("order=BlockShuffle()", why, {"shuffle": None, "order": blocks})
+        why = "a full shuffle reads a page for each row: a block-wise one reads pages whole (docs/orders.md says how well it mixes)"
+        yield Change("order=BlockShuffle()", why, {"shuffle": None, "order": BlockShuffle()})
     if options.get("transforms") and "decoded_cache" in known and not options.get("decoded_cache"):
+        cached = source.dataset.cache is not None
         yield Change(
-            "decoded_cache=True",
+            "decoded_cache=True" if cached else "dataset.cached(place), decoded_cache=True",
             "what a transform makes of a value is the same each time: keep it",
             {"decoded_cache": True},
+            cache=not cached,
         )
 
 
-def _arena(source: ColumnSource, columns: dict[str, float]) -> Iterator[Change]:
+def _arena(source: ColumnSource) -> Iterator[Change]:
     fixed = [spec for spec in source.cold if spec.fixed]
     if not fixed:
         return
@@ -281,7 +285,7 @@ def _tried(change: Change, dataset: Any, options: dict[str, Any], step_s: float,
             for _ in range(2 if change.cache else 1):  # the first time through fills it
                 _pace(loader, 0.0, seconds)
             pace = _pace(loader, step_s, seconds)
-    except (LeptonError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever it is, of the user's code too: this change is not for this loader
         return Trial(change.name, change.why, 0.0, 0.0, " ".join(str(error).split())[:200])
     return Trial(change.name, change.why, pace.samples_s, pace.samples_s / max(steady.samples_s, 1e-9))
 
@@ -311,14 +315,6 @@ def _alone(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("prefetch_factor", "timeout", "persistent_workers", "worker_mode", "prefetch_bytes_max"):
         out.pop(name, None)
     return out
-
-
-def _block_shuffle() -> Any:
-    try:
-        from loaders.orders import BlockShuffle  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    return BlockShuffle()
 
 
 def _free_memory() -> int:

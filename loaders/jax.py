@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.ahead import ahead
+from loaders.ahead import Ahead
 from loaders.mesh import data_names
 from loaders.numpy import NumpyLoader
 from loaders.source import MissingExtra
@@ -79,12 +79,16 @@ class JaxLoader(NumpyLoader):
         return self._part, self._parts
 
     @property
+    def _in_company(self) -> bool:
+        return bool(jax.process_count() > 1)  # processes may share a part of each batch, too
+
+    @property
     def _rows_multiple(self) -> int:
         """Every device of this process has the same number of rows."""
         return self._shards // self._parts
 
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return ahead(self._begin, batches, self.device_prefetch)
+        return Ahead(self.stats.clock.around("device", self._begin), batches, self.device_prefetch)
 
     def _begin(self, batch: Any) -> Callable[[], Any]:
         """Begin to copy: JAX returns before the bytes are there."""

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from loaders.batched import column_batched, naming_rows
 from loaders.faults import (
-    MASK,
     SUBSTITUTES_MAX,
     Fault,
     FaultCount,
@@ -33,7 +33,7 @@ from loaders.faults import (
     substitute_row,
 )
 from loaders.order import BoundOrder, Rows
-from loaders.pad import valid_rows
+from loaders.pad import VALID, valid_rows
 from loaders.source import ColumnSource, Source, Values
 from loaders.stages import Transform
 from loaders.stall import StageClock
@@ -96,11 +96,27 @@ class Recipe:
     policy: Policy = "raise"
     clock: StageClock = field(default_factory=StageClock)
 
-    def make(self, step: Step, tell: Tell | None = None) -> Made:
-        """A step's batch, in this thread."""
+    def prepare(self) -> None:
+        """Make ready what every batch needs, once in each process."""
+        self.source.fill()
+
+    def seeded_columns(self) -> frozenset[str]:
+        """Those with transforms of which nothing is known: they may draw from the global generators."""
+        return frozenset(name for name, program in self.programs.items() if not program.threads)
+
+    def make(self, step: Step, tell: Tell | None = None, left_out: dict[int, Exception] | None = None) -> Made:
+        """A step's batch, in this thread.
+
+        tell:     called before each sample, and with -1 before what is done once.
+        left_out: samples that are not to be made, and why: the policy is not "raise".
+        """
         work = self.read([step])[0]
+        for place, error in (left_out or {}).items():
+            work.failed[place] = "", error
         for name in self.programs:
             self.sample(work, name, 0, len(step.rows), tell)
+        if tell is not None:
+            tell(-1, "")
         return self.finish(work)
 
     # -- read ------------------------------------------------------------------------------------------------------
@@ -222,7 +238,7 @@ class Recipe:
             valid = valid_rows(work.step)
             if self.policy == "skip":
                 valid[list(work.failed)] = False
-            batch[MASK] = self.tensor(valid)
+            batch[VALID] = self.tensor(valid)
         if self.context is not None:
             batch = self.context(batch)
         if self.as_tuple is not None:
@@ -237,21 +253,14 @@ class Recipe:
         return Made(batch, faults)
 
     def _column(self, name: str, work: Work) -> Any:
-        program = self.programs.get(name)
-        if program is not None:
-            made = program.batch(work.outs[name], work.keys)
-            return self.tensor(made) if isinstance(made, np.ndarray) else made
-        values, collate = work.values[name], self.collate.get(name)
-        if collate is not None:
-            try:
+        values, program, collate = work.values[name], self.programs.get(name), self.collate.get(name)
+        with naming_rows(self.source.name, work.step.rows, name):
+            if program is not None:
+                made = program.batch(work.outs[name], work.keys)
+                return self.tensor(made) if isinstance(made, np.ndarray) else made
+            if collate is not None:
                 return collate(list(values))
-            except Exception as error:
-                place = getattr(error, "sample", None)
-                if isinstance(place, int) and 0 <= place < len(work.step.rows):
-                    sample = name_of(self.source, work.step, place, name)
-                    error.add_note(f"at {sample}")
-                raise
-        return values if isinstance(values, list) else self.tensor(values)
+        return column_batched(values, self.tensor, self.source.name, work.step.rows, name)
 
     def _settle(self, work: Work) -> list[Fault]:
         """Do what the policy says with the samples that failed; in the order of positions."""

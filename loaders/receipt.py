@@ -311,6 +311,10 @@ def _parse(told: Mapping[str, Any]) -> Receipt:
 
 
 def _origin(told: Any) -> Origin:
+    try:
+        json.dumps(told)
+    except RecursionError:
+        raise _damaged("the spec of an order is nested too deeply") from None
     return Origin(
         dataset=_get(told, "dataset", str),
         commit=_get(told, "commit", str),

@@ -4,12 +4,14 @@ A column is one of two kinds:
 
     fixed      numbers, bools, fixed-size lists and tensors of them: a numpy array with one row per dataset row. Class
                labels are int64, as torch's losses want them; every other dtype is kept.
-    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null.
+    variable   everything else (strings, bytes, lists, structs, times): a Python list of values, None for null;
+               what lists and structs become says loaders.nested.
 
 Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
-below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
-for each batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the
-dataset *or view* that was given.
+below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. Lists of numbers are
+decoded too, as one array of values each (loaders.flat), where they fit into what is left. The rest is read for each batch
+by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the dataset *or view* that
+was given.
 
 A dataset that is read through the host's hot cache (`Dataset.cached`) has its arena there too: one process decodes it, all
 that load the same columns of the same rows map it. Where it does not fit, each has its own. The source is a client of
@@ -47,13 +49,15 @@ from leptonstore.errors import (
     SourceError,
 )
 from leptonstore.limits import ARENA_BYTES_MAX, CACHE_ARENA_SHARE_MAX, IMAGE_FILE_BYTES_MAX, IMAGE_PIXELS_MAX
+from loaders.nested import row_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from leptonstore.cache.chunks import CachedChunks
-    from leptonstore.dataset import Dataset
+    from leptonstore.dataset import Dataset as Dataset
     from leptonstore.dataset.derived import DerivedColumn
+    from loaders.flat import FlatColumn
 
 __all__ = [
     "ARENA_BYTES_MAX",
@@ -70,6 +74,7 @@ __all__ = [
     "MissingExtra",
     "NotFound",
     "RefMissing",
+    "SchemaError",
     "Source",
     "SourceError",
     "has_source",
@@ -118,6 +123,9 @@ class Source(Protocol):
     `ColumnSource` is that of a dataset or view. Anything else that is made of LeptonStore datasets (a mixture, windows of a
     stream of tokens) has a method `__lepton_source__(columns, arena_bytes_max)` that gives one, and may have
     `__lepton_order__()`, which gives the OrderStrategy that holds when none is asked for.
+
+    A source may also have `column(name, lengths)` and `rows_where(condition)`, for orders that depend on values, and `reader_ahead()` with
+    `cache_bytes`, for reading whole windows; see ColumnSource.
     """
 
     rows: int
@@ -202,14 +210,13 @@ class ColumnSource:
     def __init__(
         self, dataset: Dataset, columns: Sequence[str] | None = None, arena_bytes_max: int | None = None
     ) -> None:
-        self.dataset = (
-            dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
-        )
+        self.dataset = own_client(dataset)
         self.rows = len(dataset)
         self.columns = _specs_of(dataset, columns)
         self.arena: dict[str, npt.NDArray[Any]] = {}
         self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
         self._hot = _narrowest_within(self._budget, self.columns, self.rows)
+        self._flat: dict[str, FlatColumn] = {}  # lists of numbers that lie decoded in memory; known after `fill`
         self._filled = False
         self._twin: Dataset | None = None  # reads ahead
         self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
@@ -268,16 +275,11 @@ class ColumnSource:
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The columns that are read for each batch."""
-        return tuple(spec for spec in self.columns if spec.name not in self._hot)
+        return tuple(spec for spec in self.columns if spec.name not in self._hot and spec.name not in self._flat)
 
     def fill_ahead(self) -> None:
         """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
-
-        def begin() -> None:
-            with contextlib.suppress(Exception):
-                self.fill()
-
-        threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+        in_background(self.fill)
 
     def fill(self) -> None:
         """Decode the arena's columns, once. Memory: the arena and about one row group. Any thread may call it."""
@@ -285,7 +287,14 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
+            self._flat = self._fitting_lists()
             self._filled, self._earlier = True, None
+
+    def _fitting_lists(self) -> dict[str, FlatColumn]:
+        from loaders.flat import fitting
+
+        left = self._budget - sum(spec.row_bytes * self.rows for spec in self.hot)
+        return fitting(self.dataset, [spec.name for spec in self.columns if not spec.fixed], left) if left > 0 else {}
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -298,10 +307,10 @@ class ColumnSource:
         if not arena:
             return
         if earlier is None or earlier.dataset.selection is not None or set(earlier.arena) != set(arena):
-            self._decode_rows(arena, _stored_order(dataset, list(arena)))
+            self._decode_rows(arena, stored_order(dataset, list(arena)))
             return
         for first, stop in _copied(earlier, dataset, arena):
-            self._decode_rows(arena, _stored_order(dataset.select(np.arange(first, stop)), list(arena)), first)
+            self._decode_rows(arena, stored_order(dataset.select(np.arange(first, stop)), list(arena)), first)
 
     def _decode_rows(
         self, arena: dict[str, npt.NDArray[Any]], batches: Iterator[tuple[Any, pa.RecordBatch]], first: int = 0
@@ -314,21 +323,14 @@ class ColumnSource:
 
     @property
     def _chunks(self) -> CachedChunks | None:
-        """What is read through, when that is a cache that can be used."""
-        if self.dataset.cache is None:
-            return None
-        chunks: Any = self.dataset.chunks
-        return chunks if chunks.cache.usable else None
+        return _chunks_of(self.dataset)
 
     def _cached_arena(self) -> dict[str, npt.NDArray[Any]] | None:
         """The arena in the hot cache, one column after the other, read-only; None when it has no room for it."""
-        chunks, total = self._chunks, 0
-        starts = {}
+        total, starts = 0, {}
         for spec in self.hot:
             starts[spec.name] = total
             total += -(-spec.row_bytes * self.rows // _ALIGN) * _ALIGN
-        if chunks is None or not total or total > CACHE_ARENA_SHARE_MAX * self.cache_bytes:
-            return None
 
         def arrays(buffer: memoryview) -> dict[str, npt.NDArray[Any]]:
             return {
@@ -342,10 +344,8 @@ class ColumnSource:
             return made
 
         layout = [(spec.name, spec.dtype.str if spec.dtype else "", spec.shape) for spec in self.hot]
-        text = json.dumps([ARENA_VERSION, self.fingerprint, self.rows, layout])
-        key = chunks.key(digest_of(text.encode()))
-        chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
-        return arrays(chunks.cache.get_or_put(key, make).data)
+        kept = cached_bytes(self.dataset, [ARENA_VERSION, self.fingerprint, self.rows, layout], total, make)
+        return None if kept is None else arrays(kept)
 
     @property
     def plans(self) -> bool:
@@ -393,14 +393,17 @@ class ColumnSource:
         return {spec.name: found[spec.name] for spec in self.columns}
 
     def read(self, rows: npt.NDArray[np.int64], without: Container[str] = ()) -> dict[str, Values]:
-        """The cold columns of the given rows, in the order of `rows`, but those in `without`. Arrays are fresh memory."""
+        """The columns that are not in the arena, of the given rows, in the order of `rows`, but those in `without`. Fresh memory."""
+        found: dict[str, Values] = {
+            name: column.rows(rows) for name, column in self._flat.items() if name not in without
+        }
         cold = [spec for spec in self.cold if spec.name not in without]
         if not cold:
-            return {}
+            return found
         if not len(rows):
-            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
+            return found | {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
         table = self.dataset.take(rows, columns=[spec.name for spec in cold])
-        return {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
+        return found | {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
 
     # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
 
@@ -426,7 +429,7 @@ class ColumnSource:
         import pyarrow.compute as pc
 
         out = np.zeros(self.rows, np.int64)
-        for rows, batch in _stored_order(self.dataset.uncached(), [name]):
+        for rows, batch in stored_order(self.dataset.uncached(), [name]):
             kind = batch.column(0).type
             try:
                 measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
@@ -470,7 +473,7 @@ class ColumnSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        gone = {"arena": {}, "_flat": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
         return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -527,6 +530,64 @@ def _spec_of(field: pa.Field) -> ColumnSpec:
     return ColumnSpec(field.name, semantic, np.dtype(np.int64) if semantic == "class_label" else stored, tuple(shape))
 
 
+def require_known(columns: Sequence[str] | None, there: Sequence[str], what: str) -> None:
+    """Raise ValueError for a column that is asked for and is not there."""
+    for name in columns or ():
+        if name not in there:
+            raise ValueError(f"{what} have no column {name!r}; they have {', '.join(there)}")
+
+
+def in_background(fill: Callable[[], None]) -> None:
+    """Begin `fill` in a thread. Its errors stay silent: whoever calls it again meets them."""
+
+    def begin() -> None:
+        with contextlib.suppress(Exception):
+            fill()
+
+    threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+
+
+def cached_bytes(
+    dataset: Dataset, identity: list[Any], total: int, make: Callable[[], memoryview]
+) -> memoryview | None:
+    """What `make` gives, about `total` bytes, once for the host: kept in the hot cache that `dataset` is read through, read-only.
+
+    identity: JSON-able; says what it is. None when there is no cache that can be used, or no room in it. The cache's client is the
+    dataset's, whose plan this replaces. Raises what `make` raises.
+    """
+    chunks = _chunks_of(dataset)
+    if chunks is None or not total or not _has_room(chunks, total):
+        return None
+    key = chunks.key(digest_of(json.dumps(identity).encode()))
+    chunks.cache.plan([key], restart=True)  # what is in nobody's plan is not taken in where others have one
+    return chunks.cache.get_or_put(key, make).data
+
+
+def _chunks_of(dataset: Dataset) -> CachedChunks | None:
+    """What is read through, when that is a cache that can be used."""
+    if dataset.cache is None:
+        return None
+    chunks: Any = dataset.chunks
+    return chunks if chunks.cache.usable else None
+
+
+def own_client(dataset: Dataset) -> Dataset:
+    """The same rows; where they are read through a hot cache, by a client of its own, so that its plan is its own."""
+    return dataset if dataset.cache is None else dataset.cached(dataset.cache.path, dataset.cache.budget_bytes)
+
+
+def fingerprint_of(identity: list[Any]) -> str:
+    """A fingerprint of something that is made of versions: `identity` is JSON-able and has all that decides what its rows are."""
+    return digest_of(json.dumps(identity).encode()).hex()
+
+
+def _has_room(chunks: CachedChunks, total: int) -> bool:
+    try:
+        return total <= CACHE_ARENA_SHARE_MAX * chunks.cache.stats().get("budget_bytes", 0)
+    except OSError:  # a stopped process holds its lock
+        return False
+
+
 def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -> frozenset[str]:
     hot = []
     for spec in sorted((spec for spec in columns if spec.fixed), key=lambda spec: spec.row_bytes):
@@ -537,21 +598,21 @@ def _narrowest_within(budget: int, columns: tuple[ColumnSpec, ...], rows: int) -
     return frozenset(hot)
 
 
-def _stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
-    """(rows of the view, their values), so that each row group is decoded once however the view is ordered."""
+def stored_order(dataset: Dataset, columns: list[str]) -> Iterator[tuple[Any, pa.RecordBatch]]:
+    """(rows of the view, their values), so that each row group is decoded once however the view is ordered. Keeps no pages."""
     selection = dataset.selection
     if selection is None or bool((selection[1:] > selection[:-1]).all()):
-        for first, batch in dataset.iter_batches(columns=columns):
+        for first, batch in dataset.iter_batches(columns=columns, keep=False):
             yield slice(first, first + len(batch)), batch
         return
     order = np.argsort(selection, kind="stable")
-    for first, batch in dataset.select(order).iter_batches(columns=columns):
+    for first, batch in dataset.select(order).iter_batches(columns=columns, keep=False):
         yield order[first : first + len(batch)], batch
 
 
 def _values_of(column: pa.ChunkedArray, spec: ColumnSpec) -> Values:
     if not spec.fixed:
-        return list(column.to_pylist())
+        return [value for chunk in column.chunks for value in row_values(chunk)]
     out, at = spec.empty(len(column)), 0
     for chunk in column.chunks:
         out[at : at + len(chunk)] = _to_numpy(chunk, spec)

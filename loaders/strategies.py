@@ -5,58 +5,78 @@ A strategy whose spec does not say all of it (weights given as an array are name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from loaders.order import FullOrder, OrderStrategy
+import loaders.orders as orders
+from loaders.order import BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.source import BadInput
 
-# Name in a spec -> class in loaders.orders, whose parameters have the names of the spec's fields.
-_CLASSES = {
-    "block-shuffle": "BlockShuffle",
-    "weighted": "Weighted",
-    "class-balanced": "ClassBalanced",
-    "subset": "Subset",
-    "curriculum": "Curriculum",
-    "bucketed": "Bucketed",
+NESTED_MAX = 8  # orders within orders
+# Name in a spec -> its class, whose parameters have the names of the spec's fields.
+_CLASSES: dict[str, Callable[..., OrderStrategy]] = {
+    "block-shuffle": orders.BlockShuffle,
+    "weighted": orders.Weighted,
+    "class-balanced": orders.ClassBalanced,
+    "subset": orders.Subset,
+    "curriculum": orders.Curriculum,
+    "bucketed": orders.Bucketed,
 }
 
 
 def strategy_of(spec: Mapping[str, Any]) -> OrderStrategy:
-    """The strategy with this spec. Raises BadInput, naming the order, when this code has none."""
-    strategy = _built(spec)
+    """The strategy with this spec, which anybody may have written. Raises BadInput, naming the order, when this code has none."""
+    strategy = _built(spec, 0)
     if strategy is None or strategy.spec() != spec:
         raise BadInput(
-            f"an order cannot be made of {_told(spec)} alone: check it from Python, where its parts are "
+            f"an order cannot be made of the spec {str(dict(spec))[:120]} alone: check it from Python, where its parts are "
             "(loaders.verify.Replay takes order=…), or with the LeptonStore that wrote it"
         )
     return strategy
 
 
-def _built(spec: Mapping[str, Any]) -> OrderStrategy | None:
+def _built(spec: Any, depth: int) -> OrderStrategy | None:
+    if not isinstance(spec, Mapping) or depth > NESTED_MAX:
+        return None
     for full in (FullOrder(True), FullOrder(False)):
         if full.spec() == spec:
             return full
-    name = spec.get("name")
-    if name not in _CLASSES:
+    given = {key: value for key, value in spec.items() if key not in ("name", "version")}
+    if "inner" in given:
+        given["inner"] = _built(given["inner"], depth + 1)
+        if given["inner"] is None:
+            return None
+    if spec.get("name") == "overfit":
+        return _Overfit(dict(spec), given["inner"]) if "inner" in given else None
+    kind = _CLASSES.get(str(spec.get("name")))
+    if kind is None:
         return None
-    arguments = {key: _argument(key, value) for key, value in spec.items() if key not in ("name", "version")}
     try:
-        kind = getattr(import_module("loaders.orders"), _CLASSES[str(name)])
-        built: OrderStrategy = kind(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError):
+        if isinstance(given.get("rows"), list):
+            given["rows"] = range(*given["rows"])
+        return kind(**given)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return built
 
 
-def _argument(key: str, value: Any) -> Any:
-    if key == "inner" and isinstance(value, Mapping):
-        return strategy_of(value)
-    if key == "rows" and isinstance(value, list):
-        return range(*value)
-    return value
+@dataclass(frozen=True)
+class _Overfit:
+    """Epoch 0 in every epoch (loaders.orders.limits). How many of its batches, segments say."""
+
+    told: dict[str, Any]
+    inner: OrderStrategy
+
+    def bind(self, source: Any) -> BoundOrder:
+        return _BoundOverfit(self.inner.bind(source))
+
+    def spec(self) -> dict[str, Any]:
+        return self.told
 
 
-def _told(spec: Mapping[str, Any]) -> str:
-    return f"the spec {str(dict(spec))[:120]}"
+@dataclass(frozen=True)
+class _BoundOverfit:
+    inner: BoundOrder
+
+    def epoch(self, seed: int, epoch: int) -> EpochOrder:
+        return self.inner.epoch(seed, 0)

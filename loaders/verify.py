@@ -69,16 +69,18 @@ class Replay:
         return self._sources[origin.key]
 
     def order(self, segment: Segment) -> EpochOrder:
-        """The order of a segment's epoch. Raises BadInput when the spec gives none, ReceiptDiffers when it has another length."""
+        """The order of a segment's epoch. Raises BadInput when the spec gives none, ReceiptDiffers when it has fewer positions."""
         origin = segment.origin
         try:
             if origin.key not in self._bound:
                 strategy = self._strategy or strategy_of(origin.order)
+                if hasattr(strategy, "restored"):  # it changes in mid-run (loaders.mixture_order): as it was then
+                    strategy = strategy.restored(origin.order)
                 self._bound[origin.key] = strategy.bind(self.source(origin))
             order = self._bound[origin.key].epoch(origin.seed, segment.epoch)
         except ValueError as error:
             raise BadInput(f"the order of the receipt does not fit {origin}: {error}") from None
-        if order.length != segment.length:
+        if order.length < segment.length:  # it may have more: `limit_batches` ends epochs early
             raise self._differs(
                 segment, 1, segment.steps, f"the epoch has {order.length:,} positions and not {segment.length:,}"
             )

@@ -2,6 +2,8 @@
 
 NAME.py mnist DATA.npz FOLDER        arrays `images` (n, 28, 28) uint8 and `labels` (n,) int64; the peer writes its own format
                                      into FOLDER, then reads shuffled epochs of batches of 256
+NAME.py tokens FILE FOLDER           uint16 numbers; the first TOKEN_WINDOWS windows of TOKEN_LENGTH become samples in the peer's
+                                     format, read in shuffled epochs of batches of 64
 NAME.py write DATA.npz FOLDER        `values` (n, bytes) uint8 and `labels`, in the peer's format: what the bench puts into a bucket
 NAME.py remote URL FOLDER ENDPOINT   one shuffled epoch of batches of 64 out of the bucket, cold, FOLDER is the local cache
 """
@@ -19,6 +21,7 @@ import numpy as np
 
 BATCH, WORKERS = 256, 2
 REMOTE_BATCH = 64
+TOKEN_LENGTH, TOKEN_WINDOWS = 2_049, 40_000
 
 
 def arrays(path: str) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ import sys
 import types
 from typing import Any
 
-from peer import BATCH, REMOTE_BATCH, WORKERS, answer, arrays, best, timed
+import numpy as np
+from peer import BATCH, REMOTE_BATCH, TOKEN_LENGTH, TOKEN_WINDOWS, WORKERS, answer, arrays, best, timed
 from torch.utils.data import DataLoader
 
 
@@ -50,6 +51,12 @@ def main() -> None:
         dataset = dataset_of(local=folder, shuffle=True, batch_size=BATCH)
         loader = DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True)
         answer(best(lambda: loader, lambda batch: len(batch["label"]), len(found["labels"])))
+    elif what == "tokens":
+        tokens = np.memmap(data, np.uint16, "r")[: TOKEN_WINDOWS * TOKEN_LENGTH].reshape(-1, TOKEN_LENGTH)
+        write({"tokens": f"ndarray:uint16:{TOKEN_LENGTH}"}, ({"tokens": np.array(window)} for window in tokens), folder)
+        dataset = dataset_of(local=folder, shuffle=True, batch_size=REMOTE_BATCH)
+        loader = DataLoader(dataset, REMOTE_BATCH, num_workers=WORKERS, persistent_workers=True)
+        answer(best(lambda: loader, lambda batch: len(batch["tokens"]), len(tokens)))
     elif what == "write":
         found = arrays(data)
         rows = (

@@ -305,14 +305,17 @@ class Dataset(Editing, History):
             rows = base_rows[first : first + step]
             yield self.ask([column.slice(first, first + len(rows)) for column in columns], fields, rows).batch()
 
-    def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def iter_batches(
+        self, columns: Sequence[str] | None = None, keep: bool = True
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(position of the first row in this view, batch), one or more a row group, in this view's order.
 
         A batch holds a row group, or as many of its rows as refer to SCAN_SLICE_BYTES; some are read ahead (scan.py).
+        keep: whether decoded pages are kept for what is read next, up to PAGE_CACHE_BYTES.
         """
         fields = self.fields(columns)
         rows = np.arange(len(self), dtype=np.int64) if self.selection is None else self.selection
-        return scan(self, fields, rows)
+        return scan(self, fields, rows, keep)
 
     def scan(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | Predicate | None = None

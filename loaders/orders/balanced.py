@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from loaders.order import ORDER_ROWS_MAX, SEED_MAX, Order, Rows, rows_of_many
 from loaders.orders.columns import Bound, PerRow, narrowed
-from loaders.orders.keys import require_seed, sub_seed
+from loaders.orders.keys import require_seed, sub_seed, whole
 from loaders.orders.positions import ByPosition
 
 _CONTEXT = "lepton.orders.balanced.v1"
@@ -38,8 +38,8 @@ class ClassBalanced:
     _given: PerRow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.per_class is not None and not 1 <= self.per_class <= ORDER_ROWS_MAX:
-            raise ValueError(f"per_class must be at least 1, not {self.per_class}")
+        if self.per_class is not None:
+            object.__setattr__(self, "per_class", whole("per_class", self.per_class, 1, ORDER_ROWS_MAX))
         object.__setattr__(self, "_given", PerRow.of(self.column))
 
     def bind(self, source: Any) -> _BoundBalanced:

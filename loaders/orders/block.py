@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from loaders.order import ORDER_ROWS_MAX, BoundOrder, Order, Rows
-from loaders.orders.keys import require_seed, sub_seed
-from loaders.orders.positions import ByPosition, grouped
+from loaders.orders.keys import require_seed, sub_seed, whole
+from loaders.orders.positions import ByPosition, Windows, grouped
 
 # A row group has 3,000 rows on average and at most 8,000 (leptonstore/limits.py), and is cut by content: a block of consecutive rows
 # shares its first and last row group with other blocks. Of pages that are read whole (columns of a fixed width, where they are not in
@@ -57,8 +57,7 @@ class BlockShuffle:
 
     def __post_init__(self) -> None:
         for name in ("block_rows", "window_blocks"):
-            if not 1 <= getattr(self, name) <= ORDER_ROWS_MAX:
-                raise ValueError(f"{name} of a BlockShuffle must be at least 1, not {getattr(self, name)}")
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1, ORDER_ROWS_MAX))
 
     @classmethod
     def of_bytes(cls, row_bytes: float, window_bytes: int) -> BlockShuffle:
@@ -146,11 +145,15 @@ class BlockOrder(ByPosition):
             out[where] = self._blocks_of(window)[slots] * self.block_rows + offsets
         return out
 
-    def windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The windows that positions [start, stop) fall into, as positions [first, end) of the epoch. Raises as `rows_at` does.
+    @property
+    def windows(self) -> Windows:
+        """(start, stop) -> the windows that these positions fall into, as positions [first, end) of the epoch. Raises as `rows_at` does.
 
         The rows of a window, sorted, are `window_blocks` runs of consecutive rows (fewer where blocks are neighbours).
         """
+        return self._windows
+
+    def _windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"positions {start} to {stop} are outside an epoch of {self.length} positions")
         end = start

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from loaders.order import BoundOrder, EpochOrder, FullOrder, Order, OrderStrategy, Rows
 from loaders.orders.columns import Bound, Numbers, PerRow
-from loaders.orders.keys import sub_seed
-from loaders.orders.positions import ByPosition, grouped
+from loaders.orders.keys import sub_seed, whole
+from loaders.orders.positions import ByPosition, Windows, grouped
 
 POOL_ROWS_MAX = 1 << 24  # a pool is sorted whole: 40 bytes a row while that is done, 8 kept
 POOLS_KEPT = 4  # of an epoch: one that a window of positions ends in, one that the next begins with, and the same of a plan that runs ahead
@@ -50,13 +50,13 @@ class Bucketed:
     _given: PerRow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.batch_rows < 1:
-            raise ValueError(f"batch_rows must be at least 1, not {self.batch_rows}")
-        pool_rows = 64 * self.batch_rows if self.pool_rows is None else self.pool_rows
-        if pool_rows < 1 or pool_rows % self.batch_rows or pool_rows > POOL_ROWS_MAX:
-            raise ValueError(
-                f"pool_rows must be a multiple of batch_rows={self.batch_rows} of at most {POOL_ROWS_MAX}, not {pool_rows}"
-            )
+        batch_rows = whole("batch_rows", self.batch_rows, 1, POOL_ROWS_MAX)
+        pool_rows = min(64 * batch_rows, POOL_ROWS_MAX // batch_rows * batch_rows)
+        if self.pool_rows is not None:
+            pool_rows = whole("pool_rows", self.pool_rows, 1, POOL_ROWS_MAX)
+        if pool_rows % batch_rows:
+            raise ValueError(f"pool_rows must be a multiple of batch_rows={batch_rows}, not {pool_rows}")
+        object.__setattr__(self, "batch_rows", batch_rows)
         object.__setattr__(self, "pool_rows", pool_rows)
         object.__setattr__(self, "_given", PerRow.of(self.column))
 
@@ -108,6 +108,10 @@ class _BucketedEpoch(ByPosition):
     @property
     def length(self) -> int:
         return self.inner.length
+
+    @property
+    def windows(self) -> Windows | None:
+        return getattr(self.inner, "windows", None)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _BucketedEpoch, (self.bound, self.inner, self.seed, self.epoch)

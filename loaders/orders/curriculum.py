@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import Order, Rows
+from loaders.order import SEED_MAX, Order, Rows
 from loaders.orders.columns import Bound, PerRow, narrowed
-from loaders.orders.keys import require_seed, sub_seed
+from loaders.orders.keys import require_seed, sub_seed, whole
 from loaders.orders.positions import ByPosition, grouped
 
 _CONTEXT_WINDOW = "lepton.orders.curriculum.v1 window"
@@ -45,10 +45,12 @@ class Curriculum:
     _given: PerRow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.start <= 1 or not 0 <= self.noise <= 1 or self.epochs < 1:
+        for name in ("start", "noise"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "epochs", whole("epochs", self.epochs, 1, SEED_MAX))
+        if not 0 < self.start <= 1 or not 0 <= self.noise <= 1:
             raise ValueError(
-                f"a Curriculum has start in (0, 1], noise in [0, 1] and epochs >= 1, not start={self.start}, "
-                f"noise={self.noise}, epochs={self.epochs}"
+                f"a Curriculum has start in (0, 1] and noise in [0, 1], not start={self.start}, noise={self.noise}"
             )
         object.__setattr__(self, "_given", PerRow.of(self.column))
 

@@ -6,8 +6,9 @@ Words(context, seed, ...)      a random 64-bit word for every position
 
 from __future__ import annotations
 
+import operator
 import struct
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,17 @@ def _mix(words: Words64) -> None:
         np.bitwise_xor(words, scratch, out=words)
         if multiplier is not None:
             np.multiply(words, multiplier, out=words)
+
+
+def whole(name: str, value: SupportsIndex, least: int, most: int) -> int:
+    """`value` as an int of Python, which JSON knows. Raises ValueError, naming it, for what is no whole number in [least, most]."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number between {least} and {most}, not {value!r}")
+    return number
 
 
 def require_seed(seed: int, epoch: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from loaders.order import BoundOrder, EpochOrder, Rows
-from loaders.orders.positions import ByPosition
+from loaders.orders.positions import ByPosition, Windows
 from loaders.share import Share
 
 Limit: TypeAlias = int | float | None
@@ -28,6 +28,11 @@ class Prefix(ByPosition):
     def length(self) -> int:
         """At most that of the whole epoch."""
         return min(self.positions, self.order.length)
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those of the whole epoch."""
+        return getattr(self.order, "windows", None)
 
     def _evaluate(self, positions: Rows) -> Rows:
         return self.order.rows_of(positions)

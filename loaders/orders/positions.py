@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
 from loaders.order import Rows
+
+Windows: TypeAlias = Callable[[int, int], Iterator[tuple[int, int]]]
 
 
 class ByPosition:
@@ -20,6 +23,11 @@ class ByPosition:
 
     def _evaluate(self, positions: Rows) -> Rows:
         raise NotImplementedError
+
+    @property
+    def windows(self) -> Windows | None:
+        """A function (start, stop) that gives the windows [first, end) of positions which share what must be read; None without such."""
+        return None
 
     def rows_at(self, start: int, stop: int) -> Rows:
         """The rows at positions [start, stop): int64, fresh memory. Raises ValueError unless 0 <= start <= stop <= length."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from loaders.order import ORDER_ROWS_MAX, Rows
 from loaders.orders.columns import Bound, PerRow
-from loaders.orders.keys import Words, require_seed
+from loaders.orders.keys import Words, require_seed, whole
 from loaders.orders.positions import ByPosition
 
 Floats = npt.NDArray[np.float64]
@@ -51,8 +51,9 @@ class Weighted:
     _given: PerRow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.samples is not None and not 0 <= self.samples <= ORDER_ROWS_MAX:
-            raise ValueError(f"samples of an epoch must be between 0 and {ORDER_ROWS_MAX}, not {self.samples}")
+        if self.samples is not None:
+            object.__setattr__(self, "samples", whole("samples", self.samples, 0, ORDER_ROWS_MAX))
+        object.__setattr__(self, "replacement", bool(self.replacement))
         object.__setattr__(self, "_given", PerRow.of(self.weights))
 
     def bind(self, source: Any) -> _BoundWeighted:

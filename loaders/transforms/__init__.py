@@ -5,6 +5,7 @@ from loaders.transforms import DecodeImage, RandomResizedCrop, RandomHorizontalF
 
 from __future__ import annotations
 
+from loaders.transforms.audio import DecodeAudio
 from loaders.transforms.base import FunctionTransform, SampleFailed, Transform, as_transform
 from loaders.transforms.images import (
     CenterCrop,
@@ -18,10 +19,13 @@ from loaders.transforms.images import (
 )
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.program import Program, compile_chain
+from loaders.transforms.video import DecodeVideo
 
 __all__ = [
     "CenterCrop",
+    "DecodeAudio",
     "DecodeImage",
+    "DecodeVideo",
     "FunctionTransform",
     "Normalize",
     "Program",

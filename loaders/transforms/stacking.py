@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from loaders.source import BadInput
+from loaders.batched import RaggedError
 
 
 def stacked(values: list[Any], column: str) -> Any:
     """Arrays and numbers as one array, torch's tensors as one tensor (dtypes as of torch's default_collate); the rest stays a list.
 
-    Raises BadInput, naming the column, when arrays differ in shape or dtype.
+    Raises RaggedError, naming the column, when arrays differ in shape or dtype.
     """
     if not values:
         return values
@@ -34,8 +34,9 @@ def _require_alike(values: list[Any], column: str) -> None:
     first = tuple(values[0].shape), values[0].dtype
     for at, value in enumerate(values):
         if (tuple(value.shape), value.dtype) != first:
-            raise BadInput(
+            raise RaggedError(
                 f"column {column!r} cannot be stacked: sample 0 of the batch has shape {first[0]} and dtype {first[1]}, "
                 f"sample {at} {tuple(value.shape)} and {value.dtype}: end its chain with a transform that gives all one size, "
-                f"or give the column a collate"
+                "or give the column a collate (loaders.collate: pad, ragged, keep)",
+                at,
             )

@@ -194,6 +194,14 @@ def together_a_model_axis_across_processes_gets_equal_data(ds: Any) -> None:
     assert made.stats["rows"] < ROWS
 
 
+def together_devices_need_not_lie_side_by_side(ds: Any) -> None:
+    """Processes' devices by turns along the data axis: the same rows in each global batch, in another order within it."""
+    by_turns = np.array(jax.devices()).reshape(2, 4).T.reshape(-1)
+    where = jax.sharding.Mesh(by_turns, ("data",))
+    batches = [valid_ids(batch) for batch in loader(ds, global_batch_size=21, mesh=where)]
+    assert [sorted(batch) for batch in batches] == [sorted(order()[at : at + 21]) for at in range(0, ROWS, 21)]
+
+
 def together_computing_on_a_batch(ds: Any) -> None:
     where = mesh(("data", 8))
     step = jax.jit(

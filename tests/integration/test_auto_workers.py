@@ -50,6 +50,7 @@ def test_the_batches_are_those_of_one_thread(ds: Dataset, kind: Any) -> None:
     assert pickle.loads(pickle.dumps(auto)).prefetching == (threads, depth)  # noqa: S301
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of torch: more than this machine has cores
 def test_threads_come_when_steps_wait_for_them(ds: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loaders.tuning.usable_cores", lambda: 4)
     loader = DataLoader(ds, **COMMON, num_workers="auto", transform=slow)

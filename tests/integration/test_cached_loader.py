@@ -238,7 +238,7 @@ def test_windows_of_a_block_wise_order_are_read_ahead_into_the_cache(
     dataset: Dataset, store: Store, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same batches, read once, in few long reads: fewer than there are values."""
-    monkeypatch.setattr("loaders.windows.READ_BYTES", 4 << 20)
+    monkeypatch.setattr("loaders.window_reader.READ_BYTES", 4 << 20)
     options: dict[str, Any] = {"batch_size": 20, "order": BlockShuffle(50, 10), "columns": ["id", "large"]}
     plain = list(DataLoader(dataset, **options))
     before = set(threading.enumerate())

@@ -241,7 +241,8 @@ def test_arguments_that_do_not_fit_are_named(ds: Dataset) -> None:
         ({"seed": -1}, "seed of an order"),
         ({"num_workers": -1}, "num_workers option should be non-negative"),
         ({"collate_fn": list, "as_tuple": ["id"]}, "as_tuple and collate_fn exclude each other"),
-        ({"sampler": [1, 2], "columns": ["id"]}, "columns: only for a LeptonStore dataset without sampler"),
+        ({"sampler": [1, 2], "seed": 1}, "seed: only for a LeptonStore dataset without sampler"),
+        ({"sampler": [1, 2], "columns": ["id"], "collate_fn": list}, "columns: only for"),
         ({"batch_size": None, "seed": 3}, "seed: only for"),
     ]
     for arguments, message in refused:
@@ -261,8 +262,13 @@ def test_torchs_attributes_are_there_and_frozen(ds: Dataset) -> None:
 def test_a_given_sampler_is_torchs_own_path(ds: Dataset) -> None:
     loader = DataLoader(ds, 2, sampler=[5, 3, 8], collate_fn=lambda rows: [row["id"] for row in rows])
     assert list(loader) == [[5, 3], [8]] and len(loader) == 2
-    with pytest.raises(LoaderStateError, match="draws from torch's samplers and has no state"):
-        loader.state_dict()
+    next(iter(loader))
+    again = DataLoader(ds, 2, sampler=[5, 3, 8], collate_fn=len)
+    again.load_state_dict(loader.state_dict())
+    assert list(again) == [1]
+    for other in (DataLoader(ds.select([1, 3, 5]), 2, sampler=[2, 1, 0]), DataLoader(ds, 2)):
+        with pytest.raises(LoaderStateError):
+            other.load_state_dict(loader.state_dict())
 
 
 # -- devices ---------------------------------------------------------------------------------------------------------
@@ -280,6 +286,14 @@ def test_batches_lie_on_the_device_asked_for(ds: Dataset, options: dict[str, Any
     assert loader.state_dict()["consumed"] == 100
     assert 1 + len(list(batches)) == 27
     assert joined(ids(DataLoader(ds, 100, device="cpu", **options))) == list(range(ROWS))
+
+
+def test_an_iterator_that_nobody_draws_from_leaves_no_threads(ds: Dataset) -> None:
+    """A generator that never began is closed without a word to what it would have closed."""
+    for device in (None, "meta"):
+        iter(DataLoader(ds, 100, device=device, num_workers=2, **COLD))
+        gc.collect()
+        assert not any(thread.name.startswith("lepton-loader") for thread in threading.enumerate())
 
 
 @pytest.mark.requires_cuda

@@ -138,6 +138,20 @@ def test_weights_of_another_array_are_another_order() -> None:
         DataLoader(dataset, order=Weighted(np.arange(ROWS))).load_state_dict(state)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_worker_processes_get_the_same_rows(num_workers: int) -> None:
+    """With a `collate_fn`, torch's own worker processes read what the order says."""
+    make = maker("bucketed", collate_fn=rows_of_dicts, num_workers=num_workers)
+    assert [*make()] == ids(maker("bucketed")())
+    ranks = [make(rank=rank, world_size=3) for rank in range(3)]
+    assert [joined(parts) for parts in zip(*ranks, strict=True)] == ids(maker("bucketed")())
+    assert_reachable(make(), key=list)
+
+
+def rows_of_dicts(rows: list[dict[str, int]]) -> list[int]:
+    return [row["id"] for row in rows]
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +217,12 @@ def test_overfitting_is_another_order_than_the_epochs_it_takes_from() -> None:
     state = DataLoader(Synthetic(100), 10, overfit_batches=2).state_dict()
     with pytest.raises(LoaderStateError, match=r"order=.*overfit"):
         DataLoader(Synthetic(100), 10).load_state_dict(state)
+
+
+@pytest.mark.parametrize("order", [BlockShuffle, "shuffle", 3])
+def test_what_is_no_order_is_named(order: Any) -> None:
+    with pytest.raises(ValueError, match="order must be an order strategy, such as"):
+        DataLoader(Synthetic(100), order=order)
 
 
 def test_no_batch_of_torchs_own_loader() -> None:

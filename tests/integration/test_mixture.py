@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch")
 from loaders import DataLoader, LoaderStateError, Mixture  # noqa: E402
 from loaders.mixture import ramp  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
+from loaders.verify import Replay  # noqa: E402
 
 Make = Callable[..., Source]
 COLD: dict[str, Any] = {"arena_bytes_max": 0}
@@ -240,6 +241,36 @@ def test_sources_in_their_stored_order(datasets: dict[str, Dataset]) -> None:
     assert [row for source, row in found if source == 0] == list(range(sum(source == 0 for source, _ in found)))
     code = [row for source, row in found if source == 1]
     assert code != sorted(code)
+
+
+def test_a_receipt_has_a_segment_for_each_change_of_weights_and_holds(mix: Mixture) -> None:
+    loader = DataLoader(mix, 64)
+    loader.skip(0, 8, 10)
+    batches = iter(loader)
+    found = [next(batches) for _ in range(6)]
+    loader.set_weights({"web": 1, "code": 5})
+    found += list(batches)
+    assert len(batches) == len(found) == 19
+    expected = [loader.batch_at(0, step) for step in range(21) if step not in (8, 9)]
+    assert seen(found) == seen(expected)
+    receipt = loader.receipt()
+    assert [segment.steps for segment in receipt.segments] == [6, 2, 11]
+    assert [segment.origin.order["log"] == "" for segment in receipt.segments] == [True, False, False]
+    source = mix.__lepton_source__(None, None)
+    checked = Replay(receipt, lambda origin: source, order=mix.__lepton_order__()).verify()
+    assert checked.rows == loader.stats["rows"] == 1300 - 128
+    loader.load_state_dict(loader.state_dict())
+    assert loader.receipt().steps == 19
+
+
+def test_limits_end_an_epoch_and_overfitting_knows_no_weights(mix: Mixture) -> None:
+    loader = DataLoader(mix, 64, limit_batches=3)
+    batches = iter(loader)
+    next(batches)
+    loader.set_weights({"web": 0, "code": 1})
+    assert [{source for source, _ in batch} for batch in seen(batches)] == [{1}, {1}]
+    with pytest.raises(ValueError, match="every epoch has the first batches of epoch 0"):
+        DataLoader(mix, 64, overfit_batches=3).set_weights({"web": 0, "code": 1})
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ def test_show_says_what_it_is_of(place: Path, capsys: Any) -> None:
 def test_verify_computes_it_again(place: Path, capsys: Any) -> None:
     text = lepton_receipt(place, "verify", str(place / "run.json"), capsys=capsys)
     assert text.startswith("OK: 38 steps, 2,406 rows, head ")
+    head = text.split()[-1]
+    lepton_receipt(place, "verify", str(place / "run.json"), "--head", head[:12].upper(), capsys=capsys)
+    for other in ("0" * 64, head[:7]):
+        message = lepton_receipt(place, "verify", str(place / "run.json"), "--head", other, capsys=capsys, code=2)
+        assert f"ends with head {head}, not {other}" in message
     told = json.loads(lepton_receipt(place, "verify", str(place / "run.json"), "--data", "--json", capsys=capsys))
     assert (told["ok"], told["steps"], told["read_rows"]) == (True, 38, ROWS)
 
@@ -126,6 +131,7 @@ def test_receipts_of_one_run_are_read_one_after_another(place: Path, capsys: Any
         (lambda told: told["origins"][0].update(seed=4), 4, "segment 0, epoch 0, step 0: other rows"),
         (lambda told: told["segments"][0]["marks"].__setitem__(-1, [18, "0" * 16]), 4, "epoch 0, step 17: other rows"),
         (lambda told: told["segments"][0].update(length=1_204), 4, "1,203 positions and not 1,204"),
+        (lambda told: told["segments"][0].update(length=1_202), 4, "'stop' is 1203"),
         (lambda told: told["origins"][0].update(rows=1_204), 2, "1,204 rows of dataset 'samples'"),
         (lambda told: told["origins"][0].update(commit="ab" * 32, fingerprint="ab" * 32), 3, "is not in this store"),
         (lambda told: told["origins"][0].update(dataset="others"), 3, "is not in this store"),

@@ -19,11 +19,13 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
-from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
+from loaders import DataLoader, LoaderStateError, Mixture, Order  # noqa: E402
 from loaders.numpy import NumpyLoader  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
+from loaders.orders import BlockShuffle, Bucketed, ClassBalanced, Curriculum, Subset, Weighted  # noqa: E402
 from loaders.receipt import Receipt, merged  # noqa: E402
 from loaders.source import ColumnSource  # noqa: E402
+from loaders.strategies import strategy_of  # noqa: E402
 from loaders.verify import Checked, ReceiptDiffers, Replay  # noqa: E402
 
 Make = Callable[..., Source]
@@ -127,24 +129,45 @@ def test_another_global_batch_is_recorded_as_such(ds: Dataset) -> None:
     assert replay(receipt, ds).verify() == Checked(41, ROWS)
 
 
-def test_an_appended_version_shows(ds: Dataset, store: Store, source_of: Make) -> None:
-    loader = DataLoader(ds, 200, **COMMON)
+def test_an_epoch_of_a_dataset_that_grew_names_its_version(ds: Dataset) -> None:
+    loader = DataLoader(ds, 200, **COMMON, follow=True)
     list(loader)
     grown = ds.append(make_table(ROWS + 100).slice(ROWS))
-    assert len(grown) == ROWS + 100
-    after = DataLoader(grown, 200, **COMMON)
-    after.set_epoch(1)
-    list(after)
-    # What a loader that follows its dataset does: the chain goes on, and each epoch names its version.
-    after._ledger, before = loader._ledger, loader.receipt()
-    after.set_epoch(1)
-    list(after)
-    receipt = after.receipt()
+    list(loader)
+    receipt = loader.receipt()
     assert [(s.origin.commit, s.length) for s in receipt.segments] == [(ds.commit, ROWS), (grown.commit, ROWS + 100)]
-    assert receipt.segments[:1] == before.segments
     versions = {ds.commit: ds, grown.commit: grown}
     held = Replay(receipt, lambda origin: ColumnSource(versions[origin.commit]))
     assert held.verify() == Checked(28, 2 * ROWS + 100)
+
+
+def test_weights_that_change_in_mid_run_are_in_the_receipt(ds: Dataset, store: Store, source_of: Make) -> None:
+    other = write_dataset(store, "others", source_of(make_table(300, 1), ("id",)))
+
+    def mixed() -> Mixture:
+        return Mixture({"samples": (ds, 0.8), "others": (other, 0.2)})
+
+    def run(rank: int, world_size: int, stop: int) -> Any:
+        loader = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"], rank=rank, world_size=world_size)
+        batches = iter(loader)
+        for step in range(stop):
+            if step in (4, 9):
+                loader.set_weights({"samples": 0.5, "others": 0.5 + step})
+            next(batches)
+        return loader
+
+    whole = run(0, 1, 20)
+    assert merged([run(rank, 3, 20).receipt() for rank in range(3)]) == whole.receipt()
+    starts = [(segment.start, segment.steps) for segment in whole.receipt().segments]
+    assert starts == [(0, 4), (360, 5), (810, 11)]
+    restored = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"])
+    stopped = run(0, 1, 12)
+    restored.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    list(islice(restored, 8))
+    one = stopped.receipt().then(restored.receipt())
+    assert (one.head, one.steps) == (whole.receipt().head, 20)
+    source = mixed().__lepton_source__(["id"], None)
+    assert Replay(one, lambda origin: source, restored.order).verify() == Checked(20, 1_800)
 
 
 def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
@@ -192,6 +215,63 @@ def test_any_step_is_given_again(ds: Dataset) -> None:
         held.step(1, 27)
     with pytest.raises(BadInput, match="epoch 2 is not in the receipt, which has epochs 0-1"):
         held.step(2, 0)
+
+
+STRATEGIES = [
+    BlockShuffle(64, 3),
+    Weighted("code"),
+    Weighted("label", replacement=False),
+    ClassBalanced("label", per_class=40),
+    Subset(range(100, 900, 3)),
+    Subset("label = 3", inner=BlockShuffle(16, 2)),
+    Curriculum("id", epochs=2),
+    Bucketed("blob", 100, inner=Subset(range(1_000))),
+]
+
+
+@pytest.mark.parametrize("order", STRATEGIES, ids=[strategy.spec()["name"] for strategy in STRATEGIES])
+@pytest.mark.parametrize("limits", [{}, {"limit_batches": 3}, {"overfit_batches": 2}])
+def test_every_order_is_verified_from_its_spec_alone(ds: Dataset, order: Any, limits: dict[str, Any]) -> None:
+    loader = DataLoader(ds, 50, order=order, seed=4, columns=["id"], **limits)
+    receipt = Receipt.from_dict(json.loads(two_epochs(loader).to_json()))
+    assert replay(receipt, ds).verify().steps == receipt.steps == loader.stats["batches"]
+    with pytest.raises(ReceiptDiffers):
+        replay(receipt, ds, order=FullOrder(True)).verify()
+
+
+def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
+    order = Weighted(np.arange(ROWS))
+    receipt = two_epochs(DataLoader(ds, 50, order=order, columns=["id"]))
+    with pytest.raises(BadInput, match=r"an order cannot be made of the spec .*weighted.* alone: check it from Python"):
+        replay(receipt, ds).verify()
+    assert replay(receipt, ds, order=order).verify().steps == receipt.steps
+
+
+def nested(depth: int) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": "shuffle", "version": 1}
+    for _ in range(depth):
+        spec = {"name": "overfit", "version": 1, "batches": 1, "inner": spec}
+    return spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"name": ["weighted"]},
+        {"name": "weighted", "version": 1},
+        {"name": "weighted", "version": 2, "weights": "code", "replacement": True, "samples": None},
+        {"name": "subset", "version": 1, "rows": [0, 1, 0], "inner": {"name": "shuffle", "version": 1}},
+        {"name": "subset", "version": 1, "rows": [1, 2, 3, 4], "inner": {"name": "shuffle", "version": 1}},
+        {"name": "subset", "version": 1, "rows": ["a"], "inner": 3},
+        {"name": "block-shuffle", "version": 1, "block_rows": -1, "window_blocks": 10**30},
+        {"name": "block-shuffle", "version": 1, "block_rows": 4, "window_blocks": 4, "__class__": 1},
+        nested(900),
+    ],
+)
+def test_specs_that_somebody_made_up_are_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="an order cannot be made of"):
+        strategy_of(spec)
 
 
 # -- steps that are left out -------------------------------------------------------------------------------------------
@@ -263,12 +343,15 @@ def test_notes_stand_in_the_receipt_once_their_batch_is_handed_out(ds: Dataset) 
     entries = batches.entries
     next(batches)
     entries.note(150, 7, "image", "skip", "ChunkCorrupt: why " + "x" * 1_000)
+    entries.note(301, 8, "image", "substitute:9", "made ahead, for a device")
     assert loader.receipt().notes == ()
     next(batches)
     (note,) = loader.receipt().notes
     assert (note.epoch, note.position, note.row, note.action, len(note.reason)) == (0, 150, 7, "skip", 200)
     next(batches)
     assert len(loader.receipt().notes) == 1
+    next(batches)
+    assert [note.position for note in loader.receipt().notes] == [150, 301]
 
 
 def test_a_pass_that_was_replaced_moves_nothing(ds: Dataset) -> None:

@@ -6,15 +6,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from loaders.ahead import ahead  # noqa: E402
+from loaders.ahead import Ahead  # noqa: E402
 from loaders.device import ahead_on, device_of, packed  # noqa: E402
+from loaders.stall import StageClock  # noqa: E402
 
-CUDA = [pytest.mark.requires_cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+def requires_cuda(test: Callable[[], None]) -> Callable[[], None]:
+    """Both marks: the one to choose them by, and the one that skips them where there is no GPU."""
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    return pytest.mark.requires_cuda(skip(test))
+
+
 DTYPES = [torch.uint8, torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.uint16, torch.complex64]
 
 
@@ -56,6 +63,7 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+@settings(max_examples=60)
 @given(batches)
 def test_a_slab_holds_a_batch(batch: Any) -> None:
     slab, unpack = packed(batch)
@@ -78,7 +86,7 @@ def test_work_begins_ahead_and_batches_come_in_order(depth: int) -> None:
         begun.append(n)
         return lambda: n * 10
 
-    for number, out in enumerate(ahead(begin, iter(range(6)), depth)):
+    for number, out in enumerate(Ahead(begin, iter(range(6)), depth)):
         assert out == number * 10
         assert begun == list(range(min(6, number + 1 + depth)))
 
@@ -94,15 +102,15 @@ def test_an_error_comes_at_its_batch_and_closing_closes() -> None:
         finally:
             closed.append(True)
 
-    out = ahead(lambda n: lambda: n, source(), 2)
+    out = Ahead(lambda n: lambda: n, source(), 2)
     assert [next(out), next(out)] == [0, 1]
     with pytest.raises(KeyError, match="batch 2"):
         next(out)
     closed.clear()
-    out = ahead(lambda n: lambda: n, source())
+    out = Ahead(lambda n: lambda: n, source())
     next(out)
-    out.close()  # type: ignore[attr-defined]
-    assert closed == [True]
+    out.close()
+    assert closed == [True] and list(out) == []
 
 
 def test_the_host_is_no_device() -> None:
@@ -115,28 +123,28 @@ def test_the_host_is_no_device() -> None:
 
 def test_a_device_without_streams_gets_each_tensor() -> None:
     """torch's "meta" device, which every machine has: shapes and dtypes arrive, other values are untouched."""
-    out = list(
-        ahead_on(torch.device("meta"), iter([{"x": torch.ones(3, 2), "text": ["a"]}, {"x": torch.ones(1), "text": []}]))
-    )
+    host, clock = [{"x": torch.ones(3, 2), "text": ["a"]}, {"x": torch.ones(1), "text": []}], StageClock()
+    out = list(ahead_on(torch.device("meta"), iter(host), clock))
+    assert list(clock.seconds) == ["device"]
     assert [batch["x"].shape for batch in out] == [(3, 2), (1,)] and out[0]["x"].device.type == "meta"
     assert out[0]["text"] == ["a"]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("cuda", marks=CUDA)])
-def test_batches_arrive_on_the_device_unchanged(kind: str) -> None:
+@requires_cuda
+def test_batches_arrive_on_the_device_unchanged() -> None:
     host = [{"x": torch.randn(256, 1000), "y": torch.arange(256) + n, "text": [str(n)]} for n in range(20)]
-    for found, expected in zip(ahead_on(torch.device(kind), iter(host)), host, strict=True):
+    for found, expected in zip(ahead_on(torch.device("cuda"), iter(host), StageClock()), host, strict=True):
         assert found["x"].is_cuda and found["text"] == expected["text"]
         found["x"].mul_(2)  # on the consumer's stream, while the next is copied
         assert torch.equal(found["x"].cpu(), expected["x"] * 2) and torch.equal(found["y"].cpu(), expected["y"])
 
 
-@pytest.mark.parametrize("kind", [pytest.param("cuda", marks=CUDA)])
-def test_a_copy_overlaps_what_the_consumer_computes(kind: str) -> None:
+@requires_cuda
+def test_a_copy_overlaps_what_the_consumer_computes() -> None:
     """The copy of the next batch is queued on its own stream: it ends while the consumer's stream still works."""
-    device = torch.device(kind)
+    device = torch.device("cuda")
     weights = torch.randn(4096, 4096, device=device)
-    copies = ahead_on(device, iter([{"x": torch.randn(1024, 1024)} for _ in range(3)]))
+    copies = ahead_on(device, iter([{"x": torch.randn(1024, 1024)} for _ in range(3)]), StageClock())
     next(copies)
     done = torch.cuda.Event()
     for _ in range(50):
@@ -148,7 +156,7 @@ def test_a_copy_overlaps_what_the_consumer_computes(kind: str) -> None:
     assert copied.shape == (1024, 1024) and torch.isfinite(copied).all()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("cuda", marks=CUDA)])
-def test_slabs_are_pinned(kind: str) -> None:
+@requires_cuda
+def test_slabs_are_pinned() -> None:
     slab, _ = packed({"x": torch.ones(5)}, pin=True)
     assert slab.is_pinned()

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders.order import Order, Rows
-from loaders.orders import BlockOrder
+from loaders.order import Order, OrderStrategy, Rows
+from loaders.orders import BlockOrder, BlockShuffle, Bucketed, Subset
+from loaders.orders.limits import Limits
 from loaders.share import Share, row_windows, steps_of
 from loaders.step import Step
-from loaders.windows import WindowReader, read_ahead
+from loaders.window_reader import WindowReader, read_ahead
 from tests.integration.order_checks import Synthetic, SyntheticSource
 
 ROWS, ROW_BYTES = 1_003, 10
@@ -47,7 +48,9 @@ def steps_and_reader(cache: Any, share: Share, cache_bytes: int = 1 << 30) -> tu
     def steps() -> Iterator[Step]:
         return steps_of(1, share, row_windows(ORDER, share))
 
-    return list(steps()), WindowReader(cache.read, cache_bytes, ORDER, share).steps(steps())
+    return list(steps()), WindowReader(cache.read, cache_bytes, ORDER, ORDER.windows(share.start, ROWS), share).steps(
+        steps()
+    )
 
 
 def rows_of(steps: list[Step], start: int, stop: int) -> set[int]:
@@ -61,19 +64,14 @@ def test_a_window_is_read_while_the_one_before_it_is_used(world_size: int, start
     cache = Cache()
     share = Share(ROWS, 30, rank=world_size - 1, world_size=world_size, start=start)
     expected, steps = steps_and_reader(cache, share)
+    full = start + (ROWS - start) // 30 * 30  # the last, short batch is left to itself
     taken: list[Step] = []
-    for number, (first, end) in enumerate(WINDOWS):
-        if end <= start:
-            continue
-        while not taken or taken[-1].start < first:
-            taken.append(next(steps))
-            if len(taken) == len(expected):
-                break
+    for step in steps:
+        taken.append(step)
+        number = next(number for number, (first, end) in enumerate(WINDOWS) if first <= step.start < end)
         upto = WINDOWS[min(number + 1, len(WINDOWS) - 1)][1]
-        full = start + (ROWS - start) // 30 * 30  # the last, short batch is left to itself
-        cache.wait_for(rows_of(expected, start, min(upto, full)))
+        cache.wait_for(rows_of(expected, WINDOWS[number][1], min(upto, full)))
         assert not cache.rows & rows_of(expected, upto, ROWS), "no further"
-    taken += list(steps)
     assert [step.rows.tolist() for step in taken] == [step.rows.tolist() for step in expected]
     assert all((np.diff(piece) > 0).all() for piece in cache.pieces), "in the order in which they are stored"
     assert len(cache.rows) == sum(len(piece) for piece in cache.pieces), "once"
@@ -106,6 +104,31 @@ def test_a_pass_that_is_left_ends_its_threads() -> None:
         assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        BlockShuffle(10, 8),
+        Subset(range(0, ROWS, 2), BlockShuffle(10, 8)),
+        Bucketed(np.arange(ROWS) % 50, 30, 60, BlockShuffle(10, 8)),
+    ],
+    ids=["blocks", "subset", "buckets"],
+)
+@pytest.mark.parametrize("limit", [None, 10])
+def test_orders_of_block_wise_orders_are_read_ahead(strategy: OrderStrategy, limit: int | None) -> None:
+    cache = Cache()
+    source: Any = SyntheticSource(Synthetic(ROWS))
+    source.reader_ahead, source.cache_bytes = lambda: cache.read, 1 << 30
+    order = Limits(limit).epoch(strategy.bind(source), 1, 2, lambda order: Share(order.length, 30))
+    share = Share(order.length, 30)
+    steps = steps_of(2, share, row_windows(order, share))
+    seen: set[int] = set()
+    for step in read_ahead(source, order, share, steps):
+        if len(step.rows) == 30:
+            seen |= set(step.rows.tolist())
+            cache.wait_for(seen)
+    assert seen <= cache.rows <= set(order.rows_at(0, order.length).tolist()), "the last, short batch, too, or not"
+
+
 def test_where_there_is_nothing_to_read_ahead_nothing_happens() -> None:
     steps = iter([Step(0, 0, np.arange(3))])
     source: Any = SyntheticSource(Synthetic(ROWS))
@@ -113,5 +136,5 @@ def test_where_there_is_nothing_to_read_ahead_nothing_happens() -> None:
     assert read_ahead(source, ORDER, share, steps) is steps
     source.reader_ahead = lambda: None
     assert read_ahead(source, ORDER, share, steps) is steps
-    source.reader_ahead = lambda: Cache().read
+    source.reader_ahead, source.cache_bytes = lambda: Cache().read, 1 << 30
     assert read_ahead(source, Order(ROWS), share, steps) is steps

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader as TorchDataLoader  # noqa: E402
 from torch.utils.data import DistributedSampler, IterableDataset, TensorDataset, get_worker_info  # noqa: E402
 
-from loaders import DataLoader, LoaderStateError  # noqa: E402
+from loaders import DataLoader  # noqa: E402
 
 
 class Stream(IterableDataset):
@@ -144,13 +144,6 @@ def test_set_epoch_reaches_the_sampler() -> None:
     loader.set_epoch(3)
     assert sampler.epoch == 3
     DataLoader(data).set_epoch(3)  # nothing to tell
-
-
-def test_a_plain_dataset_has_no_state() -> None:
-    loader = DataLoader(TensorDataset(torch.arange(3)))
-    for call in (loader.state_dict, lambda: loader.load_state_dict({})):
-        with pytest.raises(LoaderStateError, match="over a TensorDataset draws from torch's samplers"):
-            call()
 
 
 def test_a_loader_rebuilt_as_torchs_own_gathers_by_batch(
