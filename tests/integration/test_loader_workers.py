@@ -313,6 +313,13 @@ def test_a_pass_that_is_left_gives_its_persistent_workers_to_the_next(ds: Datase
         next(first)
 
 
+@pytest.mark.requires_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_of_worker_processes_are_pinned(ds: Dataset) -> None:
+    for batch in DataLoader(ds, 100, pin_memory=True, transforms={"text": [length]}, **TWO):
+        assert all(values.is_pinned() for values in batch.values() if isinstance(values, torch.Tensor))
+
+
 def test_a_copy_of_a_loader_has_workers_of_its_own(ds: Dataset) -> None:
     loader = DataLoader(ds, 100, persistent_workers=True, transforms={"text": [length]}, **{**TWO, "num_workers": 1})
     next(iter(loader))
