@@ -431,6 +431,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
         if self.worker_mode == "process" and not num_workers:
             raise ValueError("worker_mode='process' needs num_workers > 0")
+        if self.prefetch_bytes_max is not None and (self.worker_mode == "process" or worker_init_fn is not None):
+            raise ValueError(
+                "prefetch_bytes_max is for threads: worker processes have prefetch_factor batches each, in slabs"
+            )
         if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
             raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
         made_here = [name for name in given if name not in _OF_THE_ORDER]

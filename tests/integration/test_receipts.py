@@ -67,6 +67,8 @@ def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
         ]
         assert ranks == [alone] * len(ranks)
     assert two_epochs(DataLoader(ds, **common, **COLD, num_workers=2, prefetch_factor=3)) == alone
+    processes = DataLoader(ds, **common, **COLD, num_workers=2, worker_mode="process", multiprocessing_context="fork")
+    assert two_epochs(processes) == alone
     assert two_epochs(NumpyLoader(ds, **common)) == alone
     assert two_epochs(DataLoader(ds, **common, pad=True, rank=2, world_size=3)) == alone
     rows = {"collate_fn": lambda rows: [row["id"] for row in rows], "global_batch_size": 200, "shuffle": True}
