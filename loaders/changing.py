@@ -43,6 +43,8 @@ class Changing:
     dataset: Any
     _strategy: OrderStrategy | None
     seed: int
+    num_workers: int
+    in_order: bool = True
     follow: bool | str = False
     overfit_batches: Limit = None
 
@@ -89,13 +91,19 @@ class Changing:
         if self.overfit_batches is not None:
             raise ValueError("set_weights: with overfit_batches every epoch has the first batches of epoch 0")
         now = self._reading()
+        running = None if self._running is None else self._running()
+        if running is not None and not running.running:
+            running = None
+        if running is not None and self.num_workers and not self.in_order:
+            raise ValueError(
+                "set_weights: with in_order=False, what was handed out is no position: set them between epochs"
+            )
         position = self._progress.position
         order = change(position.epoch, position.consumed, weights)
         bound = order.bind(now.columns)
         bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
         self._strategy, self._bound_order = order, bound
-        running = None if self._running is None else self._running()
-        if running is not None and running.running:
+        if running is not None:
             running.close()
             running.go_on_with(*self._begun(*position))
 

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Sampler
 
 from loaders.batch import gatherer, pinned
-from loaders.changing import Reading
 from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows, compiled, wanted
@@ -340,11 +339,6 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _in_company(self) -> bool:
         return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
 
-    def _read_on(self, reading: Reading) -> None:
-        if reading.dataset is not self.dataset:
-            self._iterator = None  # persistent workers have the dataset as it was
-        super()._read_on(reading)
-
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
@@ -437,6 +431,10 @@ class DataLoader(Loader, TorchDataLoader[Any]):
             raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
         if self.worker_mode == "process" and not num_workers:
             raise ValueError("worker_mode='process' needs num_workers > 0")
+        if self.prefetch_bytes_max is not None and (self.worker_mode == "process" or worker_init_fn is not None):
+            raise ValueError(
+                "prefetch_bytes_max is for threads: worker processes have prefetch_factor batches each, in slabs"
+            )
         if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
             raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
         made_here = [name for name in given if name not in _OF_THE_ORDER]

@@ -40,6 +40,7 @@ Longs: TypeAlias = npt.NDArray[np.int64]
 
 FLAT_VERSION = "lepton.flat.1"  # of the layout in the hot cache
 _OFFSET_BYTES = 8
+GROUPS_TOGETHER = 256  # row groups whose nodes are read at a time: 1 KiB and more each
 
 
 class FlatColumn:
@@ -166,18 +167,26 @@ class FlatColumn:
     def _values_bytes(self) -> tuple[int, int]:
         """(at least as many bytes as the values have, null lists), from the tree's nodes alone; of a view, about as many.
 
-        Stops at more than `bytes_max`: then it does not matter how many more there are.
+        Reads the nodes of the row groups that the view has rows of, and stops at more than `bytes_max`: then it does not matter how
+        many more there are.
         """
-        column, total, nulls = self.dataset.schema.get_field_index(self.name), 0, 0
-        groups = len(self.dataset.leaves.digests)
-        whole = max(self.dataset.commit_object.rows, 1)
-        for at in range(groups):
-            parts = self.dataset.leaves.group(at).columns[column]
-            total += sum(part.page_bytes for part in parts)
-            nulls += sum(part.nulls for part in parts)
-            if total * len(self.dataset) > self._bytes_max * whole:
+        leaves, selection = self.dataset.leaves, self.dataset.selection
+        column = self.dataset.schema.get_field_index(self.name)
+        starts = leaves.starts
+        taken = np.diff(starts)  # rows of each row group
+        if selection is not None:
+            taken = np.bincount(np.searchsorted(starts, selection, side="right") - 1, minlength=len(starts) - 1)
+        wanted = np.flatnonzero(taken)
+        total, nulls = 0.0, 0
+        for at in range(0, len(wanted), GROUPS_TOGETHER):
+            some = wanted[at : at + GROUPS_TOGETHER].tolist()
+            for number, group in zip(some, leaves.groups(some), strict=True):
+                parts = group.columns[column]
+                total += sum(part.page_bytes for part in parts) * int(taken[number]) / group.rows
+                nulls += sum(part.nulls for part in parts)
+            if total > self._bytes_max:
                 break
-        return -(-total * len(self.dataset) // whole), nulls
+        return math.ceil(total), nulls
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values and the lock: another process decodes, or maps, its own."""

@@ -450,17 +450,36 @@ class ColumnSource:
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def reader_ahead(self) -> Callable[[npt.NDArray[np.int64]], int] | None:
-        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes of values that is.
+        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes that is.
+
+        It raises when it cannot, OSError when the cache is gone.
 
         It is a client of its own there: what it asks for does not count as used. None where nothing is read for each batch, or not
-        through a cache that can be used.
+        through a cache that can be used, or from where a request costs no more than its bytes (a disk).
         """
-        if not self.plans or self.dataset.cache is None:
+        if not self.plans or self.dataset.cache is None or not self.distant:
             return None
+        from leptonstore.dataset.future import future_digests
+
         if self._twin is None:
             self._twin = self.dataset.cached(self.dataset.cache.path)
         twin, names = self._twin, [spec.name for spec in self.cold]
-        return lambda rows: twin.take(rows, columns=names).nbytes
+
+        def read(rows: npt.NDArray[np.int64]) -> int:
+            chunks: Any = twin.chunks
+            if not chunks.cache.usable:
+                raise OSError("the cache is gone: what is read would be for nobody")
+            wanted = list(dict.fromkeys(digest.tobytes() for digest in future_digests(twin, rows, names)))
+            return sum(len(value) for value in chunks.get_many(wanted))
+
+        return read
+
+    @property
+    def distant(self) -> bool:
+        """Whether some of it may have to come from where many small reads cost far more than a long one: an object store."""
+        from leptonstore.tiers.roles import ManyReader
+
+        return any(isinstance(tier, ManyReader) for tier in self.dataset.store.tier.tiers)
 
     @property
     def cache_bytes(self) -> int:

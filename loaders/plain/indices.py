@@ -67,6 +67,7 @@ class Indices:
 
     globals_drawn: names of the global generators that its samplers may draw from.
     generators:    torch's generators that were given to the loader or its samplers, each once.
+    of_ranks:      whether each rank draws others, by its number: a state is then one for all ranks.
     """
 
     def __init__(self, index_sampler: Any, generator: torch.Generator | None) -> None:
@@ -77,6 +78,8 @@ class Indices:
         given = [generator, *(getattr(sampler, "generator", None) for sampler in self.samplers)]
         own = {id(one): one for one in given if isinstance(one, torch.Generator)}
         self.generators = list(own.values())
+        # Lightning saves the state of rank 0 and loads it into all: equal positions, other indices.
+        self.of_ranks = any(isinstance(sampler, DistributedSampler) for sampler in self.samplers)
         self.batching = type(index_sampler) is BatchSampler
         self.stated = index_sampler.sampler if self.batching else index_sampler  # the sampler that may have a state
 

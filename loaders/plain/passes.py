@@ -20,6 +20,10 @@ from loaders.plain.state import PlainState, Source
 from loaders.plain.stateful import is_stateful, load, state_of
 from loaders.plain.streams import Carried, DatasetSide
 
+# Index batches of one worker that are kept, and fetched again by a worker that goes on, since a stateful map-style dataset was
+# asked for its state: 256,000 indices at batches of 256.
+BATCHES_KEPT_MAX = 1_000
+
 
 class Facts:
     """What a state needs to know of a loader: not the loader itself, whose workers end when nobody holds it."""
@@ -99,6 +103,8 @@ class Pass:
         if not facts.has_streams:
             return None
         own_every = max(1, every // max(facts.workers, 1)) if every else 0
+        if not facts.iterable:  # whose index batches since then stand in the state
+            own_every = min(own_every or BATCHES_KEPT_MAX, BATCHES_KEPT_MAX)
         return DatasetSide(facts.dataset, facts.iterable, facts.batched, facts.batch_size, own_every, self._streams)
 
     # -- what torch asks -----------------------------------------------------------------------------------------
@@ -189,6 +195,12 @@ class Pass:
         self._move(draw)
         return batch
 
+    def end(self) -> None:
+        """The last batch was handed out; what a stream holds (files, connections) is let go."""
+        self.finished = True
+        if self._side is not None:
+            self._side.stream = None
+
     def draw_first(self) -> None:
         """Draw the pass's first index now, if torch has not: the generators stand here where they should."""
         assert self._cursor is not None
@@ -217,7 +229,7 @@ class Pass:
             between=False,
             batches=handed.ordinal + 1,
             late=[] if facts.iterable else cursor.late + self._late(),
-            check=None if handed.after or facts.iterable else check,
+            check=None if handed.after or facts.iterable or facts.indices.of_ranks else check,
             base_seed=self.base_seed,
             rng=cursor.rng,
             generators=cursor.generators,
@@ -281,7 +293,7 @@ class _Reporting(torchs._BaseDataLoaderIter):
         try:
             return super().__next__()
         except StopIteration:
-            self._pass.finished = True
+            self._pass.end()
             raise
 
 

@@ -78,8 +78,14 @@ def lightning(dataset: Dataset) -> dict[str, Any]:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    def trainer(sampler: bool) -> Any:
+    class SaveAtStepThree(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(Path(sys.argv[3]).parent / "step3.ckpt")
+
+    def trainer(sampler: bool, callbacks: Any = None) -> Any:
         return lightning.Trainer(
+            callbacks=callbacks,
             accelerator="cpu",
             devices=2,
             max_epochs=2,
@@ -99,6 +105,14 @@ def lightning(dataset: Dataset) -> dict[str, Any]:
             trainer(sampler).fit(module, *(() if in_hook else (make(),)))
         return {"seen": module.seen, "reads": reads}
 
+    def resume(sampler: bool, **options: Any) -> dict[str, Any]:
+        """What came after the third step, in the run that was saved there and in one that goes on from there."""
+        whole, rest = Module(None), Module(None)
+        trainer(sampler, [SaveAtStepThree()]).fit(whole, DataLoader(dataset, BATCH, shuffle=True, **options))
+        checkpoint = Path(sys.argv[3]).parent / "step3.ckpt"
+        trainer(sampler).fit(rest, DataLoader(dataset, BATCH, shuffle=True, **options), ckpt_path=checkpoint)
+        return {"whole": whole.seen[3:], "rest": rest.seen}
+
     def predict() -> dict[str, Any]:
         module = Module(None)
         with counted_reads() as reads:
@@ -112,6 +126,8 @@ def lightning(dataset: Dataset) -> dict[str, Any]:
         "rebuilt with a tuple": fit(True, False, **made),
         "not rebuilt": fit(False, False, shuffle=True, seed=4),
         "predicting": predict(),
+        "rebuilt and resumed": resume(True),
+        "not rebuilt and resumed": resume(False, seed=4),
     }
 
 

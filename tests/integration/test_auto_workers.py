@@ -99,6 +99,8 @@ def test_auto_is_for_the_threads_of_this_loader(ds: Dataset) -> None:
         DataLoader(ds, num_workers="auto", collate_fn=list)
     with pytest.raises(ValueError, match="prefetch_bytes_max: only for"):
         DataLoader([1, 2], prefetch_bytes_max=1)
+    with pytest.raises(ValueError, match="prefetch_bytes_max is for threads"):
+        DataLoader(ds, num_workers=2, worker_mode="process", prefetch_bytes_max=1 << 20)
     with pytest.raises(ValueError, match="num_workers is a number or \"auto\", not 'many'"):
         DataLoader(ds, num_workers="many")
     with pytest.raises(ValueError, match="prefetch_factor option could only be specified in multiprocessing"):

@@ -301,6 +301,19 @@ def test_set_epoch_of_another_epoch_begins_it_at_its_start() -> None:
     assert len(list(restored)) == 4
 
 
+def test_a_state_of_one_rank_is_one_of_all() -> None:
+    """Lightning saves what rank 0 says, and gives it to every rank."""
+    loaders = [DataLoader(Numbers(ROWS), 2, sampler=DistributedSampler(range(ROWS), 2, rank)) for rank in range(2)]
+    passes = [iter(loader) for loader in loaders]
+    for batches in passes * 2:
+        next(batches)
+    state, rests = loaders[0].state_dict(), [listed(batches) for batches in passes]
+    for rank, rest in enumerate(rests):
+        restored = DataLoader(Numbers(ROWS), 2, sampler=DistributedSampler(range(ROWS), 2, rank))
+        restored.load_state_dict(state)
+        assert listed(restored) == rest
+
+
 def test_a_loader_pickles_and_copies_with_its_position() -> None:
     loader = DataLoader(Numbers(ROWS), 3, shuffle=True, generator=torch.Generator().manual_seed(0))
     batches = iter(loader)

@@ -55,7 +55,7 @@ def epoch_of(count: int, epoch: int) -> list[int]:
 # -- what each epoch reads -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["gather", "threads", "rows", "processes", "numpy"])
+@pytest.mark.parametrize("path", ["gather", "threads", "rows", "processes", "slabs", "numpy"])
 def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
     kind, options = DataLoader, dict(OPTIONS)
     if path == "threads":
@@ -64,6 +64,9 @@ def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
         options |= {"columns": None, "collate_fn": lambda rows: {"id": [row["id"] for row in rows]}}
     if path == "processes":
         options |= {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "fork"}
+    if path == "slabs":
+        options |= {"num_workers": 1, "worker_mode": "process", "persistent_workers": True}
+        options |= {"arena_bytes_max": 0, "multiprocessing_context": "fork"}
     if path == "numpy":
         kind = NumpyLoader  # type: ignore[assignment]
     loader = kind(ds, 500, follow=True, **options)

@@ -111,6 +111,9 @@ def test_lightning(place: Path) -> None:
     check(ranks, "rebuilt with a tuple", passes=2)
     check(ranks, "not rebuilt", passes=2, gathers=False)
     check(ranks, "predicting")
+    for rank in ranks:
+        for name in ("rebuilt and resumed", "not rebuilt and resumed"):
+            assert rank[name]["rest"] == rank[name]["whole"] and len(rank[name]["rest"]) == 5
 
 
 def test_accelerate(place: Path) -> None:

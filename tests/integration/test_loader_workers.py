@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -25,6 +26,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import get_worker_info  # noqa: E402
 
 from loaders import DataLoader, Order  # noqa: E402
+from loaders.mixture import Mixture  # noqa: E402
 from loaders.workers import STEP_DEATHS_MAX, WorkerFailed  # noqa: E402
 
 Make = Callable[..., Source]
@@ -309,6 +311,40 @@ def test_a_pass_that_is_left_gives_its_persistent_workers_to_the_next(ds: Datase
     assert joined(ids(loader)) == list(range(ROWS)) and {child.pid for child in workers()} == pids
     with pytest.raises(RuntimeError, match="taken its persistent workers"):
         next(first)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_of_worker_processes_are_pinned(ds: Dataset) -> None:
+    for batch in DataLoader(ds, 100, pin_memory=True, transforms={"text": [length]}, **TWO):
+        assert all(values.is_pinned() for values in batch.values() if isinstance(values, torch.Tensor))
+
+
+def test_a_copy_of_a_loader_has_workers_of_its_own(ds: Dataset) -> None:
+    loader = DataLoader(ds, 100, persistent_workers=True, transforms={"text": [length]}, **{**TWO, "num_workers": 1})
+    next(iter(loader))
+    twin = pickle.loads(pickle.dumps(loader))  # noqa: S301
+    assert joined(ids(twin)) == joined(ids(loader)) and len(workers()) == 2
+    del loader, twin
+    gc.collect()
+    assert not workers()
+
+
+def test_weights_of_a_mixture_change_in_mid_run(ds: Dataset) -> None:
+    """What was made ahead by the workers is dropped and made anew; substitutes and steps are those of one process."""
+    found = []
+    for options in ({}, TWO, {**TWO, "persistent_workers": True}):
+        mixture = Mixture({"a": (ds.select(np.arange(900)), 1), "b": (ds.select(np.arange(900, ROWS)), 1)})
+        loader = DataLoader(mixture, 50, columns=["id", "text"], transforms={"text": [length]}, **options)
+        rows: list[list[int]] = []
+        for batch in loader:
+            rows.append(batch["id"].tolist())
+            if len(rows) == 5:
+                loader.set_weights({"a": 9, "b": 1})
+            if len(rows) == 12:
+                break
+        found.append(rows)
+    assert found[0] == found[1] == found[2]
 
 
 SCRIPT = """

@@ -210,3 +210,8 @@ def test_lists_are_decoded_ahead_within_the_budget(lists: Dataset) -> None:
         return [spec.name for spec in loader._source.cold]
 
     assert cold(2_500 * 8) == ["clouds", "codes"] and cold(80_000) == ["clouds"] and cold(1 << 20) == []
+
+
+def test_a_dataset_of_lists_without_rows(lists: Dataset, store: Store, source_of: Callable[..., Source]) -> None:
+    empty = write_dataset(store, "empty", source_of(lists.to_arrow().slice(0, 0), ("id",)))
+    assert list(DataLoader(empty, 4, shuffle=True)) == [] == list(DataLoader(lists.select([]), 4))

@@ -26,7 +26,7 @@ from loaders.orders import BlockShuffle, Bucketed, ClassBalanced, Curriculum, Su
 from loaders.receipt import Receipt, merged  # noqa: E402
 from loaders.source import ColumnSource  # noqa: E402
 from loaders.strategies import strategy_of  # noqa: E402
-from loaders.verify import Checked, ReceiptDiffers, Replay  # noqa: E402
+from loaders.verify import Checked, ReceiptDiffers, Replay, replay_of  # noqa: E402
 
 Make = Callable[..., Source]
 COLD = {"arena_bytes_max": 0}
@@ -38,6 +38,13 @@ def ds(store: Store, source_of: Make) -> Dataset:
     return write_dataset(store, "samples", source_of(make_table(ROWS), ("id",)))
 
 
+def with_order(receipt: Receipt, spec: dict[str, Any]) -> Receipt:
+    """The same receipt, said to be in another order."""
+    return replace(receipt, segments=tuple(
+        replace(segment, origin=replace(segment.origin, order=spec)) for segment in receipt.segments
+    ))  # fmt: skip
+
+
 def two_epochs(loader: Any) -> Receipt:
     for _ in range(2):
         for _ in loader:
@@ -46,8 +53,8 @@ def two_epochs(loader: Any) -> Receipt:
     return receipt
 
 
-def replay(receipt: Receipt, dataset: Dataset, **options: Any) -> Replay:
-    return Replay(receipt, lambda origin: ColumnSource(dataset), **options)
+def replay(receipt: Receipt, dataset: Dataset) -> Replay:
+    return Replay(receipt, lambda origin: ColumnSource(dataset))
 
 
 def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
@@ -60,6 +67,8 @@ def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
         ]
         assert ranks == [alone] * len(ranks)
     assert two_epochs(DataLoader(ds, **common, **COLD, num_workers=2, prefetch_factor=3)) == alone
+    processes = DataLoader(ds, **common, **COLD, num_workers=2, worker_mode="process", multiprocessing_context="fork")
+    assert two_epochs(processes) == alone
     assert two_epochs(NumpyLoader(ds, **common)) == alone
     assert two_epochs(DataLoader(ds, **common, pad=True, rank=2, world_size=3)) == alone
     rows = {"collate_fn": lambda rows: [row["id"] for row in rows], "global_batch_size": 200, "shuffle": True}
@@ -166,8 +175,9 @@ def test_weights_that_change_in_mid_run_are_in_the_receipt(ds: Dataset, store: S
     list(islice(restored, 8))
     one = stopped.receipt().then(restored.receipt())
     assert (one.head, one.steps) == (whole.receipt().head, 20)
-    source = mixed().__lepton_source__(["id"], None)
-    assert Replay(one, lambda origin: source, restored.order).verify() == Checked(20, 1_800)
+    assert replay_of(one, mixed()).verify() == Checked(20, 1_800)
+    with pytest.raises(BadInput, match="weights"):
+        replay_of(one, Mixture({"samples": (ds, 0.7), "others": (other, 0.3)})).verify()
 
 
 def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
@@ -183,7 +193,7 @@ def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
             return self
 
         def spec(self) -> dict[str, Any]:
-            return {}
+            return {"name": "wrong"}
 
         length = ROWS
 
@@ -199,10 +209,10 @@ def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
     with pytest.raises(
         ReceiptDiffers, match=r"segment 0, epoch 0, steps? .*it was changed, or is of another run"
     ) as caught:
-        replay(receipt, ds, order=Wrong()).verify()
+        replay_of(with_order(receipt, {"name": "wrong"}), ds, Wrong()).verify()
     assert caught.value.first <= where <= caught.value.last < caught.value.first + 16
     with pytest.raises(ReceiptDiffers):
-        replay(receipt, ds, order=FullOrder(False)).verify()
+        replay_of(with_order(receipt, FullOrder(False).spec()), ds).verify()
 
 
 def test_any_step_is_given_again(ds: Dataset) -> None:
@@ -236,7 +246,7 @@ def test_every_order_is_verified_from_its_spec_alone(ds: Dataset, order: Any, li
     receipt = Receipt.from_dict(json.loads(two_epochs(loader).to_json()))
     assert replay(receipt, ds).verify().steps == receipt.steps == loader.stats["batches"]
     with pytest.raises(ReceiptDiffers):
-        replay(receipt, ds, order=FullOrder(True)).verify()
+        replay_of(with_order(receipt, FullOrder(True).spec()), ds).verify()
 
 
 def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
@@ -244,7 +254,11 @@ def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
     receipt = two_epochs(DataLoader(ds, 50, order=order, columns=["id"]))
     with pytest.raises(BadInput, match=r"an order cannot be made of the spec .*weighted.* alone: check it from Python"):
         replay(receipt, ds).verify()
-    assert replay(receipt, ds, order=order).verify().steps == receipt.steps
+    assert replay_of(receipt, ds, order).verify().steps == receipt.steps
+    with pytest.raises(BadInput, match="and of the one that is given"):
+        replay_of(receipt, ds, Weighted(np.ones(ROWS))).verify()
+    overfit = two_epochs(DataLoader(ds, 50, order=order, columns=["id"], overfit_batches=2))
+    assert replay_of(overfit, ds, order).verify().steps == 4
 
 
 def nested(depth: int) -> dict[str, Any]:
