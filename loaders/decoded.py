@@ -46,6 +46,11 @@ class Undecoded(NamedTuple):
     value: Any
     key: bytes | None
 
+    @property
+    def nbytes(self) -> int:
+        """Of the value."""
+        return 0 if self.value is None else len(self.value)
+
 
 def split_chain(chain: Sequence[Any]) -> tuple[list[Transform], list[Transform]]:
     """Its head, whose results may be kept, and its tail."""

@@ -347,9 +347,13 @@ def rows_bytes(values: Mapping[str, Values], rows: Rows) -> float:
             total += column.nbytes / max(len(rows), 1)
         elif column:
             some = column[:_LOOKED_AT]
-            total += sum(len(value) if isinstance(value, bytes | str) else _OBJECT_BYTES for value in some) / len(some)
+            total += sum(_value_bytes(value) for value in some) / len(some)
     return total
 
 
+def _value_bytes(value: Any) -> int:
+    return len(value) if isinstance(value, bytes | str) else getattr(value, "nbytes", _OBJECT_BYTES)
+
+
 _LOOKED_AT = 16  # values of a variable column
-_OBJECT_BYTES = 256  # of a value that is neither text nor bytes: a guess
+_OBJECT_BYTES = 256  # of a value that is neither text nor bytes nor an array: a guess
