@@ -163,7 +163,8 @@ def _handed_over(width: int) -> Figure:
     from loaders.rows import RowsMaker
     from loaders.share import Share, row_windows, steps_of
     from loaders.stall import LoaderStats
-    from loaders.workers import WorkerBatches, WorkerPool
+    from loaders.worker_batches import WorkerBatches
+    from loaders.workers import WorkerPool
 
     count = 400 if width > 1_000 else 1_000
     data: Any = Ready(width, BATCH * count)

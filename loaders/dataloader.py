@@ -43,7 +43,8 @@ from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.tuning import Auto, chosen
 from loaders.worker import Maker
-from loaders.workers import WorkerBatches, WorkerPool
+from loaders.worker_batches import WorkerBatches
+from loaders.workers import WorkerPool
 
 Path = Literal["torch", "rows", "gather"]
 WorkerMode = Literal["thread", "process"]

@@ -39,9 +39,8 @@ AT_PLACE, AT_COLUMN, AT_SINCE, CANCELLED = range(
 )  # words: sample of the step (-1: none), column, monotonic ns; not wanted any more
 REQUEST_AT = 8 * WORDS
 _ALIGN = 64
-_GROWN = (
-    1.25  # a slab grows to this much of what is asked, so that batches of varying size do not make it grow each time
-)
+# A slab grows to this much of what is asked, so that batches of varying size do not make it grow each time.
+_GROWN = 1.25
 _GRAIN = 1 << 16
 _MARSHAL = 2  # version: without references, whose table costs more than it saves
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})

@@ -33,9 +33,8 @@ from loaders.pipeline import Made, Recipe, Work, rows_bytes
 from loaders.step import Step
 from loaders.tuning import Tuner, bytes_of
 
-FLIGHT_BYTES_MAX = (
-    32 << 20
-)  # read together: enough for an object store's bandwidth x delay, little beside a batch of images
+# Read together: enough for an object store's bandwidth x delay, little beside a batch of images.
+FLIGHT_BYTES_MAX = 32 << 20
 CLOSE_WAIT_S = 5.0  # a sample takes far less; what takes longer is taken to hang
 _GROUP_ROWS_MAX = 32  # samples of a task: at 1 ms each, the threads end a batch within 30 ms of each other at worst
 _GROUPS_PER_THREAD = 4  # of a batch, so that the last of them are short

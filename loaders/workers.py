@@ -22,24 +22,21 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from time import monotonic, monotonic_ns
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 
-from loaders.faults import Fault, FaultCount, OnFault, Policy, SampleName, name_of, named
+from loaders.faults import Fault, Policy, SampleName, name_of, named
 from loaders.pipeline import Made
 from loaders.slab import AT_COLUMN, AT_PLACE, AT_SINCE, CANCELLED, REQUEST_AT, Slab, unpack
-from loaders.stages import Transform
 from loaders.stall import LoaderStats
 from loaders.step import Step
 from loaders.worker import (
     ANSWER,
     DIES,
     FAILED,
-    HANGS,
     MADE,
     READY,
     TASK,
@@ -50,22 +47,17 @@ from loaders.worker import (
     restored,
 )
 
-STEP_DEATHS_MAX = (
-    4  # of workers at one step: kills from outside hit another step the next time, a step that kills does not
-)
+# Of workers at one step: kills from outside hit another step the next time, a step that kills does not.
+STEP_DEATHS_MAX = 4
 START_DEATHS_MAX = 3  # of a worker, one after another, before it says that it is ready
-START_WAIT_S = (
-    120.0  # for a worker that starts (it imports torch, and what the user's functions need), whatever `timeout` says
-)
 CLOSE_WAIT_S = 1.0  # for what a worker is at; then it is killed, which loses nothing: it only reads
-_LEASED = (
-    1  # slabs of each worker beside those of its steps, for batches that the caller still has (2 for a single worker)
-)
+# Slabs of each worker beside those of its steps, for batches that the caller still has (2 for a single worker).
+_LEASED = 1
 _ANSWERS_BYTES = 1 << 12  # read at once
 
 
 @dataclass(eq=False)
-class _Pending:
+class Pending:
     """A step from its submission until it is handed out. `left_out`: samples not to be made, and why."""
 
     number: int
@@ -90,7 +82,7 @@ class _Worker:
     began: float = 0.0
     deaths: int = 0  # since it was last ready
     inbox: bytes = b""
-    tasks: deque[tuple[_Pending, int]] = field(default_factory=deque)
+    tasks: deque[tuple[Pending, int]] = field(default_factory=deque)
 
     def free_slab(self) -> int | None:
         taken = {slab for _, slab in self.tasks}
@@ -155,7 +147,7 @@ class WorkerPool:
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 
-    def submit(self, pending: _Pending) -> bool:
+    def submit(self, pending: Pending) -> bool:
         """Give a step to the worker that has least to do; False when none can take it."""
         able = [worker for worker in self._workers if len(worker.tasks) < self.ahead and worker.free_slab() is not None]
         if not able:
@@ -167,7 +159,7 @@ class WorkerPool:
         self._send(worker, pending, slab)
         return True
 
-    def _send(self, worker: _Worker, pending: _Pending, at: int) -> None:
+    def _send(self, worker: _Worker, pending: Pending, at: int) -> None:
         slab, step = worker.slabs[at], pending.step
         rows, left_out = len(step.rows), len(pending.left_out)
         stop = REQUEST_AT + 8 * rows + 16 * left_out
@@ -255,7 +247,7 @@ class WorkerPool:
 
     # -- what a step is waiting for --------------------------------------------------------------------------------
 
-    def at_work_on(self, pending: _Pending) -> tuple[_Worker, int, str, float] | None:
+    def at_work_on(self, pending: Pending) -> tuple[_Worker, int, str, float] | None:
         """(worker, place of the sample or -1, column, seconds) where a worker is at this step."""
         for worker in self._workers:
             if worker.tasks and worker.tasks[0][0] is pending:
@@ -265,7 +257,7 @@ class WorkerPool:
                 return worker, int(words[AT_PLACE]), name, (monotonic_ns() - int(words[AT_SINCE])) / 1e9
         return None
 
-    def leave_out(self, pending: _Pending, worker: _Worker, place: int, why: int) -> None:
+    def leave_out(self, pending: Pending, worker: _Worker, place: int, why: int) -> None:
         """End a worker; its step is made again without this sample."""
         pending.left_out[place] = why
         worker.process.kill()
@@ -418,141 +410,3 @@ def _close_inherited(kept: list[Slab]) -> Callable[[], None]:
                 slab.close()
 
     return close
-
-
-class WorkerBatches:
-    """An iterator over the batches of `steps`, made by a pool of worker processes. Used by one thread.
-
-    pin:       done to each batch here: pinned memory belongs to one process.
-    keep_pool: whether the pool outlives the pass (persistent_workers).
-    The other parameters are those of `loaders.threads.ThreadedBatches`.
-    """
-
-    def __init__(
-        self,
-        pool: WorkerPool,
-        steps: Iterator[Step],
-        timeout_s: float = 0,
-        in_order: bool = True,
-        pin: Transform | None = None,
-        keep_pool: bool = False,
-        on_fault: OnFault | None = None,
-    ) -> None:
-        self._pool, self._keep_pool = pool, keep_pool
-        pool.abandon()
-        self._claim = pool.claim = object()  # not this object, which would keep itself alive
-        self._steps, self._steps_left = steps, True
-        self._steps_error: Exception | None = None
-        self._timeout_s, self._in_order, self._pin, self._on_fault = timeout_s, in_order, pin, on_fault
-        self._ahead: deque[_Pending] = deque()
-        self._next: Step | None = None  # taken from `steps`, and no worker has room for it
-        self._faults = FaultCount()
-        self._open = True
-
-    def __iter__(self) -> WorkerBatches:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            if self._open and self._pool.claim is not self._claim:
-                raise RuntimeError(
-                    "this pass is over: a later iter() of the same loader has taken its persistent workers"
-                )
-            self._submit()
-            while not self._ahead and self._next is not None:  # the workers are still at steps of a pass that was left
-                self._pool.poll(None)
-                self._submit()
-            if not self._ahead:
-                if self._steps_error is not None:
-                    error, self._steps_error = self._steps_error, None
-                    raise error
-                raise StopIteration
-            pending = self._wait()
-            self._ahead.remove(pending)
-            if pending.error is not None:
-                raise pending.error
-            assert pending.made is not None
-            batch, faults = pending.made
-            pending.made = None
-            self._faults.add(len(pending.step.rows), faults, self._on_fault)
-            self._submit()
-        except BaseException:
-            self.close()
-            raise
-        return batch if self._pin is None else self._pin(batch)
-
-    def _submit(self) -> None:
-        while self._steps_left and len(self._ahead) < self._pool.depth:
-            try:
-                step = self._next or next(self._steps)
-            except StopIteration:
-                self._steps_left = False
-                return
-            except Exception as error:
-                self._steps_left, self._steps_error = False, error
-                return
-            pending = _Pending(next(_numbers), step)
-            if not self._pool.submit(pending):
-                self._next = step
-                return
-            self._next = None
-            self._ahead.append(pending)
-
-    def _wait(self) -> _Pending:
-        deadline = monotonic() + self._timeout_s if self._timeout_s else None
-        while True:
-            found = self._find_done()
-            if found is not None:
-                return found
-            left = None if deadline is None else deadline - monotonic()
-            if left is not None and left <= 0:
-                deadline = monotonic() + self._more_time(self._ahead[0])
-                continue
-            self._pool.poll(left)
-
-    def _find_done(self) -> _Pending | None:
-        if self._in_order:
-            return self._ahead[0] if self._ahead[0].done else None
-        return next((pending for pending in self._ahead if pending.done), None)
-
-    def _more_time(self, pending: _Pending) -> float:
-        """The seconds that a step gets beyond its timeout; raises as torch's loader does when it gets none.
-
-        Under a policy, time is a matter of samples: one that takes longer than the timeout is left out.
-        """
-        pool, step = self._pool, pending.step
-        at = pool.at_work_on(pending)
-        waiting = ""
-        if at is not None:
-            worker, place, column, seconds = at
-            if not worker.ready and monotonic() - worker.began < START_WAIT_S:
-                return self._timeout_s
-            if place >= 0 and pool.policy != "raise":
-                if seconds < self._timeout_s:
-                    return self._timeout_s - seconds
-                pool.leave_out(pending, worker, place, HANGS)
-                return self._timeout_s
-            if place >= 0:
-                waiting = f", waiting for {name_of(pool.maker.source, step, place, column)} for {seconds:.1f} s"
-        if not waiting and len(step.rows):
-            name = pool.maker.source.name
-            waiting = f", waiting for rows {int(step.rows[0])} … of dataset {name!r} (position {step.start})"
-        raise RuntimeError(f"DataLoader timed out after {self._timeout_s} seconds{waiting}")
-
-    def close(self) -> None:
-        """End the pass, and the workers unless they are persistent. Idempotent."""
-        if self._open:
-            self._open = self._steps_left = False
-            self._ahead.clear()
-            self._next = None
-            if self._keep_pool and self._pool.claim is self._claim:
-                self._pool.abandon()
-            elif not self._keep_pool:
-                self._pool.close()
-
-    def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self.close()
-
-
-_numbers = count()  # of steps, never used twice: answers of a pass that was left are told from those of the next
