@@ -201,6 +201,9 @@ WINDOWS_MAX = 8  # the latest, that a tier keeps: 64 MiB
 # Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
 # order of a pack of 64 MiB do that once in 10,000 times.
 READ_AHEAD_WINDOWS_MAX = 4  # 32 MiB: 640 MB/s where a request takes 50 ms
+# Several ranges of so many bytes together are no part of a longer read: a scan asks for SCAN_SLICE_BYTES, a loader's window for 32 MiB at a
+# time (with reading ahead, windows of 512 values of 50 KB fetched 1.48 times their bytes, without 1.13).
+READ_AHEAD_BELOW_BYTES = 24 * MIB
 READ_AHEAD_GAP_BYTES = 64 * KIB
 READ_AHEAD_PACKS_MAX = 256  # whose readers are remembered, a few hundred bytes each
 READ_TOGETHER_BYTES = (

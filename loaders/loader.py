@@ -261,7 +261,7 @@ class Loader(Changing):
             windows = self._planner.windows((order, share))
         steps = steps_in(windows)
         if self._reads_here:
-            steps = read_ahead(source, order, share, steps)
+            steps = read_ahead(source, order, share, steps, self.num_workers > 0)
         steps = self._in_shape(steps, order, share)
         note = functools.partial(self._note_fault, self._entries)
         return self._feed(self._made(source, steps, self.num_workers, note))

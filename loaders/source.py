@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from leptonstore.dataset import Dataset as Dataset
     from leptonstore.dataset.derived import DerivedColumn
     from loaders.flat import FlatColumn
+    from loaders.window_buffer import WindowBuffer
 
 __all__ = [
     "ARENA_BYTES_MAX",
@@ -219,6 +220,7 @@ class ColumnSource:
         self._flat: dict[str, FlatColumn] = {}  # lists of numbers that lie decoded in memory; known after `fill`
         self._filled = False
         self._twin: Dataset | None = None  # reads ahead
+        self.buffer: WindowBuffer | None = None  # what was read ahead for the pass that began last
         self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
         self._lock = threading.Lock()
 
@@ -400,10 +402,16 @@ class ColumnSource:
         cold = [spec for spec in self.cold if spec.name not in without]
         if not cold:
             return found
+        ahead = None if self.buffer is None or without else self.buffer.take(rows)
+        return found | (self.read_cold(rows, cold) if ahead is None else ahead)
+
+    def read_cold(self, rows: npt.NDArray[np.int64], cold: Sequence[ColumnSpec] | None = None) -> dict[str, Values]:
+        """`read` of columns that lie decoded nowhere (all of them), from the dataset itself."""
+        cold = self.cold if cold is None else cold
         if not len(rows):
-            return found | {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
+            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
         table = self.dataset.take(rows, columns=[spec.name for spec in cold])
-        return found | {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
+        return {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
 
     # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
 
@@ -492,7 +500,15 @@ class ColumnSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        gone = {"arena": {}, "_flat": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        gone = {
+            "arena": {},
+            "_flat": {},
+            "_filled": False,
+            "_twin": None,
+            "buffer": None,
+            "_earlier": None,
+            "_lock": None,
+        }
         return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
