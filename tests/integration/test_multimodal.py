@@ -123,10 +123,11 @@ def test_collates_that_name_nothing_are_refused(ds: Dataset) -> None:
         ({"collate": {"label": keep()}}, "collate names 'label', which is not loaded; the loader has id, image"),
         ({"collate": {"text": keep()}, "columns": ["id"]}, "collate names 'text'"),
         ({"collate": {"text": keep()}, "collate_fn": list}, "collate and collate_fn exclude each other"),
-        ({"collate": {"text": keep()}, "sampler": [1]}, "collate: only for a LeptonStore dataset"),
     ):
         with pytest.raises(ValueError, match=message):
             DataLoader(ds, 4, **options)
+    with pytest.raises(ValueError, match="collate: only for a LeptonStore dataset"):
+        DataLoader([1, 2], collate={"text": keep()})
 
 
 def test_a_transform_that_gives_several_shapes_names_the_row_unless_there_is_a_collate(ds: Dataset) -> None:
