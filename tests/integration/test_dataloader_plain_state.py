@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
@@ -141,6 +143,52 @@ def test_samplers(make: Callable[[], dict[str, Any]], num_workers: int) -> None:
         return DataLoader(Numbers(ROWS), num_workers=num_workers, **options)
 
     check(loader, every_nth=1 if num_workers == 0 else 3)
+
+
+KINDS: list[Callable[[], dict[str, Any]]] = [
+    lambda: {"dataset": Numbers(ROWS), "shuffle": True, "generator": torch.Generator().manual_seed(5)},
+    lambda: {"dataset": Numbers(ROWS), "sampler": StatefulSampler(ROWS)},
+    lambda: {"dataset": Numbers(ROWS), "sampler": SamplerOfStatefulIterators(ROWS)},
+    lambda: {"dataset": Counting(ROWS)},
+    lambda: {"dataset": Stream(ROWS)},
+    lambda: {"dataset": StatefulStream(ROWS)},
+    lambda: {"dataset": OwnIterator(ROWS)},
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    batch_size=st.integers(1, 6),
+    drop_last=st.booleans(),
+    stops=st.lists(st.integers(0, 9), max_size=6),
+)
+def test_a_run_that_is_stopped_again_and_again(
+    kind: Callable[[], dict[str, Any]], batch_size: int, drop_last: bool, stops: list[int]
+) -> None:
+    """A process runs some steps, over passes, and ends; the next goes on from its state: together they see what one would."""
+
+    def make() -> Any:
+        return DataLoader(batch_size=batch_size, drop_last=drop_last, **kind())
+
+    whole, steps = make(), sum(stops) + 3
+    expected: list[Any] = []
+    while len(expected) < steps:
+        expected += listed(whole)
+    seen: list[Any] = []
+    state: dict[str, Any] = {}
+    for stop in [*stops, 3]:
+        loader = make()
+        loader.load_state_dict(state)
+        done = 0
+        while done < stop:
+            for batch in loader:
+                seen += listed([batch])
+                done += 1
+                if done == stop:
+                    break
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert seen == expected[:steps]
 
 
 def test_torchs_own_sampler_is_drawn_from_as_torch_draws_from_it() -> None:
