@@ -1,7 +1,10 @@
 """`python -m bench.loader [--workload NAME] [--plot FILE]`: the DataLoader beside its peers, same data and batches, in one run.
 
 mnist     shuffled epochs of small fixed-width rows                          bench/loader_mnist.py
-jpeg      random-resized crops of JPEGs                                         bench/loader_jpeg.py
+jpeg      random-resized crops of JPEGs                                      bench/loader_jpeg.py
+tokens    random windows and packs of a stream of tokens                     bench/loader_tokens.py
+workers   worker processes: kills, memory, hand-over                         bench/loader_workers.py
+remote    epochs out of a bucket, cold                                       bench/loader_remote.py
 
 Each module states its contract. Peers run in environments of their own (bench/peers), made on first use; `--quick` leaves them out.
 """
@@ -15,7 +18,7 @@ from pathlib import Path
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("mnist", "jpeg", "tokens", "remote")
+WORKLOADS = ("mnist", "jpeg", "tokens", "remote", "workers")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

@@ -28,9 +28,10 @@ from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.store import Store
 from leptonstore.testing import seaweed
 
-ROWS, ROWS_QUICK = 16_384, 2_048
+ROWS, ROWS_QUICK = 16_384, 4_096
 VALUE_BYTES = 50_000
 BATCH, WORKERS, WINDOW, BLOCK_ROWS = 64, 2, 2_048, 512
+WINDOW_QUICK, BLOCK_ROWS_QUICK = 512, 128
 ROUNDS = 3
 PEERS = {"mosaicml": "mosaicml-streaming", "litdata": "litdata"}
 
@@ -68,15 +69,15 @@ def upload(folder: Path, bucket: str, prefix: str) -> None:
             target.put(str(path.relative_to(folder)), path)
 
 
-def ours(url: str, cache: Path) -> dict[str, float]:
+def ours(url: str, cache: Path, cache_bytes: int, window: int, block_rows: int) -> dict[str, float]:
     """One epoch, in a process of its own."""
     from loaders import DataLoader
     from loaders.orders import BlockShuffle
 
     began = time.perf_counter()
     with Store.open(url, cache_dir=cache) as store:
-        dataset = Dataset.open(store, "values")
-        order = BlockShuffle(BLOCK_ROWS, WINDOW // BLOCK_ROWS)
+        dataset = Dataset.open(store, "values").cached(cache / "hot", cache_bytes)
+        order = BlockShuffle(block_rows, window // block_rows)
         loader = DataLoader(dataset, BATCH, order=order, num_workers=WORKERS)
         rows, first = 0, 0.0
         for batch in loader:
@@ -99,6 +100,8 @@ def in_process(*arguments: str) -> dict[str, float]:
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """The figures; without the peers where --quick asks for that."""
     rows = ROWS_QUICK if arguments.quick else ROWS
+    window, block_rows = (WINDOW_QUICK, BLOCK_ROWS_QUICK) if arguments.quick else (WINDOW, BLOCK_ROWS)
+    sizes = [rows * VALUE_BYTES // 2, window, block_rows]
     peers = [] if arguments.quick else list(PEERS)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -114,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
                 upload(place / name, bucket, name)
             runs: dict[str, list[dict[str, float]]] = {"ours": [], **{name: [] for name in peers}}
             for turn in range(1 if arguments.quick else ROUNDS):
-                runs["ours"].append(in_process(f"s3://{bucket}/store", str(place / f"cache{turn}")))
+                runs["ours"].append(in_process(f"s3://{bucket}/store", str(place / f"cache{turn}"), *map(str, sizes)))
                 for name in peers:
                     asked = [
                         "remote", f"s3://{bucket}/{name}", str(place / f"{name}{turn}"), server.endpoint,
@@ -139,4 +142,4 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 if __name__ == "__main__":
     import loaders.dataloader  # noqa: F401  (imports are not what is timed)
 
-    print(json.dumps(ours(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(ours(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))))

@@ -4,7 +4,7 @@ Documents have lengths like those of web text (lognormal, median 500, mean 820 t
 Ours decodes them once, into memory; the figure is of the epochs after that. State is taken every 50 batches.
 
 memmap      the same windows in the same batches out of one numpy memmap of the same tokens, in numpy's quickest way that was found: a
-            fancy index of a sliding_window_view; the order is given, not computed
+            fancy index of a sliding_window_view; the order is given, not computed; pass by pass in turn with ours
 mosaicml    windows as samples of MDS, shuffled, 2 workers; 40,000 of them, as its rate per sample does not depend on their number
 
 Contract: >= 0.5x memmap, >= 5x mosaicml-streaming. Also reported: windows at random offsets, packs of whole documents with their
@@ -35,8 +35,8 @@ from leptonstore.store import Store
 
 TOKENS, QUICK_TOKENS = 500_000_000, 4_000_000
 LENGTH, BATCH, STATE_EVERY = 2_049, 64, 50
-EPOCHS, PROCESSES = 5, 3
-COLD_BATCHES = 20
+EPOCHS, PROCESSES = 7, 3
+COLD_BATCHES = 8
 VOCABULARY, DOCUMENT_MAX = 50_257, 1 << 15
 
 
@@ -109,7 +109,19 @@ def rate(batches: Iterable[Any], loader: Any = None, most: int | None = None) ->
     return rows / (time.perf_counter() - began)
 
 
-def ours(store: str) -> dict[str, Any]:
+def memmap(file: str) -> Iterator[float]:
+    """Rows per second of passes over the same windows, in the same orders, out of a file that is mapped."""
+    from loaders import Order
+
+    tokens = np.memmap(file, np.uint16, "r")
+    count = (len(tokens) - LENGTH) // LENGTH + 1
+    windows = np.lib.stride_tricks.sliding_window_view(tokens.view(np.ndarray), LENGTH)
+    for epoch in range(EPOCHS):
+        starts = Order(count, 0, epoch).rows_at(0, count) * LENGTH
+        yield rate({"tokens": windows[starts[first : first + BATCH]]} for first in range(0, count, BATCH))
+
+
+def run(store: str, file: str) -> dict[str, Any]:
     """In a process of its own, where the imports are done."""
     from loaders import DataLoader, RandomOffset, TokenPacks, TokenWindows
 
@@ -122,10 +134,12 @@ def ours(store: str) -> dict[str, Any]:
         first_s = time.perf_counter() - began
         assert owned.untyped_storage().nbytes() == owned.nbytes, "a batch shares memory"
         loader.set_epoch(0)
-        rates = [rate(loader, loader) for _ in range(EPOCHS)]
+        # In turn, pass by pass: a slow spell of the machine meets both.
+        rates = [(rate(loader, loader), bare) for bare in memmap(file)]
+    result = {"first_s": first_s, "memory_mib": memory.peak}
+    result |= {"windows": max(one for one, _ in rates[1:]), "memmap": max(bare for _, bare in rates[1:])}
     del loader, windows
     cold = DataLoader(TokenWindows(dataset, length=LENGTH), BATCH, shuffle=True, arena_bytes_max=0)
-    result = {"windows": max(rates[1:]), "first_s": first_s, "memory_mib": memory.peak}
     result["cold"] = rate(cold, most=COLD_BATCHES)
     del cold
     every = DataLoader(TokenWindows(dataset, length=LENGTH, stride=1), BATCH, order=RandomOffset(LENGTH))
@@ -139,24 +153,8 @@ def ours(store: str) -> dict[str, Any]:
     return result
 
 
-def memmap(file: str) -> dict[str, Any]:
-    """The same windows in the same order, out of a file that is mapped."""
-    from loaders import Order
-
-    tokens = np.memmap(file, np.uint16, "r")
-    count = (len(tokens) - LENGTH) // LENGTH + 1
-    windows = np.lib.stride_tricks.sliding_window_view(tokens.view(np.ndarray), LENGTH)
-    orders = [Order(count, 0, epoch).rows_at(0, count) * LENGTH for epoch in range(EPOCHS)]
-
-    def batches(starts: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        for first in range(0, count, BATCH):
-            yield {"tokens": windows[starts[first : first + BATCH]]}
-
-    return {"windows": max([rate(batches(starts)) for starts in orders][1:])}
-
-
 def in_process(*arguments: str) -> dict[str, Any]:
-    """One of the two above in a new process."""
+    """`run` in a new process."""
     command = [sys.executable, "-m", "bench.loader_tokens", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
@@ -168,14 +166,13 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         place, file = Path(folder) / "store", Path(folder) / "tokens.bin"
         store_tokens(place, file, QUICK_TOKENS if arguments.quick else TOKENS)
-        runs, bare = [], []
-        for _ in range(1 if arguments.quick else PROCESSES):  # in turn: a slow spell of the machine meets both
-            bare.append(in_process("memmap", str(file))["windows"])
-            runs.append(in_process("ours", str(place)))
+        runs = [in_process(str(place), str(file)) for _ in range(1 if arguments.quick else PROCESSES)]
         found = {name: median(run[name] for run in runs) for name in runs[0]}
         windows = found["windows"]
         figures = [
-            Figure("tokens", windows, "windows/s", "" if arguments.quick else ">= 0.5", "numpy memmap", median(bare)),
+            Figure(
+                "tokens", windows, "windows/s", "" if arguments.quick else ">= 0.5", "numpy memmap", found["memmap"]
+            ),
             Figure("tokens, random offsets", found["offset"], "windows/s"),
             Figure("tokens, packs", found["packed"], "packs/s"),
             Figure("tokens, packs' waste", found["waste"], "of places", "<= 0.01"),
@@ -194,13 +191,12 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 
 def main() -> None:
     """What `in_process` runs."""
-    role, place = sys.argv[1:]
     import torch
 
     import loaders.dataloader  # noqa: F401  (imports are not what is timed)
 
     torch.set_num_threads(1)
-    print(json.dumps(ours(place) if role == "ours" else memmap(place)))
+    print(json.dumps(run(*sys.argv[1:])))
 
 
 if __name__ == "__main__":

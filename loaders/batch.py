@@ -61,7 +61,7 @@ def gatherer(source: Source) -> Callable[[Rows], Batch]:
             batch[name] = column_batched(values, from_numpy, source.name, rows, name)
         return {spec.name: batch[spec.name] for spec in source.columns}
 
-    return gather if source.cold else gather_hot
+    return gather if len(source.hot) < len(source.columns) else gather_hot
 
 
 def _tensor_over(values: npt.NDArray[Any]) -> Tensor:

@@ -64,8 +64,13 @@ def batched(values: list[Any], tensor: Tensor) -> Any:
             raise RaggedError(message, next(at for at, value in enumerate(values) if value is None))
         return tensor(np.asarray(values))
     if isinstance(first, np.ndarray):
-        return [tensor(np.array(value)) if isinstance(value, np.ndarray) else value for value in values]
+        return [tensor(_owned(value)) if isinstance(value, np.ndarray) else value for value in values]
     return values
+
+
+def _owned(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array, if no other has its memory; else a copy: a view would keep, and save, the memory of all."""
+    return value if value.flags.owndata and value.flags.writeable else np.array(value)
 
 
 def fields_batched(

@@ -187,7 +187,7 @@ class Struct:
 
 def default(values: list[Any]) -> Any:
     """What stands in a batch where there is no collate: loaders.batched, with torch's tensors."""
-    return batched(values, torch.from_numpy)
+    return batched(values, lambda array: torch.from_numpy(np.array(array)))  # whose arrays these are is not known here
 
 
 def _tensors(values: list[Any], what: str) -> list[Tensor]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 NOTES_SHOWN = 20
+HEAD_DIGITS_MIN = 8  # of a head that is compared: fewer are found by trying
 
 _files = click.argument("files", metavar="RECEIPT…", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -103,12 +104,19 @@ def _show(files: tuple[Path, ...], as_json: bool) -> None:
 
 @receipt.command("verify")
 @_files
+@click.option("--head", metavar="HEX", help="Also: it ends with this head, as a checkpoint or a log kept it.")
 @click.option("--data", is_flag=True, help="Also read every row that was handed out, and check its bytes.")
 @_view_options
 @store_option
 @json_option
 def _verify(
-    files: tuple[Path, ...], data: bool, split: str | None, where: str | None, store: str | None, as_json: bool
+    files: tuple[Path, ...],
+    head: str | None,
+    data: bool,
+    split: str | None,
+    where: str | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Compute RECEIPT's chain again.
 
@@ -118,9 +126,13 @@ def _verify(
     \b
     Example:
       lepton receipt verify run.receipt.json
-      lepton receipt verify first.json second.json --data
+      lepton receipt verify first.json second.json --data --head 5b1f0a77
     """
     told = _load(files)
+    if head is not None and not (len(head) >= HEAD_DIGITS_MIN and told.head.hex().startswith(head.lower())):
+        raise BadInput(
+            f"the receipt ends with head {told.head.hex()}, not {head}: it is of another run, or of another moment of this one"
+        )
     with open_store(store) as opened:
         versions = _Versions(opened, split, where)
         replay = Replay(told, versions.source)

@@ -4,9 +4,9 @@ Which of three paths a loader takes is decided once, when it is made:
 
     torch    any dataset that is not LeptonStore's, and any given `sampler`, `batch_sampler` or `batch_size=None`:
              torch's own loader, with a state (`loaders.plain`). It is never sharded here: with a sampler, the sampler decides.
-    rows     a LeptonStore dataset and a `collate_fn`: torch's loader (worker processes included) over lists of row
-             dicts, in the order and shares of this module.
-    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python.
+    rows     a LeptonStore dataset and a `collate_fn`: lists of row dicts, in the order and shares of this module, by
+             torch's own loader or by worker processes (`loaders.workers`).
+    gather   a LeptonStore dataset: one gather per column and batch; no per-sample Python but that of transforms.
 
 On the last two it is a `loaders.loader.Loader`: ranks share each global batch (`loaders.share`), the order is a pure function
 of (seed, epoch, position) (`loaders.order`), and `state_dict` says where the loader stands (`loaders.state`). On the gather path
@@ -15,6 +15,8 @@ a dataset that is read through the hot cache (`Dataset.cached`) is told of what 
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,19 +29,24 @@ from loaders.device import Device, ahead_on, device_of
 from loaders.faults import OnFault, Policy
 from loaders.loader import Loader, Windows, compiled, wanted
 from loaders.mesh import MeshPlace, context_slice, place_on
-from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
+from loaders.order import EpochOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit
 from loaders.pad import VALID
 from loaders.pipeline import Collate
 from loaders.plain.position import Position
-from loaders.rows import RowCollate
-from loaders.share import Share, row_windows
+from loaders.row_collate import RowCollate
+from loaders.rows import RowsMaker
+from loaders.share import Share, row_windows, same_world
 from loaders.source import Source, has_source, source_of
 from loaders.stages import Batch, Transform, picked
+from loaders.stall import StageClock
 from loaders.step import Step
 from loaders.tuning import Auto, chosen
+from loaders.worker import Maker
+from loaders.workers import WorkerBatches, WorkerPool
 
 Path = Literal["torch", "rows", "gather"]
+WorkerMode = Literal["thread", "process"]
 
 
 class DataLoader(Loader, TorchDataLoader[Any]):
@@ -81,8 +88,12 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        "auto": as many as help, up to the cores, found while it runs (`loaders.tuning`); so are the batches
                        ahead, with "auto" as prefetch_factor too. `prefetching` says what it has come to.
                        Columns that lie decoded in memory and have no transform are gathered in the caller's thread,
-                       which is faster. With a `collate_fn`: worker processes, as in torch. `worker_init_fn`,
-                       `persistent_workers` and `multiprocessing_context` concern worker processes only.
+                       which is faster. 0: everything in the caller's thread, when a batch is asked for.
+    worker_mode        "process": worker processes instead of threads, for Python code that holds the GIL, or that draws from the
+                       global generators (they are seeded there for each sample). A `worker_init_fn` or a `collate_fn` means it
+                       too. Workers that die are restarted, and their batches made again. `persistent_workers` and
+                       `multiprocessing_context` (fork, spawn, forkserver) are as in torch. Under a policy other than "raise", a
+                       sample that takes longer than `timeout` is left out.
     prefetch_bytes_max bytes that batches made ahead by threads may occupy (default: tuning.PREFETCH_BYTES_MAX); fewer are made
                        ahead than num_workers x prefetch_factor when they would be more.
     pin_memory         as in torch, when CUDA is available.
@@ -101,7 +112,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                        loader began with (`loaders.follow`).
 
     A dataset that is read through the hot cache is also planned: `iter()` tells the cache which values this rank reads in this
-    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not with a `collate_fn`, whose worker
+    epoch and in the next, about 3 us for each, so that what is needed soonest stays. (Not where worker
     processes read.)
 
     All ranks take equal steps; where the last global batch has fewer rows than ranks, some batches have zero rows (and
@@ -146,6 +157,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         collate: Mapping[str, Collate] | None = None,
         policy: Policy = "raise",
         on_fault: OnFault | None = None,
+        worker_mode: WorkerMode | None = None,
         decoded_cache: bool = False,
         arena_bytes_max: int | None = None,
         prefetch_bytes_max: int | None = None,
@@ -177,6 +189,8 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self.transforms = None if transforms is None else dict(transforms)
         self.collate = None if collate is None else dict(collate)
         self.policy, self.on_fault = policy, on_fault
+        self.worker_mode = worker_mode
+        self._pool: WorkerPool | None = None  # persistent workers
         self.decoded_cache = decoded_cache
         self.arena_bytes_max = arena_bytes_max
         self.receipts = receipts and in_order
@@ -194,7 +208,7 @@ class DataLoader(Loader, TorchDataLoader[Any]):
         self._row_sampler = _RowSampler()
         self._start()
         collated = collate_fn is None and (batch_size is not None or batch_sampler is not None)
-        self._require_extras_fit(batch_size, has_source(dataset) and collated)
+        self._require_extras_fit(batch_size, num_workers, worker_init_fn, has_source(dataset) and collated)
         self._plain = Position(snapshot_every_n_steps)
         self._place = self._find_place()
         if path != "torch":
@@ -316,21 +330,63 @@ class DataLoader(Loader, TorchDataLoader[Any]):
     def _rank(self) -> tuple[int, int]:
         return super()._rank() if self._place is None else (self._place.rank, self._place.world_size)
 
+    def _world_check(self) -> Callable[[], None] | None:
+        if self._place is not None or (self.rank is not None and self.world_size is not None):
+            return None
+        return same_world()
+
     @property
     def _in_company(self) -> bool:
         return super()._in_company or self._place is not None  # ranks of other dimensions get the same batches
-
-    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
-        super()._read_on(dataset, source, order, bound)
-        self._iterator = None  # persistent workers have the dataset as it was
 
     def _batches(
         self, epoch: int, order: EpochOrder, share: Share, steps_in: Callable[[Windows], Iterator[Step]]
     ) -> Iterator[Any]:
         if self._path == "gather":
             return super()._batches(epoch, order, share, steps_in)
+        if self.num_workers > 0:
+            assert self._source is not None and self.collate_fn is not None
+            maker = RowsMaker(self.dataset, self._source, self.collate_fn, self.seed)
+            return self._feed(self._by_processes(maker, steps_in(row_windows(order, share)), None))
         self._row_sampler.open(lambda: steps_in(row_windows(order, share)))
         return self._feed(TorchDataLoader.__iter__(self))
+
+    @property
+    def _in_processes(self) -> bool:
+        return self.num_workers > 0 and (self.worker_mode == "process" or self.worker_init_fn is not None)
+
+    @property
+    def _reads_here(self) -> bool:
+        return not self._in_processes
+
+    def _made(self, source: Source, steps: Iterator[Step], workers: int, note: OnFault | None) -> Iterator[Any]:
+        if not (workers and self._in_processes):
+            return super()._made(source, steps, workers, note)
+        if (self.multiprocessing_context or multiprocessing).get_start_method() == "fork":
+            with self.stats.clock.stage("fill"):
+                source.fill()  # the workers share it
+        # In workers nothing is pinned, and their clocks count for themselves.
+        return self._by_processes(dataclasses.replace(self._recipe(source), pin=None, clock=StageClock()), steps, note)
+
+    def _by_processes(self, maker: Maker, steps: Iterator[Step], note: OnFault | None) -> WorkerBatches:
+        pool = self._pool
+        if pool is not None and not pool.serves(maker):
+            pool.close()
+            pool = None
+        if pool is None:
+            pool = WorkerPool(
+                maker,
+                self.num_workers,
+                self.prefetch_factor or 1,
+                self.multiprocessing_context or multiprocessing.get_context(),
+                self.stats,
+                self.policy,
+                self.worker_init_fn,
+                self.dataset,
+            )
+        if self.persistent_workers:
+            self._pool = pool
+        return WorkerBatches(pool, steps, self.timeout, self.in_order, self._pin, self.persistent_workers, note)
 
     def _gatherer(self, source: Source) -> Callable[[Rows], Batch]:
         return gatherer(source)
@@ -355,7 +411,9 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     # -- checking arguments ------------------------------------------------------------------------------------
 
-    def _require_extras_fit(self, batch_size: int | None, rows_collated: bool) -> None:
+    def _require_extras_fit(
+        self, batch_size: int | None, num_workers: int | Auto, worker_init_fn: object, rows_collated: bool
+    ) -> None:
         every = self.snapshot_every_n_steps
         if every is not None and (type(every) is not int or every < 0):
             raise ValueError(f"snapshot_every_n_steps should be a positive integer or None, but got {every!r}")
@@ -369,6 +427,16 @@ class DataLoader(Loader, TorchDataLoader[Any]):
                     "batch_size=None, and this loader is torch's own (a framework that brings a sampler: Lightning's "
                     "use_distributed_sampler=False and Accelerate without prepare() leave order and shares to the loader)"
                 )
+        if self.worker_mode not in (None, "thread", "process"):
+            raise ValueError(f"worker_mode is 'thread' or 'process', not {self.worker_mode!r}")
+        if self.worker_mode == "process" and not num_workers:
+            raise ValueError("worker_mode='process' needs num_workers > 0")
+        if self.prefetch_bytes_max is not None and (self.worker_mode == "process" or worker_init_fn is not None):
+            raise ValueError(
+                "prefetch_bytes_max is for threads: worker processes have prefetch_factor batches each, in slabs"
+            )
+        if self.worker_mode == "thread" and (worker_init_fn is not None or self._path == "rows"):
+            raise ValueError("worker_init_fn and collate_fn run in worker processes: leave out worker_mode='thread'")
         made_here = [name for name in given if name not in _OF_THE_ORDER]
         if self._path == "rows" and made_here:
             raise ValueError(f"{', '.join(made_here)} and collate_fn exclude each other: collate_fn makes the batch")
@@ -398,6 +466,7 @@ _EXTRAS: dict[str, object] = {
     "collate": None,
     "policy": "raise",
     "on_fault": None,
+    "worker_mode": None,
     "decoded_cache": False,
     "arena_bytes_max": None,
     "auto_workers": False,
@@ -422,6 +491,7 @@ _OF_THE_ORDER = (
     "rank",
     "world_size",
     "seed",
+    "worker_mode",
     "device",
     "mesh",
     "data_dims",

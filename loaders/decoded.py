@@ -46,6 +46,11 @@ class Undecoded(NamedTuple):
     value: Any
     key: bytes | None
 
+    @property
+    def nbytes(self) -> int:
+        """Of the value."""
+        return 0 if self.value is None else len(self.value)
+
 
 def split_chain(chain: Sequence[Any]) -> tuple[list[Transform], list[Transform]]:
     """Its head, whose results may be kept, and its tail."""
@@ -66,7 +71,6 @@ class DecodedSource:
     def __init__(self, source: ColumnSource, heads: Mapping[str, list[Transform]]) -> None:
         self.rows, self.columns = source.rows, source.columns
         self._whole = source
-        self._rest = source.without(list(heads))
         self._derived = {name: source.derived(name, described(head)) for name, head in heads.items()}
 
     @property
@@ -87,7 +91,7 @@ class DecodedSource:
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """See Source."""
-        return tuple(spec for spec in self.columns if spec.name in self._derived or spec in self._rest.cold)
+        return self._whole.cold
 
     def derived(self, name: str) -> DerivedColumn:
         """Where the decoded values of a column are."""
@@ -95,18 +99,22 @@ class DecodedSource:
 
     def fill_ahead(self) -> None:
         """See Source."""
-        self._rest.fill_ahead()
+        self._whole.fill_ahead()
 
     def fill(self) -> None:
         """See Source."""
-        self._rest.fill()
+        self._whole.fill()
 
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any] | list[Any]]:
         """See Source. Of a column in `heads`: arrays, and `Undecoded` for what is to be decoded.
 
         The arrays lie in the cache, read-only: let go of them with the batch.
         """
-        found = self._rest.gather(rows)
+        whole = self._whole
+        found: dict[str, npt.NDArray[Any] | list[Any]] = {
+            name: each.take(rows, 0) for name, each in whole.arena.items()
+        }
+        found.update(whole.read(rows, without=self._derived))
         for name, derived in self._derived.items():
             found[name] = _looked(derived, rows)
         return {spec.name: found[spec.name] for spec in self.columns}
@@ -168,33 +176,41 @@ class DecodedProgram:
         return self._tail.batch(out, keys)
 
 
-def with_decoded_cache(
-    source: Source, chains: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
-) -> tuple[DecodedSource, dict[str, Program]]:
-    """The source to read from, and the programs of the columns that have a chain.
+class DecodedColumns:
+    """The columns of a loader of which decoded values are kept, and the programs of all columns that have a chain.
 
     Raises ValueError where there is nothing to keep: no hot cache, or no chain that begins with a transform whose results may be kept.
     """
-    if not isinstance(source, ColumnSource):
-        raise ValueError(f"decoded_cache is for a dataset or a view of one, and {source.name} is made of others")
-    specs = {spec.name: spec for spec in source.columns}
-    split = {name: split_chain(chain) for name, chain in chains.items()}
-    heads = {name: head for name, (head, _) in split.items() if head and not specs[name].fixed}
-    if not heads:
-        raise ValueError(
-            "decoded_cache keeps what the first transforms of a chain make of encoded values, such as DecodeImage(), and no "
-            "chain here begins with one that is deterministic and registered"
-        )
-    decoded = DecodedSource(source, heads)
-    programs: dict[str, Program] = {}
-    for name, (head, tail) in split.items():
-        if name not in heads:
-            programs[name] = compile_chain([*head, *tail], specs[name], collate.get(name))
-            continue
-        first = compile_chain(head, specs[name], list)
-        rest = compile_chain(tail, output_spec(head, specs[name]), collate.get(name), len(head))
-        programs[name] = DecodedProgram(first, rest, decoded.derived(name), described([*head, *tail]))
-    return decoded, programs
+
+    def __init__(self, source: Source, chains: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]) -> None:
+        specs = {spec.name: spec for spec in source.columns}
+        split = {name: split_chain(chain) for name, chain in chains.items()}
+        self._heads = {name: head for name, (head, _) in split.items() if head and not specs[name].fixed}
+        if not self._heads:
+            raise ValueError(
+                "decoded_cache keeps what the first transforms of a chain make of encoded values, such as DecodeImage(), and "
+                "no chain here begins with one that is deterministic and registered"
+            )
+        self._source: tuple[Source, DecodedSource] | None = None
+        decoded = self.of(source)
+        self.programs: dict[str, Program] = {}
+        for name, (head, tail) in split.items():
+            if name not in self._heads:
+                self.programs[name] = compile_chain([*head, *tail], specs[name], collate.get(name))
+                continue
+            first = compile_chain(head, specs[name], list)
+            rest = compile_chain(tail, output_spec(head, specs[name]), collate.get(name), len(head))
+            self.programs[name] = DecodedProgram(first, rest, decoded.derived(name), described([*head, *tail]))
+
+    def of(self, source: Source) -> DecodedSource:
+        """What batches are read from, of the dataset or another version of it. Raises ValueError when it is neither, or has no cache."""
+        if self._source is None or self._source[0] is not source:
+            if not isinstance(source, ColumnSource):
+                raise ValueError(
+                    f"decoded_cache is for a dataset or a view of one, and {source.name} is made of others"
+                )
+            self._source = source, DecodedSource(source, self._heads)
+        return self._source[1]
 
 
 def _looked(derived: DerivedColumn, rows: npt.NDArray[np.int64]) -> list[Any]:

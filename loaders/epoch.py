@@ -9,7 +9,7 @@ A position moves on when a batch is handed out, not when it is made: prefetched 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class EpochIterator:
     gaps:    [first, stop) of the steps that are left out (loaders.skips): `batches` has none of them.
     entries: of the loader's ledger; None without receipts.
     row_bytes: of the columns with a fixed width, for the sum of bytes.
+    check:   called before each step; raises when the pass cannot go on.
     """
 
     batches: Iterator[Any]
@@ -80,6 +81,7 @@ class EpochIterator:
     gaps: Sequence[tuple[int, int]] = ()
     entries: Entries | None = None
     row_bytes: int = 0
+    check: Callable[[], None] | None = None
     _step: int = field(default=0, init=False)  # number, in the pass, of the next batch
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class EpochIterator:
     def __next__(self) -> Any:
         began = perf_counter()
         try:
+            if self.check is not None:
+                self.check()
             batch = next(self.batches)
         except BaseException:  # the end too
             self.close()

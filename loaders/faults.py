@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple, TypeAlias
 from blake3 import blake3
 
 from loaders.order import EpochOrder, Rows
-from loaders.pad import VALID
 from loaders.source import ChunkMissing, Damaged, MissingExtra, Source
 from loaders.step import Step
 
@@ -30,7 +29,6 @@ POLICIES = ("raise", "skip", "substitute")
 # (position, row, column, action, reason); action is "skip" or "substitute:<row that was taken>".
 OnFault: TypeAlias = Callable[[int, int, str, str, str], None]
 
-MASK = VALID  # the column that says which rows of a batch count
 SUBSTITUTE_CONTEXT = "lepton.substitute.v1"
 SUBSTITUTES_MAX = 8  # rows that are tried in a row's place: with one in ten damaged, all fail once in 10^8
 FAULTS_FREE = 32  # of a pass, before their share is looked at: a small dataset may have a handful of bad samples

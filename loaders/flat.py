@@ -2,16 +2,18 @@
 
     rows [[5, 6], [], [7]]   ->   values [5, 6, 7], offsets [0, 2, 2, 3]
 
-What reads the column by place (windows and packs of tokens) then never looks at rows. Where the values fit into `bytes_max` they are
-decoded once, into one contiguous stretch of memory; of a dataset that is read through the host's hot cache it is there, once for all
-processes, mapped. Where they do not fit, only the offsets are kept (8 bytes a row; decoding the column once is the price of knowing
-them), and the rows that a request touches are read for it.
+What reads the column by place (windows and packs of tokens) then never looks at rows, and a row is a slice. Where the values fit into
+`bytes_max` they are decoded once, into one contiguous stretch of memory; of a dataset that is read through the host's hot cache it is
+there, once for all processes, mapped. Where they do not fit, only the offsets are kept (8 bytes a row; decoding the column once is the
+price of knowing them), and the rows that a request touches are read for it.
 
     one stretch of memory:  offsets, int64, rows + 1 | values
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,6 +40,7 @@ Longs: TypeAlias = npt.NDArray[np.int64]
 
 FLAT_VERSION = "lepton.flat.1"  # of the layout in the hot cache
 _OFFSET_BYTES = 8
+GROUPS_TOGETHER = 256  # row groups whose nodes are read at a time: 1 KiB and more each
 
 
 class FlatColumn:
@@ -50,7 +53,7 @@ class FlatColumn:
     """
 
     def __init__(self, dataset: Dataset, name: str, bytes_max: int | None = None) -> None:
-        self.dtype = _item_dtype(dataset, name)
+        self.dtype, self.item_shape = _item_of(dataset, name)
         self._rows = ColumnSource(dataset, [name], 0)
         self.dataset, self.name = self._rows.dataset, name
         self._bytes_max = ARENA_BYTES_MAX if bytes_max is None else bytes_max
@@ -64,8 +67,15 @@ class FlatColumn:
 
     @property
     def values(self) -> npt.NDArray[Any] | None:
-        """All values, not to be written to; None when they do not fit."""
+        """All values, (total, *item_shape), not to be written to; None when they do not fit."""
         return self._filled()[1]
+
+    def rows(self, rows: Longs) -> list[npt.NDArray[Any]]:
+        """The values of some rows, (n, *item_shape), in the order asked; each its own memory. Only where `values` is not None."""
+        values, offsets = self.values, self.offsets
+        assert values is not None
+        bounds = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+        return [values[start:end].copy() for start, end in bounds]
 
     @property
     def total(self) -> int:
@@ -133,32 +143,50 @@ class FlatColumn:
 
     def _fill(self) -> tuple[Longs, npt.NDArray[Any] | None]:
         head = _OFFSET_BYTES * (len(self.dataset) + 1)
-        likely = self._values_bytes()
+        likely, _ = self._values_bytes()
         hot = likely <= self._bytes_max
         room = head + likely * hot
-        identity = [FLAT_VERSION, self.dataset.fingerprint, self.name, self.dtype.str, hot]
+        identity = [FLAT_VERSION, self.dataset.fingerprint, self.name, self.dtype.str, list(self.item_shape), hot]
+        item_bytes = self.dtype.itemsize * math.prod(self.item_shape)
 
         def make() -> memoryview:
-            return _decoded(self.dataset.uncached(), self.name, self.dtype, room, hot).data
+            return _decoded(self.dataset.uncached(), self.name, item_bytes, room, hot).data
 
         made = cached_bytes(self.dataset, identity, room, make) or make()
         offsets = np.frombuffer(made, np.int64, len(self.dataset) + 1)
-        return offsets, np.frombuffer(made, self.dtype, int(offsets[-1]), head) if hot else None
+        if not hot:
+            return offsets, None
+        shape = int(offsets[-1]), *self.item_shape
+        return offsets, np.frombuffer(made, self.dtype, math.prod(shape), head).reshape(shape)
 
-    def _values_bytes(self) -> int:
-        """At least as many bytes as the values have, from the tree's nodes alone (of a view, about as many).
+    def decoded_bytes(self) -> int | None:
+        """About how many bytes values and offsets take; None when they do not fit, or a list is null, which is no empty one."""
+        likely, nulls = self._values_bytes()
+        return None if nulls or likely > self._bytes_max else likely + _OFFSET_BYTES * (len(self.dataset) + 1)
 
-        Stops at more than `bytes_max`: then it does not matter how many more there are.
+    def _values_bytes(self) -> tuple[int, int]:
+        """(at least as many bytes as the values have, null lists), from the tree's nodes alone; of a view, about as many.
+
+        Reads the nodes of the row groups that the view has rows of, and stops at more than `bytes_max`: then it does not matter how
+        many more there are.
         """
-        column, total = self.dataset.schema.get_field_index(self.name), 0
-        groups = len(self.dataset.leaves.digests)
-        whole = max(self.dataset.commit_object.rows, 1)
-        for at in range(groups):
-            parts = self.dataset.leaves.group(at).columns[column]
-            total += sum(part.page_bytes for part in parts)
-            if total * len(self.dataset) > self._bytes_max * whole:
+        leaves, selection = self.dataset.leaves, self.dataset.selection
+        column = self.dataset.schema.get_field_index(self.name)
+        starts = leaves.starts
+        taken = np.diff(starts)  # rows of each row group
+        if selection is not None:
+            taken = np.bincount(np.searchsorted(starts, selection, side="right") - 1, minlength=len(starts) - 1)
+        wanted = np.flatnonzero(taken)
+        total, nulls = 0.0, 0
+        for at in range(0, len(wanted), GROUPS_TOGETHER):
+            some = wanted[at : at + GROUPS_TOGETHER].tolist()
+            for number, group in zip(some, leaves.groups(some), strict=True):
+                parts = group.columns[column]
+                total += sum(part.page_bytes for part in parts) * int(taken[number]) / group.rows
+                nulls += sum(part.nulls for part in parts)
+            if total > self._bytes_max:
                 break
-        return -(-total * len(self.dataset) // whole)
+        return math.ceil(total), nulls
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values and the lock: another process decodes, or maps, its own."""
@@ -169,6 +197,29 @@ class FlatColumn:
         self._lock = threading.Lock()
 
 
+def fitting(dataset: Dataset, names: Sequence[str], bytes_max: int) -> dict[str, FlatColumn]:
+    """Those of the columns whose rows can be had out of memory: lists of numbers without nulls that fit `bytes_max` together, decoded.
+
+    What they take is told by the tree's nodes; the smallest come first.
+    """
+    columns: list[tuple[int, FlatColumn]] = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            column = FlatColumn(dataset, name, bytes_max)
+            size = column.decoded_bytes()
+            if size is not None:
+                columns.append((size, column))
+    found: dict[str, FlatColumn] = {}
+    for size, column in sorted(columns, key=lambda one: one[0]):
+        bytes_max -= size
+        if bytes_max < 0:
+            break
+        with contextlib.suppress(SchemaError):  # nulls inside lists: read row by row, where they are values of Python
+            _ = column.values
+            found[column.name] = column
+    return found
+
+
 class FlatColumns:
     """The column of a dataset, decoded once for each `bytes_max` that it is asked for with. Any thread; pickles, without values.
 
@@ -177,7 +228,9 @@ class FlatColumns:
 
     def __init__(self, dataset: Dataset, column: str, bytes_max: int | None = None) -> None:
         self._dataset, self._column, self._bytes_max = dataset, column, bytes_max
-        FlatColumn(dataset, column)  # refuses what cannot be one
+        if FlatColumn(dataset, column).item_shape:
+            kind = dataset.schema.field(column).type
+            raise ValueError(f"column {column!r} of dataset {dataset.name!r} has type {kind}, not lists of numbers")
         self._made: dict[int | None, FlatColumn] = {}
 
     def within(self, bytes_max: int | None) -> FlatColumn:
@@ -203,11 +256,11 @@ class _Growing:
         end = self.used + values.nbytes
         if end > len(self.buffer):
             self.buffer.resize(end + end // 4, refcheck=False)  # moves pages, not bytes, where the system can
-        self.buffer[self.used : end] = values.view(np.uint8)
+        self.buffer[self.used : end] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         self.used = end
 
 
-def _decoded(dataset: Dataset, name: str, dtype: np.dtype[Any], room: int, hot: bool) -> npt.NDArray[np.uint8]:
+def _decoded(dataset: Dataset, name: str, item_bytes: int, room: int, hot: bool) -> npt.NDArray[np.uint8]:
     """Offsets and, when `hot`, values, as the module's docstring draws them."""
     rows = len(dataset)
     lengths, out = np.zeros(rows, np.int64), _Growing(room)
@@ -219,28 +272,29 @@ def _decoded(dataset: Dataset, name: str, dtype: np.dtype[Any], room: int, hot: 
         if not isinstance(which, slice):
             places.append((which, out.used))
         if hot:
-            out.add(np.ascontiguousarray(values))
+            out.add(values)
     if places and hot:
-        out = _in_view_order(out, places, lengths, dtype)
+        out = _in_view_order(out, places, lengths, item_bytes)
     offsets = out.buffer[: _OFFSET_BYTES * (rows + 1)].view(np.int64)
     offsets[0] = 0
     np.cumsum(lengths, out=offsets[1:])
     return out.buffer[: out.used]
 
 
-def _in_view_order(stored: _Growing, places: list[tuple[Any, int]], lengths: Longs, dtype: np.dtype[Any]) -> _Growing:
+def _in_view_order(stored: _Growing, places: list[tuple[Any, int]], lengths: Longs, item_bytes: int) -> _Growing:
     begins = np.empty(len(lengths), np.int64)  # of each row of the view, in `stored`
     for which, first in places:
-        sizes = lengths[which] * dtype.itemsize
+        sizes = lengths[which] * item_bytes
         begins[which] = np.cumsum(sizes) - sizes + first
     out = _Growing(stored.used)
     out.used = _OFFSET_BYTES * (len(lengths) + 1)
-    for begin, size in zip(begins.tolist(), (lengths * dtype.itemsize).tolist(), strict=True):
+    for begin, size in zip(begins.tolist(), (lengths * item_bytes).tolist(), strict=True):
         out.add(stored.buffer[begin : begin + size])
     return out
 
 
-def _item_dtype(dataset: Dataset, name: str) -> np.dtype[Any]:
+def _item_of(dataset: Dataset, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """(dtype, shape) of what a list of the column has many of."""
     import pyarrow as pa
 
     if name not in dataset.schema.names:
@@ -248,9 +302,12 @@ def _item_dtype(dataset: Dataset, name: str) -> np.dtype[Any]:
     data_type = dataset.schema.field(name).type
     kinds = pa.types
     if kinds.is_list(data_type) or kinds.is_large_list(data_type) or kinds.is_fixed_size_list(data_type):
+        shape: tuple[int, ...] = ()
         item = data_type.value_type
+        while kinds.is_fixed_size_list(item):
+            item, shape = item.value_type, (*shape, item.list_size)
         if kinds.is_integer(item) or kinds.is_floating(item):
-            return np.dtype(item.to_pandas_dtype())
+            return np.dtype(item.to_pandas_dtype()), shape
     raise ValueError(f"column {name!r} of dataset {dataset.name!r} has type {data_type}, not lists of numbers")
 
 
@@ -266,8 +323,11 @@ def _items(array: pa.Array, name: str) -> tuple[Longs, npt.NDArray[Any]]:
         offsets = array.offsets.to_numpy().astype(np.int64)
         items = array.values[offsets[0] : offsets[-1]]
         offsets -= offsets[0]
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(items.type) and not items.null_count:
+        shape, items = (*shape, items.type.list_size), items.flatten()
     if items.null_count:
         raise SchemaError(
             f"column {name!r} has nulls inside its lists, which have no number: fill them in a new version"
         )
-    return offsets, items.to_numpy(zero_copy_only=False)
+    return offsets, items.to_numpy(zero_copy_only=False).reshape(-1, *shape)

@@ -79,6 +79,10 @@ class JaxLoader(NumpyLoader):
         return self._part, self._parts
 
     @property
+    def _in_company(self) -> bool:
+        return bool(jax.process_count() > 1)  # processes may share a part of each batch, too
+
+    @property
     def _rows_multiple(self) -> int:
         """Every device of this process has the same number of rows."""
         return self._shards // self._parts

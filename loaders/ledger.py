@@ -118,7 +118,7 @@ class Entries:
         self.key = key_of(epoch, origin.fingerprint)
         self.growing: _Growing | None = None
         self._ledger = ledger
-        self._notes: list[Note] = []  # of the batch that is handed out next
+        self._notes: list[Note] = []  # of batches that are not handed out yet: a device feed draws one ahead
         self._taken: deque[Step] = deque()
         self._everyone: Iterator[Step] | None = None
         if share.world_size > 1:
@@ -133,7 +133,7 @@ class Entries:
             yield step
 
     def note(self, position: int, row: int, column: str, action: str, reason: str) -> None:
-        """A row of the batch that is handed out next is not in it as it stands (see loaders.receipt.Note)."""
+        """A row of a batch that is handed out later is not in it as it stands (see loaders.receipt.Note)."""
         self._notes.append(Note(self.epoch, position, row, column, action, reason[:REASON_CHARS_MAX]))
 
     def handed_out(self) -> None:
@@ -146,5 +146,6 @@ class Entries:
             step = whole
         self._ledger._add(self, step)
         if self._notes:
-            self._ledger._keep(self._notes)
-            self._notes = []
+            stop = step.start + len(step.rows)
+            self._ledger._keep([note for note in self._notes if note.position < stop])
+            self._notes = [note for note in self._notes if note.position >= stop]

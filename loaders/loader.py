@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loaders.batched import column_batched
-from loaders.decoded import with_decoded_cache
+from loaders.changing import Changing, Reading
+from loaders.decoded import DecodedColumns
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
-from loaders.follow import Follower, agreed, is_dataset, require_kept
+from loaders.follow import Follower
 from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit, Limits
@@ -45,7 +46,7 @@ FLIGHT_STEPS = 4  # read together at most, when nobody names a prefetch_factor
 Windows: TypeAlias = Iterator[tuple[Rows, list[int]]]
 
 
-class Loader:
+class Loader(Changing):
     """Batches of a dataset, in an exact, shared and resumable order. Used by one thread.
 
     A subclass sets the attributes below (they are its parameters of the same names, see `loaders.DataLoader`), then calls `_open_source`.
@@ -88,33 +89,41 @@ class Loader:
     _bound_order: BoundOrder | None = None
     _planner: Planner | None = None
     _tuner: Tuner | None = None
-    _running: weakref.ref[EpochIterator] | None = None  # the newest pass
-    _follower: Follower | None = None
-    _told_commit: str | None = None  # what the next epoch shall read
 
     def _open_source(self, dataset: Any) -> None:
         """The data and its order. Raises ValueError for a column that does not exist, a bad seed, columns that do not fit together."""
         if self.policy not in POLICIES:
             raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {self.policy!r}")
-        source = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
-        if self._masked and any(spec.name == VALID for spec in source.columns):
+        columns = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        if self._masked and any(spec.name == VALID for spec in columns.columns):
             raise ValueError(f"the dataset has a column {VALID!r}, which is the mask of {self._masked}: rename it")
-        transforms, collate = self.transforms or {}, self.collate or {}
-        self._source, self._programs = source, compiled(source, transforms, collate)
-        if self.decoded_cache:
-            self._source, self._programs = with_decoded_cache(source, transforms, collate)
+        self._columns = columns
+        self._source, self._programs = self._compile(columns)
         own = getattr(dataset, "__lepton_order__", None)
         self._strategy = self.order or (FullOrder(self.shuffle) if own is None else own())
-        self._bound_order = self._strategy.bind(self._source)
+        self._bound_order = self._strategy.bind(columns)
         self._limits = Limits(self.limit_batches, self.overfit_batches)
         if self.follow:
             self._follower = Follower(dataset, self.follow)
+
+    def _compile(self, columns: Source) -> tuple[Source, Mapping[str, Program]]:
+        """What batches are read from (some columns may lie decoded in the hot cache), and the programs of columns with a chain."""
+        transforms, collate = self.transforms or {}, self.collate or {}
+        programs = compiled(columns, transforms, collate)
+        if not self.decoded_cache:
+            return columns, programs
+        decoded = DecodedColumns(columns, transforms, collate)
+        return decoded.of(columns), decoded.programs
 
     # -- what a framework decides --------------------------------------------------------------------------------------
 
     def _rank(self) -> tuple[int, int]:
         """(rank, world size) of this process among those that share global batches; asked anew at each `iter()`."""
         return find_rank(self.rank, self.world_size)
+
+    def _world_check(self) -> Callable[[], None] | None:
+        """What is called before each step of a pass, and raises when who shares the batches has changed since it began."""
+        return None
 
     @property
     def _masked(self) -> str:
@@ -145,6 +154,11 @@ class Loader:
         """The last stage of a batch."""
         return None
 
+    @property
+    def _reads_here(self) -> bool:
+        """Whether this process reads the batches: only then does it fill the source, and plan for the hot cache."""
+        return True
+
     def _feed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Where finished batches go. What is drawn ahead here is not yet consumed: the position counts what is handed out."""
         return batches
@@ -159,14 +173,16 @@ class Loader:
     def __iter__(self) -> Any:
         began = perf_counter()
         epoch, consumed = self._progress.next
-        if consumed == 0 and self._follower is not None:
-            self._read_newest(self._follower)
+        if consumed == 0:
+            self._read_newest()
         batches, share, gaps, entries = self._begun(epoch, consumed)
         self._progress.open()  # now that nothing can fail: an error above leaves the position where it was
         took = perf_counter() - began  # filling the arena
         self.stats["wait_s"] += took
         self.stats["open_s"] += took
-        running = EpochIterator(batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes)
+        running = EpochIterator(
+            batches, share, epoch, self._progress, self.stats, gaps, entries, self._row_bytes, self._world_check()
+        )
         self._running = weakref.ref(running)
         return running
 
@@ -234,15 +250,19 @@ class Loader:
         """The batches of one pass, one for each of the steps that `steps_in` makes of windows of rows."""
         source, clock = self._source, self.stats.clock
         assert source is not None
-        with clock.stage("fill"):
-            source.fill()
+        if self._reads_here:
+            with clock.stage("fill"):
+                source.fill()
         windows = row_windows(order, share)
-        if source.plans:
+        if source.plans and self._reads_here:
             self._planner = self._planner or Planner(source)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
-        steps = self._in_shape(read_ahead(source, order, share, steps_in(windows)), order, share)
+        steps = steps_in(windows)
+        if self._reads_here:
+            steps = read_ahead(source, order, share, steps)
+        steps = self._in_shape(steps, order, share)
         note = functools.partial(self._note_fault, self._entries)
         return self._feed(self._made(source, steps, self.num_workers, note))
 
@@ -333,56 +353,6 @@ class Loader:
         global_batch = self.global_batch_size or self.batch_size * world_size
         return Share(order.length, global_batch, rank, world_size, self.drop_last, consumed)
 
-    # -- a dataset that grows ------------------------------------------------------------------------------------------
-
-    def newest(self) -> str:
-        """The commit that the next epoch would read (`follow`). Raises ValueError without `follow`, else as `iter()`."""
-        return self._following().newest(self.dataset)
-
-    def follow_to(self, commit: str) -> None:
-        """The next epoch reads this commit, which goes on from the one last read: for several ranks without torch.distributed, each
-        of which has to be told the same (what `newest()` says on one of them). Raises ValueError without `follow`."""
-        self._following()
-        self._told_commit = commit
-
-    def _following(self) -> Follower:
-        if self._follower is None:
-            raise ValueError("this loader reads one version of its dataset: make it with follow=True")
-        return self._follower
-
-    @property
-    def _in_company(self) -> bool:
-        """Whether other processes have to read the same version."""
-        return self._rank()[1] > 1
-
-    def _read_newest(self, follower: Follower) -> None:
-        dataset, commit = self.dataset, self._told_commit
-        if commit is None and self._in_company:
-            commit = agreed(lambda: follower.newest(dataset))
-            if commit is None:
-                raise ValueError(
-                    "follow: several ranks have to read the same version, and torch.distributed is not initialised to agree on it: "
-                    "call follow_to(commit) on every rank before each epoch, with what newest() says on one of them"
-                )
-        commit = commit or follower.newest(dataset)
-        if self._source is not None and commit != self._source.commit:
-            found = follower.version(dataset, commit)
-            source = self._source_at(found)
-            assert self._strategy is not None
-            self._read_on(found, source, self._strategy, self._strategy.bind(source))
-        self._told_commit = None
-
-    def _source_at(self, dataset: Any) -> Source:
-        """The columns of this loader in another version of its dataset."""
-        of_version: Callable[[Any], Source] = getattr(self._source, "of_version")  # noqa: B009  (only what is followed has it)
-        return of_version(dataset)
-
-    def _read_on(self, dataset: Any, source: Source, order: OrderStrategy, bound: BoundOrder) -> None:
-        """From the next pass on, this version in this order."""
-        vars(self)["dataset"] = dataset  # torch's loader has it frozen
-        self._source, self._strategy, self._bound_order = source, order, bound
-        self._planner = None  # it is of one source
-
     # -- epochs and state ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -390,32 +360,6 @@ class Loader:
         self._progress = Progress()
         self._ledger = Ledger()
         self._skips = Skips()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """With the position, without the passes."""
-        return {**self.__dict__, "_running": None, "_entries": None}
-
-    def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Over a `Mixture`: other weights, one for every source, from the next global batch on. Call it on every rank at the same step.
-
-        In a running pass that is the batch after the last one handed out: what was made ahead of it is dropped and made again. The
-        change belongs to the order from then on: it stands in the state, and a restored loader makes it at the same sample. Where the
-        run was set back, changes made later than where it stands now are taken back.
-
-        Raises ValueError for weights that do not fit, and for a loader that does not read a mixture in its own order.
-        """
-        change: Callable[..., OrderStrategy] | None = getattr(self._strategy, "changed", None)
-        if change is None:
-            raise ValueError("set_weights: only for a loader over a Mixture, in the order of the mixture")
-        position = self._progress.position
-        order = change(position.epoch, position.consumed, weights)
-        bound = order.bind(self._source)
-        bound.epoch(self.seed, position.epoch)  # refuses here what cannot be, before anything changes
-        self._strategy, self._bound_order = order, bound
-        running = None if self._running is None else self._running()
-        if running is not None and running.running:
-            running.close()
-            running.go_on_with(*self._begun(*position))
 
     def set_epoch(self, epoch: int) -> None:
         """The next `iter()` opens `epoch` at its start, or where a state of that very epoch was loaded."""
@@ -429,8 +373,15 @@ class Loader:
         """Where training would continue: after the batches handed out so far, or at the start of the next epoch.
 
         After `break` it is still the position in the epoch that was left; `set_epoch` moves on. JSON-able, below 1 KiB,
-        the same on every rank and for every framework.
+        the same on every rank and for every framework. Raises LoaderStateError in mid-epoch where batches come out of order: what was
+        handed out is then no position.
         """
+        current = self._progress.current
+        if not self.in_order and self.num_workers and current is not None and current.consumed:
+            raise LoaderStateError(
+                "with in_order=False, what was handed out of an epoch is no position in it, and this epoch is not over: "
+                "take the state between epochs, or make the loader with in_order=True"
+            )
         return self._state(self._progress.position).to_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -443,34 +394,16 @@ class Loader:
         """
         self._require_own_order()
         saved = LoaderState.from_dict(state_dict)
-        position, order = Position(saved.epoch, saved.consumed), self._order_of(saved)
-        dataset, source, bound = self.dataset, self._source, self._bound_order
-        assert source is not None and bound is not None
-        if saved.dataset == source.name and saved.commit != source.commit and is_dataset(dataset):
-            if self._follower is None:
-                require_kept(dataset, saved)  # says so when the version is gone; else the comparison says what differs
-            else:
-                dataset = self._follower.restored(dataset, saved)
-                source = self._source_at(dataset)
-        if source is not self._source or order is not self._strategy:
-            bound = order.bind(source)
-        saved.require_same_order(self._state_at(position, source, order, bound))
+        position, reading = Position(saved.epoch, saved.consumed), self._reading_of(saved)
+        saved.require_same_order(self._state_at(position, reading))
         try:
             self._skips.add([(epoch, start, stop) for epoch, start, stop in saved.skips])
         except ValueError as error:
             raise LoaderStateError(str(error)) from None
-        if source is not self._source or order is not self._strategy:
-            self._read_on(dataset, source, order, bound)
-        self._told_commit = None
+        self._read_on(reading)
         told = saved.receipt
         self._ledger = Ledger(bytes.fromhex(told["head"]), told["steps"]) if told else Ledger()
         self._progress.restore(position)
-
-    def _order_of(self, saved: LoaderState) -> OrderStrategy:
-        """The order that the state was taken with, where it is one that changes in mid-run; else that of this loader."""
-        assert self._strategy is not None
-        restored: Callable[[dict[str, Any]], OrderStrategy] | None = getattr(self._strategy, "restored", None)
-        return self._strategy if restored is None else restored(self._limits.inner(saved.order))
 
     def _require_own_order(self) -> None:
         if self._source is None:
@@ -481,11 +414,10 @@ class Loader:
 
     def _state(self, position: Position) -> LoaderState:
         self._require_own_order()
-        assert self._source is not None and self._strategy is not None and self._bound_order is not None
-        return self._state_at(position, self._source, self._strategy, self._bound_order)
+        return self._state_at(position, self._reading())
 
-    def _state_at(self, position: Position, source: Source, order: OrderStrategy, bound: BoundOrder) -> LoaderState:
-        epoch_order = self._limits.epoch(bound, self.seed, position.epoch, self._share)
+    def _state_at(self, position: Position, reading: Reading) -> LoaderState:
+        source, epoch_order = reading.source, self._limits.epoch(reading.bound, self.seed, position.epoch, self._share)
         return LoaderState(
             dataset=source.name,
             commit=source.commit,
@@ -495,7 +427,7 @@ class Loader:
             epoch=position.epoch,
             consumed=position.consumed,
             global_batch=self._share(epoch_order).global_batch,
-            order=self._limits.spec(order.spec()),
+            order=self._limits.spec(reading.order.spec()),
             drop_last=self.drop_last,
             receipt={"head": self._ledger.head.hex(), "steps": self._ledger.steps} if self.receipts else {},
             skips=[list(skip) for skip in self._skip_ranges(epoch_order) if skip[0] >= position.epoch],

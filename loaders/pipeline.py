@@ -20,7 +20,6 @@ import numpy as np
 
 from loaders.batched import column_batched, naming_rows
 from loaders.faults import (
-    MASK,
     SUBSTITUTES_MAX,
     Fault,
     FaultCount,
@@ -34,7 +33,7 @@ from loaders.faults import (
     substitute_row,
 )
 from loaders.order import BoundOrder, Rows
-from loaders.pad import valid_rows
+from loaders.pad import VALID, valid_rows
 from loaders.source import ColumnSource, Source, Values
 from loaders.stages import Transform
 from loaders.stall import StageClock
@@ -97,11 +96,27 @@ class Recipe:
     policy: Policy = "raise"
     clock: StageClock = field(default_factory=StageClock)
 
-    def make(self, step: Step, tell: Tell | None = None) -> Made:
-        """A step's batch, in this thread."""
+    def prepare(self) -> None:
+        """Make ready what every batch needs, once in each process."""
+        self.source.fill()
+
+    def seeded_columns(self) -> frozenset[str]:
+        """Those with transforms of which nothing is known: they may draw from the global generators."""
+        return frozenset(name for name, program in self.programs.items() if not program.threads)
+
+    def make(self, step: Step, tell: Tell | None = None, left_out: dict[int, Exception] | None = None) -> Made:
+        """A step's batch, in this thread.
+
+        tell:     called before each sample, and with -1 before what is done once.
+        left_out: samples that are not to be made, and why: the policy is not "raise".
+        """
         work = self.read([step])[0]
+        for place, error in (left_out or {}).items():
+            work.failed[place] = "", error
         for name in self.programs:
             self.sample(work, name, 0, len(step.rows), tell)
+        if tell is not None:
+            tell(-1, "")
         return self.finish(work)
 
     # -- read ------------------------------------------------------------------------------------------------------
@@ -223,7 +238,7 @@ class Recipe:
             valid = valid_rows(work.step)
             if self.policy == "skip":
                 valid[list(work.failed)] = False
-            batch[MASK] = self.tensor(valid)
+            batch[VALID] = self.tensor(valid)
         if self.context is not None:
             batch = self.context(batch)
         if self.as_tuple is not None:
@@ -332,9 +347,13 @@ def rows_bytes(values: Mapping[str, Values], rows: Rows) -> float:
             total += column.nbytes / max(len(rows), 1)
         elif column:
             some = column[:_LOOKED_AT]
-            total += sum(len(value) if isinstance(value, bytes | str) else _OBJECT_BYTES for value in some) / len(some)
+            total += sum(_value_bytes(value) for value in some) / len(some)
     return total
 
 
+def _value_bytes(value: Any) -> int:
+    return len(value) if isinstance(value, bytes | str) else getattr(value, "nbytes", _OBJECT_BYTES)
+
+
 _LOOKED_AT = 16  # values of a variable column
-_OBJECT_BYTES = 256  # of a value that is neither text nor bytes: a guess
+_OBJECT_BYTES = 256  # of a value that is neither text nor bytes nor an array: a guess

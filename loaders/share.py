@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,10 @@ def steps_of(epoch: int, share: Share, windows: Iterator[tuple[Rows, list[int]]]
             number += 1
 
 
+class WorldChanged(RuntimeError):
+    """The ranks that share a pass are not those that began it."""
+
+
 def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """(rank, world size): what is given wins, then torch.distributed when initialised, then the environment variables
     RANK and WORLD_SIZE (both, as torchrun sets them), then (0, 1).
@@ -120,6 +124,33 @@ def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[i
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in [0, world_size={world_size}); give both rank= and world_size=")
     return rank, world_size
+
+
+def same_world() -> Callable[[], None]:
+    """A function that raises WorldChanged once torch.distributed says something else than now.
+
+    0.2 us without a process group, 1 us with one.
+    The environment is not asked again: nobody changes it under a running process.
+    """
+    import torch.distributed as dist
+
+    was = _from_torch()
+    initialised = dist.is_initialized if dist.is_available() else lambda: False
+
+    def check() -> None:
+        if initialised() or was is not None:
+            now = _from_torch()
+            if now != was:
+                raise WorldChanged(
+                    f"torch.distributed has changed from {_told(was)} to {_told(now)} while a pass over the data runs, and its "
+                    "steps were shared out among the ranks of before: take state_dict(), and go on with a new iter()"
+                )
+
+    return check
+
+
+def _told(world: tuple[int, int] | None) -> str:
+    return "no process group" if world is None else f"rank {world[0]} of {world[1]}"
 
 
 def _from_torch() -> tuple[int, int] | None:

@@ -65,7 +65,8 @@ def gaps_of(share: Share, epoch: int, ranges: Sequence[Skip]) -> list[tuple[int,
     """[first, stop) of the steps of a pass that are left out: sorted, apart from each other, within [0, share.steps)."""
     gaps: list[tuple[int, int]] = []
     for of_epoch, start, stop in ranges:
-        if of_epoch != epoch or stop <= share.start:
+        stop = min(stop, share.length)  # beyond it are positions of a last, short batch that it does not have
+        if of_epoch != epoch or stop <= max(start, share.start):
             continue
         first = max(start - share.start, 0) // share.global_batch
         last = min(-(-(stop - share.start) // share.global_batch), share.steps)

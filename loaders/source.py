@@ -8,9 +8,10 @@ A column is one of two kinds:
                what lists and structs become says loaders.nested.
 
 Fixed columns are decoded once into an arena, one contiguous array per column, as long as all of them together stay
-below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. The rest is read
-for each batch by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the
-dataset *or view* that was given.
+below `arena_bytes_max`; the narrowest come first, so that labels are hot even where images are not. Lists of numbers are
+decoded too, as one array of values each (loaders.flat), where they fit into what is left. The rest is read for each batch
+by `Dataset.take`, which keeps decoded pages in a bounded cache. Row i of an arena is row i of the dataset *or view* that
+was given.
 
 A dataset that is read through the host's hot cache (`Dataset.cached`) has its arena there too: one process decodes it, all
 that load the same columns of the same rows map it. Where it does not fit, each has its own. The source is a client of
@@ -22,10 +23,9 @@ A null in a fixed column is NaN in a float column. Anywhere else there is no ten
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from leptonstore.cache.chunks import CachedChunks
     from leptonstore.dataset import Dataset as Dataset
     from leptonstore.dataset.derived import DerivedColumn
+    from loaders.flat import FlatColumn
 
 __all__ = [
     "ARENA_BYTES_MAX",
@@ -215,6 +216,7 @@ class ColumnSource:
         self.arena: dict[str, npt.NDArray[Any]] = {}
         self._budget = ARENA_BYTES_MAX if arena_bytes_max is None else arena_bytes_max
         self._hot = _narrowest_within(self._budget, self.columns, self.rows)
+        self._flat: dict[str, FlatColumn] = {}  # lists of numbers that lie decoded in memory; known after `fill`
         self._filled = False
         self._twin: Dataset | None = None  # reads ahead
         self._earlier: ColumnSource | None = None  # of another version, whose arena `fill` takes from
@@ -273,7 +275,7 @@ class ColumnSource:
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The columns that are read for each batch."""
-        return tuple(spec for spec in self.columns if spec.name not in self._hot)
+        return tuple(spec for spec in self.columns if spec.name not in self._hot and spec.name not in self._flat)
 
     def fill_ahead(self) -> None:
         """Begin `fill` in a thread and return; `fill` waits for it. An error stays silent here: `fill` meets it again."""
@@ -285,7 +287,14 @@ class ColumnSource:
             if self._filled:
                 return
             self.arena = self._cached_arena() or self._own_arena()
+            self._flat = self._fitting_lists()
             self._filled, self._earlier = True, None
+
+    def _fitting_lists(self) -> dict[str, FlatColumn]:
+        from loaders.flat import fitting
+
+        left = self._budget - sum(spec.row_bytes * self.rows for spec in self.hot)
+        return fitting(self.dataset, [spec.name for spec in self.columns if not spec.fixed], left) if left > 0 else {}
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
@@ -377,28 +386,24 @@ class ColumnSource:
         except BadInput as error:
             raise ValueError(str(error)) from None
 
-    def without(self, columns: Sequence[str]) -> ColumnSource:
-        """The source of the other columns, with the same arena."""
-        made = copy.copy(self)
-        made._lock = threading.Lock()
-        made.columns = tuple(spec for spec in self.columns if spec.name not in columns)
-        made._hot = self._hot - set(columns)
-        return made
-
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
         """All columns of the given rows, in the order of `rows`. Fresh memory."""
         found: dict[str, Values] = {name: values.take(rows, 0) for name, values in self.arena.items()}
         found.update(self.read(rows))
         return {spec.name: found[spec.name] for spec in self.columns}
 
-    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Values]:
-        """The cold columns of the given rows, in the order of `rows`. Arrays are fresh memory."""
-        if not self.cold:
-            return {}
+    def read(self, rows: npt.NDArray[np.int64], without: Container[str] = ()) -> dict[str, Values]:
+        """The columns that are not in the arena, of the given rows, in the order of `rows`, but those in `without`. Fresh memory."""
+        found: dict[str, Values] = {
+            name: column.rows(rows) for name, column in self._flat.items() if name not in without
+        }
+        cold = [spec for spec in self.cold if spec.name not in without]
+        if not cold:
+            return found
         if not len(rows):
-            return {spec.name: spec.empty(0) if spec.fixed else [] for spec in self.cold}
-        table = self.dataset.take(rows, columns=[spec.name for spec in self.cold])
-        return {spec.name: _values_of(table.column(spec.name), spec) for spec in self.cold}
+            return found | {spec.name: spec.empty(0) if spec.fixed else [] for spec in cold}
+        table = self.dataset.take(rows, columns=[spec.name for spec in cold])
+        return found | {spec.name: _values_of(table.column(spec.name), spec) for spec in cold}
 
     # -- what an order asks for (loaders/orders) ---------------------------------------------------------------------
 
@@ -445,17 +450,36 @@ class ColumnSource:
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def reader_ahead(self) -> Callable[[npt.NDArray[np.int64]], int] | None:
-        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes of values that is.
+        """A function that brings what batches of some rows will need into the host's cache, and says how many bytes that is.
+
+        It raises when it cannot, OSError when the cache is gone.
 
         It is a client of its own there: what it asks for does not count as used. None where nothing is read for each batch, or not
-        through a cache that can be used.
+        through a cache that can be used, or from where a request costs no more than its bytes (a disk).
         """
-        if not self.plans or self.dataset.cache is None:
+        if not self.plans or self.dataset.cache is None or not self.distant:
             return None
+        from leptonstore.dataset.future import future_digests
+
         if self._twin is None:
             self._twin = self.dataset.cached(self.dataset.cache.path)
         twin, names = self._twin, [spec.name for spec in self.cold]
-        return lambda rows: twin.take(rows, columns=names).nbytes
+
+        def read(rows: npt.NDArray[np.int64]) -> int:
+            chunks: Any = twin.chunks
+            if not chunks.cache.usable:
+                raise OSError("the cache is gone: what is read would be for nobody")
+            wanted = list(dict.fromkeys(digest.tobytes() for digest in future_digests(twin, rows, names)))
+            return sum(len(value) for value in chunks.get_many(wanted))
+
+        return read
+
+    @property
+    def distant(self) -> bool:
+        """Whether some of it may have to come from where many small reads cost far more than a long one: an object store."""
+        from leptonstore.tiers.roles import ManyReader
+
+        return any(isinstance(tier, ManyReader) for tier in self.dataset.store.tier.tiers)
 
     @property
     def cache_bytes(self) -> int:
@@ -468,7 +492,7 @@ class ColumnSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the arena and the lock: another process decodes its own."""
-        gone = {"arena": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
+        gone = {"arena": {}, "_flat": {}, "_filled": False, "_twin": None, "_earlier": None, "_lock": None}
         return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -21,17 +21,16 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-STAGES = ("fill", "order", "fetch", "decode", "gather", "transform", "collate", "pin", "handover", "device")
+STAGES = ("fill", "order", "fetch", "gather", "transform", "collate", "pin")
 """fill       arenas decoded before the first batch
 order      rows of the coming steps
-fetch      bytes from the store, a tier or the cache; where a read is not told apart from its decoding, both
-decode     pages to values, JPEG to pixels
-gather     values to a batch's memory
-transform  of samples and of batches
+fetch      values from the store, a tier or the cache, with the decoding of their pages
+gather     values of an arena to a batch's memory
+transform  of samples (decoding of images and the like too) and of batches
 collate    lists to tensors
 pin        copies to page-locked memory
-handover   from a worker to the loader's thread
-device     copies to devices begun, by the loader's thread (not the copies themselves, which run beside it)
+
+Whoever makes batches may add others.
 """
 
 STALL_S = 0.1  # a step that waited so long counts as a stall: what a person sees in a progress bar
@@ -115,7 +114,7 @@ class LoaderStats(dict[str, Any]):
     """Sums over the life of a loader, of what this rank was handed:
 
     batches, rows   their numbers
-    bytes           of the columns with a fixed width; of the others as far as whoever reads them says so
+    bytes           of the columns with a fixed width, as they stand in an arena; those of the others are not counted
     wait_s          seconds inside `iter()` and `next()`: what the training loop waited
     open_s          those of them in `iter()`: arenas that were filled
     faults          samples that the policy skipped or substituted

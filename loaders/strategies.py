@@ -12,6 +12,7 @@ from typing import Any
 import loaders.orders as orders
 from loaders.order import BoundOrder, EpochOrder, FullOrder, OrderStrategy
 from loaders.source import BadInput
+from loaders.windows import RandomOffset
 
 NESTED_MAX = 8  # orders within orders
 # Name in a spec -> its class, whose parameters have the names of the spec's fields.
@@ -22,16 +23,27 @@ _CLASSES: dict[str, Callable[..., OrderStrategy]] = {
     "subset": orders.Subset,
     "curriculum": orders.Curriculum,
     "bucketed": orders.Bucketed,
+    "random-offset": RandomOffset,
 }
 
 
-def strategy_of(spec: Mapping[str, Any]) -> OrderStrategy:
-    """The strategy with this spec, which anybody may have written. Raises BadInput, naming the order, when this code has none."""
+def strategy_of(spec: Mapping[str, Any], given: OrderStrategy | None = None) -> OrderStrategy:
+    """The strategy with this spec, which anybody may have written.
+
+    given: what holds where the spec does not say all of it: an order over an array, or that of a mixture, whose changes in mid-run are
+    then those of the spec. Raises BadInput, naming the order, when neither is an order with this spec.
+    """
     strategy = _built(spec, 0)
+    if strategy is None and given is not None:
+        if spec.get("name") == "overfit" and isinstance(spec.get("inner"), Mapping):
+            return _Overfit(dict(spec), strategy_of(spec["inner"], given))
+        restored: Callable[[Mapping[str, Any]], OrderStrategy] | None = getattr(given, "restored", None)
+        strategy = given if restored is None else restored(spec)
     if strategy is None or strategy.spec() != spec:
+        what = "alone" if given is None else f"and of the one that is given, {str(given.spec())[:120]}"
         raise BadInput(
-            f"an order cannot be made of the spec {str(dict(spec))[:120]} alone: check it from Python, where its parts are "
-            "(loaders.verify.Replay takes order=…), or with the LeptonStore that wrote it"
+            f"an order cannot be made of the spec {str(dict(spec))[:120]} {what}: check it from Python, where its parts are "
+            "(loaders.verify.replay_of takes order=…), or with the LeptonStore that wrote it"
         )
     return strategy
 

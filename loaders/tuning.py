@@ -2,8 +2,9 @@
 
 A pure controller: it is told of each batch that was handed out and says `threads` and `depth`; it measures nothing and starts nothing.
 
-    threads   one more when steps wait and the threads are busy; taken back when batches then came no faster (what is slow is a disk, a
-              network or the interpreter's lock). One less after a long calm in which fewer would do.
+    threads   twice as many (but not more than the averages ask for) when steps wait and the threads are busy; taken back when batches then
+              came no faster (what is slow is a disk, a network or the interpreter's lock), and from then on one more at a time. One
+              less after a long calm in which fewer would do.
     depth     batches ahead: the threads' own, and some in store. Twice as many in store when steps wait although the threads are fast
               enough on average: the times vary. Never more than the budget holds of the largest batch seen.
 
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 Auto: TypeAlias = Literal["auto"]
 
 PREFETCH_BYTES_MAX = 2 << 30  # of batches made ahead: the usual budget. 13 batches of 256 float32 images of 224 x 224
-WINDOW = 16  # batches between two decisions
+WINDOW = 16  # batches between two decisions; two for each thread where those are more
 WAIT_SHARE_MAX = 0.05  # of the time: with less, nothing that a change could gain is left
 GAIN_MIN = 0.05  # faster than before, for a change to be kept
 HOLD_WINDOWS = 8  # after a change that gained nothing, before the same is tried again: doubled each time
@@ -59,6 +60,8 @@ class Tuner:
     _tried: str = field(default="", init=False)
     _settling: bool = field(default=False, init=False)
     _before_s: float = field(default=0.0, init=False)
+    _before_threads: int = field(default=1, init=False)
+    _doubling: bool = field(default=True, init=False)
     _calm: int = field(default=0, init=False)
     _hold: dict[str, int] = field(default_factory=lambda: {"threads": 0, "store": 0}, init=False)
     _hold_next: dict[str, int] = field(
@@ -109,12 +112,12 @@ class Tuner:
         self._wait_s += wait_s
         self._make_s += make_s
         self._took_s += took_s
-        if self._count >= WINDOW:
+        if self._count >= max(WINDOW, 2 * self.threads):  # what was begun before a change is through by then
             self._decide()
             self._count, self._wait_s, self._make_s, self._took_s = 0, 0.0, 0.0, 0.0
 
     def _decide(self) -> None:
-        took_s, wait_share = self._took_s, self._wait_s / max(self._took_s, 1e-9)
+        took_s, wait_share = self._took_s / self._count, self._wait_s / max(self._took_s, 1e-9)
         for what in self._hold:
             self._hold[what] = max(self._hold[what] - 1, 0)
         if self._settling:
@@ -123,11 +126,11 @@ class Tuner:
         if self._tried and not self._kept(took_s):
             return
         # Threads that the averages ask for, if a step never waited.
-        busy = self._make_s / max(took_s - self._wait_s, 1e-9)
+        busy = self._make_s / max(self._took_s - self._wait_s, 1e-9)
         if wait_share > WAIT_SHARE_MAX:
             self._calm = 0
-            loaded = self._make_s / max(took_s * self.threads, 1e-9)  # how much of their time the threads work
-            if loaded > 0.5 and self._try_threads(took_s):
+            loaded = self._make_s / max(self._took_s * self.threads, 1e-9)  # how much of their time the threads work
+            if loaded > 0.5 and self._try_threads(took_s, busy):
                 return
             self._try_store(took_s)
             return
@@ -136,10 +139,12 @@ class Tuner:
             self.threads -= 1
             self._calm = 0
 
-    def _try_threads(self, took_s: float) -> bool:
+    def _try_threads(self, took_s: float, asked_for: float) -> bool:
         if self.fixed_threads is not None or self._hold["threads"] or self.threads >= self.cores:
             return False
-        self.threads += 1
+        more = min(self.threads, max(int(asked_for) + 1 - self.threads, 1)) if self._doubling else 1
+        self._before_threads = self.threads
+        self.threads = min(self.threads + more, self.cores)
         self._tried, self._before_s, self._settling = "threads", took_s, True
         return True
 
@@ -156,7 +161,7 @@ class Tuner:
             self._hold_next[tried] = HOLD_WINDOWS
             return True
         if tried == "threads":
-            self.threads -= 1
+            self.threads, self._doubling = self._before_threads, False
         else:
             self._store //= 2
         self._settling = True

@@ -11,7 +11,7 @@ Neither torch nor a loader is needed: a store, or any sources and orders that th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from loaders.chain import key_of, next_head
 from loaders.order import BoundOrder, EpochOrder, OrderStrategy, Rows
 from loaders.receipt import MARK_DIGITS, Origin, Receipt, Segment
 from loaders.share import Share, row_windows, steps_of
-from loaders.source import BadInput, Damaged, Source
+from loaders.source import BadInput, Damaged, Source, source_of
 from loaders.step import Step
 from loaders.strategies import strategy_of
 
@@ -46,7 +46,7 @@ class Replay:
     """A receipt, and where its data is. Not for use by several threads.
 
     open:  gives the source of an origin; it is called once for each, and what it raises passes through.
-    order: the strategy of all segments; default: that of each origin's spec (loaders.strategies).
+    order: the strategy, where an origin's spec does not say all of it (loaders.strategies).
     """
 
     def __init__(self, receipt: Receipt, open: Callable[[Origin], Source], order: OrderStrategy | None = None) -> None:
@@ -73,8 +73,7 @@ class Replay:
         origin = segment.origin
         try:
             if origin.key not in self._bound:
-                strategy = self._strategy or strategy_of(origin.order)
-                self._bound[origin.key] = strategy.bind(self.source(origin))
+                self._bound[origin.key] = strategy_of(origin.order, self._strategy).bind(self.source(origin))
             order = self._bound[origin.key].epoch(origin.seed, segment.epoch)
         except ValueError as error:
             raise BadInput(f"the order of the receipt does not fit {origin}: {error}") from None
@@ -167,6 +166,16 @@ class Replay:
             first,
             last,
         )
+
+
+def replay_of(receipt: Receipt, dataset: Any, order: OrderStrategy | None = None) -> Replay:
+    """Of a receipt over what a loader was given: a dataset version, a view, a mixture, packs of tokens.
+
+    order: that of the loader, where the receipt does not say all of it (weights in an array); default: the dataset's own, if it has one.
+    """
+    own = getattr(dataset, "__lepton_order__", None)
+    given = own() if order is None and own is not None else order
+    return Replay(receipt, lambda origin: source_of(dataset, None, 0), given)
 
 
 def _whole(segment: Segment) -> Share:

@@ -20,6 +20,11 @@ def write(rows: Iterable[Any], folder: str) -> None:
     cache.merge()
 
 
+def owned(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A batch that a worker can send: values come as views of a chunk."""
+    return [{**sample, "value": bytes(sample["value"])} for sample in samples]
+
+
 def main() -> None:
     """One workload."""
     what, data, folder = sys.argv[1:4]
@@ -42,7 +47,7 @@ def main() -> None:
             data, cache_dir=folder, shuffle=True, max_cache_size=cache_bytes, item_shuffle_window=window,
             storage_options={"endpoint_url": sys.argv[4]},
         )  # fmt: skip
-        loader = StreamingDataLoader(dataset, batch_size=REMOTE_BATCH, num_workers=WORKERS, collate_fn=list)
+        loader = StreamingDataLoader(dataset, batch_size=REMOTE_BATCH, num_workers=WORKERS, collate_fn=owned)
         seen, seconds = timed(loader, len)
         answer({"rows": seen, "samples_per_s": seen / seconds})
 

@@ -37,6 +37,22 @@ def future_keys(
     chunks = ds.chunks
     if not isinstance(chunks, CachedChunks):
         raise ValueError("only what is read through a hot cache has keys there")
+    return _asked_for(ds, rows, sizes, columns, chunks.key_rows, derived or {})
+
+
+def future_digests(ds: Dataset, rows: Rows, columns: Sequence[str]) -> Keys:
+    """The digests of what one batch of these rows will read. Raises what reading raises."""
+    return _asked_for(ds, rows, [len(rows)], columns, lambda digests: digests, {})
+
+
+def _asked_for(
+    ds: Dataset,
+    rows: Rows,
+    sizes: Sequence[int],
+    columns: Sequence[str],
+    key_rows: Callable[[Keys], Keys],
+    derived: Mapping[str, Callable[[Keys], Keys]],
+) -> Keys:
     if not len(rows):
         return np.empty((0, DIGEST_BYTES), np.uint8)
     base = rows if ds.selection is None else ds.selection[rows]
@@ -49,13 +65,12 @@ def future_keys(
             read = ~directories[which]
             pairs = np.unique(batches[read] * len(used) + which[read])
             digests = b"".join(stretch.parts[0].digest for stretch in used)
-            keys = chunks.key_rows(np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES))
+            keys = key_rows(np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES))
             found.append((pairs // len(used), number, keys[pairs % len(used)]))
         if directories.any():
             column, whose = _directory_rows(ds, base, used, which, directories, batches)
             if column.references is not None:
-                key_rows = (derived or {}).get(name, chunks.key_rows)
-                keys = key_rows(_referenced(column))
+                keys = derived.get(name, key_rows)(_referenced(column))
                 found.append((whose[column.references], len(columns) + number, keys))
     if not found:
         return np.empty((0, DIGEST_BYTES), np.uint8)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from leptonstore.dataset.forked import renew_in_children
+
 _V = TypeVar("_V")
 
 
@@ -17,6 +19,7 @@ class Kept(Generic[_V]):
         self._bytes_max, self._bytes = bytes_max, 0
         self._values: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()
         self._lock = threading.Lock()
+        renew_in_children(self)
 
     def get(self, key: Hashable) -> _V | None:
         """The value, None when it is not kept."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import values as column_values
+from leptonstore.dataset.forked import renew_in_children
 from leptonstore.dataset.groups import decode_part, told_at
 from leptonstore.dataset.kept import Kept
 from leptonstore.dataset.tree import Leaf, Leaves, Rows
@@ -86,6 +87,7 @@ class Pages:
         self._kept_bytes = 0
         self._layouts: Kept[Layout] = Kept(limits.NODE_CACHE_BYTES)
         self._lock = threading.Lock()
+        renew_in_children(self)
         self.reads = 0
 
     def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True) -> list[Column]:

@@ -28,9 +28,11 @@ Mode = Literal["RGB", "L"]
 CHANNELS: dict[str, int] = {"RGB": 3, "L": 1}
 SCALES = (8, 4, 2)  # by which libjpeg-turbo shrinks while decoding, with SIMD code (others are slower than no scale)
 
-_JPEG = b"\xff\xd8\xff"
-_PLAIN = ("YCbCr", "Gray", "RGB")  # colour spaces of JPEG that libjpeg-turbo turns into RGB
-_SOS, _APP1, _EXIF = 0xDA, 0xE1, b"Exif\0\0"
+_SOI, _SOS, _APP1, _EXIF = b"\xff\xd8", 0xDA, 0xE1, b"Exif\0\0"
+_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_FRAME = struct.Struct(
+    ">BHHB"
+)  # precision, height, width, components: 1 is grey, 3 are YCbCr or RGB, 4 are not for simplejpeg
 _ORIENTATION, _SHORT = 274, 3
 
 
@@ -66,19 +68,30 @@ def decoders() -> dict[str, str]:
 
 
 def _plain_jpeg(data: Any, upright: bool) -> tuple[int, int] | None:
-    """(height, width) of what simplejpeg decodes to what is wanted."""
-    simplejpeg = _simplejpeg()
-    if simplejpeg is None or not isinstance(data, bytes | bytearray | memoryview):
+    """(height, width) of what simplejpeg decodes to what is wanted.
+
+    Walks the segments before the scan (ITU-T T.81, annex B). In Python: libjpeg's own look at the header gives up the GIL, and waiting
+    for it again costs more than the walk.
+    """
+    if _simplejpeg() is None or not isinstance(data, bytes | bytearray | memoryview):
         return None
-    if bytes(data[:3]) != _JPEG or len(data) > IMAGE_FILE_BYTES_MAX:
+    if bytes(data[:2]) != _SOI or len(data) > IMAGE_FILE_BYTES_MAX:
         return None
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if space not in _PLAIN or height * width > IMAGE_PIXELS_MAX or (upright and _is_turned(data)):
-        return None
-    return height, width
+    size: tuple[int, int] | None = None
+    at, end = 2, len(data) - 10
+    while at < end and data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == _SOS:
+            return size
+        if marker in _SOF and size is None:
+            precision, height, width, components = _FRAME.unpack_from(data, at + 4)
+            if precision != 8 or components not in (1, 3) or not 0 < height * width <= IMAGE_PIXELS_MAX:
+                return None
+            size = height, width
+        elif marker == _APP1 and upright and _turns(bytes(data[at + 4 : at + 2 + length])):
+            return None
+        at += 2 + length
+    return None
 
 
 def _by_simplejpeg(data: Any, scale: int) -> Pixels | None:
@@ -89,9 +102,8 @@ def _by_simplejpeg(data: Any, scale: int) -> Pixels | None:
             pixels: Pixels = simplejpeg.decode_jpeg(data)
         else:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            pixels = simplejpeg.decode_jpeg(
-                data, min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
-            )
+            least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+            pixels = simplejpeg.decode_jpeg(data, **least, min_factor=scale)
     except ValueError:  # damaged, or only slightly wrong: Pillow, which knows the difference, is asked
         return None
     return pixels
@@ -117,21 +129,11 @@ def _in_mode(pixels: Pixels, mode: Mode) -> Pixels:
     return np.ascontiguousarray(images.to_rgb(pixels) if mode == "RGB" else images.to_grey(pixels)[..., None])
 
 
-def _is_turned(data: Any) -> bool:
-    """Whether a JPEG's EXIF or XMP says, or may say, that it is shown otherwise than stored. Walks the segments before the scan."""
-    at, end = 2, len(data)
-    while at + 4 <= end and data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
-        if marker == _SOS:
-            return False
-        if marker == _APP1:
-            segment = bytes(data[at + 4 : at + 2 + length])
-            if segment.startswith(_EXIF) and _orientation(segment[len(_EXIF) :]) != 1:
-                return True
-            if b"tiff:Orientation" in segment:
-                return True
-        at += 2 + length
-    return False
+def _turns(segment: bytes) -> bool:
+    """Whether a segment of EXIF or XMP says, or may say, that the image is shown otherwise than stored."""
+    if segment.startswith(_EXIF):
+        return _orientation(segment[len(_EXIF) :]) != 1
+    return b"tiff:Orientation" in segment
 
 
 def _orientation(tiff: bytes) -> int:

@@ -47,21 +47,26 @@ def resize_into(out: Pixels, part: Pixels, antialias: bool = True, mirrored: boo
     else:
         np.copyto(out, resize(part, (size[0], size[1]), antialias))
     if mirrored:
-        np.copyto(out, mirror(out))
+        _mirror_in_place(out)
 
 
 def resize_into_planes(out: Pixels, part: Pixels, antialias: bool = True, mirrored: bool = False) -> None:
     """`resize_into`, but `out` has shape (channels, height, width)."""
     size = (out.shape[1], out.shape[2])
     torch = _torch() if antialias else None
-    if torch is not None and part.shape[:2] != size:
-        planes = _by_torch(torch, part, size)
-    else:
-        planes = resize(part, size, antialias).transpose(2, 0, 1)
-    if mirrored:
-        _mirror(planes, out)
-    else:
-        _split(planes, out)
+    if torch is None or part.shape[:2] == size:
+        image = resize(part, size, antialias)
+        _split(mirror(image) if mirrored else image, out)
+        return
+    planes = _by_torch(torch, part, size)
+    opencv = _opencv()
+    if not mirrored:
+        np.copyto(out, planes)
+    elif opencv is None:
+        np.copyto(out, planes[:, :, ::-1])
+    else:  # all planes as one
+        flat = out.reshape(-1, size[1])
+        _put(opencv.flip(planes.reshape(flat.shape), 1, flat), flat)
 
 
 def libraries(antialias: bool) -> dict[str, str]:
@@ -82,13 +87,16 @@ def mirror(image: Pixels) -> Pixels:
 
 def look_up(pixels: Pixels, table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """out[i, c] = table[c, pixels[i, c]]; both of shape (rows, channels, height, width), C-contiguous."""
-    opencv = _opencv()
+    opencv, width = _opencv(), pixels.shape[3]
+    if (table == table[0]).all():  # ToFloat alone: all planes as one
+        table = table[:1]
     for image, made in zip(pixels, out, strict=True):
-        for channel, row in enumerate(table):
+        planes = zip(image.reshape(len(table), -1, width), made.reshape(len(table), -1, width), table, strict=True)
+        for plane, place, row in planes:
             if opencv is None:
-                row.take(image[channel], out=made[channel], mode="clip")  # cannot clip; any other mode would buffer
+                row.take(plane, out=place, mode="clip")  # cannot clip; any other mode would buffer
             else:
-                opencv.LUT(image[channel], row[None], made[channel])
+                opencv.LUT(plane, row[None], place)
 
 
 def _by_torch(torch: ModuleType, part: Pixels, size: tuple[int, int]) -> Pixels:
@@ -111,18 +119,24 @@ def _by_pillow(part: Pixels, size: tuple[int, int]) -> Pixels:
 def _linear(part: Pixels, size: tuple[int, int], out: Pixels | None = None) -> Pixels:
     opencv = _opencv_or_raise()
     made = opencv.resize(part, (size[1], size[0]), out, interpolation=opencv.INTER_LINEAR)
-    if out is not None and not np.shares_memory(made, out):  # OpenCV may make another array for what does not suit it
-        np.copyto(out, made.reshape(out.shape))
+    if out is not None:
+        _put(made, out)
     return np.asarray(made, np.uint8).reshape(*size, part.shape[2])
 
 
-def _split(planes: Pixels, out: Pixels) -> None:
-    """Copy (channels, height, width), of whatever strides. OpenCV takes pixels apart four times as fast as numpy."""
+def _put(made: Pixels, out: Pixels) -> None:
+    """OpenCV writes into the array that it is given, and returns it, unless it does not suit it."""
+    if made is not out:
+        np.copyto(out, made.reshape(out.shape))
+
+
+def _split(image: Pixels, out: Pixels) -> None:
+    """(height, width, channels) into planes. OpenCV takes pixels apart four times as fast as numpy."""
     opencv = _opencv()
-    if opencv is not None and planes.shape[0] == 3 and planes.strides[0] == 1:
-        opencv.split(planes.transpose(1, 2, 0), list(out))
+    if opencv is not None and image.shape[2] == 3:
+        opencv.split(image, list(out))
     else:
-        np.copyto(out, planes)
+        np.copyto(out, image.transpose(2, 0, 1))
 
 
 def _merge(planes: Pixels, out: Pixels) -> None:
@@ -133,14 +147,12 @@ def _merge(planes: Pixels, out: Pixels) -> None:
         np.copyto(out, planes.transpose(1, 2, 0))
 
 
-def _mirror(planes: Pixels, out: Pixels) -> None:
+def _mirror_in_place(image: Pixels) -> None:
     opencv = _opencv()
-    if opencv is None:
-        np.copyto(out, planes[:, :, ::-1])
-        return
-    _split(planes, out)
-    for plane in out:
-        opencv.flip(plane, 1, plane)
+    if opencv is None or image.shape[2] not in (1, 3):
+        np.copyto(image, mirror(image))
+    else:
+        _put(opencv.flip(image, 1, image), image)
 
 
 @cache

@@ -50,6 +50,7 @@ def test_the_batches_are_those_of_one_thread(ds: Dataset, kind: Any) -> None:
     assert pickle.loads(pickle.dumps(auto)).prefetching == (threads, depth)  # noqa: S301
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of torch: more than this machine has cores
 def test_threads_come_when_steps_wait_for_them(ds: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loaders.tuning.usable_cores", lambda: 4)
     loader = DataLoader(ds, **COMMON, num_workers="auto", transform=slow)
@@ -98,6 +99,8 @@ def test_auto_is_for_the_threads_of_this_loader(ds: Dataset) -> None:
         DataLoader(ds, num_workers="auto", collate_fn=list)
     with pytest.raises(ValueError, match="prefetch_bytes_max: only for"):
         DataLoader([1, 2], prefetch_bytes_max=1)
+    with pytest.raises(ValueError, match="prefetch_bytes_max is for threads"):
+        DataLoader(ds, num_workers=2, worker_mode="process", prefetch_bytes_max=1 << 20)
     with pytest.raises(ValueError, match="num_workers is a number or \"auto\", not 'many'"):
         DataLoader(ds, num_workers="many")
     with pytest.raises(ValueError, match="prefetch_factor option could only be specified in multiprocessing"):

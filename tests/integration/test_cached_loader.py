@@ -24,6 +24,7 @@ from leptonstore.store.keys import KeyFile  # noqa: E402
 from loaders import DataLoader, Order  # noqa: E402
 from loaders import plan as loader_plan  # noqa: E402
 from loaders.orders import BlockShuffle  # noqa: E402
+from loaders.source import ColumnSource  # noqa: E402
 from tests.integration.cache_data import run_python  # noqa: E402
 from tests.integration.loader_data import ROWS, make_table  # noqa: E402
 from tests.integration.test_cached_dataset import counted  # noqa: E402
@@ -237,7 +238,9 @@ def test_a_loader_passes_between_processes(dataset: Dataset, tmp_path: Path) -> 
 def test_windows_of_a_block_wise_order_are_read_ahead_into_the_cache(
     dataset: Dataset, store: Store, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same batches, read once, in few long reads: fewer than there are values."""
+    """The same batches, and each value fetched once; where a disk is behind the cache, nothing is read ahead."""
+    assert DataLoader(dataset.cached(tmp_path / "cache", BUDGET))._source.reader_ahead() is None  # type: ignore[union-attr]
+    monkeypatch.setattr(ColumnSource, "distant", True)
     monkeypatch.setattr("loaders.window_reader.READ_BYTES", 4 << 20)
     options: dict[str, Any] = {"batch_size": 20, "order": BlockShuffle(50, 10), "columns": ["id", "large"]}
     plain = list(DataLoader(dataset, **options))

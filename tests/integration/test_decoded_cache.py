@@ -21,7 +21,7 @@ from leptonstore.dataset.schema import image_field
 from leptonstore.errors import SourceError
 from leptonstore.store import Store
 from leptonstore.store.keys import KeyFile
-from loaders.decoded import DecodedSource, Undecoded, packed, split_chain, unpacked, with_decoded_cache
+from loaders.decoded import DecodedColumns, DecodedSource, Undecoded, packed, split_chain, unpacked
 from loaders.source import ColumnSource
 from loaders.transforms import (
     CenterCrop,
@@ -65,6 +65,11 @@ def ds(store: Store, source_of: Make) -> Dataset:
     return write_dataset(store, "pictures", source_of(made, ("id",)))
 
 
+def with_decoded_cache(source: ColumnSource, chains: dict[str, list[Any]]) -> tuple[DecodedSource, Any]:
+    columns = DecodedColumns(source, chains, {})
+    return columns.of(source), columns.programs
+
+
 def plain(ds: Dataset, rows: np.ndarray, chain: list[Any] = CHAIN, epoch: int = 0) -> np.ndarray:
     """A batch without any cache."""
     source = ColumnSource(ds, ["image"])
@@ -81,7 +86,7 @@ def run(values: Any, program: Any, epoch: int = 0) -> np.ndarray:
 
 def through(ds: Dataset, rows: np.ndarray, chain: list[Any] = CHAIN, epoch: int = 0) -> tuple[np.ndarray, int]:
     """A batch through the decoded cache, and how many of its samples had to be decoded."""
-    source, programs = with_decoded_cache(ColumnSource(ds, ["image"]), {"image": chain}, {})
+    source, programs = with_decoded_cache(ColumnSource(ds, ["image"]), {"image": chain})
     values = source.gather(rows)["image"]
     missing = sum(isinstance(value, Undecoded) for value in values)
     return run(values, programs["image"], epoch), missing
@@ -112,7 +117,7 @@ def test_the_second_time_nothing_is_read_or_decoded(
 def test_another_process_finds_them(ds: Dataset, tmp_path: Path) -> None:
     """Source and program travel, as to a worker process."""
     cached = ds.cached(tmp_path / "cache", BUDGET)
-    source, programs = with_decoded_cache(ColumnSource(cached, ["image"]), {"image": CHAIN}, {})
+    source, programs = with_decoded_cache(ColumnSource(cached, ["image"]), {"image": CHAIN})
     rows = np.arange(20)
     expected = run(source.gather(rows)["image"], programs["image"])
     other, program = pickle.loads(pickle.dumps((source, programs["image"])))  # noqa: S301
@@ -192,7 +197,7 @@ def test_plans_name_what_is_asked_for(
     """Of values that are chunks of their own: the keys of what is made of them, in their order, and nothing else."""
     large = write_dataset(store, "large", source_of(table().take(np.arange(0, ROWS, 3)), ("id",)))
     cached = large.cached(tmp_path / "cache", BUDGET)
-    source, _ = with_decoded_cache(ColumnSource(cached, ["image", "label"]), {"image": CHAIN}, {})
+    source, _ = with_decoded_cache(ColumnSource(cached, ["image", "label"]), {"image": CHAIN})
     assert isinstance(source, DecodedSource) and source.plans
     source.fill()
     rows = np.random.default_rng(1).permutation(len(large))
@@ -207,7 +212,7 @@ def test_plans_name_what_is_asked_for(
 
 def test_what_comes_with_a_decoded_column_is_as_without(ds: Dataset, tmp_path: Path) -> None:
     cached = ds.cached(tmp_path / "cache", BUDGET)
-    source, programs = with_decoded_cache(ColumnSource(cached, ["label", "image", "id"]), {"image": CHAIN}, {})
+    source, programs = with_decoded_cache(ColumnSource(cached, ["label", "image", "id"]), {"image": CHAIN})
     source.fill()
     found = source.gather(np.array([5, 3]))
     assert (
@@ -222,10 +227,10 @@ def test_what_comes_with_a_decoded_column_is_as_without(ds: Dataset, tmp_path: P
 def test_where_there_is_nothing_to_keep_it_says_so(ds: Dataset, tmp_path: Path) -> None:
     cached = ds.cached(tmp_path / "cache", BUDGET)
     with pytest.raises(ValueError, match="not read through a hot cache"):
-        with_decoded_cache(ColumnSource(ds), {"image": CHAIN}, {})
+        with_decoded_cache(ColumnSource(ds), {"image": CHAIN})
     for chain in ([lambda value: value], [DecodeImage(scaled=True), Resize(40)]):
         with pytest.raises(ValueError, match="no chain here begins with one"):
-            with_decoded_cache(ColumnSource(cached), {"image": chain}, {})
+            with_decoded_cache(ColumnSource(cached), {"image": chain})
 
 
 def test_heads_end_before_what_is_random_or_larger() -> None:
@@ -242,7 +247,7 @@ def test_heads_end_before_what_is_random_or_larger() -> None:
 def test_the_tail_of_an_evaluation_is_fused(ds: Dataset, tmp_path: Path) -> None:
     cached = ds.cached(tmp_path / "cache", BUDGET)
     chain = [DecodeImage(), Resize(40), CenterCrop(32), ToFloat()]
-    _, programs = with_decoded_cache(ColumnSource(cached), {"image": chain}, {})
+    _, programs = with_decoded_cache(ColumnSource(cached), {"image": chain})
     assert isinstance(programs["image"]._tail, ImageProgram)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(through(cached, np.arange(9), chain)[0], plain(ds, np.arange(9), chain))
 

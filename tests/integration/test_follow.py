@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from loader_data import make_table
+from PIL import Image
 
 from leptonstore.dataset import Dataset, Source, delete_ref, write_dataset
 from leptonstore.dataset.erase import erase
 from leptonstore.dataset.following import descends, kept_rows
 from leptonstore.dataset.forget import forget_all_but
-from leptonstore.dataset.schema import class_label_field
+from leptonstore.dataset.schema import class_label_field, image_field
 from leptonstore.errors import BadInput, NotFound, SchemaError
 from leptonstore.store import RefUpdate, Store
 from leptonstore.store.gc import collect
@@ -25,6 +27,7 @@ from leptonstore.store.gc import collect
 torch = pytest.importorskip("torch")
 
 from loaders import DataLoader, LoaderStateError, Mixture, NumpyLoader, Order  # noqa: E402
+from loaders.transforms import DecodeImage  # noqa: E402
 
 Make = Callable[..., Source]
 ROWS = 5_000
@@ -52,7 +55,7 @@ def epoch_of(count: int, epoch: int) -> list[int]:
 # -- what each epoch reads -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["gather", "threads", "rows", "processes", "numpy"])
+@pytest.mark.parametrize("path", ["gather", "threads", "rows", "processes", "slabs", "numpy"])
 def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
     kind, options = DataLoader, dict(OPTIONS)
     if path == "threads":
@@ -61,6 +64,9 @@ def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
         options |= {"columns": None, "collate_fn": lambda rows: {"id": [row["id"] for row in rows]}}
     if path == "processes":
         options |= {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "fork"}
+    if path == "slabs":
+        options |= {"num_workers": 1, "worker_mode": "process", "persistent_workers": True}
+        options |= {"arena_bytes_max": 0, "multiprocessing_context": "fork"}
     if path == "numpy":
         kind = NumpyLoader  # type: ignore[assignment]
     loader = kind(ds, 500, follow=True, **options)
@@ -73,6 +79,17 @@ def test_an_append_is_seen_by_the_next_epoch(ds: Dataset, path: str) -> None:
     assert rows(loader) == epoch_of(ROWS + 700, 2)
     assert loader.state_dict()["commit"] == grown.commit and loader.dataset.commit == grown.commit
     assert len(loader) == 12 and rows(loader) == epoch_of(ROWS + 700, 3)
+
+
+def test_the_receipt_says_which_version_each_epoch_read(ds: Dataset) -> None:
+    loader = DataLoader(ds, 500, follow=True, **OPTIONS)
+    rows(loader)
+    grown = ds.append(more(ROWS, 700))
+    rows(loader)
+    segments = loader.receipt().segments
+    assert [(segment.epoch, segment.origin.commit, segment.stop) for segment in segments] == [
+        (0, ds.commit, ROWS), (1, grown.commit, ROWS + 700),
+    ]  # fmt: skip
 
 
 def test_without_follow_a_loader_keeps_its_version(ds: Dataset) -> None:
@@ -101,8 +118,8 @@ def test_the_arena_takes_what_did_not_change(ds: Dataset, monkeypatch: pytest.Mo
     read: list[int] = []
     batches = Dataset.iter_batches
 
-    def counted(self: Dataset, columns: Any = None, **options: Any) -> Any:
-        for first, batch in batches(self, columns):
+    def counted(self: Dataset, *arguments: Any, **options: Any) -> Any:
+        for first, batch in batches(self, *arguments, **options):
             read.append(len(batch))
             yield first, batch
 
@@ -123,6 +140,30 @@ def test_through_the_hot_cache(ds: Dataset, tmp_path: Path) -> None:
     assert rows(loader) == epoch_of(ROWS, 0)
     ds.append(more(ROWS, 100))
     assert rows(loader) == epoch_of(ROWS + 100, 1) and loader.dataset.cache is not None
+
+
+def test_decoded_values_are_those_of_the_version_that_is_read(store: Store, source_of: Make, tmp_path: Path) -> None:
+    def pictures(first: int, count: int) -> pa.Table:
+        images = []
+        for at in range(first, first + count):
+            out = io.BytesIO()
+            Image.fromarray(np.full((20, 20, 3), at, np.uint8)).save(out, "PNG")
+            images.append(out.getvalue())
+        schema = pa.schema([pa.field("id", pa.int64()), image_field("image")])
+        return pa.table([np.arange(first, first + count), pa.array(images, pa.large_binary())], schema=schema)
+
+    ds = write_dataset(store, "pictures", source_of(pictures(0, 40), ("id",)))
+    loader = DataLoader(
+        ds.cached(tmp_path / "cache", 64 << 20), 8, shuffle=True, follow=True, decoded_cache=True,
+        transforms={"image": [DecodeImage()]}, num_workers=2,
+    )  # fmt: skip
+    for count in (40, 60):
+        seen = [
+            (row, image[..., 0, 0].flatten()) for batch in loader for row, image in zip(*batch.values(), strict=True)
+        ]
+        assert sorted(int(row) for row, _ in seen) == list(range(count))
+        assert all(bool((image == row).all()) for row, image in seen)
+        ds.append(pictures(40, 20)) if count == 40 else None
 
 
 # -- states ----------------------------------------------------------------------------------------------------------

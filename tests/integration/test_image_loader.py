@@ -17,6 +17,8 @@ from leptonstore.dataset import Dataset, Source, write_dataset  # noqa: E402
 from leptonstore.errors import SourceError  # noqa: E402
 from leptonstore.store import Store  # noqa: E402
 from loaders import DataLoader  # noqa: E402
+from loaders.decoded import DecodedColumns  # noqa: E402
+from loaders.source import ColumnSource  # noqa: E402
 from loaders.transforms import (  # noqa: E402
     DecodeImage,
     Normalize,
@@ -144,3 +146,15 @@ def test_without_transforms_there_is_nothing_to_keep(ds: Dataset, tmp_path: Path
     with pytest.raises(ValueError, match="decoded_cache keeps what"):
         DataLoader(ds.cached(tmp_path / "cache", BUDGET), 8, decoded_cache=True)
     assert np.asarray(next(iter(DataLoader(ds, 2, columns=["id"])))["id"]).tolist() == [0, 1]
+
+
+def test_worker_processes_make_the_same_pixels_and_share_the_cache(ds: Dataset, tmp_path: Path) -> None:
+    plain = DataLoader(ds, 8, **COMMON)
+    expected = [epoch_of([plain]) for _ in range(2)]
+    cached = ds.cached(tmp_path / "cache", BUDGET)
+    options: dict[str, Any] = {"num_workers": 2, "worker_mode": "process", **COMMON}
+    for loader in (DataLoader(ds, 16, **options), DataLoader(cached, 16, decoded_cache=True, **options)):
+        assert [epoch_of([loader]) for _ in range(2)] == expected
+    source = ColumnSource(cached, ["image"])
+    found = DecodedColumns(source, {"image": CHAIN}, {}).of(source).gather(np.arange(ROWS))["image"]
+    assert all(isinstance(value, np.ndarray) for value in found), "what the workers decoded lies in the cache"

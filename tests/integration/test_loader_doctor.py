@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
@@ -22,6 +23,8 @@ from loaders.doctor import GAIN_MIN, examine
 
 Make = Callable[..., Source]
 SECONDS = 0.1
+# Of torch: more threads than this machine has cores.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def ds(store: Store, source_of: Make) -> Dataset:
 
 
 def slow(batch: Any) -> Any:
-    sleep(0.004)
+    sleep(0.02)  # long beside what a busy machine adds
     return batch
 
 
@@ -40,15 +43,30 @@ def test_a_small_arena_is_found(ds: Dataset) -> None:
     found = examine(ds, options, seconds=SECONDS, tell=told.append, cores=1)
     assert found.change is not None and found.change.gain >= GAIN_MIN
     assert found.change.name == f"arena_bytes_max={ROWS * (8 + 12 + 4)}"
+    tried = [trial.name for trial in found.trials if not trial.error and trial.gain > 0]
+    assert tried == [found.change.name, "num_workers=1", "dataset.cached(place)", "order=BlockShuffle()"]
     assert "'id'" in found.verdict and "read batch by batch" in found.verdict
     assert set(found.columns) == {"id", "image", "score"} and "fetch" in found.alone.stages
     assert told[:4] == ["as it is, from the start", "as it is", "the same batch again", "stage by stage"]
     assert json.loads(json.dumps(found.to_dict()))["change"]["name"] == found.change.name
 
 
+def fails(batch: Any) -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        raise TypeError("only in the main thread")
+    return slow(batch)
+
+
+def test_a_change_that_fails_is_told_and_not_proposed(ds: Dataset) -> None:
+    found = examine(ds, {"batch_size": 100, "columns": ["id"], "transform": fails}, seconds=SECONDS, cores=2)
+    assert found.change is None or found.change.name != "num_workers=2"
+    (trial,) = [trial for trial in found.trials if trial.name == "num_workers=2"]
+    assert trial.error == "only in the main thread" and trial.gain == 0
+
+
 def test_threads_are_proposed_where_they_help(ds: Dataset) -> None:
     options = {"batch_size": 100, "columns": ["id"], "transform": slow}
-    found = examine(ds, options, seconds=SECONDS, cores=3)
+    found = examine(ds, options, seconds=3 * SECONDS, cores=3)
     assert found.change is not None and found.change.name == "num_workers=3"
     assert found.change.gain > 1.5 and "transform takes" in found.verdict
     assert found.floor.batch_s < found.alone.batch_s

@@ -23,6 +23,8 @@ torch = pytest.importorskip("torch")
 from loaders import DataLoader, LoaderStateError, Mixture  # noqa: E402
 from loaders.mixture import ramp  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
+from loaders.verify import Replay  # noqa: E402
+from loaders.windows import TokenWindows  # noqa: E402
 
 Make = Callable[..., Source]
 COLD: dict[str, Any] = {"arena_bytes_max": 0}
@@ -80,6 +82,23 @@ def test_views_are_sources_too(datasets: dict[str, Dataset]) -> None:
     mix = Mixture({"odd": (ds.select(np.arange(1, 900, 2)), 1), "even": (ds.select(np.arange(0, 900, 2)), 3)})
     found = np.concatenate([batch["id"] for batch in DataLoader(mix, 90, columns=["id"])])
     assert abs((found % 2).sum() - 225) <= 64 and len(found) == 900
+
+
+def test_windows_of_token_streams_are_sources(store: Store, source_of: Make) -> None:
+    def corpus(name: str, first: int) -> TokenWindows:
+        tokens = [list(range(first + 40 * at, first + 40 * (at + 1))) for at in range(100)]
+        table = pa.table({"id": np.arange(100), "tokens": pa.array(tokens, pa.list_(pa.uint16()))})
+        return TokenWindows(write_dataset(store, name, source_of(table, ("id",))), length=17)
+
+    mix = Mixture({"low": (corpus("low", 0), 3), "high": (corpus("high", 10_000), 1)}, source_column="from")
+    loader = DataLoader(mix, 64)
+    low, windows = 0, 0
+    for batch in loader:
+        tokens = batch["tokens"].to(torch.int64)
+        assert bool((tokens - tokens[:, :1] == torch.arange(17)).all())
+        assert bool(((tokens[:, 0] >= 10_000) == (batch["from"] == 1)).all())
+        low, windows = low + int((batch["from"] == 0).sum()), windows + len(tokens)
+    assert windows == len(mix) == 470 and mix.counts(loader.state_dict()) == {"low": low, "high": 470 - low}
 
 
 def rows_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -185,9 +204,18 @@ def test_resumed_at_every_step_and_at_other_world_sizes_nothing_repeats_and_noth
     )
 
 
-def test_what_was_made_ahead_is_dropped_and_made_again(mix: Mixture) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"worker_mode": "process"}, {"worker_mode": "process", "persistent_workers": True}]
+)
+def test_what_was_made_ahead_is_dropped_and_made_again(mix: Mixture, options: dict[str, Any]) -> None:
     plain = DataLoader(mix, 64, columns=["id", "from"])
-    ahead = DataLoader(mix, 64, columns=["id", "from"], num_workers=2, prefetch_factor=8, **COLD)
+    options = {
+        "num_workers": 2,
+        "prefetch_factor": 8,
+        "multiprocessing_context": "fork" if options else None,
+        **options,
+    }
+    ahead = DataLoader(mix, 64, columns=["id", "from"], **options, **COLD)
     runs = []
     for loader in (plain, ahead):
         batches, out = iter(loader), []
@@ -242,6 +270,36 @@ def test_sources_in_their_stored_order(datasets: dict[str, Dataset]) -> None:
     assert code != sorted(code)
 
 
+def test_a_receipt_has_a_segment_for_each_change_of_weights_and_holds(mix: Mixture) -> None:
+    loader = DataLoader(mix, 64)
+    loader.skip(0, 8, 10)
+    batches = iter(loader)
+    found = [next(batches) for _ in range(6)]
+    loader.set_weights({"web": 1, "code": 5})
+    found += list(batches)
+    assert len(batches) == len(found) == 19
+    expected = [loader.batch_at(0, step) for step in range(21) if step not in (8, 9)]
+    assert seen(found) == seen(expected)
+    receipt = loader.receipt()
+    assert [segment.steps for segment in receipt.segments] == [6, 2, 11]
+    assert [segment.origin.order["log"] == "" for segment in receipt.segments] == [True, False, False]
+    source = mix.__lepton_source__(None, None)
+    checked = Replay(receipt, lambda origin: source, order=mix.__lepton_order__()).verify()
+    assert checked.rows == loader.stats["rows"] == 1300 - 128
+    loader.load_state_dict(loader.state_dict())
+    assert loader.receipt().steps == 19
+
+
+def test_limits_end_an_epoch_and_overfitting_knows_no_weights(mix: Mixture) -> None:
+    loader = DataLoader(mix, 64, limit_batches=3)
+    batches = iter(loader)
+    next(batches)
+    loader.set_weights({"web": 0, "code": 1})
+    assert [{source for source, _ in batch} for batch in seen(batches)] == [{1}, {1}]
+    with pytest.raises(ValueError, match="every epoch has the first batches of epoch 0"):
+        DataLoader(mix, 64, overfit_batches=3).set_weights({"web": 0, "code": 1})
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +331,12 @@ def test_weights_are_refused_where_they_mean_nothing(mix: Mixture, datasets: dic
     for loader in (DataLoader(datasets["web"], 4), DataLoader(mix, 4, order=FullOrder(True)), DataLoader([1, 2])):
         with pytest.raises(ValueError, match="set_weights: only for a loader over a Mixture"):
             loader.set_weights({"web": 1})
+    disorderly = DataLoader(mix, 4, num_workers=1, in_order=False, receipts=False, **COLD)
+    disorderly.set_weights({"web": 1, "code": 1})
+    batches = iter(disorderly)
+    next(batches)
+    with pytest.raises(ValueError, match="in_order=False"):
+        disorderly.set_weights({"web": 1, "code": 2})
     loader = DataLoader(mix, 4)
     before = loader.state_dict()
     for weights, message in (({"web": 1}, "'code' has no weight"), ({"web": 0, "code": 0}, "are zero")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,11 @@ def test_collates_that_name_nothing_are_refused(ds: Dataset) -> None:
         ({"collate": {"label": keep()}}, "collate names 'label', which is not loaded; the loader has id, image"),
         ({"collate": {"text": keep()}, "columns": ["id"]}, "collate names 'text'"),
         ({"collate": {"text": keep()}, "collate_fn": list}, "collate and collate_fn exclude each other"),
-        ({"collate": {"text": keep()}, "sampler": [1]}, "collate: only for a LeptonStore dataset"),
     ):
         with pytest.raises(ValueError, match=message):
             DataLoader(ds, 4, **options)
+    with pytest.raises(ValueError, match="collate: only for a LeptonStore dataset"):
+        DataLoader([1, 2], collate={"text": keep()})
 
 
 def test_a_transform_that_gives_several_shapes_names_the_row_unless_there_is_a_collate(ds: Dataset) -> None:
@@ -145,3 +147,72 @@ def test_without_torch_structs_are_dicts_of_arrays(ds: Dataset) -> None:
     for batch in (next(iter(NumpyLoader(ds, 16))), next(iter(NumpyLoader(ds, 16, num_workers=2)))):
         assert batch["objects"]["weight"].dtype == np.float32 and isinstance(batch["objects"]["weight"], np.ndarray)
         assert [one.tolist() for one in batch["tokens"]] == [sample(row)["tokens"].tolist() for row in range(16)]
+
+
+# -- lists of numbers, decoded ahead --------------------------------------------------------------------------------------
+
+LISTS = {
+    "clouds": pa.list_(pa.list_(pa.float32(), 3)),
+    "codes": pa.large_list(pa.uint16()),
+    "holes": pa.list_(pa.int32()),  # null rows: none of these is decoded ahead
+    "gaps": pa.list_(pa.int32()),  # nulls inside
+    "words": pa.list_(pa.string()),
+}
+
+
+@pytest.fixture
+def lists(store: Store, source_of: Callable[..., Source]) -> Dataset:
+    rng = np.random.default_rng(3)
+    rows = [
+        {
+            "id": row,
+            "clouds": rng.random((row % 5, 3), np.float32).tolist(),
+            "codes": rng.integers(0, 60_000, row % 7).tolist(),
+            "holes": None if row == 17 else [row] * (row % 3),
+            "gaps": [row, None] if row == 23 else [row],
+            "words": ["word"] * (row % 2),
+        }
+        for row in range(2_500)
+    ]
+    schema = pa.schema([pa.field("id", pa.int64()), *(pa.field(name, kind) for name, kind in LISTS.items())])
+    return write_dataset(store, "lists", source_of(pa.Table.from_pylist(rows, schema), ("id",)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("view", ["all", "repeated"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_lists_that_are_decoded_ahead_are_those_that_are_read(
+    lists: Dataset, tmp_path: Path, num_workers: int, view: str, cached: bool
+) -> None:
+    chosen = lists if view == "all" else lists.select(np.random.default_rng(1).integers(0, 2_500, 700))
+    hot = DataLoader(
+        chosen.cached(tmp_path / "cache", 64 << 20) if cached else chosen, 100, shuffle=True, num_workers=num_workers
+    )
+    cold = DataLoader(chosen, 100, shuffle=True, arena_bytes_max=0)
+    for one, other in zip(hot, cold, strict=True):
+        for name in one:
+            for value, expected in zip(one[name], other[name], strict=True):
+                if isinstance(expected, torch.Tensor):
+                    assert value.dtype == expected.dtype and torch.equal(value, expected), name
+                    assert name == "id" or value.untyped_storage().nbytes() == value.nbytes
+                else:
+                    assert value == expected, name
+    assert hot._source is not None
+    gaps = ["gaps"] if view == "all" else []  # the view has no row with a null inside
+    assert [spec.name for spec in hot._source.cold] == ["holes", *gaps, "words"]
+    assert len(next(iter(DataLoader(chosen, 100, columns=["codes"])))["codes"]) == 100
+
+
+def test_lists_are_decoded_ahead_within_the_budget(lists: Dataset) -> None:
+    def cold(budget: int) -> list[str]:
+        loader = DataLoader(lists, 10, columns=["id", "clouds", "codes"], arena_bytes_max=budget)
+        next(iter(loader))
+        assert loader._source is not None
+        return [spec.name for spec in loader._source.cold]
+
+    assert cold(2_500 * 8) == ["clouds", "codes"] and cold(80_000) == ["clouds"] and cold(1 << 20) == []
+
+
+def test_a_dataset_of_lists_without_rows(lists: Dataset, store: Store, source_of: Callable[..., Source]) -> None:
+    empty = write_dataset(store, "empty", source_of(lists.to_arrow().slice(0, 0), ("id",)))
+    assert list(DataLoader(empty, 4, shuffle=True)) == [] == list(DataLoader(lists.select([]), 4))

@@ -58,6 +58,11 @@ def test_show_says_what_it_is_of(place: Path, capsys: Any) -> None:
 def test_verify_computes_it_again(place: Path, capsys: Any) -> None:
     text = lepton_receipt(place, "verify", str(place / "run.json"), capsys=capsys)
     assert text.startswith("OK: 38 steps, 2,406 rows, head ")
+    head = text.split()[-1]
+    lepton_receipt(place, "verify", str(place / "run.json"), "--head", head[:12].upper(), capsys=capsys)
+    for other in ("0" * 64, head[:7]):
+        message = lepton_receipt(place, "verify", str(place / "run.json"), "--head", other, capsys=capsys, code=2)
+        assert f"ends with head {head}, not {other}" in message
     told = json.loads(lepton_receipt(place, "verify", str(place / "run.json"), "--data", "--json", capsys=capsys))
     assert (told["ok"], told["steps"], told["read_rows"]) == (True, 38, ROWS)
 

@@ -19,14 +19,14 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
-from loaders import DataLoader, LoaderStateError, Order  # noqa: E402
+from loaders import DataLoader, LoaderStateError, Mixture, Order  # noqa: E402
 from loaders.numpy import NumpyLoader  # noqa: E402
 from loaders.order import FullOrder  # noqa: E402
 from loaders.orders import BlockShuffle, Bucketed, ClassBalanced, Curriculum, Subset, Weighted  # noqa: E402
 from loaders.receipt import Receipt, merged  # noqa: E402
 from loaders.source import ColumnSource  # noqa: E402
 from loaders.strategies import strategy_of  # noqa: E402
-from loaders.verify import Checked, ReceiptDiffers, Replay  # noqa: E402
+from loaders.verify import Checked, ReceiptDiffers, Replay, replay_of  # noqa: E402
 
 Make = Callable[..., Source]
 COLD = {"arena_bytes_max": 0}
@@ -38,6 +38,13 @@ def ds(store: Store, source_of: Make) -> Dataset:
     return write_dataset(store, "samples", source_of(make_table(ROWS), ("id",)))
 
 
+def with_order(receipt: Receipt, spec: dict[str, Any]) -> Receipt:
+    """The same receipt, said to be in another order."""
+    return replace(receipt, segments=tuple(
+        replace(segment, origin=replace(segment.origin, order=spec)) for segment in receipt.segments
+    ))  # fmt: skip
+
+
 def two_epochs(loader: Any) -> Receipt:
     for _ in range(2):
         for _ in loader:
@@ -46,8 +53,8 @@ def two_epochs(loader: Any) -> Receipt:
     return receipt
 
 
-def replay(receipt: Receipt, dataset: Dataset, **options: Any) -> Replay:
-    return Replay(receipt, lambda origin: ColumnSource(dataset), **options)
+def replay(receipt: Receipt, dataset: Dataset) -> Replay:
+    return Replay(receipt, lambda origin: ColumnSource(dataset))
 
 
 def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
@@ -60,6 +67,8 @@ def test_equal_for_every_world_size_and_worker_count(ds: Dataset) -> None:
         ]
         assert ranks == [alone] * len(ranks)
     assert two_epochs(DataLoader(ds, **common, **COLD, num_workers=2, prefetch_factor=3)) == alone
+    processes = DataLoader(ds, **common, **COLD, num_workers=2, worker_mode="process", multiprocessing_context="fork")
+    assert two_epochs(processes) == alone
     assert two_epochs(NumpyLoader(ds, **common)) == alone
     assert two_epochs(DataLoader(ds, **common, pad=True, rank=2, world_size=3)) == alone
     rows = {"collate_fn": lambda rows: [row["id"] for row in rows], "global_batch_size": 200, "shuffle": True}
@@ -129,24 +138,46 @@ def test_another_global_batch_is_recorded_as_such(ds: Dataset) -> None:
     assert replay(receipt, ds).verify() == Checked(41, ROWS)
 
 
-def test_an_appended_version_shows(ds: Dataset, store: Store, source_of: Make) -> None:
-    loader = DataLoader(ds, 200, **COMMON)
+def test_an_epoch_of_a_dataset_that_grew_names_its_version(ds: Dataset) -> None:
+    loader = DataLoader(ds, 200, **COMMON, follow=True)
     list(loader)
     grown = ds.append(make_table(ROWS + 100).slice(ROWS))
-    assert len(grown) == ROWS + 100
-    after = DataLoader(grown, 200, **COMMON)
-    after.set_epoch(1)
-    list(after)
-    # What a loader that follows its dataset does: the chain goes on, and each epoch names its version.
-    after._ledger, before = loader._ledger, loader.receipt()
-    after.set_epoch(1)
-    list(after)
-    receipt = after.receipt()
+    list(loader)
+    receipt = loader.receipt()
     assert [(s.origin.commit, s.length) for s in receipt.segments] == [(ds.commit, ROWS), (grown.commit, ROWS + 100)]
-    assert receipt.segments[:1] == before.segments
     versions = {ds.commit: ds, grown.commit: grown}
     held = Replay(receipt, lambda origin: ColumnSource(versions[origin.commit]))
     assert held.verify() == Checked(28, 2 * ROWS + 100)
+
+
+def test_weights_that_change_in_mid_run_are_in_the_receipt(ds: Dataset, store: Store, source_of: Make) -> None:
+    other = write_dataset(store, "others", source_of(make_table(300, 1), ("id",)))
+
+    def mixed() -> Mixture:
+        return Mixture({"samples": (ds, 0.8), "others": (other, 0.2)})
+
+    def run(rank: int, world_size: int, stop: int) -> Any:
+        loader = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"], rank=rank, world_size=world_size)
+        batches = iter(loader)
+        for step in range(stop):
+            if step in (4, 9):
+                loader.set_weights({"samples": 0.5, "others": 0.5 + step})
+            next(batches)
+        return loader
+
+    whole = run(0, 1, 20)
+    assert merged([run(rank, 3, 20).receipt() for rank in range(3)]) == whole.receipt()
+    starts = [(segment.start, segment.steps) for segment in whole.receipt().segments]
+    assert starts == [(0, 4), (360, 5), (810, 11)]
+    restored = DataLoader(mixed(), global_batch_size=90, seed=2, columns=["id"])
+    stopped = run(0, 1, 12)
+    restored.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    list(islice(restored, 8))
+    one = stopped.receipt().then(restored.receipt())
+    assert (one.head, one.steps) == (whole.receipt().head, 20)
+    assert replay_of(one, mixed()).verify() == Checked(20, 1_800)
+    with pytest.raises(BadInput, match="weights"):
+        replay_of(one, Mixture({"samples": (ds, 0.7), "others": (other, 0.3)})).verify()
 
 
 def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
@@ -162,7 +193,7 @@ def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
             return self
 
         def spec(self) -> dict[str, Any]:
-            return {}
+            return {"name": "wrong"}
 
         length = ROWS
 
@@ -178,10 +209,10 @@ def test_a_difference_is_named_by_its_steps(ds: Dataset) -> None:
     with pytest.raises(
         ReceiptDiffers, match=r"segment 0, epoch 0, steps? .*it was changed, or is of another run"
     ) as caught:
-        replay(receipt, ds, order=Wrong()).verify()
+        replay_of(with_order(receipt, {"name": "wrong"}), ds, Wrong()).verify()
     assert caught.value.first <= where <= caught.value.last < caught.value.first + 16
     with pytest.raises(ReceiptDiffers):
-        replay(receipt, ds, order=FullOrder(False)).verify()
+        replay_of(with_order(receipt, FullOrder(False).spec()), ds).verify()
 
 
 def test_any_step_is_given_again(ds: Dataset) -> None:
@@ -215,7 +246,7 @@ def test_every_order_is_verified_from_its_spec_alone(ds: Dataset, order: Any, li
     receipt = Receipt.from_dict(json.loads(two_epochs(loader).to_json()))
     assert replay(receipt, ds).verify().steps == receipt.steps == loader.stats["batches"]
     with pytest.raises(ReceiptDiffers):
-        replay(receipt, ds, order=FullOrder(True)).verify()
+        replay_of(with_order(receipt, FullOrder(True).spec()), ds).verify()
 
 
 def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
@@ -223,7 +254,11 @@ def test_an_order_over_an_array_is_checked_by_who_has_it(ds: Dataset) -> None:
     receipt = two_epochs(DataLoader(ds, 50, order=order, columns=["id"]))
     with pytest.raises(BadInput, match=r"an order cannot be made of the spec .*weighted.* alone: check it from Python"):
         replay(receipt, ds).verify()
-    assert replay(receipt, ds, order=order).verify().steps == receipt.steps
+    assert replay_of(receipt, ds, order).verify().steps == receipt.steps
+    with pytest.raises(BadInput, match="and of the one that is given"):
+        replay_of(receipt, ds, Weighted(np.ones(ROWS))).verify()
+    overfit = two_epochs(DataLoader(ds, 50, order=order, columns=["id"], overfit_batches=2))
+    assert replay_of(overfit, ds, order).verify().steps == 4
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -322,12 +357,15 @@ def test_notes_stand_in_the_receipt_once_their_batch_is_handed_out(ds: Dataset) 
     entries = batches.entries
     next(batches)
     entries.note(150, 7, "image", "skip", "ChunkCorrupt: why " + "x" * 1_000)
+    entries.note(301, 8, "image", "substitute:9", "made ahead, for a device")
     assert loader.receipt().notes == ()
     next(batches)
     (note,) = loader.receipt().notes
     assert (note.epoch, note.position, note.row, note.action, len(note.reason)) == (0, 150, 7, "skip", 200)
     next(batches)
     assert len(loader.receipt().notes) == 1
+    next(batches)
+    assert [note.position for note in loader.receipt().notes] == [150, 301]
 
 
 def test_a_pass_that_was_replaced_moves_nothing(ds: Dataset) -> None:

@@ -22,6 +22,8 @@ from loaders import DataLoader, LoaderStateError, RandomOffset, TokenPacks, Toke
 from loaders.boundaries import attention_mask, cu_seqlens, next_tokens  # noqa: E402
 from loaders.flat import FlatColumn  # noqa: E402
 from loaders.packing import pack_documents  # noqa: E402
+from loaders.source import source_of  # noqa: E402
+from loaders.verify import Replay  # noqa: E402
 
 Make = Callable[..., Source]
 ROWS = 4_000
@@ -162,6 +164,22 @@ def test_windows_resume_at_every_world_size(ds: Dataset, order: Any) -> None:
     other = DataLoader(TokenWindows(ds, length=LENGTH + 1), global_batch_size=64, seed=1, shuffle=True)
     with pytest.raises(LoaderStateError):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["windows", "offsets", "packs"])
+def test_batches_and_receipts_can_be_had_again(ds: Dataset, kind: str) -> None:
+    order = RandomOffset(LENGTH) if kind == "offsets" else None
+    windows = TokenWindows(ds, length=LENGTH, stride=1 if order else None)
+    stream = TokenPacks(ds, length=LENGTH) if kind == "packs" else windows
+    loader = DataLoader(stream, 64, shuffle=order is None, order=order, seed=3)
+    for epoch in range(2):
+        batches = list(loader)
+        again = loader.batch_at(epoch, 4)
+        assert all(torch.equal(again[name], batches[4][name]) for name in again)
+    replay = Replay(loader.receipt(), lambda origin: source_of(stream))
+    assert replay.verify().steps == 2 * len(loader)
+    _, step = replay.step(1, 4)
+    np.testing.assert_array_equal(source_of(stream).gather(step.rows)["tokens"], batches[4]["tokens"].numpy())
 
 
 def test_windows_are_a_dataset_of_torch_too(ds: Dataset, docs: list[np.ndarray]) -> None:

@@ -75,6 +75,11 @@ def test_threads_that_help_nothing_are_given_back() -> None:
     assert np.median(threads) <= 2 and threads.max() <= 3
 
 
+def test_many_cores_are_found_within_some_hundred_batches() -> None:
+    _, chosen = run(Tuner(cores=64), lambda batch: 0.4, 0.01, 600)
+    assert chosen[-1][0] >= 40 and max(threads for threads, _ in chosen) <= 64
+
+
 @given(
     st.integers(1, 8), st.integers(1, 40), st.floats(0.1, 8.0), st.floats(0.0001, 0.1), st.floats(0.0001, 0.1),
     st.integers(0, 9),

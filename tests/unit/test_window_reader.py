@@ -79,7 +79,7 @@ def test_a_window_is_read_while_the_one_before_it_is_used(world_size: int, start
 
 def test_a_cache_that_two_windows_do_not_fit_in_is_not_read_into() -> None:
     cache = Cache()
-    expected, steps = steps_and_reader(cache, Share(ROWS, 30), cache_bytes=2 * 80 * ROW_BYTES - 1)
+    expected, steps = steps_and_reader(cache, Share(ROWS, 30), cache_bytes=ROW_BYTES)
     assert len(list(steps)) == len(expected)
     assert len(cache.rows) <= 3 * 64, "what it took to know how large rows are"
 
