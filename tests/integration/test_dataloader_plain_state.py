@@ -94,8 +94,10 @@ def test_map_style(workers: dict[str, Any], shuffle: bool) -> None:
     check(lambda: DataLoader(Numbers(ROWS), 3, shuffle=shuffle, **workers))
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("every", [1, 5, None])
+CADENCES = [(WORKERS[0], 1), *((workers, every) for workers in WORKERS[1:] for every in (1, 5)), (WORKERS[2], None)]
+
+
+@pytest.mark.parametrize(("workers", "every"), CADENCES)
 @pytest.mark.parametrize("kind", [Stream, StatefulStream, StreamOfStatefulIterators, OwnIterator])
 def test_streams(kind: type[Any], every: int | None, workers: dict[str, Any]) -> None:
     check(lambda: DataLoader(kind(ROWS), 2, snapshot_every_n_steps=every, **workers), every_nth=2)
@@ -107,8 +109,7 @@ def test_streams_of_other_batches(options: dict[str, Any], workers: dict[str, An
     check(lambda: DataLoader(StatefulStream(7), **options, **workers), every_nth=2)
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("every", [1, 5, None])
+@pytest.mark.parametrize(("workers", "every"), CADENCES)
 def test_a_stateful_dataset_of_items(every: int | None, workers: dict[str, Any]) -> None:
     check(lambda: DataLoader(Counting(ROWS), 2, shuffle=True, snapshot_every_n_steps=every, **workers), every_nth=2)
 
@@ -224,7 +225,7 @@ def test_workers_may_be_more_or_fewer_where_items_have_no_streams() -> None:
     seed(0)
     loader = DataLoader(Numbers(ROWS), 2, sampler=Shuffled(ROWS))
     moments = history(loader, 1)
-    for num_workers, (state, rest) in zip((1, 3, 2, 1), moments[1:], strict=False):
+    for num_workers, (state, rest) in zip((1, 2, 1), moments[1:], strict=False):
         restored = DataLoader(Numbers(ROWS), 2, sampler=Shuffled(ROWS), num_workers=num_workers)
         restored.load_state_dict(state)
         assert listed(restored) == rest
