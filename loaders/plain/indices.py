@@ -4,8 +4,8 @@
     Cursor     one pass; each index batch comes with its place (`Draw`)
 
 Indices and draws from random generators are torch's, in torch's order. A sampler with a state of its own (or an iterator with
-one) is asked for it after each draw and given it back. Any other sampler is iterated anew, from the states in which the
-generators stood when the pass began, and what was drawn before is drawn again and dropped.
+one) is asked for it at each draw and given it back (`Pass` knows which). Any other sampler is iterated anew, from the states in
+which the generators stood when the pass began, and what was drawn before is drawn again and dropped.
 
 A sampler's own iterator is within reach when the sampler is the index sampler, or stands in a plain torch BatchSampler:
 then the batches are made here, as BatchSampler makes them.
@@ -45,7 +45,7 @@ _TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 class Draw(NamedTuple):
     """An index batch (an index, when batch_size is None). ordinal: its place in the pass; -1 for one that came late.
 
-    before, after: the sampler's own state around it; empty for a sampler without one.
+    before, after: what a sampler with a state of its own said around it; empty for any other.
     """
 
     ordinal: int
@@ -154,7 +154,7 @@ class Indices:
                 cursor = Cursor(self, self._iterate(), state.rng, state.generators)
                 cursor.peek()
                 return cursor
-            drained = state.sampler.get("drain", False)
+            drained = bool(state.sampler.get("drain"))
             if not drained:
                 self._load_sampler(state)
             iterator = self._iterate()
@@ -165,23 +165,22 @@ class Indices:
             cursor = Cursor(self, iterator, state.rng, state.generators, state)
             if not drained:
                 self._load_iterator(cursor, state)
-            if not state.sampler:
+            if state.sampler.get("redraw"):
+                cursor.redraw(state)
+            elif not state.sampler:
                 cursor.skip(state)
             cursor.peek()
         return cursor
 
     def renew(self, state: PlainState) -> None:
-        """Bring a sampler with a state of its own to where it stands between two passes.
-
-        Only the sampler knows what its end does to it, and the states of many mean, when loaded, "go on from here" even at the
-        end: so it is loaded as it was before the last index batch, and comes to its end again.
-        """
-        if state.between:
+        """Bring a sampler with a state of its own to where it stands between two passes: it comes to its end once more."""
+        ends = state.sampler.get("drain", 0)
+        if state.between or ends:
             self._load_sampler(state)
-        if state.sampler.get("drain"):
-            self._load_sampler(state)
+        for passed in range(ends):
             cursor = Cursor(self, self._iterate(), {}, [])
-            self._load_iterator(cursor, state)
+            if not passed:
+                self._load_iterator(cursor, state)
             for _ in cursor:
                 pass
 
@@ -205,6 +204,7 @@ class Cursor:
 
     rng, generators: where the global generators and the given ones stood when the pass began.
     first:           what the sampler said of itself then.
+    ordinal:         of `last`.
     """
 
     def __init__(
@@ -224,17 +224,31 @@ class Cursor:
         self._late: deque[Any] = deque(state.late if state else ())
         self._ahead: deque[Draw] = deque()
         self._drawn = state.batches if state else 0
-        self.last = NOTHING_DRAWN
+        self._last: Draw | None = NOTHING_DRAWN
+        self._index: Any = None
+        self.ordinal = -1
 
     def __iter__(self) -> Cursor:
         return self
 
     def __next__(self) -> Any:
+        if self._asks is False and not self._late and not self._ahead:  # nothing to note but the index and its place
+            self._index = index = next(self._iterator)
+            self.ordinal = self._drawn
+            self._drawn += 1
+            self._last = None
+            return index
         if self._late:
-            self.last = Draw(-1, self._late.popleft())
+            self._last = Draw(-1, self._late.popleft())
         else:
-            self.last = self._ahead.popleft() if self._ahead else self._draw()
-        return self.last.index
+            self._last = self._ahead.popleft() if self._ahead else self._draw()
+        self.ordinal = self._last.ordinal
+        return self._last.index
+
+    @property
+    def last(self) -> Draw:
+        """The newest draw."""
+        return Draw(self.ordinal, self._index) if self._last is None else self._last
 
     @property
     def late(self) -> list[Any]:
@@ -266,12 +280,25 @@ class Cursor:
             for index in islice(self._iterator, 1):
                 self._ahead.append(self._drawn_now(index))
 
+    @property
+    def asks(self) -> bool:
+        """Whether the sampler or its iterator has a state of its own."""
+        return bool(self._asks)
+
+    def redraw(self, state: PlainState) -> None:
+        """Draw once what a sampler with a state of its own gave last. Raises LoaderStateError as `skip` does."""
+        self._drop(state, 1)
+        self._asks, self._now = True, self.sampler_state()
+
     def skip(self, state: PlainState) -> None:
         """Draw what was drawn before. Raises LoaderStateError when it is found to be something else."""
+        self._drop(state, state.batches)
+
+    def _drop(self, state: PlainState, batches: int) -> None:
         count, newest = 0, None
-        for newest in islice(self._iterator, state.batches):  # noqa: B007 (the last one counts)
+        for newest in islice(self._iterator, batches):  # noqa: B007 (the last one counts)
             count += 1
-        if count < state.batches or (state.check is not None and check_of(newest) != state.check):
+        if count < batches or (state.check is not None and check_of(newest) != state.check):
             raise LoaderStateError(
                 f"the samplers ({', '.join(self._indices.names)}) do not give again the order in which "
                 f"{state.batches} batches came before: seed them as then, give the loader a generator, or give the sampler "

@@ -149,6 +149,7 @@ class Pass:
         self.finished = False
         self._sent: list[deque[Draw]] = [deque() for _ in range(self.facts.workers)]
         self._handed = NOTHING_DRAWN
+        self._here = -1
         self._check: int | None = None
         self._last_worker = -1
         self.turns = 0
@@ -158,7 +159,7 @@ class Pass:
             return
         self._began_with = state.dataset
         if not state.between:
-            self._handed = Draw(state.batches - 1, None, after=state.sampler)
+            self._handed = Draw(state.batches - 1, None, state.sampler)
             self._check = state.check
             if state.workers == self.facts.workers:
                 self._last_worker = state.last_worker
@@ -208,43 +209,71 @@ class Pass:
 
     def handed_out_here(self) -> None:
         """The newest draw's batch is handed out, in a loader without workers."""
-        assert self._cursor is not None
-        self._move(self._cursor.last)
+        cursor = self._cursor
+        assert cursor is not None
+        self._here = cursor.ordinal
+        if cursor.asks:
+            self._move(cursor.last)
 
     def _move(self, draw: Draw) -> None:
         if self.facts.iterable:  # draws of workers that have come to their end are never answered
-            self._handed = draw._replace(ordinal=self._handed.ordinal + 1)
+            self._handed = Draw(self._handed.ordinal + 1, None)
         elif draw.ordinal > self._handed.ordinal:
             self._handed = draw
+
+    @property
+    def _newest(self) -> Draw:
+        """The draw of the newest batch that was handed out."""
+        cursor = self._cursor
+        assert cursor is not None
+        if self.facts.workers or self._here < 0 or cursor.asks:
+            return self._handed
+        return cursor.last if self._here == cursor.ordinal else Draw(self._here, None)  # the newest draw's batch failed
 
     # -- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> PlainState:
         """Within the pass."""
-        facts, cursor, handed = self.facts, self._cursor, self._handed
+        facts, cursor, handed = self.facts, self._cursor, self._newest
         assert cursor is not None and self.base_seed is not None
-        check = self._check if handed.index is None else check_of(handed.index)
+        check = check_of(handed.index) if handed.index is not None else self._check if handed is self._handed else None
         return PlainState(
             source=facts.source,
             between=False,
             batches=handed.ordinal + 1,
             late=[] if facts.iterable else cursor.late + self._late(),
-            check=None if handed.after or facts.iterable or facts.indices.of_ranks else check,
+            check=None if facts.iterable or facts.indices.of_ranks else check,
             base_seed=self.base_seed,
             rng=cursor.rng,
             generators=cursor.generators,
             epochs=facts.indices.epochs,
-            sampler=handed.after if handed.ordinal >= 0 else self._ended or cursor.first,
+            sampler=self._sampler_of(handed) if handed.ordinal >= 0 else self._ended or cursor.first,
             dataset=self._began_with,
             workers=facts.workers,
             streams=self._streams_now(),
             last_worker=self._last_worker,
         )
 
+    def _sampler_of(self, draw: Draw) -> dict[str, Any]:
+        """What brings a sampler with a state of its own to where it stood after a draw; empty for any other sampler.
+
+        Many samplers come to their end while they give the last index batch, and what they say then means, when loaded, "go on
+        from the end". So they are loaded as they were before the draw, and draw again; before the first draw of a pass they
+        are still at the end of the pass before, and come there once more.
+        """
+        if draw.index is None or not draw.after:  # as it was loaded, or a sampler without a state
+            return draw.before
+        if draw.ordinal:
+            return {**draw.before, "redraw": True}
+        return {**self._ended, "redraw": True} if self._ended else draw.after
+
     @property
     def sampler_at_end(self) -> dict[str, Any]:
-        """What brings a sampler with a state of its own to the end of this pass: see `Indices.renew`."""
-        return {**self._handed.before, "drain": True} if self._handed.after else {}
+        """What brings it to the end of this pass."""
+        newest = self._newest
+        state = dict(newest.before if newest.ordinal == 0 and not self._ended else self._sampler_of(newest))
+        state.pop("redraw", None)
+        return {**state, "drain": state.get("drain", 0) + 1} if state else {}
 
     def streams_at_end(self) -> list[dict[str, Any]]:
         """Of workers that live on."""
@@ -265,7 +294,7 @@ class Pass:
         if not facts.iterable:
             return [{"batches": 0, "dataset": facts.dataset_state()}]
         assert side.stream is not None
-        return [side.stream.state() if side.stream.stateful else {"batches": self._handed.ordinal + 1}]
+        return [side.stream.state() if side.stream.stateful else {"batches": self._newest.ordinal + 1}]
 
 
 class _View:

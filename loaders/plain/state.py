@@ -72,7 +72,8 @@ class PlainState:
     rng:         global generators that the samplers draw from, by name, where the pass began.
     generators:  those that were given to the loader and its samplers, where the pass began.
     epochs:      of samplers with a `set_epoch`.
-    sampler:     {"sampler": …, "iterator": …} of a stateful sampler, and "drain" when it is to come to its end first.
+    sampler:     {"sampler": …, "iterator": …} of a stateful sampler; "drain": how often it is to come to its end then; "redraw":
+                 whether it is to draw the newest index batch again.
     dataset:     of a stateful dataset in the main process, where the pass began or begins; None when `streams` says it.
     workers:     num_workers.
     streams:     what each worker (the main process when workers = 0) has read: see `loaders.plain.streams`.
@@ -115,6 +116,8 @@ class PlainState:
                 if name not in state or not fits(state[name]):
                     raise _damaged(name, f"is missing or no {kind}")
         _require_streams(state["streams"])
+        if not _is_count(state["sampler"].get("drain", 0)):
+            raise _damaged("sampler", "counts its ends with no count")
         try:
             rng = {name: bytes_of(text) for name, text in state["rng"].items()}
             rng_states.require(rng)

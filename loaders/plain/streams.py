@@ -55,10 +55,10 @@ class Stream:
             load(dataset, state["dataset"])
         self.ended = bool(state.get("ended"))
         self._dataset = dataset
-        self._samples: Iterator[Any] = iter(dataset)
+        self.samples: Iterator[Any] = iter(dataset)
         if "iterator" in state:
-            load(self._samples, state["iterator"])
-        self.stateful = is_stateful(dataset) or is_stateful(self._samples)
+            load(self.samples, state["iterator"])
+        self.stateful = is_stateful(dataset) or is_stateful(self.samples)
         for _ in islice(self, state.get("batches", 0) * (batch_size or 1)):
             pass
 
@@ -69,7 +69,7 @@ class Stream:
         if self.ended:
             raise StopIteration
         try:
-            return next(self._samples)
+            return next(self.samples)
         except StopIteration:
             self.ended = True
             raise
@@ -77,9 +77,9 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """Of the stream now."""
         state: dict[str, Any] = {"batches": 0, "ended": self.ended}
-        if is_stateful(self._samples):
-            state["iterator"] = state_of(self._samples)
-        if self._samples is not self._dataset and is_stateful(self._dataset):
+        if is_stateful(self.samples):
+            state["iterator"] = state_of(self.samples)
+        if self.samples is not self._dataset and is_stateful(self._dataset):
             state["dataset"] = state_of(self._dataset)
         return state
 
@@ -137,11 +137,11 @@ class DatasetSide:
         for index in self._start.get("indices", []):
             fetcher.fetch(index)
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> Iterator[Any]:
         """Stands for the dataset's: a pass of this worker."""
-        self.stream = Stream(self.dataset, self._batch_size, self._start)
+        self.stream = stream = Stream(self.dataset, self._batch_size, self._start)
         self._start, self._batches = {}, 0
-        return self.stream
+        return stream if stream.stateful or stream.ended else stream.samples  # unwatched where nobody is asked
 
     def collate(self, samples: Any) -> Any:
         """Stands for collate_fn."""
