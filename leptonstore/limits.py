@@ -196,7 +196,7 @@ RANGE_GAP_BYTES = 1 * MIB
 WINDOW_BYTES = OBJECT_PART_BYTES  # requests for long stretches end where the parts of an upload do (tiers/windows.py)
 # Of a window, from which on all of it is fetched: readers that want so much in one place come back for the rest (writers fill several packs
 # at a time, so a scan meets each window in a few stretches). Reads in random order hardly ever want so much of one.
-WINDOW_WANTED_SHARE = 3 / 4
+WINDOW_WANTED_SHARE = 1 / 8
 WINDOWS_MAX = 8  # the latest, that a tier keeps: 64 MiB
 # Reading ahead where one record after the other is asked for. Two reads in a row must follow others within the gap: reads in random
 # order of a pack of 64 MiB do that once in 10,000 times.

@@ -142,14 +142,14 @@ class ObjectTier:
         asked for, gaps of at most RANGE_GAP_BYTES, and the rest of windows (ranges.py).
         """
         runs = runs_of(wanted)
-        # Who asks for so much at once knows what it needs, and asks early: what lies behind it is nobody's yet.
-        goes_on = sum(length for _, _, length in wanted) < limits.READ_AHEAD_BELOW_BYTES
-        return self._as_they_come(wanted, runs, [self._requests(run, goes_on) for run in runs])
+        # Who asks for so much at once knows what it needs, and asks early: what lies around it is nobody's yet.
+        alone = sum(length for _, _, length in wanted) >= limits.READ_AHEAD_BELOW_BYTES
+        return self._as_they_come(wanted, runs, [self._requests(run, alone) for run in runs])
 
-    def _requests(self, run: Run, goes_on: bool) -> list[_Request]:
+    def _requests(self, run: Run, alone: bool) -> list[_Request]:
         begun = []
-        follows = goes_on and self._ahead.follows(run.pack, run.offset, run.end)
-        for piece in pieces_of(run, self._windows.known, follows):
+        follows = not alone and self._ahead.follows(run.pack, run.offset, run.end)
+        for piece in pieces_of(run, self._windows.known, follows, alone):
             if piece.window is not None:
                 answer, base = self._windows.window(run.pack, piece.window), piece.window * limits.WINDOW_BYTES
             else:

@@ -58,9 +58,9 @@ def runs_of(wanted: Sequence[tuple[str, int, int]]) -> list[Run]:
     return runs
 
 
-def pieces_of(run: Run, known: Callable[[str, int], bool], whole: bool = False) -> list[Piece]:
+def pieces_of(run: Run, known: Callable[[str, int], bool], whole: bool = False, alone: bool = False) -> list[Piece]:
     """The requests that have all of a run, in order and without overlap; known(pack, number): such a window is here already.
-    whole: it is known to be part of a longer read.
+    whole: it is known to be part of a longer read. alone: it is known to be all that is wanted.
 
     A run that comes from far enough is taken for a part of a longer read: the window that it ends in is fetched whole, and whoever goes
     on finds it.
@@ -68,8 +68,8 @@ def pieces_of(run: Run, known: Callable[[str, int], bool], whole: bool = False) 
     size, pieces = limits.WINDOW_BYTES, list[Piece]()
     for number in range(run.offset // size, -(-run.end // size)):
         start, end = max(run.offset, number * size), min(run.end, (number + 1) * size)
-        goes_on = False
-        enough = run.wanted[number] >= size * limits.WINDOW_WANTED_SHARE
+        goes_on = start - run.offset >= size // 2 and not alone
+        enough = run.wanted[number] >= size * (1 if alone else limits.WINDOW_WANTED_SHARE)
         if whole or enough or goes_on or known(run.pack, number):
             pieces.append(Piece(start, end, number))
         elif pieces and pieces[-1].window is None:

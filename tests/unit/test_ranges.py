@@ -54,6 +54,13 @@ def test_windows_are_fetched_whole_where_enough_of_them_is_wanted(
     assert pieces_of(run, nothing) == pieces
 
 
+def test_of_what_is_known_to_be_wanted_alone_nothing_more_is_fetched() -> None:
+    (run,) = runs_of([("a", 5, 2 * SIZE)])
+    assert pieces_of(run, nothing, alone=True) == [
+        Piece(5, SIZE), Piece(SIZE, 2 * SIZE, 1), Piece(2 * SIZE, 2 * SIZE + 5)
+    ]  # fmt: skip
+
+
 def test_a_window_that_is_here_is_used() -> None:
     assert pieces_of(Run("a", 10, 20), lambda pack, number: number == 0) == [Piece(10, 20, 0)]
 
