@@ -320,8 +320,9 @@ def _entries(metas: Any, folder: str) -> list[Entry]:
 
 
 def _gave_up_early(text: str) -> bool:
+    # At its first try it names no number of tries.
     tries = _TRIES.search(text)
-    return "error sending request" in text and tries is not None and int(tries[1]) < int(tries[2])
+    return "error sending request" in text and (tries is None or int(tries[1]) < int(tries[2]))
 
 
 def _said(text: str) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leptonstore.errors import NotPermitted, StoreFull, TierMissing, TierUnavailable
-from leptonstore.tiers.object_client import Client
+from leptonstore.tiers.object_client import Client, _gave_up_early
 
 
 class GenericError(Exception):
@@ -47,3 +47,16 @@ def test_an_object_that_is_not_there_is_no_failure() -> None:
     client = Client("s3://b/p", lambda obstore: None)
     told = client.error(FileNotFoundError("status code: 404 Not Found: " + body("NoSuchKey")), "log/1")
     assert isinstance(told, FileNotFoundError) and told.filename == "s3://b/p/log/1"
+
+
+@pytest.mark.parametrize(
+    ("text", "again"),
+    [
+        ("Error performing HEAD http://h:1/b in 258.7us - HTTP error: error sending request", True),
+        ("in 3s, after 2 retries, max_retries: 8 - HTTP error: error sending request", True),
+        ("in 3s, after 8 retries, max_retries: 8 - HTTP error: error sending request", False),
+        ("in 3s - Server returned non-2xx status code: 404 Not Found", False),
+    ],
+)
+def test_a_connection_that_ended_is_tried_again_as_long_as_tries_are_left(text: str, again: bool) -> None:
+    assert _gave_up_early(text) is again
