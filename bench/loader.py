@@ -39,7 +39,8 @@ def plot(figures: list[Figure], file: Path) -> None:
     from matplotlib import pyplot
 
     shown = [figure for figure in figures if figure.unit.endswith("/s")]
-    bars = {figure.name: figure.value for figure in shown}
+    # "mnist vs torch" is the figure "mnist" again, beside a peer.
+    bars = {figure.name: figure.value for figure in shown if " vs " not in figure.name}
     bars |= {figure.peer: figure.peer_value for figure in shown if figure.peer and figure.peer_value}
     names = sorted(bars, key=lambda name: bars[name])
     ours = {figure.name for figure in figures}

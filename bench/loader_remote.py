@@ -143,4 +143,6 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 if __name__ == "__main__":
     import loaders.dataloader  # noqa: F401  (imports are not what is timed)
 
+    pa.array([0])  # nor is pandas, which pyarrow imports for its first array
+
     print(json.dumps(ours(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))))
