@@ -52,8 +52,8 @@ def find_mnist(given: str | None) -> Path | None:
 def store_mnist(place: Path, data: Path, folder: Path) -> Path:
     """A store with dataset `mnist`, and the same training images as arrays in a file for the peers."""
     with Store.create(place) as store:
-        written = write_dataset(store, "mnist", open_source(data))
-        table = written.split("train").to_arrow(["image", "label"])
+        written = write_dataset(store, "mnist", open_source(data / "train-images-idx3-ubyte.gz"))
+        table = written.to_arrow(["image", "label"])
     images = table["image"].combine_chunks().storage.flatten().to_numpy().reshape(-1, 28, 28)
     np.savez(folder / "mnist.npz", images=images, labels=table["label"].to_numpy().astype(np.int64))
     return folder / "mnist.npz"
@@ -78,7 +78,7 @@ def ours(store: str) -> dict[str, Any]:
     from loaders import DataLoader
 
     began = time.perf_counter()
-    dataset = Dataset.open(store, "mnist").split("train")
+    dataset = Dataset.open(store, "mnist")
     loader = DataLoader(dataset, BATCH, shuffle=True, columns=["image", "label"])
     rows = len(dataset)
     opened = time.perf_counter() - began

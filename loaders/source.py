@@ -293,10 +293,13 @@ class ColumnSource:
             self._filled, self._earlier = True, None
 
     def _fitting_lists(self) -> dict[str, FlatColumn]:
-        from loaders.flat import fitting
-
+        names = [spec.name for spec in self.columns if not spec.fixed]
         left = self._budget - sum(spec.row_bytes * self.rows for spec in self.hot)
-        return fitting(self.dataset, [spec.name for spec in self.columns if not spec.fixed], left) if left > 0 else {}
+        if not names or left <= 0:
+            return {}
+        from loaders.flat import fitting  # not before it is needed: it costs the first epoch of a process 0.1 s
+
+        return fitting(self.dataset, names, left)
 
     def _own_arena(self) -> dict[str, npt.NDArray[Any]]:
         arena = {spec.name: spec.empty(self.rows) for spec in self.hot}
