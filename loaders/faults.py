@@ -13,13 +13,10 @@ column that has no tensor, no memory, a batch transform that raises) is raised u
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
-from blake3 import blake3
-
-from loaders.order import EpochOrder, Rows
+from loaders.order import EpochOrder, Rows, sub_seed
 from loaders.source import ChunkMissing, Damaged, MissingExtra, Source
 from loaders.step import Step
 
@@ -69,6 +66,11 @@ class TooManyFaults(RuntimeError):
     """More samples of a pass fail than a policy for samples is for."""
 
 
+def step_named(source: Source, step: Step) -> str:
+    """A step with rows, for messages: where it begins."""
+    return f"rows {int(step.rows[0])} … of dataset {source.name!r} (position {step.start})"
+
+
 def name_of(source: Source, step: Step, index: int, column: str) -> SampleName:
     """The name of a step's sample."""
     row, position = int(step.rows[index]), step.start + index
@@ -110,8 +112,7 @@ def substitute_row(order: EpochOrder, source: Source, seed: int, step: Step, ind
     peers: Callable[[int], tuple[int, int]] | None = getattr(source, "peers", None)
     low, high = (0, source.rows) if peers is None else peers(row)
     for draw in range(_DRAWS_MAX):
-        material = struct.pack("<QQQQQ", seed, step.epoch, step.start + index, attempt, draw)
-        word = int.from_bytes(blake3(material, derive_key_context=SUBSTITUTE_CONTEXT).digest(length=8), "little")
+        word = sub_seed(SUBSTITUTE_CONTEXT, seed, step.epoch, step.start + index, attempt, draw)
         found = int(order.rows_of(_one(word % order.length))[0])
         if found != row and low <= found < high:
             return found

@@ -24,7 +24,7 @@ import numpy as np
 from blake3 import blake3
 
 from loaders.mixing import POSITION_MAX, WEIGHT_TOTAL, Mixing, Weights, weights_text, whole_weights
-from loaders.order import ORDER_ROWS_MAX, SEED_MAX, BoundOrder, OrderStrategy, Rows
+from loaders.order import ORDER_ROWS_MAX, SEED_MAX, BoundOrder, ByPosition, OrderStrategy, Rows
 from loaders.state import LoaderStateError
 
 CONTEXT = "lepton.mixture.v1"
@@ -241,29 +241,24 @@ class BoundMixture:
 
 
 @dataclass(frozen=True)
-class MixtureEpoch:
+class MixtureEpoch(ByPosition):
     """An EpochOrder (loaders.order) over the rows of a MixtureSource. Equal where its arguments are."""
 
     order: MixtureOrder
     seed: int
     epoch: int
     first: int
-    length: int
+    samples: int
     _mixing: Mixing = field(repr=False, compare=False)
     _parts: tuple[_Part, ...] = field(repr=False, compare=False)
     _seeds: tuple[int, ...] = field(repr=False, compare=False)
 
-    def rows_at(self, start: int, stop: int) -> Rows:
-        """The rows at positions [start, stop). Raises ValueError unless 0 <= start <= stop <= length."""
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"positions {start} to {stop} are outside an epoch of {self.length} samples")
-        return self._rows(np.arange(start, stop, dtype=np.int64))
+    unit = "samples"
 
-    def rows_of(self, positions: Rows) -> Rows:
-        """The rows at the given positions. Raises ValueError for one outside the epoch."""
-        if positions.size and not (positions.min() >= 0 and positions.max() < self.length):
-            raise ValueError(f"a position is outside an epoch of {self.length} samples")
-        return self._rows(positions)
+    @property
+    def length(self) -> int:
+        """Samples of the epoch."""
+        return self.samples
 
     def counts(self, position: int) -> Rows:
         """Samples of each source before a position of the epoch: since the start of the run, with `stop` since that of the epoch."""
@@ -271,7 +266,7 @@ class MixtureEpoch:
             raise ValueError(f"position {position} is outside an epoch of {self.length} samples")
         return self._mixing.counts(np.array([self.first + position], np.int64))[0]
 
-    def _rows(self, positions: Rows) -> Rows:
+    def _evaluate(self, positions: Rows) -> Rows:
         labels, draws = self._mixing.draws(positions + self.first)
         out = np.empty(len(positions), np.int64)
         for number in np.flatnonzero(np.bincount(labels, minlength=len(self._parts))).tolist():

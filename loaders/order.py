@@ -1,6 +1,7 @@
 """The order: a pure function (rows, seed, epoch, position) -> row. Nothing else decides what training sees.
 
     EpochOrder      the order of one epoch: what a loader reads from. `Order`, the full shuffle, is one
+    ByPosition      an EpochOrder by one function of positions: what the orders here and in loaders.orders are
     OrderStrategy   what DataLoader(order=...) takes: makes the order of any epoch (loaders/orders has more of them)
     FullOrder       the two strategies of `shuffle=True` and `shuffle=False`
 
@@ -34,15 +35,16 @@ This module imports neither torch nor leptonstore.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
 Rows: TypeAlias = npt.NDArray[np.int64]
+Windows: TypeAlias = Callable[[int, int], Iterator[tuple[int, int]]]
 Words: TypeAlias = npt.NDArray[np.uint32]
 
 CONTEXT = "lepton.order.v1"
@@ -74,6 +76,37 @@ class EpochOrder(Protocol):
     def rows_of(self, positions: Rows) -> Rows:
         """The rows at the given positions (int64, one dimension), in the order asked. Raises ValueError for one outside."""
         ...
+
+
+class ByPosition:
+    """An EpochOrder by one function of positions, `_evaluate`, which may trust them."""
+
+    unit: ClassVar[str] = "positions"  # what an epoch has `length` of, for messages
+
+    @property
+    def length(self) -> int:
+        """Positions of the epoch."""
+        raise NotImplementedError
+
+    def _evaluate(self, positions: Rows) -> Rows:
+        raise NotImplementedError
+
+    @property
+    def windows(self) -> Windows | None:
+        """A function (start, stop) that gives the windows [first, end) of positions which share what must be read; None without such."""
+        return None
+
+    def rows_at(self, start: int, stop: int) -> Rows:
+        """The rows at positions [start, stop): int64, fresh memory. Raises ValueError unless 0 <= start <= stop <= length."""
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(f"positions {start} to {stop} are outside an epoch of {self.length} {self.unit}")
+        return self._evaluate(np.arange(start, stop, dtype=np.int64))
+
+    def rows_of(self, positions: Rows) -> Rows:
+        """The rows at the given positions (int64, one dimension), in the order asked. Raises ValueError for one outside."""
+        if positions.size and not (positions.min() >= 0 and positions.max() < self.length):
+            raise ValueError(f"a position is outside an epoch of {self.length} {self.unit}")
+        return self._evaluate(positions)
 
 
 class BoundOrder(Protocol):
@@ -124,7 +157,7 @@ class _FullOrderOf:
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(ByPosition):
     """The order of one epoch over `rows` rows. Immutable; safe from any thread.
 
     rows:    number of rows of the dataset (or view), 0 <= rows <= 2^48.
@@ -139,6 +172,8 @@ class Order:
     shuffle: bool = True
     _keys: tuple[np.uint32, ...] = field(init=False, repr=False, compare=False)
 
+    unit = "rows"
+
     def __post_init__(self) -> None:
         bounds = (("rows", self.rows, ORDER_ROWS_MAX), ("seed", self.seed, SEED_MAX), ("epoch", self.epoch, SEED_MAX))
         for name, value, top in bounds:
@@ -150,24 +185,6 @@ class Order:
     def length(self) -> int:
         """Every row has one position."""
         return self.rows
-
-    def rows_at(self, start: int, stop: int) -> Rows:
-        """The rows at positions [start, stop) of the epoch: int64 of shape (stop - start,).
-
-        Raises ValueError unless 0 <= start <= stop <= rows.
-        """
-        if not 0 <= start <= stop <= self.rows:
-            raise ValueError(f"positions {start} to {stop} are outside an epoch of {self.rows} rows")
-        return self._evaluate(np.arange(start, stop, dtype=np.int64))
-
-    def rows_of(self, positions: Rows) -> Rows:
-        """The rows at the given positions (int64, one dimension), in the order asked.
-
-        Raises ValueError when a position is outside [0, rows).
-        """
-        if positions.size and not (positions.min() >= 0 and positions.max() < self.rows):
-            raise ValueError(f"a position is outside an epoch of {self.rows} rows")
-        return self._evaluate(positions)
 
     def _evaluate(self, positions: Rows) -> Rows:
         if not self.shuffle or self.rows < 2:
@@ -263,6 +280,12 @@ def _mix(words: Words, key: np.uint32 | Words, out: Words, scratch: Words) -> No
     np.right_shift(out, 15, out=scratch)
     np.bitwise_xor(out, scratch, out=out)
     np.multiply(out, _MULTIPLIER_2, out=out)
+
+
+def sub_seed(context: str, *numbers: int) -> int:
+    """A seed of 64 bits that depends on the context and on every number (each 0 <= number < 2^64) and their count."""
+    material = struct.pack(f"<{len(numbers)}Q", *numbers)
+    return int.from_bytes(blake3(material, derive_key_context=context).digest(length=8), "little")
 
 
 def _round_keys(seed: int, epoch: int, rows: int) -> tuple[np.uint32, ...]:

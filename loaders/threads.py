@@ -28,7 +28,7 @@ from time import monotonic, perf_counter
 from typing import Any
 from weakref import WeakSet
 
-from loaders.faults import FaultCount, OnFault, name_of
+from loaders.faults import FaultCount, OnFault, name_of, step_named
 from loaders.pipeline import Made, Recipe, Work, rows_bytes
 from loaders.step import Step
 from loaders.tuning import Tuner, bytes_of
@@ -375,9 +375,8 @@ class _Line:
             f"{name_of(source, pending.step, index, column)} for {monotonic() - since:.1f} s"
             for index, column, since in sorted(pending.at.values(), key=lambda one: one[2])
         ]
-        rows = pending.step.rows
-        if not told and len(rows):
-            told = [f"rows {int(rows[0])} … of dataset {source.name!r} (position {pending.step.start})"]
+        if not told and len(pending.step.rows):
+            told = [step_named(source, pending.step)]
         return f", waiting for {' and '.join(told)}" if told else ""
 
 

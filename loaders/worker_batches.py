@@ -8,7 +8,7 @@ from itertools import count
 from time import monotonic
 from typing import Any
 
-from loaders.faults import FaultCount, OnFault, name_of
+from loaders.faults import FaultCount, OnFault, name_of, step_named
 from loaders.stages import Transform
 from loaders.step import Step
 from loaders.worker import HANGS
@@ -133,8 +133,7 @@ class WorkerBatches:
             if place >= 0:
                 waiting = f", waiting for {name_of(pool.maker.source, step, place, column)} for {seconds:.1f} s"
         if not waiting and len(step.rows):
-            name = pool.maker.source.name
-            waiting = f", waiting for rows {int(step.rows[0])} … of dataset {name!r} (position {step.start})"
+            waiting = f", waiting for {step_named(pool.maker.source, step)}"
         raise RuntimeError(f"DataLoader timed out after {self._timeout_s} seconds{waiting}")
 
     def close(self) -> None:

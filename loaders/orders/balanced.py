@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import ORDER_ROWS_MAX, SEED_MAX, Order, Rows, rows_of_many
+from loaders.order import ORDER_ROWS_MAX, SEED_MAX, ByPosition, Order, Rows, rows_of_many
 from loaders.orders.columns import Bound, PerRow, narrowed
 from loaders.orders.keys import require_seed, sub_seed, whole
-from loaders.orders.positions import ByPosition
 
 _CONTEXT = "lepton.orders.balanced.v1"
 _CONTEXT_CLASS = "lepton.orders.balanced.v1 class"

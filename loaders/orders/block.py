@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from loaders.order import ORDER_ROWS_MAX, BoundOrder, Order, Rows
+from loaders.order import ORDER_ROWS_MAX, BoundOrder, ByPosition, Order, Rows, Windows
 from loaders.orders.keys import require_seed, sub_seed, whole
-from loaders.orders.positions import ByPosition, Windows, grouped
+from loaders.orders.positions import grouped
 
 # A row group has 3,000 rows on average and at most 8,000 (leptonstore/limits.py), and is cut by content: a block of consecutive rows
 # shares its first and last row group with other blocks. Of pages that are read whole (columns of a fixed width, where they are not in

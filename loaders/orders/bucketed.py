@@ -21,7 +21,7 @@ import numpy.typing as npt
 from loaders.order import BoundOrder, EpochOrder, FullOrder, Order, OrderStrategy, Rows
 from loaders.orders.columns import Bound, Numbers, PerRow
 from loaders.orders.keys import sub_seed, whole
-from loaders.orders.positions import ByPosition, Windows, grouped
+from loaders.orders.positions import OverInner, grouped
 
 POOL_ROWS_MAX = 1 << 24  # a pool is sorted whole: 40 bytes a row while that is done, 8 kept
 POOLS_KEPT = 4  # of an epoch: one that a window of positions ends in, one that the next begins with, and the same of a plan that runs ahead
@@ -97,21 +97,13 @@ class _BoundBucketed(Bound):
 
 
 @dataclass(frozen=True)
-class _BucketedEpoch(ByPosition):
+class _BucketedEpoch(OverInner):
     bound: _BoundBucketed
     inner: EpochOrder
     seed: int
     epoch: int
     _pools: dict[int, Rows] = field(default_factory=dict, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    @property
-    def length(self) -> int:
-        return self.inner.length
-
-    @property
-    def windows(self) -> Windows | None:
-        return getattr(self.inner, "windows", None)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _BucketedEpoch, (self.bound, self.inner, self.seed, self.epoch)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import SEED_MAX, Order, Rows
+from loaders.order import SEED_MAX, ByPosition, Order, Rows
 from loaders.orders.columns import Bound, PerRow, narrowed
 from loaders.orders.keys import require_seed, sub_seed, whole
-from loaders.orders.positions import ByPosition, grouped
+from loaders.orders.positions import grouped
 
 _CONTEXT_WINDOW = "lepton.orders.curriculum.v1 window"
 

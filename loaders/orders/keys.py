@@ -7,26 +7,18 @@ Words(context, seed, ...)      a random 64-bit word for every position
 from __future__ import annotations
 
 import operator
-import struct
 from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
-from loaders.order import SEED_MAX, Rows
+from loaders.order import SEED_MAX, Rows, sub_seed
 
 Words64: TypeAlias = npt.NDArray[np.uint64]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-
-
-def sub_seed(context: str, *numbers: int) -> int:
-    """A seed of 64 bits that depends on the context and on every number (each 0 <= number < 2^64) and their count."""
-    material = struct.pack(f"<{len(numbers)}Q", *numbers)
-    return int.from_bytes(blake3(material, derive_key_context=context).digest(length=8), "little")
 
 
 class Words:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from loaders.order import BoundOrder, EpochOrder, Rows
-from loaders.orders.positions import ByPosition, Windows
+from loaders.order import BoundOrder, ByPosition, EpochOrder, Rows, Windows
 from loaders.share import Share
 
 Limit: TypeAlias = int | float | None

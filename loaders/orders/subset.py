@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from loaders.order import BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.orders.columns import Bound, Numbers, narrowed
-from loaders.orders.positions import ByPosition, Windows
+from loaders.orders.positions import OverInner
 
 WHERE_CHARS_MAX = 120  # of a condition that stands in the spec as text; a longer one is named by its digest
 
@@ -116,17 +116,9 @@ class _SubsetSource:
 
 
 @dataclass(frozen=True)
-class _SubsetEpoch(ByPosition):
+class _SubsetEpoch(OverInner):
     subset: _BoundSubset
     inner: EpochOrder
-
-    @property
-    def length(self) -> int:
-        return self.inner.length
-
-    @property
-    def windows(self) -> Windows | None:
-        return getattr(self.inner, "windows", None)
 
     def _evaluate(self, positions: Rows) -> Rows:
         return self.subset.numbers(self.inner.rows_of(positions))

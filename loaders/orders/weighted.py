@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.order import ORDER_ROWS_MAX, Rows
+from loaders.order import ORDER_ROWS_MAX, ByPosition, Rows
 from loaders.orders.columns import Bound, PerRow
 from loaders.orders.keys import Words, require_seed, whole
-from loaders.orders.positions import ByPosition
 
 Floats = npt.NDArray[np.float64]
 
@@ -117,7 +116,7 @@ class _BoundWeighted(Bound):
 
 
 @dataclass(frozen=True)
-class _Drawn(ByPosition):
+class _Samples(ByPosition):
     bound: _BoundWeighted
     seed: int
     epoch: int
@@ -126,6 +125,8 @@ class _Drawn(ByPosition):
     def length(self) -> int:
         return self.bound.samples
 
+
+class _Drawn(_Samples):
     def _evaluate(self, positions: Rows) -> Rows:
         cumulative = self.bound.weights
         if not positions.size:
@@ -139,16 +140,7 @@ class _Drawn(ByPosition):
         return out
 
 
-@dataclass(frozen=True)
-class _Ranked(ByPosition):
-    bound: _BoundWeighted
-    seed: int
-    epoch: int
-
-    @property
-    def length(self) -> int:
-        return self.bound.samples
-
+class _Ranked(_Samples):
     def _evaluate(self, positions: Rows) -> Rows:
         return self.bound.ranked(self.seed, self.epoch)[positions]
 

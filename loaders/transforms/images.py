@@ -148,8 +148,8 @@ class Resize(Geometric):
         return whole, ((self.size, other) if full[0] <= full[1] else (other, self.size))
 
 
-class CenterCrop(Geometric):
-    """The middle; where the image is smaller, black around it."""
+class _Crop(Geometric):
+    """A part of a given size: pixels are only copied."""
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = _size(size)
@@ -165,6 +165,10 @@ class CenterCrop(Geometric):
     def output(self) -> Size:
         """See Geometric."""
         return self.size
+
+
+class CenterCrop(_Crop):
+    """The middle; where the image is smaller, black around it."""
 
     def plan(self, full: Size, rng: Generator | None) -> tuple[Part, Size]:
         """See Geometric."""
@@ -172,26 +176,11 @@ class CenterCrop(Geometric):
         return Part(_middle(full[0], height), _middle(full[1], width), height, width), self.size
 
 
-class RandomCrop(Geometric):
+class RandomCrop(_Crop):
     """Any part of that size, all equally likely; where the image is smaller, its middle with black around it."""
 
     deterministic = False
     cacheable = False
-
-    def __init__(self, size: int | Sequence[int]) -> None:
-        self.size = _size(size)
-
-    def parameters(self) -> dict[str, Any]:
-        """See Transform."""
-        return {"size": self.size}
-
-    def libraries(self) -> dict[str, str]:
-        """None: pixels are only copied."""
-        return {}
-
-    def output(self) -> Size:
-        """See Geometric."""
-        return self.size
 
     def plan(self, full: Size, rng: Generator | None) -> tuple[Part, Size]:
         """See Geometric."""

@@ -15,14 +15,14 @@ This module imports neither torch nor leptonstore.
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 from numpy.random import Generator, Philox
 from numpy.random.bit_generator import ISeedSequence
+
+from loaders.order import sub_seed
 
 CONTEXT = "lepton.transforms.v1"
 GLOBAL_INDEX = (1 << 64) - 1  # stands for the transform index where the global generators of a process are seeded
@@ -65,9 +65,7 @@ class SampleKeys:
     def _word(self, transform_index: int) -> int:
         word = self._words.get(transform_index)
         if word is None:
-            material = struct.pack("<QQQ", self.seed, self.epoch, transform_index)
-            word = int.from_bytes(blake3(material, derive_key_context=CONTEXT).digest(length=8), "little")
-            self._words[transform_index] = word
+            word = self._words[transform_index] = sub_seed(CONTEXT, self.seed, self.epoch, transform_index)
         return word
 
 

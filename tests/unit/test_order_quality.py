@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from loaders.order import FullOrder, Order, Rows
+from loaders.order import ByPosition, FullOrder, Order, Rows
 from loaders.orders import BlockOrder, Bucketed, padding_share, shuffle_quality
-from loaders.orders.positions import ByPosition
 from tests.integration.order_checks import Synthetic, SyntheticSource
 
 ROWS = 60_000
