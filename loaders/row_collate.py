@@ -15,7 +15,7 @@ import torch
 
 from loaders.batched import batched
 from loaders.pipeline import Collate
-from loaders.source import ColumnSpec, SchemaError
+from loaders.source import ColumnSpec, null_error
 from loaders.stages import Transform
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.program import Program
@@ -70,10 +70,7 @@ def _column(spec: ColumnSpec, values: list[Any]) -> Any:
     assert spec.dtype is not None
     if any(value is None for value in values):
         if spec.shape or not np.issubdtype(spec.dtype, np.floating):
-            raise SchemaError(
-                f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
-                "fill them in a new version, or leave the column out with columns=[…]"
-            )
+            raise null_error(spec)
         values = [np.nan if value is None else value for value in values]
     column = spec.empty(len(values))
     for at, value in enumerate(values):

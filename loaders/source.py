@@ -485,6 +485,11 @@ class ColumnSource:
 
         return read
 
+    def buffers(self, threads: bool) -> bool:
+        """Whether what a pass reads ahead may go to `buffer`: something is read for each batch, not through a hot cache, and it comes from
+        far away, or the loader has threads anyway."""
+        return bool(self.cold) and self.dataset.cache is None and (threads or self.distant)
+
     @property
     def distant(self) -> bool:
         """Whether some of it may have to come from where many small reads cost far more than a long one: an object store."""
@@ -677,10 +682,15 @@ def _to_numpy(array: pa.Array, spec: ColumnSpec) -> npt.NDArray[Any]:
 
 def _require_no_nulls(array: pa.Array, spec: ColumnSpec) -> None:
     if array.null_count:
-        raise SchemaError(
-            f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
-            "fill them in a new version, or leave the column out with columns=[…]"
-        )
+        raise null_error(spec)
+
+
+def null_error(spec: ColumnSpec) -> SchemaError:
+    """Of a column with nulls, for which a tensor of its dtype has no value."""
+    return SchemaError(
+        f"column {spec.name!r} has nulls, for which a tensor of {spec.dtype} has no value: "
+        "fill them in a new version, or leave the column out with columns=[…]"
+    )
 
 
 def image_decoder() -> ModuleType:

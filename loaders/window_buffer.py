@@ -27,9 +27,8 @@ class WindowBuffer:
     ) -> None:
         """read(rows): the values of some rows; bytes_of(values, rows): of one row, about."""
         self._read, self._bytes_of = read, bytes_of
-        self._at: dict[
-            int, tuple[dict[str, Any], int]
-        ] = {}  # row -> the values that it is among (column -> array or list), its place
+        # row -> the values that it is among (column -> array or list), and its place there
+        self._at: dict[int, tuple[dict[str, Any], int]] = {}
         self._lock = threading.Lock()
 
     def fetch(self, rows: Rows) -> int:
@@ -38,6 +37,11 @@ class WindowBuffer:
         with self._lock:
             self._at.update((row, (values, at)) for at, row in enumerate(rows.tolist()))
         return int(self._bytes_of(values, rows) * len(rows))
+
+    def clear(self) -> None:
+        """Forget what was not taken."""
+        with self._lock:
+            self._at.clear()
 
     def take(self, rows: Rows) -> dict[str, Any] | None:
         """The values of these rows, in their order, which are then no longer here; None unless all of them are."""

@@ -42,12 +42,20 @@ def read_ahead(
     read = reader()
     if read is not None:
         return WindowReader(read, getattr(source, "cache_bytes", 0), order, spans, share).steps(steps)
-    if not isinstance(source, ColumnSource) or source.dataset.cache is not None or not source.cold:
-        return steps
-    if not (threads or source.distant):
+    if not isinstance(source, ColumnSource) or not source.buffers(threads):
         return steps
     source.buffer = WindowBuffer(source.read_cold, rows_bytes)
-    return WindowReader(source.buffer.fetch, BUFFER_BYTES_MAX, order, spans, share).steps(steps)
+    reader_of = WindowReader(source.buffer.fetch, BUFFER_BYTES_MAX, order, spans, share)
+    return _left_empty(source.buffer, reader_of.steps(steps))
+
+
+def _left_empty(buffer: WindowBuffer, steps: Iterator[Step]) -> Iterator[Step]:
+    """`steps`; a pass that is left early leaves nothing in the buffer. (One that ends has batches under way that it is for.)"""
+    try:
+        yield from steps
+    except GeneratorExit:
+        buffer.clear()
+        raise
 
 
 @dataclass(eq=False)

@@ -72,6 +72,17 @@ def test_each_row_is_read_once_and_in_long_runs(ds: Dataset, monkeypatch: pytest
     assert all((np.diff(some) > 0).all() for some in read), "not in the order in which they are stored"
 
 
+def test_a_pass_that_is_left_keeps_nothing(ds: Dataset) -> None:
+    loader = loader_of(ds, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    source: Any = loader._source
+    buffer = source.buffer
+    assert buffer._at
+    batches.close()
+    assert not buffer._at
+
+
 def test_an_error_is_met_at_the_batch_that_it_belongs_to(ds: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ids(loader_of(ds))
     broken = whole[9][0]
