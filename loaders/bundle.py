@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loaders.order import Rows
-from loaders.source import ColumnSpec, Keys, Source, Values, has_source, require_known, source_of
+from loaders.source import ColumnSpec, Source, Values, has_source, require_known, source_of
+from loaders.wrapped import WrappedSource
 
 
 class Bundle:
@@ -66,43 +67,20 @@ class Bundle:
         return BundleSource(inner, list(columns), bundles)
 
 
-class BundleSource:
+class BundleSource(WrappedSource[Source]):
     """The source (loaders.source.Source) of a Bundle."""
 
     def __init__(self, inner: Source, columns: Sequence[str], bundles: Mapping[str, tuple[str, ...]]) -> None:
-        self._inner, self._bundles = inner, bundles
+        super().__init__(inner)
+        self._bundles = bundles
         specs = {spec.name: spec for spec in inner.columns}
         self.columns = tuple(ColumnSpec(name, "", None, None) if name in bundles else specs[name] for name in columns)
-        self.rows = inner.rows
-
-    @property
-    def name(self) -> str:
-        """The dataset's."""
-        return self._inner.name
-
-    @property
-    def commit(self) -> str:
-        """The dataset's."""
-        return self._inner.commit
-
-    @property
-    def fingerprint(self) -> str:
-        """The dataset's: the same number means the same row."""
-        return self._inner.fingerprint
 
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """Columns that are read for each batch, and bundles of such."""
         cold = {spec.name for spec in self._inner.cold}
         return tuple(spec for spec in self.columns if not cold.isdisjoint(self._bundles.get(spec.name, (spec.name,))))
-
-    def fill_ahead(self) -> None:
-        """As Source."""
-        self._inner.fill_ahead()
-
-    def fill(self) -> None:
-        """As Source."""
-        self._inner.fill()
 
     def gather(self, rows: Rows) -> dict[str, Values]:
         """The columns of some rows; of a bundle, a list of dicts."""
@@ -112,16 +90,3 @@ class BundleSource:
                 dict(zip(parts, row, strict=True)) for row in zip(*(found[part] for part in parts), strict=True)
             ]
         return {spec.name: found[spec.name] for spec in self.columns}
-
-    @property
-    def plans(self) -> bool:
-        """As Source."""
-        return self._inner.plans
-
-    def future_keys(self, rows: Rows, sizes: Sequence[int]) -> Keys:
-        """As Source."""
-        return self._inner.future_keys(rows, sizes)
-
-    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
-        """As Source."""
-        self._inner.plan(keys, restart)

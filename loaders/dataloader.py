@@ -313,10 +313,12 @@ class DataLoader(Loader, TorchDataLoader[Any]):
 
     def _row_collate(self, dataset: Any) -> RowCollate:
         """What makes this loader's batches of row dicts: on torch's path, and where a framework rebuilds the loader."""
-        columns = wanted(self.columns, self.as_tuple, self._masked)
-        source = self._source or source_of(dataset, columns, self.arena_bytes_max)
-        transforms, collate = self.transforms or {}, self.collate or {}
-        programs = compiled(source, transforms, collate)
+        source, transforms, collate = self._source, self.transforms or {}, self.collate or {}
+        if source is None:
+            source = source_of(dataset, wanted(self.columns, self.as_tuple, self._masked), self.arena_bytes_max)
+        # Programs over the decoded-column cache take what only its source gives.
+        whole = self._source is not None and not self.decoded_cache
+        programs = self._programs if whole else compiled(source, transforms, collate)
         picks = [] if self.as_tuple is None else [picked(tuple(name for name in self.as_tuple if name != VALID))]
         stages = [*picks, *([] if self.transform is None else [self.transform])]
         return RowCollate(source.columns, programs, collate, stages)

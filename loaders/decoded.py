@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loaders.source import ColumnSource, ColumnSpec, Keys, Source
+from loaders.source import ColumnSource, Keys, Source
 from loaders.transforms.base import SampleFailed, Transform, Values, as_transform, described
 from loaders.transforms.images import DecodeImage
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.program import Buffer, Collate, Program, compile_chain, output_spec
+from loaders.wrapped import WrappedSource
 
 if TYPE_CHECKING:
     from loaders.source import DerivedColumn
@@ -62,55 +63,26 @@ def split_chain(chain: Sequence[Any]) -> tuple[list[Transform], list[Transform]]
     return steps[:count], steps[count:]
 
 
-class DecodedSource:
+class DecodedSource(WrappedSource[ColumnSource]):
     """A ColumnSource whose columns in `heads` come decoded where they are in the cache. See Source.
 
     Raises ValueError for a dataset that is not read through a hot cache, or a column that does not hold bytes or text.
     """
 
     def __init__(self, source: ColumnSource, heads: Mapping[str, list[Transform]]) -> None:
-        self.rows, self.columns = source.rows, source.columns
-        self._whole = source
+        super().__init__(source)
         self._derived = {name: source.derived(name, described(head)) for name, head in heads.items()}
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self._whole.name
-
-    @property
-    def commit(self) -> str:
-        """See Source."""
-        return self._whole.commit
-
-    @property
-    def fingerprint(self) -> str:
-        """See Source: decoding changes nothing in it."""
-        return self._whole.fingerprint
-
-    @property
-    def cold(self) -> tuple[ColumnSpec, ...]:
-        """See Source."""
-        return self._whole.cold
 
     def derived(self, name: str) -> DerivedColumn:
         """Where the decoded values of a column are."""
         return self._derived[name]
-
-    def fill_ahead(self) -> None:
-        """See Source."""
-        self._whole.fill_ahead()
-
-    def fill(self) -> None:
-        """See Source."""
-        self._whole.fill()
 
     def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any] | list[Any]]:
         """See Source. Of a column in `heads`: arrays, and `Undecoded` for what is to be decoded.
 
         The arrays lie in the cache, read-only: let go of them with the batch.
         """
-        whole = self._whole
+        whole = self._inner
         found: dict[str, npt.NDArray[Any] | list[Any]] = {
             name: each.take(rows, 0) for name, each in whole.arena.items()
         }
@@ -119,18 +91,9 @@ class DecodedSource:
             found[name] = _looked(derived, rows)
         return {spec.name: found[spec.name] for spec in self.columns}
 
-    @property
-    def plans(self) -> bool:
-        """See Source."""
-        return self._whole.plans
-
     def future_keys(self, rows: npt.NDArray[np.int64], sizes: Sequence[int]) -> Keys:
         """See Source."""
-        return self._whole.future_keys(rows, sizes, {name: one.key_rows for name, one in self._derived.items()})
-
-    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
-        """See Source."""
-        self._whole.plan(keys, restart)
+        return self._inner.future_keys(rows, sizes, {name: one.key_rows for name, one in self._derived.items()})
 
 
 class DecodedProgram:

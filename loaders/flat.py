@@ -28,6 +28,7 @@ from loaders.source import (
     SchemaError,
     cached_bytes,
     fingerprint_of,
+    in_background,
     stored_order,
 )
 
@@ -244,6 +245,34 @@ class FlatColumns:
     def first(self) -> FlatColumn:
         """One that was asked for before, where there is one: for what needs the offsets only."""
         return next(iter(self._made.values()), None) or self.within(None)
+
+
+class FlatSource:
+    """What the sources of windows and packs have in common: they are made of a FlatColumn."""
+
+    _flat: FlatColumn
+
+    @property
+    def name(self) -> str:
+        """The dataset's."""
+        return str(self._flat.dataset.name)
+
+    @property
+    def commit(self) -> str:
+        """The dataset's."""
+        return str(self._flat.dataset.commit)
+
+    def fill(self) -> None:
+        """Make ready what all batches need, once."""
+        raise NotImplementedError
+
+    def fill_ahead(self) -> None:
+        """`fill` in a thread."""
+        in_background(self.fill)
+
+    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
+        """As Source."""
+        self._flat.plan(keys, restart)
 
 
 class _Growing:

@@ -109,9 +109,9 @@ class Loader(Changing):
     def _compile(self, columns: Source) -> tuple[Source, Mapping[str, Program]]:
         """What batches are read from (some columns may lie decoded in the hot cache), and the programs of columns with a chain."""
         transforms, collate = self.transforms or {}, self.collate or {}
-        programs = compiled(columns, transforms, collate)
         if not self.decoded_cache:
-            return columns, programs
+            return columns, compiled(columns, transforms, collate)
+        require_loaded(columns, transforms, collate)
         decoded = DecodedColumns(columns, transforms, collate)
         return decoded.of(columns), decoded.programs
 
@@ -494,15 +494,21 @@ class Loader(Changing):
             raise ValueError("batch_size (rows per rank) and global_batch_size (rows of all ranks) exclude each other")
 
 
+def require_loaded(source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]) -> None:
+    """Raise ValueError for a column that is named and not loaded."""
+    names = [spec.name for spec in source.columns]
+    for what, given in (("transforms", transforms), ("collate", collate)):
+        for name in given:
+            if name not in names:
+                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(names)}")
+
+
 def compiled(
     source: Source, transforms: Mapping[str, Sequence[Any]], collate: Mapping[str, Collate]
 ) -> dict[str, Program]:
     """The programs of the columns that have a chain. Raises ValueError for columns that are not loaded."""
+    require_loaded(source, transforms, collate)
     specs = {spec.name: spec for spec in source.columns}
-    for what, given in (("transforms", transforms), ("collate", collate)):
-        for name in given:
-            if name not in specs:
-                raise ValueError(f"{what} names {name!r}, which is not loaded; the loader has {', '.join(specs)}")
     return {name: compile_chain(chain, specs[name], collate.get(name)) for name, chain in transforms.items()}
 
 

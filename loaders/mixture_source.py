@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from blake3 import blake3
 
 from loaders.order import ORDER_ROWS_MAX, Rows
-from loaders.source import ColumnSpec, Keys, Source, Values
+from loaders.source import ColumnSpec, Keys, Source, Values, fingerprint_of, in_background
 
 
 class PartRows:
@@ -72,8 +68,7 @@ class MixtureSource(PartRows):
     @property
     def commit(self) -> str:
         """BLAKE3 over the names and fingerprints of the parts: 64 hex digits."""
-        named = [[name, part.fingerprint] for name, part in zip(self.names, self.parts, strict=True)]
-        return blake3(json.dumps(named).encode()).hexdigest()
+        return fingerprint_of([[name, part.fingerprint] for name, part in zip(self.names, self.parts, strict=True)])
 
     @property
     def fingerprint(self) -> str:
@@ -87,13 +82,8 @@ class MixtureSource(PartRows):
         return tuple(spec for spec in self.columns if spec.name in cold)
 
     def fill_ahead(self) -> None:
-        """Begin `fill` in a thread and return. An error stays silent here: `fill` meets it again."""
-
-        def begin() -> None:
-            with contextlib.suppress(Exception):
-                self.fill()
-
-        threading.Thread(target=begin, name="lepton-arena", daemon=True).start()
+        """`fill` in a thread."""
+        in_background(self.fill)
 
     def fill(self) -> None:
         """Each part's, one after another."""

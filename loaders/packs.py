@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.flat import FlatColumn, FlatColumns
+from loaders.flat import FlatColumn, FlatColumns, FlatSource
 from loaders.order import Rows
 from loaders.packing import VERSION, Long, Packs, lay_out, pack_documents, pieces_of
-from loaders.source import ColumnSpec, Keys, Values, cached_bytes, fingerprint_of, in_background, require_known
+from loaders.source import ColumnSpec, Keys, Values, cached_bytes, fingerprint_of, require_known
 
 if TYPE_CHECKING:
     from loaders.source import Dataset
@@ -98,7 +98,7 @@ class TokenPacks:
         return self._source(columns, arena_bytes_max)
 
 
-class PackSource:
+class PackSource(FlatSource):
     """The source (loaders.source.Source) of packs."""
 
     def __init__(
@@ -113,16 +113,6 @@ class PackSource:
         self.rows = len(packs.found)
 
     @property
-    def name(self) -> str:
-        """The dataset's."""
-        return str(self._flat.dataset.name)
-
-    @property
-    def commit(self) -> str:
-        """The dataset's."""
-        return str(self._flat.dataset.commit)
-
-    @property
     def fingerprint(self) -> str:
         """Of the tokens, and of how they are packed."""
         return self._packs.fingerprint
@@ -131,10 +121,6 @@ class PackSource:
     def cold(self) -> tuple[ColumnSpec, ...]:
         """All columns, when documents are read for each batch."""
         return self.columns if self._flat.values is None else ()
-
-    def fill_ahead(self) -> None:
-        """`fill` in a thread."""
-        in_background(self.fill)
 
     def fill(self) -> None:
         """Decode the tokens and find the packs, in a process that has only a pickle of this."""
@@ -168,10 +154,6 @@ class PackSource:
         starts, lengths, counts = self._pieces(rows)
         ends = np.cumsum(counts)[np.cumsum(sizes) - 1]
         return self._flat.future_keys(starts, lengths, np.diff(ends, prepend=0).tolist())
-
-    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
-        """As Source."""
-        self._flat.plan(keys, restart)
 
 
 class _Packed:

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from loaders.flat import FlatColumn, FlatColumns
+from loaders.flat import FlatColumn, FlatColumns, FlatSource
 from loaders.order import BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
-from loaders.source import ColumnSpec, Keys, Values, fingerprint_of, in_background, require_known
+from loaders.source import ColumnSpec, Keys, Values, fingerprint_of, require_known
 
 if TYPE_CHECKING:
     from loaders.source import Dataset
@@ -88,7 +88,7 @@ class TokenWindows:
         return self._source(arena_bytes_max)
 
 
-class WindowSource:
+class WindowSource(FlatSource):
     """The source (loaders.source.Source) of windows: one column, `rows` windows."""
 
     def __init__(self, flat: FlatColumn, length: int, stride: int, dtype: np.dtype[Any] | None) -> None:
@@ -106,16 +106,6 @@ class WindowSource:
             self._view = _windows_over(values, self.length, self.stride, self.rows)
 
     @property
-    def name(self) -> str:
-        """The dataset's."""
-        return str(self._flat.dataset.name)
-
-    @property
-    def commit(self) -> str:
-        """The dataset's."""
-        return str(self._flat.dataset.commit)
-
-    @property
     def fingerprint(self) -> str:
         """Of the tokens, and of how windows are cut from them."""
         return fingerprint_of([WINDOWS_VERSION, self._flat.fingerprint, self.length, self.stride])
@@ -124,10 +114,6 @@ class WindowSource:
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The column, when documents are read for each batch."""
         return self.columns if self._view is None and self.rows else ()
-
-    def fill_ahead(self) -> None:
-        """`fill` in a thread."""
-        in_background(self.fill)
 
     def fill(self) -> None:
         """Make the view again in a process that has only a pickle of this."""
@@ -155,10 +141,6 @@ class WindowSource:
     def future_keys(self, rows: Rows, sizes: Sequence[int]) -> Keys:
         """Of the documents that the windows touch."""
         return self._flat.future_keys(rows * self.stride, np.full(len(rows), self.length), sizes)
-
-    def plan(self, keys: Sequence[Keys], restart: bool) -> None:
-        """As Source."""
-        self._flat.plan(keys, restart)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_view": None}
