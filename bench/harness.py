@@ -125,9 +125,24 @@ def run_peer(name: str, arguments: Sequence[str], shared: bool = False) -> dict[
     shared: see `make_peer`.
     """
     command: list[str | Path] = [make_peer(name, shared), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return _last_line(subprocess.run(command, check=True, capture_output=True, text=True))
+
+
+def in_process(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a module of this package in a new process: `python -m module arguments`; its last line is JSON."""
+    command = [sys.executable, "-m", module, *arguments]
+    return _last_line(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     return result
+
+
+def peak_mib() -> float:
+    """Resident memory of this process at its peak. (Linux hands ru_maxrss on to what a process executes.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -18,8 +18,6 @@ import argparse
 import io
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench import harness
-from bench.harness import ROOT, Figure
+from bench.harness import Figure, in_process
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.schema import class_label_field, image_field
 from leptonstore.store import Store
@@ -190,14 +188,6 @@ def errors(folder: Path) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def run(mode: str, folder: Path) -> dict[str, Any]:
-    """One mode in a new process."""
-    command = [sys.executable, "-m", "bench.loader_jpeg", mode, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
-    return result
-
-
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
     quick = arguments.quick
@@ -209,7 +199,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         results: dict[str, dict[str, Any]] = {}
         for _ in range(1 if quick else ROUNDS):
             for mode in MODES:
-                results[mode] = run(mode, folder)
+                results[mode] = in_process("bench.loader_jpeg", mode, str(folder))
                 rates[mode] += results[mode]["later"]
             if not quick:
                 given = [str(folder / "files"), str(BATCH), str(THREADS), str(EPOCHS - 1)]
@@ -242,6 +232,6 @@ def _figures(
 if __name__ == "__main__":
     mode, place = sys.argv[1], Path(sys.argv[2])
     result = bare(place) if mode == "bare" else epochs(mode, place)
-    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_mib"] = harness.peak_mib()
     print(json.dumps(result), flush=True)
     os._exit(0)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from bench import harness
-from bench.harness import ROOT, Figure, median
+from bench.harness import ROOT, Figure, in_process, median
 from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.store import Store
 
 BATCH, STATE_EVERY = 256, 50
 EPOCHS, PROCESSES = 7, 3
+MODULE = "bench.loader_mnist"  # by its name: run as a program it is __main__
 PEERS = {
     "mosaicml": "mosaicml-streaming, 2 workers",
     "litdata": "litdata, 2 workers",
@@ -115,20 +115,6 @@ def floor(data: str) -> dict[str, Any]:
     return {"later": max(passes(batches, len(labels), EPOCHS))}
 
 
-def peak_mib() -> float:
-    """Of this process since it began. (Linux hands ru_maxrss on to what a process executes.)"""
-    line = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def in_process(*arguments: str) -> dict[str, Any]:
-    """One of the three above in a new process; its memory too."""
-    command = [sys.executable, "-m", "bench.loader_mnist", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
-    return result
-
-
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """The figures; without the peers where --quick asks for that."""
     data = find_mnist(arguments.data)
@@ -139,9 +125,9 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         arrays = store_mnist(place / "store", data, place)
         runs, bare, in_memory = [], [], []
         for _ in range(1 if arguments.quick else PROCESSES):  # in turn: a slow spell of the machine meets all
-            runs.append(in_process("ours", str(place / "store")))
-            bare.append(in_process("floor", str(arrays))["later"])
-            in_memory.append(in_process("torch", str(arrays), "0")["later"])
+            runs.append(in_process(MODULE, "ours", str(place / "store")))
+            bare.append(in_process(MODULE, "floor", str(arrays))["later"])
+            in_memory.append(in_process(MODULE, "torch", str(arrays), "0")["later"])
         rate = median(run["later"] for run in runs)
         figures = [
             Figure("mnist", rate, "rows/s", ">= 5000000"),
@@ -153,7 +139,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         ]
         if arguments.quick:
             return figures
-        two = in_process("torch", str(arrays), "2")["later"]
+        two = in_process(MODULE, "torch", str(arrays), "2")["later"]
         figures.append(Figure("mnist vs torch, 2 workers", rate, "rows/s", "", "torch, in memory, 2 workers", two))
         for name, title in PEERS.items():
             shared = name == "mosaicml"
@@ -173,9 +159,9 @@ def main() -> None:
     import loaders.dataloader  # noqa: F401  (imports are not what is timed)
 
     pyarrow.array([0])  # its first array imports pandas, where that is installed: 0.3 s
-    before = peak_mib()
+    before = harness.peak_mib()
     result = ours(rest[0]) if role == "ours" else floor(rest[0]) if role == "floor" else torchs(rest[0], int(rest[1]))
-    print(json.dumps({**result, "peak_mib": peak_mib(), "before_mib": before, "pid": os.getpid()}))
+    print(json.dumps({**result, "peak_mib": harness.peak_mib(), "before_mib": before, "pid": os.getpid()}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench import harness
-from bench.harness import ROOT, Figure, median
+from bench.harness import Figure, in_process, median
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.store import Store
 from leptonstore.testing import seaweed
@@ -90,14 +89,6 @@ def ours(url: str, cache: Path, window: int, block_rows: int) -> dict[str, float
     return {"samples_per_s": rows / seconds, "rows": rows, "first_s": first, "bytes": counters["bytes_read"]}
 
 
-def in_process(*arguments: str) -> dict[str, float]:
-    """`ours` in a new process."""
-    command = [sys.executable, "-m", "bench.loader_remote", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    result: dict[str, float] = json.loads(done.stdout.strip().split("\n")[-1])
-    return result
-
-
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """The figures; without the peers where --quick asks for that."""
     rows = ROWS_QUICK if arguments.quick else ROWS
@@ -118,7 +109,8 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
                 upload(place / name, bucket, name)
             runs: dict[str, list[dict[str, float]]] = {"ours": [], **{name: [] for name in peers}}
             for turn in range(1 if arguments.quick else ROUNDS):
-                runs["ours"].append(in_process(f"s3://{bucket}/store", str(place / f"cache{turn}"), *map(str, sizes)))
+                told = [str(place / f"cache{turn}"), *map(str, sizes)]
+                runs["ours"].append(in_process("bench.loader_remote", f"s3://{bucket}/store", *told))
                 for name in peers:
                     asked = [
                         "remote", f"s3://{bucket}/{name}", str(place / f"{name}{turn}"), server.endpoint,

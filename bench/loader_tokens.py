@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench import harness
-from bench.harness import ROOT, Figure, median
+from bench.harness import Figure, in_process, median
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.schema import tokens_field
 from leptonstore.store import Store
@@ -153,20 +152,14 @@ def run(store: str, file: str) -> dict[str, Any]:
     return result
 
 
-def in_process(*arguments: str) -> dict[str, Any]:
-    """`run` in a new process."""
-    command = [sys.executable, "-m", "bench.loader_tokens", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    result: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
-    return result
-
-
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """The figures; without mosaicml-streaming where --quick asks for that."""
     with tempfile.TemporaryDirectory() as folder:
         place, file = Path(folder) / "store", Path(folder) / "tokens.bin"
         store_tokens(place, file, QUICK_TOKENS if arguments.quick else TOKENS)
-        runs = [in_process(str(place), str(file)) for _ in range(1 if arguments.quick else PROCESSES)]
+        runs = [
+            in_process("bench.loader_tokens", str(place), str(file)) for _ in range(1 if arguments.quick else PROCESSES)
+        ]
         found = {name: median(run[name] for run in runs) for name in runs[0]}
         windows = found["windows"]
         figures = [

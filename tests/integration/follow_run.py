@@ -6,8 +6,6 @@ python follow_run.py FOLDER, which has the store. The ranks are forked, so that 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from ranks import start_ranks
 
 from leptonstore.dataset import Dataset
 from leptonstore.store import RefUpdate
@@ -74,10 +73,4 @@ def run(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run, args=(rank, Path(sys.argv[1]))) for rank in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in ranks))
+    start_ranks(run, RANKS)

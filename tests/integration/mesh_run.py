@@ -6,13 +6,12 @@ python mesh_run.py FOLDER, which has the store. The ranks are forked, so that to
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks import start_ranks
 from torch.distributed.device_mesh import init_device_mesh
 
 from leptonstore.dataset import Dataset
@@ -58,10 +57,4 @@ def run(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    forks = multiprocessing.get_context("fork")
-    ranks = [forks.Process(target=run, args=(rank, Path(sys.argv[1]))) for rank in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in ranks))
+    start_ranks(run, RANKS)

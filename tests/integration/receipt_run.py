@@ -6,13 +6,12 @@ python receipt_run.py FOLDER, which has the store. The ranks are forked, so that
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ranks import start_ranks
 
 from leptonstore.dataset import Dataset
 from loaders import DataLoader
@@ -44,11 +43,4 @@ def run(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run, args=(rank, place)) for rank in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in ranks))
+    start_ranks(run, RANKS)

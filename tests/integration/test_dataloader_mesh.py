@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from ranks import run_ranks
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.store import Store
@@ -45,11 +41,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     rows = table()
     with Store.create(folder / "store", cache_dir=folder / "cache") as store:
         write_dataset(store, "sequences", Source(rows.schema, ("id",), lambda: iter(rows.to_batches()), ROWS, {}))
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name("mesh_run.py"), folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return run_ranks("mesh_run.py", folder, RANKS)
 
 
 def together(*ranks: Batches) -> list[list[int]]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from ranks import run_ranks
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.store import Store
@@ -33,13 +29,7 @@ def joined(ranks: list[list[list[int]]]) -> list[int]:
 def test_rank_0_decides_and_all_read_the_same(tmp_path: Path, store: Store, source_of: Callable[..., Source]) -> None:
     write_dataset(store, "samples", source_of(pa.table({"id": np.arange(ROWS)}), ("id",)))
     store.close()
-    program = Path(__file__).with_name("follow_run.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    ranks: list[dict[str, Any]] = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    ranks = run_ranks("follow_run.py", tmp_path, 3)
     expected = [Order(count, 0, epoch).rows_at(0, count).tolist() for epoch, count in enumerate((210, 260, 267))]
     assert [joined([rank["epochs"][epoch] for rank in ranks]) for epoch in range(2)] == expected[:2]
     restored = [joined([rank["restored"][epoch] for rank in ranks]) for epoch in range(2)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from loader_data import make_table
+from ranks import run_ranks
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.store import Store
@@ -24,11 +21,7 @@ RANKS = 3
 def test_ranks_merge_their_notes(tmp_path: Path, source_of: Callable[..., Source]) -> None:
     with Store.create(tmp_path / "store") as store:
         write_dataset(store, "samples", source_of(make_table(200), ("id",)))
-    command = [sys.executable, Path(__file__).with_name("receipt_run.py"), tmp_path]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    told = run_ranks("receipt_run.py", tmp_path, RANKS)
     merged = [Receipt.from_dict(one["merged"]) for one in told]
     assert merged == [merged[0]] * RANKS and merged[0].steps == 4
     assert [(note.position, note.reason) for note in merged[0].notes] == [
