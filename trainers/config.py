@@ -39,7 +39,7 @@ SCHEDULES = ("constant", "cosine", "linear", "one_cycle")
 DEVICES = ("auto", "cpu", "cuda", "mps", "tpu")
 PRECISIONS = ("float32", "bf16", "fp16")
 PARALLEL_KINDS = ("auto", "ddp", "fsdp2")
-INITS = ("seed", "checkpoint")
+TRANSFORMS_MODULE = "loaders.transforms"
 # Sanity bounds: far above any run, low enough that arithmetic on them stays exact.
 EPOCHS_MAX = 1_000_000
 GLOBAL_BATCH_SIZE_MAX = 1 << 24
@@ -59,9 +59,10 @@ EVALUATION_KEYS = ("evaluate_every_epochs", "evaluate_every_steps")
 class ModelConfig:
     """What is trained.
 
-    reference: a factory `(sample_shape, classes, **params) -> torch.nn.Module` (see trainers.models, and trainers.tasks for tasks that ask
-        for other arguments), or in Python a module.
-    init: where weights come from before the first step, as RUN or RUN@step-N of a checkpoint or MODEL of the store; None: drawn from `seed`.
+    reference: a factory `(sample_shape, classes, **params) -> torch.nn.Module` (trainers.models; other tasks ask for other
+        arguments: trainers.tasks), or in Python a module.
+    init: the run whose newest checkpoint gives the weights before the first step (RUN, or RUN@step-000000100 for that of a step),
+        as far as they are there and fit; None: all are drawn from `seed`.
     freeze: weights that are not trained, by the beginning of their name or a pattern: ["network.conv", "*.bias"].
     """
 
@@ -72,7 +73,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _write(self, "model", "reference")
-        _require_json("model.params", self.params)
+        _require_json(self, "model")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _write(self, "loss", "reference")
-        _require_json("loss.params", self.params)
+        _require_json(self, "loss")
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,20 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """One transform of a column's values: `reference(**params)` makes it ("loaders.transforms:RandomCrop"), or in Python the transform."""
+    """One transform of a column's values: a class, made with `params` ("loaders.transforms:RandomCrop"), or a function of a value, which is
+    called with them (and with `rng`, when it takes one). In Python also a transform; those of `loaders.transforms` are written down."""
 
     reference: Reference
     params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        made: Any = self.reference
+        kind = type(made)
+        if kind.__module__.startswith(TRANSFORMS_MODULE) and not self.params:  # they say what they were made with
+            object.__setattr__(self, "params", made.parameters())
+            object.__setattr__(self, "reference", kind)
         _write(self, "transforms", "reference")
-        _require_json("transforms.params", self.params)
+        _require_json(self, "transforms")
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,9 @@ class DataConfig:
         _check("data.validation_fraction", fraction, 0 < fraction < 1, "a share in (0, 1)")
         _check("data.global_batch_size", size, 1 <= size <= GLOBAL_BATCH_SIZE_MAX, f"1 to {GLOBAL_BATCH_SIZE_MAX}")
         workers = self.workers
-        _check("data.workers", workers, workers == "auto" or 0 <= workers <= WORKERS_MAX, f'0 to {WORKERS_MAX} or "auto"')
+        _check(
+            "data.workers", workers, workers == "auto" or 0 <= workers <= WORKERS_MAX, f'0 to {WORKERS_MAX} or "auto"'
+        )
         for key in ("sequence_length", "stride"):
             _check_optional(f"data.{key}", getattr(self, key), SEQUENCE_LENGTH_MAX)
 
@@ -239,9 +248,9 @@ class TrainConfig:
     precision: "bf16" and "fp16" compute the forward pass in 16 bits (torch.autocast); weights stay float32. fp16 needs CUDA.
     accumulate: micro-batches of one step, forward and backward one after another, to save memory.
     clip_norm: the largest norm of the gradient of all weights together; None does not clip.
-    compile: through torch.compile. recompute: blocks of the model keep no activations, but compute them again in the backward pass (trainers.recompute).
+    compile: through torch.compile.
+    recompute: blocks of the model keep no activations, but compute them again in the backward pass (trainers.recompute).
     on_bad_loss: what a loss that is not finite does: "stop" the run, or "skip" the step on all ranks.
-    max_steps: an end before the last epoch; the schedule is that of the shorter run. None: all epochs.
     evaluate_every_epochs, evaluate_every_steps: when held-out rows are evaluated; after the last step always.
     device: "auto" takes an accelerator when there is one. threads: of torch on the CPU; None leaves torch's choice.
     """
@@ -261,7 +270,6 @@ class TrainConfig:
     recompute: bool = False
     on_bad_loss: str = "stop"
     epochs: int = 5
-    max_steps: int | None = None
     seed: int = 0
     evaluate_every_epochs: int = 1
     evaluate_every_steps: int | None = None
@@ -276,7 +284,6 @@ class TrainConfig:
         _check("clip_norm", clip, clip is None or 0 < clip < math.inf, "a positive number")
         _check("evaluate_every_epochs", self.evaluate_every_epochs, self.evaluate_every_epochs >= 1, "at least 1")
         _check_optional("evaluate_every_steps", self.evaluate_every_steps)
-        _check_optional("max_steps", self.max_steps)
         _one_of("device", self.device, DEVICES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("on_bad_loss", self.on_bad_loss, ("stop", "skip"))
@@ -313,8 +320,11 @@ def from_json(text: str) -> TrainConfig:
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """A copy with dotted keys replaced: `with_values(config, {"optimizer.lr": 0.01, "epochs": 3})`. A dict is put in key by key."""
-    return from_dict(config_tree.merged(config_tree.as_tree(config), config_tree.nested(values)))
+    """A copy with dotted keys replaced: `with_values(config, {"optimizer.lr": 0.01, "epochs": 3})`.
+
+    A dict is put in key by key, as a TOML file's; `params` are replaced as a whole.
+    """
+    return from_dict(config_tree.with_dotted(config_tree.as_tree(config), values))
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -333,17 +343,18 @@ def last_bits_warnings(stored: TrainConfig, asked: TrainConfig) -> list[str]:
     ]
 
 
-def require_trusted(config: TrainConfig, confirmed: Mapping[str, Any], whose: str) -> None:
+def require_trusted(stored: TrainConfig, asked: TrainConfig, whose: str) -> None:
     """Raises BadInput when a stored configuration names code outside of this project that the caller did not name too.
 
-    confirmed: dotted key -> the reference that the caller wrote; it must equal the stored one. whose: "run 'x'", for the message.
+    asked: what the caller wrote, with defaults for the rest. whose: "run 'x'", for the message.
     """
-    for key, reference in config_tree.references(config_tree.as_tree(config)):
-        given = confirmed.get(key)
-        if given is not None and given != reference:
-            raise BadInput(f"{whose} trained with {key} {reference!r}, not {given!r}")
-        if given is None and not is_trusted(reference):
-            raise BadInput(f"{whose} was trained with {key} {reference!r}, code outside this project: confirm it with --set {key}={reference}")
+    named = {reference for _, reference in config_tree.references(config_tree.as_tree(asked))}
+    for key, reference in config_tree.references(config_tree.as_tree(stored)):
+        if not is_trusted(reference) and reference not in named:
+            option = "--model " if key == "model.reference" else f"--set {key}="
+            raise BadInput(
+                f"{whose} trained with {key} {reference!r}, code outside this project: confirm it with {option}{reference}"
+            )
 
 
 def lower_is_better(metric: str) -> bool:
@@ -367,7 +378,7 @@ def _write(config: Any, key: str, attribute: str) -> None:
 
 
 def _name_or_reference(config: Any, key: str, names: tuple[str, ...], default: str) -> None:
-    _require_json(f"{key}.params", config.params)
+    _require_json(config, key)
     if config.reference is None:
         _one_of(f"{key}.name", config.name, names)
         _check(f"{key}.params", config.params, not config.params, f"empty without {key}.reference")
@@ -377,11 +388,13 @@ def _name_or_reference(config: Any, key: str, names: tuple[str, ...], default: s
     object.__setattr__(config, "name", CUSTOM)
 
 
-def _require_json(key: str, params: dict[str, Any]) -> None:
+def _require_json(config: Any, key: str) -> None:
+    """Put `params` in the form that JSON gives back: what is equal before it is written is equal after."""
     try:
-        canonical_json(params)
+        params = parse_json(canonical_json(config.params), key)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{key} must be JSON: {error}; give the object that they make as the reference") from None
+        raise BadInput(f"{key}.params must be JSON: {error}; give the object that they make as the reference") from None
+    object.__setattr__(config, "params", params)
 
 
 def _check(key: str, value: Any, holds: bool, wanted: str) -> None:

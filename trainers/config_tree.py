@@ -5,7 +5,7 @@
     as_tree(config)       dataclasses -> dicts, with objects that have no name as they are
     as_json(config)       the same, with what cannot be written down told (trainers.reference)
     merged(tree, over)    `over` put into `tree`, key by key
-    nested(values)        {"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}
+    with_dotted({}, …)    {"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}
 
 Knows nothing of training: the tree is trainers.config.
 """
@@ -18,13 +18,15 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from leptonstore.errors import BadInput, SourceError
 from trainers.reference import is_told, nearest, told
 
 # A configuration is written by hand: far above any, low enough to be read at once.
 TOML_BYTES_MAX = 1 << 20
+# Dicts whose keys are not the tree's: what is given takes the place of what was there.
+WHOLE = ("params", "mesh", "transforms", "validation_transforms")
 
 T = TypeVar("T")
 
@@ -87,22 +89,28 @@ def unwritten(tree: Any) -> list[str]:
 
 
 def merged(tree: Any, over: Any) -> Any:
-    """`over` put into `tree`: dicts key by key, anything else replaced."""
+    """`over` put into `tree`: dicts key by key, but those in WHOLE and anything else replaced."""
     if not isinstance(over, Mapping):
         return over
     if not isinstance(tree, dict):
         return dict(over)
-    return {**tree, **{key: merged(tree.get(key), value) for key, value in over.items()}}
+    return {**tree, **{key: value if key in WHOLE else merged(tree.get(key), value) for key, value in over.items()}}
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as a tree. Later keys win. A dict as value is put in key by key."""
-    tree: dict[str, Any] = {}
+def with_dotted(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the values of dotted keys put in as by `merged`, later ones over earlier ones."""
     for key, value in values.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = merged(tree, value)
+        tree = _put(tree, key.split("."), value)
     return tree
+
+
+def _put(tree: Any, parts: list[str], value: Any) -> dict[str, Any]:
+    if isinstance(tree, str):
+        tree = {"reference": tree}
+    node = tree if isinstance(tree, dict) else {}
+    if len(parts) == 1:
+        return cast(dict[str, Any], merged(node, {parts[0]: value}))
+    return {**node, parts[0]: _put(node.get(parts[0]), parts[1:], value)}
 
 
 def first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> str:
@@ -137,7 +145,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type[Any], hint), value, path)
+        return build(cast(type[Any], hint), value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _one_of_types(arguments, value, path)

@@ -4,7 +4,8 @@
     told(object)         "<lambda of package.module>": what stands in a stored configuration in its place
     resolve(reference)   the function again; an object is itself; what was `told` cannot be made again, and says so
 
-An object without a name makes a run that nobody can start again from its checkpoint alone: the run is *not reproducible*, and says by which key.
+An object without a name makes a run that nobody can start again from its checkpoint alone: the run is *not reproducible*, and says
+by which key.
 This module imports no torch.
 """
 
@@ -56,7 +57,10 @@ def is_told(text: str) -> bool:
 
 def is_trusted(reference: Reference) -> bool:
     """Whether a stored reference may be followed without being confirmed. Objects were given by the caller."""
-    return not isinstance(reference, str) or is_told(reference) or reference.partition(":")[0] in TRUSTED_MODULES
+    if not isinstance(reference, str) or is_told(reference):
+        return True
+    module = reference.partition(":")[0]
+    return any(module == trusted or module.startswith(f"{trusted}.") for trusted in TRUSTED_MODULES)
 
 
 def resolve(reference: Reference) -> Callable[..., Any]:
@@ -84,10 +88,10 @@ def resolve(reference: Reference) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], found)
 
 
-def called(reference: Reference, key: str, *arguments: Any, **params: Any) -> Any:
-    """What the function of a reference returns. Raises BadInput, naming `key`, when it does not take these parameters."""
+def called(reference: Reference, what: str, *arguments: Any, **params: Any) -> Any:
+    """What the function of a reference returns. Raises BadInput, naming `what`, when it does not take these parameters."""
     function = resolve(reference)
-    require_takes(function, f"{key} {told(reference)}", *arguments, **params)
+    require_takes(function, f"{what} {told(reference)}", *arguments, **params)
     return function(*arguments, **params)
 
 
