@@ -28,7 +28,7 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel
+from trainers import parallel, wrap
 from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
@@ -136,9 +136,9 @@ class Trainer:
         self._loader.warm()  # the arena is decoded while the model is built
         self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.rank))
-        self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.example, world)
+        torch.manual_seed(_rank_seed(config.seed, world.data_rank))
+        self._wrapped = wrap.wrap(self.model, world)
+        wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
@@ -166,7 +166,7 @@ class Trainer:
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
-            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.rank))
+            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
         body = saved.manifest
         self.progress = Progress(
             step=body["step"],
@@ -263,6 +263,7 @@ class Trainer:
             self._stop_now()
 
     def _evaluate(self) -> Evaluation:
+        wrap.share_buffers(self.model, self._world)
         return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -272,6 +273,7 @@ class Trainer:
         progress = self.progress
         if self._saved[0] == progress.step:
             return
+        wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
         if self._world.is_main:
             manifest = {
