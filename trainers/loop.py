@@ -28,18 +28,22 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import parallel
+from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
 from trainers.losses import cross_entropy
-from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.profiling import Profile
+from trainers.reporting import Reporter
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import factor_at
+from trainers.sinks import Sink, open_sink
 from trainers.step import TrainStep
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
+from trainers.usage import usage_of
 
 
 @dataclass
@@ -60,7 +64,9 @@ class Trainer:
     store:      where checkpoints go.
     dataset:    the training rows when `validation` is given; else a dataset to be split by `config.data`.
     run:        name of the run; by default it follows from the dataset and the configuration.
-    metrics:    path of a JSONL log (trainers.metrics), or None.
+    metrics:    path of the JSONL log (trainers.metrics); None: its default place.
+    log:        where curves go too: sinks, or "tensorboard:DIR" and the like (trainers.sinks).
+    profile:    a directory: profile some steps and write there what took their time (trainers.profiling).
     on_step, on_epoch: functions called on rank 0 after every step and epoch. They may raise; that ends the run.
     world:      the ranks, if the caller has joined them already; else `fit` joins and leaves.
 
@@ -76,6 +82,8 @@ class Trainer:
         *,
         run: str | None = None,
         metrics: str | Path | None = None,
+        log: Iterable[str | Sink] = (),
+        profile: str | Path | None = None,
         on_step: Iterable[Callable[[StepEvent], None]] = (),
         on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
         world: World | None = None,
@@ -95,7 +103,11 @@ class Trainer:
         self.progress = Progress()
         self.warnings: list[str] = []
         self._on_step, self._on_epoch = tuple(on_step), tuple(on_epoch)
-        self._metrics = metrics
+        self._metrics, self._sinks, self._profile = (
+            metrics,
+            [open_sink(sink) if isinstance(sink, str) else sink for sink in log],
+            profile,
+        )
         self._given_world = world
         self._evaluation: Evaluation | None = None
         self._stopping = False
@@ -114,10 +126,10 @@ class Trainer:
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(parallel.joined(self.config.device))
             stack.callback(self._release)
+            self._clock = StepClock()
+            self._stored = self.store.new_bytes
             self._prepare(resume)
-            log_path = self._metrics if self._world.is_main else None
-            self._log = MetricLog(log_path, append=resume)
-            stack.callback(self._log.close)
+            self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
             while self.progress.epoch < self.config.epochs:
                 if not self._train_epoch(max_steps):
@@ -143,7 +155,6 @@ class Trainer:
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
-        self._clock = StepClock()
         self._step = TrainStep(self._wrapped, task, cross_entropy, self._optimizer, world, self._clock)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
@@ -176,23 +187,40 @@ class Trainer:
         self._loader.load_state_dict(body["loader"])
         self._saved = (self.progress.step, saved.commit)
 
+    def _open_reporter(self, resume: bool) -> Reporter:
+        if not self._world.is_main:
+            return Reporter()
+        profile = None if self._profile is None else Profile(self._profile, self._world.device.type)
+        return Reporter.of_run(
+            self.store,
+            self.run,
+            metrics=self._metrics,
+            sinks=self._sinks,
+            append=resume,
+            on_step=self._on_step,
+            on_epoch=self._on_epoch,
+            profile=profile,
+        )
+
     def _begin(self, resume: bool) -> None:
-        environment = checkpoints.environment(self._world)
-        self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
+        progress, resumed = self.progress, None
         if resume:
-            self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
+            resumed = {"step": progress.step, "epoch": progress.epoch, "warnings": self.warnings}
         else:
             self._loader.set_epoch(0)
+        self._reporter.begin(self.run, to_dict(self.config), self.data, checkpoints.environment(self._world), resumed)
+        self._clock.lap("setup")
 
     # -- training ----------------------------------------------------------------------------------------------
 
     def _train_epoch(self, max_steps: int | None) -> bool:
         """The remaining steps of the epoch. False when `max_steps` was reached before its end."""
-        self._clock.restart()
         batches = iter(self._loader)
         while self.progress.step_in_epoch < self._steps_per_epoch:
             if max_steps is not None and self.progress.step >= max_steps:
+                self._clock.lap("other")
                 self._save()
+                self._clock.lap("checkpoint")
                 return False
             batch = next(batches)
             self._clock.lap("data_wait")
@@ -223,13 +251,8 @@ class Trainer:
             self._clock.lap("other")
             self._save()
             self._clock.lap("checkpoint")
-        took = self._clock.step()
-        if self._world.is_main:
-            epoch, epochs = progress.epoch + 1, self.config.epochs
-            self._log.write("step", step=progress.step, epoch=epoch, loss=loss, lr=lr, rows=rows, **took.seconds())
-            event = StepEvent(progress.step, self._steps, epoch, epochs, loss, lr, rows, took)
-            for callback in self._on_step:
-                callback(event)
+        took, epoch, epochs = self._clock.step(), progress.epoch + 1, self.config.epochs
+        self._reporter.step(StepEvent(progress.step, self._steps, epoch, epochs, loss, lr, rows, took))
         if stop and not epoch_done:
             self._stop_now()
         self._stopping = stop
@@ -248,20 +271,19 @@ class Trainer:
         progress.history.append(record)
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
         self._loader.set_epoch(progress.epoch)
-        self._clock.restart()
+        self._clock.lap("other")
         self._save()
         self._clock.lap("checkpoint")
-        self._clock.step()
-        if self._world.is_main:
-            self._log.write("epoch", step=progress.step, **record)
-            self._log.flush()
-            for callback in self._on_epoch:
-                callback(EpochEvent(progress.epoch, config.epochs, train_loss, self._evaluation))
+        event = EpochEvent(progress.epoch, config.epochs, train_loss, self._evaluation)
+        self._reporter.epoch(event, record, self._clock.between())
         if self._stopping and not last:
             self._stop_now()
 
     def _evaluate(self) -> Evaluation:
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        self._clock.lap("other")
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        self._reporter.evaluation(found.metrics(), self._clock.lap("evaluation"))
+        return found
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -288,8 +310,7 @@ class Trainer:
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last
             commit = checkpoints.save(self.store, self.run, manifest, self.model, self._optimizer, ranks, metrics, keep)
-            self._log.write("checkpoint", step=progress.step, commit=commit)
-            self._log.flush()
+            self._reporter.checkpoint(progress.step, commit)
             self._saved = (progress.step, commit)
         else:
             self._saved = (progress.step, "")
@@ -308,14 +329,16 @@ class Trainer:
         )
 
     def _result(self, finished: bool) -> TrainResult:
-        time, evaluation = self._clock.total, self._evaluation
-        self._log.flush()
-        seconds = time.wall - time.checkpoint
+        self._clock.between()
+        time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
+        stored = self.store.new_bytes - self._stored
+        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
+        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
             val_loss=evaluation.loss if evaluation else math.nan,
-            us_per_sample=seconds * 1e6 / self._trained if self._trained else 0.0,
+            us_per_sample=time.training * 1e6 / self._trained if self._trained else 0.0,
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
@@ -326,6 +349,9 @@ class Trainer:
             history=self.progress.history,
             time=time,
             warnings=self.warnings,
+            usage=usage,
+            log=str(self._reporter.log_path or ""),
+            profile=self._reporter.profiled(stats.to_dict(), self._facts()),
         )
 
     # -- small facts -------------------------------------------------------------------------------------------
@@ -334,6 +360,10 @@ class Trainer:
         """Rows of the global batch of the step at hand: the last one of an epoch may be smaller."""
         size = self.config.data.global_batch_size
         return min(size, len(self.train_rows) - self.progress.step_in_epoch * size)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the advice of a profile goes by."""
+        return {"dataset": self.train_rows.name, "rows": self.config.data.global_batch_size, "precision": "float32"}
 
     def _lr(self) -> float:
         return self.config.optimizer.lr * factor_at(self.config.schedule, self.progress.step, self._steps)

@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainers.clock import RunTime, StepTime
 from trainers.evaluation import Evaluation
-from trainers.metrics import StepTime
+from trainers.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class TrainResult:
     checkpoint: str
     finished: bool
     history: list[dict[str, Any]]
-    time: StepTime
+    time: RunTime
     warnings: list[str]
+    usage: Usage
+    log: str = ""
+    profile: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the seconds stand as data_wait_s … wall_s, and what was not measured is null."""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainers.metrics import StepClock
+from trainers.clock import StepClock
+from trainers.exposed_sync import exposed_s, watch
 from trainers.parallel import World
 from trainers.tasks import Task
 
@@ -44,6 +45,7 @@ class TrainStep:
         clock: StepClock,
     ) -> None:
         self._module = module
+        watch(module)
         self._task = task
         self._loss = loss
         self._optimizer = optimizer
@@ -62,6 +64,7 @@ class TrainStep:
         (loss * (world.size / max(1, count))).backward()
         share = float(loss.detach())
         clock.lap("compute")
+        clock.move("compute", "sync", exposed_s(self._module))
         total, stops = world.sum([share, float(stop)])
         clock.lap("sync")
         mean = total / max(1, count)
