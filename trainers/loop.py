@@ -31,13 +31,14 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from loaders import DataLoader
 from trainers import checkpoint as checkpoints
-from trainers import parallel
+from trainers import parallel, provenance
 from trainers.config import TrainConfig, identity, to_dict
 from trainers.evaluate import Evaluation, evaluate_loader, evaluation_loader
 from trainers.metrics import MetricLog, StepClock
 from trainers.models import ImageClassifier, build_model
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.provenance import Provenance
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import factor_at
 from trainers.stop import StopRequest
@@ -154,6 +155,7 @@ class Trainer:
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
         self._clock = StepClock()
+        self._provenance = Provenance(to_dict(config), world)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -182,10 +184,11 @@ class Trainer:
             history=list(body["history"]),
         )
         self._loader.load_state_dict(body["loader"])
+        self._provenance.resume(body)
         self._saved = (self.progress.step, saved.commit)
 
     def _begin(self, resume: bool) -> None:
-        environment = checkpoints.environment(self._world)
+        environment = provenance.environment(self._world)
         self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
         if resume:
             self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
@@ -300,6 +303,7 @@ class Trainer:
         if self._saved[0] == progress.step:
             return
         ranks = self._gather_rng()
+        receipt = self._provenance.receipt(self._loader)
         if self._world.is_main:
             manifest = {
                 "run": self.run,
@@ -312,7 +316,9 @@ class Trainer:
                 "loader": self._loader.state_dict(),
                 "progress": {"loss_sum": progress.loss_sum},
                 "history": progress.history,
-                "environment": checkpoints.environment(self._world),
+                "environment": provenance.environment(self._world),
+                "provenance": self._provenance.to_dict(),
+                "receipt": receipt,
             }
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last
