@@ -113,7 +113,9 @@ def environment(world: World) -> dict[str, Any]:
     return found
 
 
-def differences(stored: Mapping[str, Any], here: Mapping[str, Any], leave_out: Sequence[str] = NOT_DECISIVE) -> list[str]:
+def differences(
+    stored: Mapping[str, Any], here: Mapping[str, Any], leave_out: Sequence[str] = NOT_DECISIVE
+) -> list[str]:
     """ "threads was 2 and is 1", one for each key of two environments that differs and may change bits."""
     return [
         f"{key} was {stored.get(key)!r} and is {here.get(key)!r}"
