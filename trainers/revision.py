@@ -69,24 +69,6 @@ def code_revision(config: Mapping[str, Any], directory: Path | None = None) -> d
     }
 
 
-def told(code: Mapping[str, Any]) -> str:
-    """One line for people: "leptonstore 0.7.0 (git 1a2b3c4d5e6f, changed: 0f1e2d3c), mine.models 77aa…"."""
-    parts = [f"leptonstore {code.get('leptonstore')}{_told_git(code.get('checkout'))}"]
-    for name, module in sorted((code.get("modules") or {}).items()):
-        digest = (module.get("digest") or "")[:12]
-        parts.append(f"{name} {digest or 'without a source file'}{_told_git(module.get('git'))}")
-    if code.get("directory"):
-        parts.append(f"working directory{_told_git(code['directory'])}")
-    return ", ".join(parts)
-
-
-def _told_git(git: Mapping[str, Any] | None) -> str:
-    if not git:
-        return ""
-    changed = f", changed: diff {git['diff'][:12]}" if git.get("diff") else ""
-    return f" (git {str(git.get('revision'))[:12]}{changed})"
-
-
 def _modules_of(tree: Any) -> Iterator[str]:
     """The modules of all "package.module:function" references of a configuration."""
     if isinstance(tree, Mapping):
