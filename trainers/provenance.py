@@ -7,9 +7,9 @@ In the manifest of a checkpoint:
     "receipt":    what all ranks were handed since the run began (loaders.receipt), null for a loader that keeps none
 
 A stretch is what was computed by the same code in the same environment: a run that was resumed where it had been adds none, so its
-checkpoints are, digest for digest, those of a run that never stopped. The receipt joins those of all processes of the run; its marks are
-left out, which depend on where it was interrupted (a difference is then found to the epoch). The lineage of the commit (`lineage_of`) has the last
-stretch, the order state, and the head of the receipt, so that it names everything with the manifest unread.
+checkpoints are, digest for digest, those of a run that never stopped. The receipt joins those of all processes of the run; its marks
+are left out, which depend on where it was interrupted (a difference is then found to the epoch). The lineage of the commit
+(`lineage_of`) has the stretches, the order state, and the head of the receipt.
 
 Time, host, author and metrics stand beside the commit, in its log entry: they would make equal trainings different commits.
 """

@@ -30,7 +30,7 @@ _KEYS = {"parent": "parent", "version": "restored from", "theirs": "merged"}
 
 @dataclass(frozen=True)
 class Origin:
-    """What something was made from. role: "checkpoint", "data.training", "parent", "model" … kind: what names it; "" when only its commit is known."""
+    """What something was made from. role: "checkpoint", "data.training", "parent" … kind: what the commit should be."""
 
     role: str
     kind: str
@@ -160,7 +160,7 @@ def _link(
         note = f"{digest[:12]} was erased; {standing[:12]} stands for it, without the rows"
         digest = standing
     names = tuple(name for name, _ in refs.get(digest, ()))
-    metrics = next((metrics for _, metrics in refs.get(digest, ()) if metrics), {})
+    metrics: Mapping[str, Any] = next((told for _, told in refs.get(digest, ()) if told), {})
     try:
         commit = read_commit(store, digest)
     except RefMissing:
