@@ -19,6 +19,8 @@ from leptonstore.cli.prices import prices_option, read_prices
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
 from trainers.commands_progress import training_progress
+from trainers.config import DEVICES
+from trainers.config_tree import read_toml
 from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
 @click.command("train")
 @click.argument("dataset", metavar="DATASET")
 @store_option
+@click.option("--config", "config_file", metavar="FILE.toml", help="Keys of the configuration; options replace them.")
 @click.option("--epochs", type=int, help="Times through the training rows (default: by their number).")
 @click.option("--batch-size", type=int, help="Rows of one step, all ranks together (default: by their number).")
 @click.option("--lr", type=float, help="Peak learning rate (default: 0.003).")
@@ -44,7 +47,7 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train (default: auto).")
+@click.option("--device", type=click.Choice(list(DEVICES)), help="Where to train (default: auto).")
 @click.option(
     "--metrics", metavar="FILE.jsonl", help="Where every step and epoch is logged (default: the result says it)."
 )
@@ -68,6 +71,7 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
 def train(
     dataset: str,
     store: str | None,
+    config_file: str | None,
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
@@ -89,6 +93,7 @@ def train(
     \b
     Example:
       lepton train mnist --epochs 5
+      lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
       lepton train mnist --log tensorboard:curves --profile
       torchrun --nproc-per-node 2 -m trainers mnist
@@ -96,7 +101,8 @@ def train(
     _ready_torch()
     from trainers.run import run_train
 
-    values, cache, prices = _values(settings, options), _cache(folder, cache_size, no_cache), read_prices(table)
+    values, prices = _values(config_file, settings, options), read_prices(table)
+    cache = _cache(folder, cache_size, no_cache)
     with (
         open_store(store) as opened,
         cache_warnings(),
@@ -256,8 +262,8 @@ def _cache(folder: Path | None, cache_size: int | None, no_cache: bool) -> Cache
     return None if chosen is None else Cache(*chosen)
 
 
-def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Dotted configuration keys from the options that were given; --set comes last. Raises BadInput."""
+def _values(config_file: str | None, settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Configuration keys from the file, the options that were given, and --set, each over those before. Raises BadInput."""
     keys = {
         "epochs": "epochs",
         "batch_size": "data.global_batch_size",
@@ -268,7 +274,8 @@ def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
         "threads": "threads",
         "device": "device",
     }
-    values = {key: options[option] for option, key in keys.items() if options[option] is not None}
+    values = read_toml(config_file) if config_file else {}
+    values |= {key: options[option] for option, key in keys.items() if options[option] is not None}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:

@@ -12,6 +12,7 @@ What must hold, and where:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -27,20 +28,20 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel
+from trainers import parallel, provenance, wrap
 from trainers.clock import StepClock
-from trainers.config import TrainConfig, identity, to_dict
+from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
-from trainers.losses import cross_entropy
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.profiling import Profile
+from trainers.provenance import Provenance
 from trainers.reporting import Reporter
 from trainers.result import EpochEvent, StepEvent, TrainResult
-from trainers.schedule import factor_at
+from trainers.schedule import build_schedule
 from trainers.sinks import Sink, open_sink
-from trainers.step import TrainStep
+from trainers.step import TrainStep, build_loss
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
 from trainers.usage import usage_of
@@ -146,16 +147,19 @@ class Trainer:
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
-        self.model = task.build(config.model, config.seed)
+        self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.rank))
-        self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.example, world)
+        torch.manual_seed(_rank_seed(config.seed, world.data_rank))
+        self._wrapped = wrap.wrap(self.model, world)
+        wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
-        self._step = TrainStep(self._wrapped, task, cross_entropy, self._optimizer, world, self._clock)
+        loss = build_loss(config.loss)
+        self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
+        self._factor = build_schedule(config.schedule, self._steps)
+        self._provenance = Provenance(to_dict(config), world)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -175,7 +179,7 @@ class Trainer:
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
-            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.rank))
+            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
         body = saved.manifest
         self.progress = Progress(
             step=body["step"],
@@ -185,6 +189,7 @@ class Trainer:
             history=list(body["history"]),
         )
         self._loader.load_state_dict(body["loader"])
+        self._provenance.resume(body)
         self._saved = (self.progress.step, saved.commit)
 
     def _open_reporter(self, resume: bool) -> Reporter:
@@ -208,7 +213,7 @@ class Trainer:
             resumed = {"step": progress.step, "epoch": progress.epoch, "warnings": self.warnings}
         else:
             self._loader.set_epoch(0)
-        self._reporter.begin(self.run, to_dict(self.config), self.data, checkpoints.environment(self._world), resumed)
+        self._reporter.begin(self.run, to_dict(self.config), self.data, provenance.environment(self._world), resumed)
         self._clock.lap("setup")
 
     # -- training ----------------------------------------------------------------------------------------------
@@ -281,6 +286,7 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         self._clock.lap("other")
+        wrap.share_buffers(self.model, self._world)
         found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
         self._reporter.evaluation(found.metrics(), self._clock.lap("evaluation"))
         return found
@@ -292,7 +298,9 @@ class Trainer:
         progress = self.progress
         if self._saved[0] == progress.step:
             return
+        wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
+        receipt = self._provenance.receipt(self._loader)
         if self._world.is_main:
             manifest = {
                 "run": self.run,
@@ -300,12 +308,15 @@ class Trainer:
                 "epoch": progress.epoch,
                 "step_in_epoch": progress.step_in_epoch,
                 "config": to_dict(self.config),
+                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "loader": self._loader.state_dict(),
                 "progress": {"loss_sum": progress.loss_sum},
                 "history": progress.history,
-                "environment": checkpoints.environment(self._world),
+                "environment": provenance.environment(self._world),
+                "provenance": self._provenance.to_dict(),
+                "receipt": receipt,
             }
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last
@@ -366,7 +377,7 @@ class Trainer:
         return {"dataset": self.train_rows.name, "rows": self.config.data.global_batch_size, "precision": "float32"}
 
     def _lr(self) -> float:
-        return self.config.optimizer.lr * factor_at(self.config.schedule, self.progress.step, self._steps)
+        return self.config.optimizer.lr * self._factor(self.progress.step)
 
     def _default_run(self) -> str:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
@@ -376,6 +387,12 @@ class Trainer:
 
 def _describe(ds: Dataset) -> dict[str, Any]:
     return {"name": ds.name, "commit": ds.commit, "fingerprint": ds.fingerprint, "rows": len(ds)}
+
+
+def _made(config: ModelConfig) -> ModelConfig:
+    """A module that was given in Python, in the form of a factory that gives it."""
+    given = config.reference
+    return dataclasses.replace(config, reference=lambda *sizes: given) if isinstance(given, nn.Module) else config
 
 
 def _rank_seed(seed: int, rank: int) -> int:
