@@ -53,9 +53,8 @@ def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, data_b
     """
     cores = torch.get_num_threads() if world.device.type == "cpu" else 1
     idle = time.data_wait + time.sync + time.checkpoint
-    walls, idles, data, stored, devices = world.sum(
-        [time.wall, idle, float(data_bytes), float(stored_bytes), float(cores)]
-    )
+    mine = [time.wall, idle, float(data_bytes), float(stored_bytes), float(cores)]
+    walls, idles, data, stored, devices = world.sum([], votes=mine)  # of all ranks, those of a tensor dimension too
     on_host = world.device.type == "cpu"
     return Usage(
         device=device_name(world.device),

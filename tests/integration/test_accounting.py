@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sync_run
 from click.testing import CliRunner
+from ranks import run_ranks
 from training_data import quick_config, quick_options, write_patterns
 
 from leptonstore.dataset import Dataset
@@ -304,3 +306,15 @@ def test_a_terminal_gets_a_bar_and_a_line_for_each_epoch(
         on_epoch[0](EpochEvent(1, 2, 0.25, None))
     told = capsys.readouterr().err
     assert "100/100" in told and "loss 0.5000" in told and "rows/s" in told and "epoch 1/2: train loss 0.2500" in told
+
+
+def test_what_ddp_waits_for_a_slow_rank_inside_backward_is_sync_and_not_compute(tmp_path: Path) -> None:
+    fast, slow = run_ranks("sync_run.py", tmp_path, 2)
+    for at in range(1, sync_run.STEPS, 2):
+        waited, worked = fast["steps"][at], slow["steps"][at]
+        assert waited["sync"] >= sync_run.SLOW_S * 0.8, at
+        assert waited["compute"] < sync_run.SLOW_S * 0.8 <= worked["compute"], at
+        assert worked["sync"] < worked["compute"], at
+    assert fast["alone"] == fast["plain"] == 0.0, (
+        "a pass that does not synchronise, and a module without DDP, wait for nobody"
+    )
