@@ -50,6 +50,7 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
     "--run-name", "--run", "run", metavar="NAME", help="Name of the run (default: from data and configuration)."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
+@click.option("--auto-resume", is_flag=True, help="As --resume if the run has a checkpoint, else start it.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
@@ -64,6 +65,7 @@ def train(
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
+    auto_resume: bool,
     max_steps: int | None,
     metrics: str | None,
     folder: Path | None,
@@ -74,14 +76,15 @@ def train(
 ) -> None:
     """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened.
+    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened. Ranks that torchrun
+    starts again (--max-restarts) go on from the newest checkpoint by themselves.
 
     \b
     Example:
       lepton train mnist --epochs 5
       lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
-      torchrun --nproc-per-node 2 -m trainers mnist
+      torchrun --nproc-per-node 2 --max-restarts 3 -m trainers mnist --run-name mine --auto-resume
     """
     _ready_torch()
     from trainers.run import run_train
@@ -98,7 +101,7 @@ def train(
             values,
             cache=cache,
             run=run,
-            resume=resume,
+            resume=resume or ("auto" if auto_resume or _restarted() else False),
             max_steps=max_steps,
             metrics=metrics,
             on_step=on_step,
@@ -266,6 +269,11 @@ def _values(config_file: str | None, settings: tuple[str, ...], options: dict[st
         except ValueError:
             values[key] = text
     return values
+
+
+def _restarted() -> bool:
+    """Whether torchrun has started these ranks again after one of them ended."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _is_main() -> bool:

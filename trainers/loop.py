@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,18 +102,20 @@ class Trainer:
         self._saved: tuple[int, str] = (-1, "")  # step and commit of the last checkpoint
         self._trained = 0  # rows, by this process
 
-    def fit(self, resume: bool = False, max_steps: int | None = None) -> TrainResult:
+    def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
-        max_steps: save and return once this many steps of the run are done.
-        Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
+        resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
+        Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume), RankLost,
         BadInput (a checkpoint of another training; a loss that is not finite).
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(_threads(self.config.threads))
             stack.enter_context(self.stop.listening())
-            self._world = self._given_world or stack.enter_context(parallel.joined(self.config.device))
+            self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
+            if resume == "auto":
+                resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
             self._prepare(resume)
             log_path = self._metrics if self._world.is_main else None
             self._log = MetricLog(log_path, append=resume)
@@ -137,7 +139,7 @@ class Trainer:
         self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
         torch.manual_seed(_rank_seed(config.seed, world.data_rank))
-        self._wrapped = wrap.wrap(self.model, world)
+        self._wrapped = wrap.wrap(self.model, world, config.parallel.kind, config.precision)
         wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
@@ -148,11 +150,20 @@ class Trainer:
         self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
         if resume:
-            self._restore(checkpoints.load(self.store, self.run))
+            self._restore(self._newest())
         elif checkpoints.exists(self.store, self.run):
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
             checkpoints.require_same_run(earlier, config, task, self.data)
+
+    def _join(self) -> contextlib.AbstractContextManager[World]:
+        return parallel.joined(self.config.device, self.config.parallel.mesh)
+
+    def _newest(self) -> checkpoints.Checkpoint:
+        """The newest checkpoint that rank 0 sees, on every rank."""
+        found = checkpoints.load(self.store, self.run)
+        step = self._world.agreed(found.manifest["step"])
+        return found if found.manifest["step"] == step else checkpoints.load(self.store, self.run, step)
 
     def _release(self) -> None:
         """Let go of DDP, which holds on to the process group, before the group is left."""
