@@ -64,7 +64,7 @@ SUMMARIES = {
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
     "predict": "Label new images, or every row of a dataset.",
-    "deploy": "Make a model bundle from a checkpoint.",
+    "deploy": "Make a model bundle from a checkpoint, and serve it.",
     "demo": "Run the whole chain, from raw files to predictions.",
 }
 _EXTRA_OF = {"trainers": "train", "loaders": "train", "leptonstore": "process"}
