@@ -28,13 +28,14 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel, wrap
+from trainers import parallel, provenance, wrap
 from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
 from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.provenance import Provenance
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import build_schedule
 from trainers.step import TrainStep, build_loss
@@ -147,6 +148,7 @@ class Trainer:
         loss = build_loss(config.loss)
         self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
+        self._provenance = Provenance(to_dict(config), world)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -176,10 +178,11 @@ class Trainer:
             history=list(body["history"]),
         )
         self._loader.load_state_dict(body["loader"])
+        self._provenance.resume(body)
         self._saved = (self.progress.step, saved.commit)
 
     def _begin(self, resume: bool) -> None:
-        environment = checkpoints.environment(self._world)
+        environment = provenance.environment(self._world)
         self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
         if resume:
             self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
@@ -275,6 +278,7 @@ class Trainer:
             return
         wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
+        receipt = self._provenance.receipt(self._loader)
         if self._world.is_main:
             manifest = {
                 "run": self.run,
@@ -288,7 +292,9 @@ class Trainer:
                 "loader": self._loader.state_dict(),
                 "progress": {"loss_sum": progress.loss_sum},
                 "history": progress.history,
-                "environment": checkpoints.environment(self._world),
+                "environment": provenance.environment(self._world),
+                "provenance": self._provenance.to_dict(),
+                "receipt": receipt,
             }
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last
