@@ -13,6 +13,7 @@ EVALUATIONS_MAX = 10_000
 # Steps that may be left out (on_bad_loss = "skip") before a run gives up, in a row and in all: a run that has broken leaves out all.
 SKIPPED_IN_A_ROW_MAX = 10
 SKIPPED_MAX = 1_000
+ROWS_KEPT_MAX = 10  # of a step that was left out; `rows_at(epoch, step_in_epoch)` of the loader has them all
 
 
 @dataclass
@@ -40,13 +41,21 @@ class Progress:
         """Mean over the unfinished epoch; 0 where every step was left out."""
         return self.loss_sum / max(1, self.count)
 
-    def skipped_in_a_row(self) -> int:
-        """How many of the last steps were left out."""
-        steps = {record["step"] for record in self.skipped}
-        row = 0
-        while self.step - row in steps:
-            row += 1
-        return row
+    def leave_out(self, loss: float, rows: list[int]) -> str:
+        """Record that the step at hand changed nothing. Returns why the run should give up, or ""."""
+        self.skipped.append(
+            {
+                "step": self.step + 1,
+                "epoch": self.epoch + 1,
+                "step_in_epoch": self.step_in_epoch,
+                "loss": str(loss),
+                "rows": rows[:ROWS_KEPT_MAX],
+            }
+        )
+        steps = [record["step"] for record in self.skipped[-SKIPPED_IN_A_ROW_MAX:]]
+        if len(steps) == SKIPPED_IN_A_ROW_MAX and steps[0] == self.step + 2 - SKIPPED_IN_A_ROW_MAX:
+            return f"{SKIPPED_IN_A_ROW_MAX} steps in a row were left out"
+        return f"{SKIPPED_MAX} steps were left out" if len(self.skipped) >= SKIPPED_MAX else ""
 
     def to_manifest(self) -> dict[str, Any]:
         """The keys of a checkpoint's manifest that say it; JSON-able."""
@@ -77,7 +86,7 @@ class Progress:
                 evaluations=[dict(record) for record in body.get("evaluations", [])],
                 skipped=[dict(record) for record in body.get("skipped", [])],
             )
-            made.skipped_in_a_row()
+            _ = [int(record["step"]) for record in (*made.skipped, *made.evaluations)]
         except (KeyError, TypeError, ValueError) as error:
             raise FormatDamaged(f"the progress of the run is damaged: {error!r:.200}") from None
         return made

@@ -38,7 +38,7 @@ def _recomputed(block: nn.Module, forward: Any, *arguments: Any, **named: Any) -
     if not block.training:
         return forward(*arguments, **named)
     norms = [module for module in block.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-    extra = {"context_fn": lambda: (contextlib.nullcontext(), _still(norms))} if norms else {}
+    extra: dict[str, Any] = {"context_fn": lambda: (contextlib.nullcontext(), _still(norms))} if norms else {}
     return checkpoint(forward, *arguments, use_reentrant=False, **extra, **named)
 
 

@@ -14,7 +14,8 @@ from trainers.metrics import StepTime
 class StepEvent:
     """What a callback learns after a step. `step` is 1-based, `loss` the mean over the global batch.
 
-    taken: False when the step changed nothing, because loss or gradients were not finite. grad_norm: before clipping, where it was asked for.
+    taken: False when the step changed nothing, because loss or gradients were not finite.
+    grad_norm: before clipping, where it was asked for.
     """
 
     step: int

@@ -47,12 +47,14 @@ def build_loss(config: LossConfig) -> Loss:
 
 
 class StepOutcome(NamedTuple):
-    """loss: mean over the global batch, of `count` rows or tokens. stop: whether any rank wants to stop. taken: False when the step
-    changed nothing, because the loss or the gradients were not finite. norm: of all gradients, before clipping; None when it was not asked for.
+    """loss: mean over the global batch, of `counted` rows or tokens. stop: whether any rank wants to stop.
+
+    taken: False when the step changed nothing, because the loss or the gradients were not finite.
+    norm: of all gradients, before clipping; None when it was not asked for.
     """
 
     loss: float
-    count: int
+    counted: int
     stop: bool
     taken: bool = True
     norm: float | None = None
@@ -88,7 +90,10 @@ class TrainStep:
         self._lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._buffers = list(module.buffers())
         self._scaler = torch.amp.GradScaler(world.device.type) if config.precision == "fp16" else None
-        self._seed: tuple[float, Tensor | None] = (math.nan, None)  # of backward passes: the weight of the loss, as a tensor
+        self._seed: tuple[float, Tensor | None] = (
+            math.nan,
+            None,
+        )  # of backward passes: the weight of the loss, as a tensor
 
     @property
     def lr(self) -> float:
@@ -171,18 +176,20 @@ class TrainStep:
                 outputs = self._module(inputs)
             loss = self._loss(outputs.to(torch.float32), targets)
         if loss.dim():
-            raise BadInput(f"the loss function gave a tensor of shape {tuple(loss.shape)}; it must give the sum over all rows")
+            raise BadInput(
+                f"the loss function gave a tensor of shape {tuple(loss.shape)}; it must give the sum over all rows"
+            )
         return loss
 
     def _backward(self, loss: Tensor, weight: float) -> None:
         if self._scaler is not None:
-            self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]  # torch's
+            self._scaler.scale(loss * weight).backward()
             return
         value, seed = self._seed
         if seed is None or value != weight or seed.dtype != loss.dtype:
             seed = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
             self._seed = (weight, seed)
-        loss.backward(seed)  # type: ignore[no-untyped-call]  # torch's; d(loss x weight), without the multiplication
+        loss.backward(seed)  # d(loss x weight), without the multiplication
 
     # -- update ------------------------------------------------------------------------------------------------
 
