@@ -2,8 +2,9 @@
 
     {"event": "config", "run", "config", "data", "environment", "time"}      once for each start
     {"event": "resume", "step", "epoch", "warnings"}                         before the steps of a resumed run
-    {"event": "step", "step", "epoch", "loss", "lr", "rows", "data_wait_s", …, "wall_s"}
-    {"event": "evaluation", "step", …metrics}     {"event": "checkpoint", "step", "commit"}
+    {"event": "step", "step", "epoch", "loss", "lr", "rows", ("grad_norm",) "data_wait_s", …, "wall_s"}
+    {"event": "skipped", "step", …}                                          before the line of a step that changed nothing
+    {"event": "evaluation", "step", …metrics, "evaluation_s"}     {"event": "checkpoint", "step", "commit"}
     {"event": "epoch", "step", "epoch", "train_loss", …metrics, "data_wait_s", …, "wall_s"}   the seconds since its last step
     {"event": "end", "step", "status", "time", …}
 
@@ -92,10 +93,11 @@ class MetricLog:
         """The line of a step: 5 us, half of what `write` takes for it."""
         if self._file is None:
             return
-        loss, lr, took = event.loss, event.lr, event.time
+        loss, lr, norm, took = event.loss, event.lr, event.grad_norm, event.time
+        norm_too = "" if norm is None or not math.isfinite(norm) else f'"grad_norm": {norm}, '
         self._append(
             f'{{"event": "step", "step": {event.step}, "epoch": {event.epoch}, '
-            f'"loss": {loss if math.isfinite(loss) else "null"}, "lr": {lr!r}, "rows": {event.rows}, '
+            f'"loss": {loss if math.isfinite(loss) else "null"}, "lr": {lr!r}, "rows": {event.rows}, {norm_too}'
             f'"data_wait_s": {took.data_wait:.6f}, "h2d_s": {took.h2d:.6f}, "compute_s": {took.compute:.6f}, '
             f'"sync_s": {took.sync:.6f}, "checkpoint_s": {took.checkpoint:.6f}, "other_s": {took.other:.6f}, '
             f'"wall_s": {took.wall:.6f}}}\n'

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from leptonstore.store import Store
     from trainers.clock import StepTime
     from trainers.profiling import Profile
-    from trainers.result import EpochEvent, StepEvent
+    from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent
 
 # Curves of a thousand points are as good to look at as curves of ten thousand, and ten times cheaper to keep.
 SINK_EVERY_STEPS = 10
@@ -34,7 +34,7 @@ SINK_EVERY_STEPS = 10
 class Reporter:
     """See the module. Not safe for several threads; a context manager, whose end closes log and sinks.
 
-    log: of metrics, None for none. sinks: called in the order of events. on_step, on_epoch: callbacks.
+    log: of metrics, None for none. sinks: called in the order of events. on_step, …: callbacks.
     profile: is told every step (trainers.profiling).
     """
 
@@ -44,11 +44,14 @@ class Reporter:
         sinks: Iterable[Sink] = (),
         on_step: Iterable[Callable[[StepEvent], None]] = (),
         on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
+        on_evaluate: Iterable[Callable[[EvaluateEvent], None]] = (),
+        on_checkpoint: Iterable[Callable[[CheckpointEvent], None]] = (),
         profile: Profile | None = None,
     ) -> None:
         self._log = log or MetricLog(None)
         self._sinks = tuple(BackgroundSink(sink) for sink in sinks)
         self._on_step, self._on_epoch = tuple(on_step), tuple(on_epoch)
+        self._on_evaluate, self._on_checkpoint = tuple(on_evaluate), tuple(on_checkpoint)
         self.profile = profile
         self._step = 0
         self._rows, self._since = 0, time.perf_counter()  # since sinks had values last
@@ -109,19 +112,29 @@ class Reporter:
         for callback in self._on_step:
             callback(event)
 
-    def evaluation(self, metrics: Mapping[str, float], seconds: float) -> None:
-        """The model has been measured: `metrics` by name, in `seconds`."""
-        self._log.write("evaluation", step=self._step, **_finite(metrics), evaluation_s=round(seconds, 6))
-        self._scalars({f"val/{name}": value for name, value in metrics.items()})
+    def skipped(self, what: Mapping[str, Any]) -> None:
+        """A step has changed nothing; `what` says which rows it was of (trainers.progress)."""
+        self._log.write("skipped", **what)
 
-    def checkpoint(self, step: int, commit: str) -> None:
-        """The checkpoint of `step` is durable; so is the log up to here, as far as a process can tell."""
-        self._log.write("checkpoint", step=step, commit=commit)
+    def evaluation(self, event: EvaluateEvent, seconds: float) -> None:
+        """The model has been measured, in `seconds`."""
+        found = {name: value if math.isfinite(value) else None for name, value in event.metrics.items()}
+        self._log.write("evaluation", step=event.step, epoch=event.epoch, **found, evaluation_s=round(seconds, 6))
+        self._scalars({name.replace("val_", "val/", 1): value for name, value in event.metrics.items()})
+        for callback in self._on_evaluate:
+            callback(event)
+
+    def checkpoint(self, event: CheckpointEvent) -> None:
+        """A checkpoint is durable; so is the log up to here, as far as a process can tell."""
+        self._log.write("checkpoint", step=event.step, commit=event.commit)
         self._log.flush()
+        for callback in self._on_checkpoint:
+            callback(event)
 
     def epoch(self, event: EpochEvent, record: Mapping[str, Any], took: StepTime) -> None:
         """An epoch has ended. record: of the history; took: since its last step."""
-        self._log.write("epoch", step=self._step, **record, **took.rounded())
+        told = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._log.write("epoch", step=self._step, **told, **took.rounded())
         self._log.flush()
         self._scalars({"train/epoch_loss": event.train_loss})
         for callback in self._on_epoch:
@@ -158,6 +171,7 @@ class Reporter:
         self._scalars(
             {
                 "train/loss": event.loss,
+                **({} if event.grad_norm is None else {"train/grad_norm": event.grad_norm}),
                 "train/lr": event.lr,
                 "train/epoch": float(event.epoch),
                 "train/rows_per_s": rows_s,
@@ -170,7 +184,3 @@ class Reporter:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for sink in self._sinks:
             sink.scalars(self._step, finite)
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
