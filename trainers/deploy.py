@@ -37,6 +37,7 @@ from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
 from trainers.provenance import last_stretch, source_of
 from trainers.tasks import ImageClassification, task_from_dict
+from trainers.weights import weights_digest
 
 FORMAT = "lepton.bundle"
 VERSION = 1
@@ -101,7 +102,7 @@ def deploy(
         "model",
         name or run,
         files,
-        lineage=_lineage(checkpoint),
+        lineage=_lineage(checkpoint, weights_digest(model.state_dict())),
         message=f"deploy {checkpoint.branch} of run {run}",
         branch=BRANCH,
         metrics=_metrics(checkpoint),
@@ -185,7 +186,7 @@ def _require_parity(found: Tensor, expected: Tensor, whose: str, error: type[Bad
         raise error(f"{whose} does not compute what was deployed: outputs are {apart:.3g} apart; deploy it again")
 
 
-def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
+def _lineage(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
     body = checkpoint.manifest
     return {
         "operation": "deploy",
@@ -198,6 +199,7 @@ def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
         "trained_by": last_stretch(body)["code"],
         "step": body["step"],
         "loader": body["loader"],
+        "weights": weights,
         **source_of(body),
     }
 
