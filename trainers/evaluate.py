@@ -17,6 +17,7 @@ from trainers.config import DataConfig
 from trainers.evaluation import Evaluation
 from trainers.parallel import World
 from trainers.tasks import Task, task_of
+from trainers.wrap import forwards_together
 
 Model = Callable[[Tensor], Tensor]
 
@@ -35,14 +36,18 @@ def evaluate_loader(model: Model, loader: DataLoader, task: Task, world: World) 
     """As `evaluate`, over a loader made by `task.loader(..., train=False)`. A module is put in eval mode and back."""
     meter = task.meter()
     training = isinstance(model, nn.Module) and model.training
+    together = isinstance(model, nn.Module) and forwards_together(model)
     if isinstance(model, nn.Module):
         model.eval()
     try:
         with torch.no_grad():
             for batch in loader:
                 inputs, targets = task.split_batch(batch, world.device)
-                if len(targets):  # else an empty share
-                    meter.add(model(inputs).to("cpu", torch.float32), targets.to("cpu"))
+                if not len(targets) and not together:  # an empty share
+                    continue
+                outputs = model(inputs)
+                if len(targets):
+                    meter.add(outputs.to("cpu", torch.float32), targets.to("cpu"))
     finally:
         if training and isinstance(model, nn.Module):
             model.train()

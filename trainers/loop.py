@@ -12,6 +12,7 @@ What must hold, and where:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -27,18 +28,17 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel, provenance
-from trainers.config import TrainConfig, identity, to_dict
+from trainers import parallel, provenance, wrap
+from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
-from trainers.losses import cross_entropy
 from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.provenance import Provenance
 from trainers.result import EpochEvent, StepEvent, TrainResult
-from trainers.schedule import factor_at
-from trainers.step import TrainStep
+from trainers.schedule import build_schedule
+from trainers.step import TrainStep, build_loss
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
 
@@ -135,18 +135,20 @@ class Trainer:
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
-        self.model = task.build(config.model, config.seed)
+        self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.rank))
-        self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.example, world)
+        torch.manual_seed(_rank_seed(config.seed, world.data_rank))
+        self._wrapped = wrap.wrap(self.model, world)
+        wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
         self._clock = StepClock()
+        loss = build_loss(config.loss)
+        self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
+        self._factor = build_schedule(config.schedule, self._steps)
         self._provenance = Provenance(to_dict(config), world)
-        self._step = TrainStep(self._wrapped, task, cross_entropy, self._optimizer, world, self._clock)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -166,7 +168,7 @@ class Trainer:
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
-            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.rank))
+            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
         body = saved.manifest
         self.progress = Progress(
             step=body["step"],
@@ -264,6 +266,7 @@ class Trainer:
             self._stop_now()
 
     def _evaluate(self) -> Evaluation:
+        wrap.share_buffers(self.model, self._world)
         return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -273,6 +276,7 @@ class Trainer:
         progress = self.progress
         if self._saved[0] == progress.step:
             return
+        wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
         receipt = self._provenance.receipt(self._loader)
         if self._world.is_main:
@@ -282,6 +286,7 @@ class Trainer:
                 "epoch": progress.epoch,
                 "step_in_epoch": progress.step_in_epoch,
                 "config": to_dict(self.config),
+                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "loader": self._loader.state_dict(),
@@ -342,7 +347,7 @@ class Trainer:
         return min(size, len(self.train_rows) - self.progress.step_in_epoch * size)
 
     def _lr(self) -> float:
-        return self.config.optimizer.lr * factor_at(self.config.schedule, self.progress.step, self._steps)
+        return self.config.optimizer.lr * self._factor(self.progress.step)
 
     def _default_run(self) -> str:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
@@ -352,6 +357,12 @@ class Trainer:
 
 def _describe(ds: Dataset) -> dict[str, Any]:
     return {"name": ds.name, "commit": ds.commit, "fingerprint": ds.fingerprint, "rows": len(ds)}
+
+
+def _made(config: ModelConfig) -> ModelConfig:
+    """A module that was given in Python, in the form of a factory that gives it."""
+    given = config.reference
+    return dataclasses.replace(config, reference=lambda *sizes: given) if isinstance(given, nn.Module) else config
 
 
 def _rank_seed(seed: int, rank: int) -> int:

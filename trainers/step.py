@@ -1,12 +1,13 @@
 """One optimizer step: forward, backward, agreement of the ranks, update.
 
-weighting   a rank's loss is the sum over its rows x ranks / count of the global batch, so that DDP's mean over ranks
+weighting   a rank's loss is the sum over its rows x data ranks / count of the global batch, so that the mean over data ranks
             is the gradient of the whole batch, whatever the shares are; an empty share takes part with zero weight.
 agreement   ranks decide together, before anything is changed: whether to stop, and whether the loss is finite.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainers.config import LossConfig
 from trainers.metrics import StepClock
 from trainers.parallel import World
+from trainers.reference import require_takes, resolve, told
 from trainers.tasks import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """The function that a configuration names, with its parameters. Raises BadInput when there is none, or it does not take them."""
+    function = resolve(config.reference)
+    require_takes(function, f"loss {told(config.reference)}", None, None, **config.params)
+    return functools.partial(function, **config.params) if config.params else function
 
 
 class StepOutcome(NamedTuple):
@@ -59,10 +69,10 @@ class TrainStep:
         if count is None:
             count = round(world.sum([self._task.count(targets)])[0])
         loss = self._loss(self._module(inputs), targets)
-        (loss * (world.size / max(1, count))).backward()
+        (loss * (world.data_size / max(1, count))).backward()
         share = float(loss.detach())
         clock.lap("compute")
-        total, stops = world.sum([share, float(stop)])
+        total, stops = world.sum([share], votes=[float(stop)])
         clock.lap("sync")
         mean = total / max(1, count)
         if math.isfinite(mean):

@@ -88,8 +88,8 @@ class ImageClassification:
             shuffle=train,
             seed=seed,
             global_batch_size=config.global_batch_size if train else EVALUATE_BATCH_ROWS,
-            rank=world.rank,
-            world_size=world.size,
+            rank=world.data_rank,
+            world_size=world.data_size,
             as_tuple=(self.inputs, self.labels),
         )
 
