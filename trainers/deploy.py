@@ -35,7 +35,7 @@ from trainers import checkpoint as checkpoints
 from trainers.checkpoint import Checkpoint
 from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
-from trainers.provenance import last_stretch, source_of
+from trainers.provenance import source_of
 from trainers.tasks import ImageClassification, task_from_dict
 from trainers.weights import weights_digest
 
@@ -196,7 +196,6 @@ def _lineage(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
         "metrics": _metrics(checkpoint),
         "environment": body["environment"],
         "code": {"leptonstore": __version__},
-        "trained_by": last_stretch(body)["code"],
         "step": body["step"],
         "loader": body["loader"],
         "weights": weights,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -100,7 +100,10 @@ class Trainer:
         self._given_world = world
         self._evaluation: Evaluation | None = None
         self._stopping = False
-        self._saved: tuple[int, str] = (-1, "")  # step and commit of the last checkpoint
+        self._saved: tuple[int, str] = (
+            -1,
+            "",
+        )  # step and commit of the last checkpoint; no commit while it is being written
         self._trained = 0  # rows, by this process
 
     def fit(self, resume: bool = False, max_steps: int | None = None) -> TrainResult:
@@ -115,6 +118,9 @@ class Trainer:
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(parallel.joined(self.config.device))
             stack.callback(self._release)
+            self._checkpointer = stack.enter_context(
+                checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
+            )
             self._prepare(resume)
             log_path = self._metrics if self._world.is_main else None
             self._log = MetricLog(log_path, append=resume)
@@ -148,7 +154,7 @@ class Trainer:
         loss = build_loss(config.loss)
         self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
-        self._provenance = Provenance(to_dict(config), world)
+        self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -272,21 +278,18 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Publish a checkpoint of the state between two steps. Collective; returns when it is durable."""
+        """Save the state between two steps. Collective; returns when it is durable, or may change (asynchronous)."""
         progress = self.progress
         if self._saved[0] == progress.step:
             return
         wrap.share_buffers(self.model, self._world)
-        ranks = self._gather_rng()
         receipt = self._provenance.receipt(self._loader)
+        manifest: dict[str, Any] = {}
         if self._world.is_main:
             manifest = {
-                "run": self.run,
-                "step": progress.step,
                 "epoch": progress.epoch,
                 "step_in_epoch": progress.step_in_epoch,
                 "config": to_dict(self.config),
-                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "loader": self._loader.state_dict(),
@@ -296,22 +299,24 @@ class Trainer:
                 "provenance": self._provenance.to_dict(),
                 "receipt": receipt,
             }
-            metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
-            keep = self.config.checkpoint.keep_last
-            commit = checkpoints.save(self.store, self.run, manifest, self.model, self._optimizer, ranks, metrics, keep)
-            self._log.write("checkpoint", step=progress.step, commit=commit)
-            self._log.flush()
-            self._saved = (progress.step, commit)
-        else:
-            self._saved = (progress.step, "")
-        self._world.barrier()
+        metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
+        state = checkpoints.state_of(self.model, self._optimizer, self._world.rank, self._world.device)
+        self._settle_save()  # log the last one, which this one waits for
+        self._checkpointer.save(progress.step, state, manifest, metrics)
+        self._saved = (progress.step, "")
+        if not self.config.checkpoint.asynchronous:
+            self._settle_save()
 
-    def _gather_rng(self) -> list[dict[str, Tensor]]:
-        mine = checkpoints.rng_state(self._world.device)
-        gathered = {device: self._world.gather_bytes(state) for device, state in mine.items()}
-        return [{device: states[rank] for device, states in gathered.items()} for rank in range(self._world.size)]
+    def _settle_save(self) -> None:
+        """Wait until the last checkpoint is durable, and log it. Raises what a save in the background met, on every rank."""
+        saved = self._checkpointer.wait()
+        if saved is not None and not self._saved[1]:
+            self._saved = saved
+            self._log.write("checkpoint", step=saved[0], commit=saved[1])
+            self._log.flush()
 
     def _stop_now(self) -> None:
+        self._settle_save()
         progress = self.progress
         raise Stopped(
             f"stopped after step {progress.step} of {self._steps} (epoch {progress.epoch + 1}); checkpoint "
@@ -319,6 +324,7 @@ class Trainer:
         )
 
     def _result(self, finished: bool) -> TrainResult:
+        self._settle_save()
         time, evaluation = self._clock.total, self._evaluation
         self._log.flush()
         seconds = time.wall - time.checkpoint

@@ -20,11 +20,12 @@ from leptonstore.dataset.lineage import find
 from leptonstore.errors import BadInput, FormatDamaged, RefMissing
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import provenance
+from trainers import config_tree, provenance
 from trainers.checkpoint import Checkpoint
 from trainers.config import TrainConfig, from_dict, with_values
 from trainers.loop import Trainer
 from trainers.parallel import World
+from trainers.reference import is_trusted
 from trainers.result import EpochEvent, StepEvent
 from trainers.tasks import split_dataset
 from trainers.weights import PREFIX, checkpoint_digest, weight_names
@@ -143,7 +144,8 @@ def read_record(store: Store, spec: str, kind: str | None = None) -> Record:
             f"{found} {name} does not say how it was trained (no {', '.join(missing)}): it was imported, or made before there was lineage"
         )
     try:
-        checkpoint = _kept_checkpoint(store, found, commit, lineage)
+        told = lineage.get("provenance") or {}
+        checkpoint = _kept_checkpoint(store, found, name, commit, lineage)
         return Record(
             kind=found,
             name=name,
@@ -153,11 +155,11 @@ def read_record(store: Store, spec: str, kind: str | None = None) -> Record:
             config=from_dict(lineage["config"]),
             data=dict(lineage["data"]),
             environment=dict(lineage["environment"]),
-            code=dict(lineage.get("trained_by") or lineage.get("code") or {}),
-            stretches=list(lineage.get("stretches", ())),
+            code=dict(provenance.last_stretch(lineage)["code"]),
+            stretches=list(told.get("stretches", ())),
             metrics=_metrics(lineage, checkpoint),
-            receipt=dict(lineage.get("receipt") or {}),
-            not_reproducible=list(lineage.get("not_reproducible", ())),
+            receipt={key: value for key, value in (lineage.get("receipt") or {}).items() if key in ("head", "steps")},
+            not_reproducible=list(told.get("not_reproducible", ())),
             weights=str(lineage.get("weights") or (checkpoint_digest(checkpoint) if checkpoint else "")),
             checkpoint=checkpoint,
         )
@@ -167,11 +169,12 @@ def read_record(store: Store, spec: str, kind: str | None = None) -> Record:
 
 def require_confirmed(record: Record, references: Sequence[str]) -> None:
     """Raises BadInput when training it would import code outside of this project that the caller did not name."""
-    stored = record.config.model.reference
-    if stored not in references and not stored.startswith(checkpoints.TRUSTED_MODULE):
-        raise BadInput(
-            f"{record.kind} {record.name} trained {stored!r}, code outside this project: confirm it with --model {stored}"
-        )
+    for key, stored in config_tree.references(config_tree.as_tree(record.config)):
+        if stored not in references and not is_trusted(stored):
+            raise BadInput(
+                f"{record.kind} {record.name} was trained with {key} {stored!r}, code outside of this project: confirm it with "
+                f"--model {stored}"
+            )
 
 
 def require_reproducible(record: Record, ranks: int) -> None:
@@ -333,17 +336,15 @@ def _flat(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def _kept_checkpoint(store: Store, kind: str, commit: str, lineage: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint of a record, when it is kept under its name and is still the same."""
-    run, step = (
-        (lineage["run"], lineage["step"]) if kind == "checkpoint" else (lineage["checkpoint"]["run"], lineage["step"])
-    )
-    wanted = commit if kind == "checkpoint" else lineage["checkpoint"]["commit"]
+def _kept_checkpoint(store: Store, kind: str, name: str, commit: str, lineage: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint of a record, when it is kept."""
+    run, wanted = name.partition("@")[0], commit
+    if kind == "model":
+        run, wanted = str(lineage["checkpoint"]["run"]), str(lineage["checkpoint"]["commit"])
     try:
-        checkpoint = checkpoints.load(store, run, step)
+        return checkpoints.open_checkpoint(store, run, wanted)
     except RefMissing:
         return None
-    return checkpoint if checkpoint.commit == wanted else None
 
 
 def _metrics(lineage: Mapping[str, Any], checkpoint: Checkpoint | None) -> dict[str, Any]:
