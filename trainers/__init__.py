@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainers.config import TrainConfig as TrainConfig
     from trainers.deploy import Bundle as Bundle
     from trainers.deploy import load_bundle as load_bundle
-    from trainers.evaluate import Evaluation as Evaluation
+    from trainers.evaluation import Evaluation as Evaluation
     from trainers.loop import Trainer as Trainer
     from trainers.predict import predict_dataset as predict_dataset
     from trainers.predict import predict_images as predict_images
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Not `evaluate`: that is also the name of a module of this package.
 _HOMES = {
     "Bundle": "deploy",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "TrainConfig": "config",
     "TrainResult": "result",
     "Trainer": "loop",

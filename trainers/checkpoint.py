@@ -35,9 +35,8 @@ from leptonstore.store import Store
 from leptonstore.version import __version__
 from trainers import tensors
 from trainers.config import TrainConfig, first_difference, from_dict, identity
-from trainers.models import ImageClassifier, build_model
 from trainers.parallel import World
-from trainers.task import Task
+from trainers.tasks import Task, task_from_dict
 
 FORMAT = "lepton.checkpoint"
 VERSION = 1
@@ -66,7 +65,7 @@ class Checkpoint:
     @property
     def task(self) -> Task:
         """Input and classes."""
-        return Task.from_dict(self.manifest["task"])
+        return task_from_dict(self.manifest["task"])
 
     def tensor(self, path: str) -> Tensor:
         """One tensor by its path, on the CPU. Raises FormatDamaged when it is absent or does not fit its description."""
@@ -276,14 +275,14 @@ def require_trusted(checkpoint: Checkpoint, reference: str | None = None) -> Non
         raise BadInput(f"run {checkpoint.run!r} trained {stored!r}, code outside this project: confirm it with --model")
 
 
-def build_stored_model(checkpoint: Checkpoint, reference: str | None = None) -> ImageClassifier:
+def build_stored_model(checkpoint: Checkpoint, reference: str | None = None) -> nn.Module:
     """The model of a checkpoint with its weights, on the CPU.
 
     A stored reference is only followed into trainers.models; `reference` confirms any other (`require_trusted`).
     """
     require_trusted(checkpoint, reference)
-    config, task = checkpoint.config, checkpoint.task
-    model = build_model(config.model, task.shape, len(task.classes), config.seed)
+    config = checkpoint.config
+    model = checkpoint.task.build(config.model, config.seed)
     restore_model(checkpoint, model)
     return model
 

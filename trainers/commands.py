@@ -293,8 +293,9 @@ def training_progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[On
                 bar.update(task, completed=event.step, total=event.steps, loss=f"{event.loss:.4f}")
 
         def on_epoch(event: EpochEvent) -> None:
-            accuracy = f", accuracy {event.evaluation.accuracy:.4f}" if event.evaluation else ""
-            bar.console.print(f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.4f}{accuracy}")
+            found = event.evaluation.metrics() if event.evaluation else {}
+            told = "".join(f", {name} {value:.4f}" for name, value in found.items())
+            bar.console.print(f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.4f}{told}")
 
         yield (on_step,), (on_epoch,)
 

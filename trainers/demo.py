@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from leptonstore.process.report import Report
     from leptonstore.store import Store
     from trainers.deploy import Bundle
-    from trainers.evaluate import Evaluation
+    from trainers.evaluation import ClassEvaluation
 
 T = TypeVar("T")
 DEFAULT_WORKDIR = "lepton-demo"
@@ -168,9 +168,10 @@ class Demo:
 
     def _after_training(
         self, store: Store, prepared: Dataset, trained: dict[str, Any], name: str
-    ) -> tuple[Bundle, Evaluation, list[Sample]]:
+    ) -> tuple[Bundle, ClassEvaluation, list[Sample]]:
         from trainers.deploy import deploy, load_bundle
         from trainers.evaluate import evaluate
+        from trainers.evaluation import ClassEvaluation
         from trainers.run import plan
 
         config, _, held_out = plan(store, prepared, {})
@@ -179,9 +180,15 @@ class Demo:
             lambda: deploy(store, trained["run"], f"{name}-cnn"),
             lambda made: f"model {made.name} {made.commit[:12]}, from data {prepared.commit[:12]}",
         )
+
+        def judge() -> ClassEvaluation:
+            found = evaluate(load_bundle(store, bundle.name), held_out, config.data)
+            assert isinstance(found, ClassEvaluation)
+            return found
+
         evaluation = self._step(
             "evaluate",
-            lambda: evaluate(load_bundle(store, bundle.name), held_out, config.data),
+            judge,
             lambda found: f"accuracy {found.accuracy:.4f} on {found.rows:,} rows held out",
         )
         predictions = self._step("predict", lambda: _predict(bundle, held_out), _tell_predictions)
@@ -194,14 +201,14 @@ class Demo:
         prepared: Dataset,
         trained: dict[str, Any],
         bundle: Bundle,
-        evaluation: Evaluation,
+        evaluation: ClassEvaluation,
         predictions: list[Sample],
     ) -> None:
         """The report once more, with what training brought."""
         from dataclasses import replace
 
         from leptonstore.process.report import EvaluationSection, write_report
-        from trainers.task import split_dataset
+        from trainers.tasks import split_dataset
 
         _, held_out = split_dataset(prepared, _data_config(bundle))
         whole = replace(
@@ -303,7 +310,7 @@ def _result(
     raw: Dataset,
     trained: dict[str, Any],
     bundle: Bundle,
-    evaluation: Evaluation,
+    evaluation: ClassEvaluation,
     new_bytes: int,
     page: Path,
 ) -> dict[str, Any]:

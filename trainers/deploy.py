@@ -35,7 +35,7 @@ from trainers import checkpoint as checkpoints
 from trainers.checkpoint import Checkpoint
 from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
-from trainers.task import Task
+from trainers.tasks import ImageClassification, task_from_dict
 
 FORMAT = "lepton.bundle"
 VERSION = 1
@@ -51,7 +51,7 @@ class Bundle:
 
     name: str
     commit: str
-    task: Task
+    task: ImageClassification
     lineage: dict[str, Any]
     program: Program
 
@@ -88,9 +88,11 @@ def deploy(
     Raises RefMissing (no such checkpoint), BadInput (a model that torch.export cannot trace), MissingExtra.
     """
     checkpoint = checkpoints.load(store, run, step)
-    model = checkpoints.build_stored_model(checkpoint, reference).eval()
+    model, task = checkpoints.build_stored_model(checkpoint, reference).eval(), checkpoint.task
+    if not isinstance(model, ImageClassifier) or not isinstance(task, ImageClassification):
+        raise BadInput(f"run {run!r} trained {task.kind}; only image classifiers can be deployed")
     archive = io.BytesIO() if pt2 is not None else None
-    files = bundle_files(model, checkpoint.task, archive)
+    files = bundle_files(model, task, archive)
     if pt2 is not None and archive is not None:
         _write_file(pt2, archive.getvalue())
     written = write_files(
@@ -115,7 +117,9 @@ def load_bundle(store: Store, name: str) -> Bundle:
     return _load(FileTable.open(store, "model", name), name)
 
 
-def bundle_files(model: ImageClassifier, task: Task, pt2: io.BytesIO | None = None) -> list[tuple[str, Buffer]]:
+def bundle_files(
+    model: ImageClassifier, task: ImageClassification, pt2: io.BytesIO | None = None
+) -> list[tuple[str, Buffer]]:
     """The files of a bundle, deterministic. Raises BadInput when the exported program computes something else."""
     program, weights = export(model, task.shape, pt2)
     images = parity_images(task.shape)
@@ -156,7 +160,9 @@ def _load(files: FileTable, name: str) -> Bundle:
         raise FormatDamaged(f"bundle.json of {whose} does not say that it is one")
     if about["version"] > VERSION:
         raise FormatTooNew(f"{whose} has bundle version {about['version']}; this LeptonStore reads {VERSION}: upgrade")
-    task = Task.from_dict(about.get("task", {}))
+    task = task_from_dict(about.get("task", {}))
+    if not isinstance(task, ImageClassification):
+        raise FormatDamaged(f"{whose} is of a kind that bundles do not hold: {task.kind}")
     weights = _parse_safetensors(files.read("model.safetensors"), f"model.safetensors of {whose}")
     program = Program(parse_json(files.read("program.json"), f"program.json of {whose}"), weights)
     parity = _parse_safetensors(files.read("parity.safetensors"), f"parity.safetensors of {whose}")

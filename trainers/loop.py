@@ -5,9 +5,7 @@ What must hold, and where:
     resume      a run that stopped at any step and goes on computes what it would have computed (at equal world size on
                 the CPU: the same bits). State is saved between steps, never inside one; `_save` and `_restore` mirror
                 each other.
-    weighting   a rank's loss is the sum over its rows x ranks / rows of the global batch, so that DDP's mean over ranks
-                is the gradient of the whole batch, whatever the shares are; an empty share takes part with zero weight.
-    agreement   ranks decide together: whether to stop, and whether the loss is finite (`_agree`, one small all-reduce).
+    step        what one step does, and how ranks agree: trainers.step.
     reporting   rank 0 alone logs, saves and calls callbacks. Nothing here prints.
 """
 
@@ -22,26 +20,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
-from loaders import DataLoader
 from trainers import checkpoint as checkpoints
 from trainers import parallel
 from trainers.config import TrainConfig, identity, to_dict
-from trainers.evaluate import Evaluation, evaluate_loader, evaluation_loader
+from trainers.evaluate import evaluate_loader
+from trainers.evaluation import Evaluation
+from trainers.losses import cross_entropy
 from trainers.metrics import MetricLog, StepClock
-from trainers.models import ImageClassifier, build_model
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import factor_at
+from trainers.step import TrainStep
 from trainers.stop import StopRequest
-from trainers.task import split_dataset, task_of
+from trainers.tasks import split_dataset, task_of
 
 
 @dataclass
@@ -134,26 +132,19 @@ class Trainer:
     def _prepare(self, resume: bool) -> None:
         """Model, optimizer, loaders; then the state of the checkpoint, if there is one to resume from."""
         config, task, world = self.config, self.task, self._world
-        self._loader = DataLoader(
-            self.train_rows,
-            shuffle=True,
-            seed=config.seed,
-            global_batch_size=config.data.global_batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            as_tuple=(task.inputs, task.labels),
-        )
+        self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
-        self.model: ImageClassifier = build_model(config.model, task.shape, len(task.classes), config.seed)
+        self.model = task.build(config.model, config.seed)
         self.model.to(world.device).train()
         torch.manual_seed(_rank_seed(config.seed, world.rank))
         self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.shape, world)
+        parallel.settle_buckets(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
-        self._validation_loader = evaluation_loader(self.validation_rows, task, world)
+        self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
         self._clock = StepClock()
+        self._step = TrainStep(self._wrapped, task, cross_entropy, self._optimizer, world, self._clock)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -164,6 +155,7 @@ class Trainer:
     def _release(self) -> None:
         """Let go of DDP, which holds on to the process group, before the group is left."""
         vars(self).pop("_wrapped", None)
+        vars(self).pop("_step", None)
 
     def _restore(self, saved: checkpoints.Checkpoint) -> None:
         """The mirror image of `_save`."""
@@ -202,43 +194,22 @@ class Trainer:
             if max_steps is not None and self.progress.step >= max_steps:
                 self._save()
                 return False
-            images, labels = next(batches)
+            batch = next(batches)
             self._clock.lap("data_wait")
-            loss, stop = self._train_step(images, labels)
+            loss, stop = self._step(batch, self._rows_of_step(), self._lr(), self.stop.requested)
+            self._require_finite(loss)
             self._after_step(loss, stop)
             self._clock.lap("other")  # the log and the callbacks must not pass for waiting
         return True
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[float, bool]:
-        """One optimizer step; returns the mean loss of the global batch, and whether any rank wants to stop."""
-        world, clock = self._world, self._clock
-        images = images.to(world.device, non_blocking=True)
-        labels = labels.to(world.device, torch.int64, non_blocking=True)
-        clock.lap("h2d")
-        rows = self._rows_of_step()
-        loss_sum = functional.cross_entropy(self._wrapped(images), labels, reduction="sum")
-        (loss_sum * (world.size / rows)).backward()
-        share = float(loss_sum.detach())
-        clock.lap("compute")
-        loss, stop = self._agree(share, rows)
-        clock.lap("sync")
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        clock.lap("compute")
-        return loss, stop
-
-    def _agree(self, loss_share: float, rows: int) -> tuple[float, bool]:
-        """Add up what the ranks know before anything is changed by it. Raises BadInput when the loss is not finite."""
-        loss_sum, stops = self._world.sum([loss_share, float(self.stop.requested)])
-        if not math.isfinite(loss_sum):
+    def _require_finite(self, loss: float) -> None:
+        """Raises BadInput, naming the rows of the batch at hand, when the loss is not finite. Every rank has the same loss."""
+        if not math.isfinite(loss):
             first = self.progress.step_in_epoch * self.config.data.global_batch_size
             raise BadInput(
-                f"the loss is {loss_sum} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}, positions "
-                f"{first} to {first + rows - 1} of its order): lower optimizer.lr, or look at these rows"
+                f"the loss is {loss} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}, positions "
+                f"{first} to {first + self._rows_of_step() - 1} of its order): lower optimizer.lr, or look at these rows"
             )
-        return loss_sum / rows, stops > 0
 
     def _after_step(self, loss: float, stop: bool) -> None:
         """Count, save, log and call back; raises Stopped when a rank was asked to stop."""
@@ -273,7 +244,7 @@ class Trainer:
         train_loss = progress.loss_sum / len(self.train_rows)
         record: dict[str, Any] = {"epoch": progress.epoch, "train_loss": train_loss}
         if self._evaluation is not None:
-            record |= {"val_accuracy": self._evaluation.accuracy, "val_loss": self._evaluation.loss}
+            record |= {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
         progress.history.append(record)
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
         self._loader.set_epoch(progress.epoch)
@@ -290,7 +261,7 @@ class Trainer:
             self._stop_now()
 
     def _evaluate(self) -> Evaluation:
-        return evaluate_loader(self.model, self._validation_loader, self.task.classes, self._world)
+        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -342,7 +313,7 @@ class Trainer:
         seconds = time.wall - time.checkpoint
         return TrainResult(
             run=self.run,
-            val_accuracy=evaluation.accuracy if evaluation else math.nan,
+            val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
             val_loss=evaluation.loss if evaluation else math.nan,
             us_per_sample=seconds * 1e6 / self._trained if self._trained else 0.0,
             data_wait_fraction=time.data_wait_fraction,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -128,16 +128,18 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
 
 
-def settle_buckets(wrapped: nn.Module, sample_shape: tuple[int, ...], world: World) -> None:
-    """Two discarded forward and backward passes (see above); weights, buffers, gradients and RNG end as they were."""
+def settle_buckets(wrapped: nn.Module, example: Callable[[int, torch.device], Tensor], world: World) -> None:
+    """Two discarded forward and backward passes (see above); weights, buffers, gradients and RNG end as they were.
+
+    example: inputs of made-up data by number of rows (`trainers.tasks.Task.example`).
+    """
     if world.size == 1:
         return
     buffers = [buffer.detach().clone() for buffer in wrapped.buffers()]
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for _ in range(2):
-            images = torch.zeros((SETTLE_ROWS, *sample_shape), dtype=torch.uint8, device=world.device)
-            wrapped(images).sum().backward()
+            wrapped(example(SETTLE_ROWS, world.device)).sum().backward()
     wrapped.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, saved in zip(wrapped.buffers(), buffers, strict=True):

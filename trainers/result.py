@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainers.evaluate import Evaluation
+from trainers.evaluation import Evaluation
 from trainers.metrics import StepTime
 
 

@@ -17,11 +17,12 @@ from trainers import parallel
 from trainers.config import DataConfig, TrainConfig, from_dict, with_values
 from trainers.deploy import Bundle, deploy, load_bundle
 from trainers.evaluate import evaluate
+from trainers.evaluation import ClassEvaluation
 from trainers.loop import Trainer
 from trainers.predict import BRANCH, predict_dataset, predict_images
 from trainers.recipe import default_config
 from trainers.result import EpochEvent, StepEvent
-from trainers.task import split_dataset
+from trainers.tasks import split_dataset
 
 ALL_ROWS = "all"
 
@@ -105,7 +106,7 @@ def run_evaluate(
     else:
         rows = ds if split == ALL_ROWS else ds.split(split)
     result = evaluate(bundle, rows, data)
-    if result.classes != bundle.classes:
+    if isinstance(result, ClassEvaluation) and result.classes != bundle.classes:
         raise BadInput(f"classes of {ds.name} are {_few(result.classes)}; model {model} has {_few(bundle.classes)}")
     return {"model": model, "model_commit": bundle.commit, "dataset": dataset, "commit": ds.commit, **result.to_dict()}
 
