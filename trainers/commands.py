@@ -21,6 +21,8 @@ import click
 from leptonstore.cli.cache import cache_choice, cache_warnings, read_cache_options
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
+from trainers.config import DEVICES
+from trainers.config_tree import read_toml
 from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
 @click.command("train")
 @click.argument("dataset", metavar="DATASET")
 @store_option
+@click.option("--config", "config_file", metavar="FILE.toml", help="Keys of the configuration; options replace them.")
 @click.option("--epochs", type=int, help="Times through the training rows (default: by their number).")
 @click.option("--batch-size", type=int, help="Rows of one step, all ranks together (default: by their number).")
 @click.option("--lr", type=float, help="Peak learning rate (default: 0.003).")
@@ -50,13 +53,14 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train (default: auto).")
+@click.option("--device", type=click.Choice(list(DEVICES)), help="Where to train (default: auto).")
 @click.option("--metrics", metavar="FILE.jsonl", help="Log every step and epoch, one JSON object a line.")
 @read_cache_options
 @json_option
 def train(
     dataset: str,
     store: str | None,
+    config_file: str | None,
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
@@ -75,13 +79,14 @@ def train(
     \b
     Example:
       lepton train mnist --epochs 5
+      lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
       torchrun --nproc-per-node 2 -m trainers mnist
     """
     _ready_torch()
     from trainers.run import run_train
 
-    values, cache = _values(settings, options), _cache(folder, cache_size, no_cache)
+    values, cache = _values(config_file, settings, options), _cache(folder, cache_size, no_cache)
     with (
         open_store(store) as opened,
         cache_warnings(),
@@ -238,8 +243,8 @@ def _cache(folder: Path | None, cache_size: int | None, no_cache: bool) -> Cache
     return None if chosen is None else Cache(*chosen)
 
 
-def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Dotted configuration keys from the options that were given; --set comes last. Raises BadInput."""
+def _values(config_file: str | None, settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Configuration keys from the file, the options that were given, and --set, each over those before. Raises BadInput."""
     keys = {
         "epochs": "epochs",
         "batch_size": "data.global_batch_size",
@@ -250,7 +255,8 @@ def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
         "threads": "threads",
         "device": "device",
     }
-    values = {key: options[option] for option, key in keys.items() if options[option] is not None}
+    values = read_toml(config_file) if config_file else {}
+    values |= {key: options[option] for option, key in keys.items() if options[option] is not None}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:

@@ -12,6 +12,7 @@ What must hold, and where:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -28,16 +29,15 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import parallel
-from trainers.config import TrainConfig, identity, to_dict
+from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
-from trainers.losses import cross_entropy
 from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.result import EpochEvent, StepEvent, TrainResult
-from trainers.schedule import factor_at
-from trainers.step import TrainStep
+from trainers.schedule import build_schedule
+from trainers.step import TrainStep, build_loss
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
 
@@ -134,7 +134,7 @@ class Trainer:
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
-        self.model = task.build(config.model, config.seed)
+        self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
         torch.manual_seed(_rank_seed(config.seed, world.rank))
         self._wrapped = parallel.wrap(self.model, world)
@@ -144,7 +144,9 @@ class Trainer:
         self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
         self._clock = StepClock()
-        self._step = TrainStep(self._wrapped, task, cross_entropy, self._optimizer, world, self._clock)
+        loss = build_loss(config.loss)
+        self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
+        self._factor = build_schedule(config.schedule, self._steps)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -278,6 +280,7 @@ class Trainer:
                 "epoch": progress.epoch,
                 "step_in_epoch": progress.step_in_epoch,
                 "config": to_dict(self.config),
+                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "loader": self._loader.state_dict(),
@@ -336,7 +339,7 @@ class Trainer:
         return min(size, len(self.train_rows) - self.progress.step_in_epoch * size)
 
     def _lr(self) -> float:
-        return self.config.optimizer.lr * factor_at(self.config.schedule, self.progress.step, self._steps)
+        return self.config.optimizer.lr * self._factor(self.progress.step)
 
     def _default_run(self) -> str:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
@@ -346,6 +349,12 @@ class Trainer:
 
 def _describe(ds: Dataset) -> dict[str, Any]:
     return {"name": ds.name, "commit": ds.commit, "fingerprint": ds.fingerprint, "rows": len(ds)}
+
+
+def _made(config: ModelConfig) -> ModelConfig:
+    """A module that was given in Python, in the form of a factory that gives it."""
+    given = config.reference
+    return dataclasses.replace(config, reference=lambda *sizes: given) if isinstance(given, nn.Module) else config
 
 
 def _rank_seed(seed: int, rank: int) -> int:

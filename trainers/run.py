@@ -14,7 +14,7 @@ from leptonstore.errors import BadInput
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import parallel
-from trainers.config import DataConfig, TrainConfig, from_dict, with_values
+from trainers.config import DataConfig, TrainConfig, from_dict, require_trusted, with_values
 from trainers.deploy import Bundle, deploy, load_bundle
 from trainers.evaluate import evaluate
 from trainers.evaluation import ClassEvaluation
@@ -55,8 +55,9 @@ def run_train(
 ) -> dict[str, Any]:
     """Train on `dataset` (NAME or NAME@REF) and return the result (`TrainResult.to_dict`) with the data it came from.
 
-    values: dotted keys of the configuration that replace the recipe's ({"epochs": 3, "optimizer.lr": 1e-3}). With
-    `resume` and a run name they replace those of the checkpoint, which then need not be given again.
+    values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
+    a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
+    not be given again.
     Raises what `Trainer.fit` raises.
     """
     ds = open_dataset(store, dataset, cache)
@@ -82,13 +83,13 @@ def plan(
 ) -> tuple[TrainConfig, Dataset, Dataset]:
     """(configuration, training rows, validation rows): the recipe for this dataset, or the resumed run's configuration,
     with `values` put in."""
+    asked = with_values(TrainConfig(), values)  # refuses what is no configuration before anything is read
     if resumed_run is not None:
-        checkpoint = checkpoints.load(store, resumed_run)
-        checkpoints.require_trusted(checkpoint, values.get("model.reference"))
-        config = with_values(checkpoint.config, values)
+        stored = checkpoints.load(store, resumed_run).config
+        require_trusted(stored, asked, f"run {resumed_run!r}")
+        config = with_values(stored, values)
         return config, *split_dataset(ds, config.data)
-    data = with_values(TrainConfig(), {key: value for key, value in values.items() if key.startswith("data.")}).data
-    train, validation = split_dataset(ds, data)
+    train, validation = split_dataset(ds, asked.data)
     return with_values(default_config(len(train)), values), train, validation
 
 

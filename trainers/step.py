@@ -7,6 +7,7 @@ agreement   ranks decide together, before anything is changed: whether to stop, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainers.config import LossConfig
 from trainers.metrics import StepClock
 from trainers.parallel import World
+from trainers.reference import require_takes, resolve, told
 from trainers.tasks import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """The function that a configuration names, with its parameters. Raises BadInput when there is none, or it does not take them."""
+    function = resolve(config.reference)
+    require_takes(function, f"loss {told(config.reference)}", None, None, **config.params)
+    return functools.partial(function, **config.params) if config.params else function
 
 
 class StepOutcome(NamedTuple):
