@@ -1,7 +1,7 @@
 """What an evaluation finds, and the meters that add it up. No loops here: trainers.evaluate runs the model.
 
-Every kind of evaluation has `rows`, `loss` (mean, in nats) and `metrics()`, the numbers by which runs are compared. All that is added up are
-integers (trainers.exact): equal outputs give equal bits, however rows are shared out over ranks.
+Every kind of evaluation has `rows`, `loss` (mean, in nats) and `metrics()`, the numbers by which runs are compared. All that is added up
+are integers (trainers.exact): equal outputs give equal bits, however rows are shared out over ranks.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ class ClassMeter:
         rows = int(counts[0].sum())
         if rows == 0:
             raise BadInput("there are no rows to evaluate")
-        scores = tuple(
-            ClassScore(name, *(int(part[at]) for part in counts)) for at, name in enumerate(self._classes)
-        )
+        scores = tuple(ClassScore(name, *(int(part[at]) for part in counts)) for at, name in enumerate(self._classes))
         top5 = int(top) / rows if count > TOP else None
         return ClassEvaluation(
             rows, int(counts[2].sum()) / rows, mean_of(loss, rows), self._classes, confusion, scores, top5

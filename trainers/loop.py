@@ -141,7 +141,8 @@ class Trainer:
         parallel.settle_buckets(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
-        self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
+        self._rows = len(self._loader.dataset)  # of an epoch: windows, where a text is cut into them
+        self._steps_per_epoch = -(-self._rows // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
         self._clock = StepClock()
         loss = build_loss(config.loss)
@@ -243,7 +244,7 @@ class Trainer:
         last = progress.epoch == config.epochs
         due = last or progress.epoch % config.evaluate_every_epochs == 0
         self._evaluation = self._evaluate() if due else None
-        train_loss = progress.loss_sum / len(self.train_rows)
+        train_loss = progress.loss_sum / self._rows
         record: dict[str, Any] = {"epoch": progress.epoch, "train_loss": train_loss}
         if self._evaluation is not None:
             record |= {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
@@ -322,7 +323,7 @@ class Trainer:
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
-            train_samples=len(self.train_rows),
+            train_samples=self._rows,
             val_samples=len(self.validation_rows),
             checkpoint=self._saved[1],
             finished=finished,
@@ -336,7 +337,7 @@ class Trainer:
     def _rows_of_step(self) -> int:
         """Rows of the global batch of the step at hand: the last one of an epoch may be smaller."""
         size = self.config.data.global_batch_size
-        return min(size, len(self.train_rows) - self.progress.step_in_epoch * size)
+        return min(size, self._rows - self.progress.step_in_epoch * size)
 
     def _lr(self) -> float:
         return self.config.optimizer.lr * self._factor(self.progress.step)

@@ -22,7 +22,11 @@ def build_network(config: ModelConfig, sizes: tuple[Any, ...], seed: int) -> nn.
         try:
             network = factory(*sizes, **config.params)
         except TypeError as error:
-            raise BadInput(f"model {config.reference!r} does not take these parameters: {error}") from None
+            given = ", ".join([*map(str, sizes), *config.params])
+            raise BadInput(
+                f"model {config.reference!r} does not take these parameters ({given}): {error}; is it a model of this kind "
+                "of task (trainers.models)?"
+            ) from None
     if not isinstance(network, nn.Module):
         raise BadInput(f"model {config.reference!r} returned {type(network).__name__}, not a torch.nn.Module")
     return network

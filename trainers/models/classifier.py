@@ -28,6 +28,9 @@ class Preprocess(nn.Module):
     layout for convolutions on a CPU.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, sample_shape: tuple[int, ...], mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
         super().__init__()
         self.sample_shape = sample_shape

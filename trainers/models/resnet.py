@@ -51,9 +51,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """float32 [b, C, H, W] -> logits float32 [b, classes]."""
 
-    def __init__(
-        self, channels: int, edge: int, classes: int, depth: int, width: int, stages: int, norm: Norm
-    ) -> None:
+    def __init__(self, channels: int, edge: int, classes: int, depth: int, width: int, stages: int, norm: Norm) -> None:
         super().__init__()
         if edge < STEM_EDGE:
             self.stem: nn.Module = nn.Conv2d(channels, width, 3, padding=1, bias=False)

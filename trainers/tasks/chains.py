@@ -5,25 +5,22 @@ A stored description (of a model bundle, say) may name transforms of `loaders.tr
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import loaders.transforms
 from leptonstore.errors import BadInput, FormatDamaged
-from loaders.transforms import Transform, as_transform
-from trainers.config import TransformConfig, resolve
+from loaders.transforms import FunctionTransform, Transform, as_transform
+from trainers.config import TransformConfig
+from trainers.transforms import build_transforms
 
 TRUSTED = "loaders.transforms"
 STEPS_MAX = 64  # of a stored chain: far above any
 
 
 def chain_of(steps: Sequence[TransformConfig], column: str) -> list[Transform]:
-    """The transforms of a column. A class is made with its parameters, a function gets them at every call.
-
-    Raises BadInput, naming column and reference, when it does not take them.
-    """
-    return [_made(resolve(step.reference), step.params, f"{step.reference} of column {column!r}") for step in steps]
+    """The transforms of a column (trainers.transforms). Raises BadInput, naming column and reference, when they cannot be made."""
+    return [as_transform(step) for step in build_transforms({column: steps})[column]]
 
 
 def described(chain: Sequence[Transform]) -> list[dict[str, Any]]:
@@ -39,21 +36,17 @@ def trusted_chain(steps: Any, whose: str) -> list[Transform]:
     for step in steps:
         module, _, name = str(step.get("reference") if isinstance(step, Mapping) else None).partition(":")
         kind = getattr(loaders.transforms, name, None) if name in loaders.transforms.__all__ else None
-        if module != TRUSTED or not (isinstance(kind, type) and issubclass(kind, Transform)) or kind is Transform:
+        known = isinstance(kind, type) and issubclass(kind, Transform) and kind not in (Transform, FunctionTransform)
+        if module != TRUSTED or kind is None or not known:
             raise FormatDamaged(f"{whose} names the transform {module}:{name}, which is none of {TRUSTED}")
         params = step.get("params", {})
         if not isinstance(params, Mapping):
             raise FormatDamaged(f"the parameters of {name} of {whose} are damaged")
         try:
-            made.append(_made(kind, params, f"{name} of {whose}"))
-        except BadInput as error:
-            raise FormatDamaged(str(error)) from None
+            made.append(kind(**params))
+        except (TypeError, ValueError, BadInput) as error:
+            raise FormatDamaged(f"the transform {name} of {whose} is damaged: {error}") from None
     return made
-
-
-def is_trusted(chain: Sequence[Transform]) -> bool:
-    """Whether `trusted_chain` would make it again."""
-    return all(_reference(step).startswith(f"{TRUSTED}:") for step in chain)
 
 
 def _reference(step: Transform) -> str:
@@ -61,15 +54,6 @@ def _reference(step: Transform) -> str:
     if getattr(loaders.transforms, kind.__name__, None) is kind and kind.__name__ in loaders.transforms.__all__:
         return f"{TRUSTED}:{kind.__name__}"
     return step.name
-
-
-def _made(kind: Any, params: Mapping[str, Any], what: str) -> Transform:
-    try:
-        if isinstance(kind, type):
-            return as_transform(kind(**params))
-        return as_transform(functools.partial(kind, **params) if params else kind)
-    except TypeError as error:
-        raise BadInput(f"the transform {what} cannot be made: {error}") from None
 
 
 def _plain(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class ImageClassification:
     transforms: tuple[Mapping[str, Any], ...] = ()
 
     kind: ClassVar[str] = "image-classification"
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def of(cls, ds: Dataset, config: DataConfig) -> ImageClassification:
@@ -85,16 +86,18 @@ class ImageClassification:
             raise BadInput(f"column {config.labels!r} of {ds.name} names {len(names)} class; a classifier needs two")
         for column in {*config.transforms, *config.validation_transforms} - {config.inputs}:
             raise BadInput(f"data.transforms names the column {column!r}; only {config.inputs!r} is transformed here")
-        training, validation = chains(config)
+        training, validation = chains(config, config.inputs)
         if not validation:
             return cls(config.inputs, config.labels, _stored_shape(ds, images, config.inputs), tuple(names))
         if not is_image(images):
             raise BadInput(f"column {config.inputs!r} of {ds.name} holds {images.type}, and no images")
         tail = _tail(training, validation)
-        training, validation = training[: len(training) - len(tail)], validation[: len(validation) - len(tail)]
-        shape, dtype = _shape_after(ds, config.inputs, training, validation)
-        mean, std = _statistics(tail, shape[2] if dtype == "uint8" and len(shape) == 3 else 1)
-        told = tuple(described(validation))
+        shape, dtype = _shape_after(ds, config.inputs, _without(training, tail), _without(validation, tail))
+        if tail and dtype != "uint8":  # the last steps change floats: they stay in the chain
+            tail = []
+            shape, dtype = _shape_after(ds, config.inputs, training, validation)
+        mean, std = _statistics(tail, shape[2] if len(shape) == 3 else 1)
+        told = tuple(described(_without(validation, tail)))
         return cls(config.inputs, config.labels, shape, tuple(names), dtype, mean, std, told)
 
     @property
@@ -194,8 +197,8 @@ class ImageClassification:
             chain = self._validation_chain(config)
             options = {"transforms": {self.inputs: chain}, "num_workers": config.workers} if chain else {}
             return block_loader(rows, block_rows(row_bytes), world, as_tuple=columns, **options)
-        training, validation = chains(config)
-        chain = training[: len(training) - len(_tail(training, validation))]
+        training, validation = chains(config, self.inputs)
+        chain = _without(training, _tail(training, validation)) if self.dtype == "uint8" else training
         rank, size = place_of(world)
         return DataLoader(
             rows,
@@ -213,8 +216,8 @@ class ImageClassification:
         """From the configuration where that says it (it may name anybody's transforms), else from the description."""
         if not config.transforms and not config.validation_transforms:
             return trusted_chain(list(self.transforms), "this model")
-        training, validation = chains(config)
-        return validation[: len(validation) - len(_tail(training, validation))]
+        training, validation = chains(config, self.inputs)
+        return _without(validation, _tail(training, validation)) if self.dtype == "uint8" else validation
 
     def split_batch(self, batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """(images [b, *shape], int64 [b])."""
@@ -248,9 +251,8 @@ def is_image(field: pa.Field) -> bool:
     return semantic_of(field) == "image" and is_binary(field.type)
 
 
-def chains(config: DataConfig) -> tuple[list[Transform], list[Transform]]:
+def chains(config: DataConfig, column: str) -> tuple[list[Transform], list[Transform]]:
     """(training, validation) transforms of the column of images. Raises BadInput for a random one in validation."""
-    column = config.inputs
     training = chain_of(config.transforms.get(column, ()), column)
     if column not in config.validation_transforms:
         return training, [step for one in training for step in _without_chance(one)]
@@ -271,7 +273,9 @@ def _without_chance(step: Transform) -> list[Transform]:
         return [CenterCrop(step.size)]
     if type(step) is RandomResizedCrop:
         return [Resize(max(step.size), step.antialias), CenterCrop(step.size)]
-    raise BadInput(f"the transform {step.name} is random; say what evaluation does instead with data.validation_transforms")
+    raise BadInput(
+        f"the transform {step.name} is random; say what evaluation does instead with data.validation_transforms"
+    )
 
 
 def _tail(training: Sequence[Transform], validation: Sequence[Transform]) -> list[Transform]:
@@ -282,6 +286,10 @@ def _tail(training: Sequence[Transform], validation: Sequence[Transform]) -> lis
         if len(ends) == 2 and all(type(end) is kind for end in ends) and ends[0].parameters() == ends[1].parameters():
             found.insert(0, ends[0])
     return found
+
+
+def _without(chain: list[Transform], tail: Sequence[Transform]) -> list[Transform]:
+    return chain[: len(chain) - len(tail)]
 
 
 def _statistics(tail: Sequence[Transform], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

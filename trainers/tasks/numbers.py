@@ -50,6 +50,10 @@ class Regression:
     targets: int
 
     kind: ClassVar[str] = "regression"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model.reference": "trainers.models:mlp",
+        "loss.reference": "trainers.losses:mse",
+    }
 
     @classmethod
     def of(cls, ds: Dataset, config: DataConfig) -> Regression:
@@ -69,9 +73,7 @@ class Regression:
 
     def describe(self) -> str:
         """One line for people."""
-        return (
-            f"regression: {self.targets} of column {self.labels!r} from {self.features} of column {self.inputs!r}"
-        )
+        return f"regression: {self.targets} of column {self.labels!r} from {self.features} of column {self.inputs!r}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

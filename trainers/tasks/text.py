@@ -54,6 +54,13 @@ class LanguageModelling:
     bytes_per_token: int | None
 
     kind: ClassVar[str] = "language-modelling"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model.reference": "trainers.models:transformer",
+        "optimizer.name": "adamw",
+        "optimizer.weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "data.global_batch_size": 32,
+    }
 
     @classmethod
     def of(cls, ds: Dataset, config: DataConfig) -> LanguageModelling:
@@ -98,9 +105,9 @@ class LanguageModelling:
     def from_dict(cls, tree: Mapping[str, Any]) -> LanguageModelling:
         """The inverse of `to_dict`. Raises FormatDamaged."""
         try:
-            numbers = [int(tree[name]) for name in ("vocabulary", "length", "stride")]
+            vocabulary, length, stride = (int(tree[name]) for name in ("vocabulary", "length", "stride"))
             per_token = tree["bytes_per_token"]
-            task = cls(str(tree["inputs"]), *numbers, None if per_token is None else int(per_token))
+            task = cls(str(tree["inputs"]), vocabulary, length, stride, None if per_token is None else int(per_token))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatDamaged(f"the task description is damaged: {error!r}") from None
         fits = 1 <= task.vocabulary <= VOCABULARY_MAX and 1 <= task.length <= CONTEXT_MAX and task.stride >= 1
@@ -112,7 +119,9 @@ class LanguageModelling:
         """See Task."""
         field = column_of(ds, self.inputs, "inputs")
         if not is_tokens(field):
-            raise BadInput(f"column {self.inputs!r} of {ds.name} holds {field.type}, and the model takes lists of integers")
+            raise BadInput(
+                f"column {self.inputs!r} of {ds.name} holds {field.type}, and the model takes lists of integers"
+            )
 
     def build(self, config: ModelConfig, seed: int) -> nn.Module:
         """See Task: int64 [b, t] with t <= length -> float [b, t, vocabulary]. The factory is called (vocabulary, length, **params)."""
