@@ -25,6 +25,7 @@
     │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
+    ├── RankLost            another process of a training has ended or does not answer: start all again, and resume
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
 
 A message says the fact in lower case and names the thing and the fix; fields carry what a program needs. Anything
@@ -244,6 +245,10 @@ class MissingExtra(LeptonError):
 
 class LeptonWarning(UserWarning):
     """Something that a caller should know although what was asked for was done. The command line prints it in one line."""
+
+
+class RankLost(LeptonError):
+    """Another rank of a training has ended, or does not answer. The last checkpoint is intact."""
 
 
 class Stopped(LeptonError):

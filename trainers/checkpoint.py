@@ -10,7 +10,8 @@ A checkpoint is a table of files, a commit of its own without parents, under the
     {"format": "lepton.checkpoint", "version": 1, "run", "step", "epoch", "step_in_epoch",
      "config": TrainConfig, "task": Task, "data": {training and validation rows}, "loader": state of the loader,
      "progress": sums of the unfinished epoch, "history": [finished epochs], "tensors": {path: {dtype, shape}},
-     "optimizer_scalars": {name: {state: number}}, "environment": {torch, threads, world size, …}}
+     "optimizer_scalars": {name: {state: number}}, "environment": {torch, threads, world size, …},
+     "provenance", "receipt": trainers.provenance}
 
 The commit is deterministic: the same state gives the same digest, whenever and wherever it is saved. Raw tensors in
 files of their own are what makes unchanged ones free. A file is never unpickled, and a model is never rebuilt from a
@@ -19,7 +20,6 @@ stored module name that the caller did not ask for (`build_stored_model`). Only 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +32,10 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, RefMissing
 from leptonstore.format.framed import canonical_json, parse_json
 from leptonstore.store import Store
-from leptonstore.version import __version__
 from trainers import tensors
 from trainers.config import TrainConfig, first_difference, from_dict, identity
 from trainers.parallel import World
+from trainers.provenance import differences, environment, lineage_of
 from trainers.tasks import Task, task_from_dict
 
 FORMAT = "lepton.checkpoint"
@@ -115,7 +115,7 @@ def save(
         "checkpoint",
         run,
         files(),
-        lineage=_lineage(body),
+        lineage=lineage_of(body),
         message=f"step {body['step']}",
         branch=branch_of(body["step"]),
         metrics=metrics,
@@ -239,27 +239,11 @@ def restore_rng(checkpoint: Checkpoint, rank: int, device: torch.device) -> bool
     return True
 
 
-def environment(world: World) -> dict[str, Any]:
-    """What else decides the last bits of a result: versions, threads, instruction set, ranks."""
-    return {
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": world.device.type,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "world_size": world.size,
-    }
-
-
 def environment_warnings(checkpoint: Checkpoint, world: World) -> list[str]:
     """One line per difference that may change the last bits of a resumed run; the run goes on."""
-    stored, here = checkpoint.manifest["environment"], environment(world)
     return [
-        f"{key} was {stored.get(key)!r} when {checkpoint.branch} was saved and is {here[key]!r} now: "
-        "the data order stays exact, the last bits of the results may differ"
-        for key in sorted(here)
-        if key != "python" and stored.get(key) != here[key]
+        f"{told} now (checkpoint {checkpoint.branch}): the data order stays exact, the last bits of the results may differ"
+        for told in differences(checkpoint.manifest["environment"], environment(world))
     ]
 
 
@@ -303,11 +287,6 @@ def _tensors_of(
     for rank, states in enumerate(rng):
         found += [(f"rng/rank-{rank}/{device}", state) for device, state in states.items()]
     return sorted(found, key=lambda item: item[0]), scalars
-
-
-def _lineage(body: dict[str, Any]) -> dict[str, Any]:
-    keys = ("run", "step", "epoch", "data", "config", "loader", "environment")
-    return {"operation": "train", "code": {"leptonstore": __version__}, **{key: body[key] for key in keys}}
 
 
 def _read_manifest(files: FileTable, whose: str) -> dict[str, Any]:

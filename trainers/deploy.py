@@ -35,6 +35,7 @@ from trainers import checkpoint as checkpoints
 from trainers.checkpoint import Checkpoint
 from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
+from trainers.provenance import last_stretch, source_of
 from trainers.tasks import ImageClassification, task_from_dict
 
 FORMAT = "lepton.bundle"
@@ -194,6 +195,10 @@ def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": _metrics(checkpoint),
         "environment": body["environment"],
         "code": {"leptonstore": __version__},
+        "trained_by": last_stretch(body)["code"],
+        "step": body["step"],
+        "loader": body["loader"],
+        **source_of(body),
     }
 
 

@@ -18,7 +18,8 @@ from trainers.config import DataConfig
 from trainers.evaluation import Evaluation
 from trainers.parallel import World
 from trainers.tasks import Task, task_of
-from trainers.tasks.blocks import blocks_of, place_of
+from trainers.tasks.blocks import blocks_of
+from trainers.wrap import forwards_together
 
 Model = Callable[[Tensor], Tensor]
 # Called with (number of the first row of a block, inputs, outputs, targets, losses of rows or tokens) of every block, in order.
@@ -61,12 +62,12 @@ def evaluate_loader(
             losses = meter.add(outputs, targets)
             if watch is not None:
                 watch(first, inputs, outputs, targets, losses)
-        # Ranks with a block less take part: the forward pass of a sharded model is a collective.
-        for _ in range(steps, _steps_of_first(steps, world)):
-            model(task.example(1, world.device))
-    _, size = place_of(world)
-    copies = world.size // size  # ranks along a tensor dimension have equal sums
-    return meter.result([world.sum_tensor(part) // copies for part in meter.sums()])
+        if isinstance(model, nn.Module) and forwards_together(model):
+            # Ranks with a block less than the first take part: the forward pass of a sharded model is a collective.
+            most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0])
+            for _ in range(steps, most):
+                model(task.example(1, world.device))
+    return meter.result([world.sum_tensor(part) for part in meter.sums()])
 
 
 @contextlib.contextmanager
@@ -80,8 +81,3 @@ def evaluating(model: Model) -> Iterator[None]:
     finally:
         if training and isinstance(model, nn.Module):
             model.train()
-
-
-def _steps_of_first(steps: int, world: World) -> int:
-    """Blocks of rank 0, which has the most."""
-    return steps if world.size == 1 else round(world.sum([float(steps) if world.is_main else 0.0])[0])

@@ -28,13 +28,14 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel
+from trainers import parallel, provenance, wrap
 from trainers.config import ModelConfig, TrainConfig, identity, to_dict
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
 from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.provenance import Provenance
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import build_schedule
 from trainers.step import TrainStep, build_loss
@@ -136,9 +137,9 @@ class Trainer:
         self._loader.warm()  # the arena is decoded while the model is built
         self.model = task.build(_made(config.model), config.seed)
         self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.rank))
-        self._wrapped = parallel.wrap(self.model, world)
-        parallel.settle_buckets(self._wrapped, task.example, world)
+        torch.manual_seed(_rank_seed(config.seed, world.data_rank))
+        self._wrapped = wrap.wrap(self.model, world)
+        wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
         self._rows = len(self._loader.dataset)  # of an epoch: windows, where a text is cut into them
@@ -148,6 +149,7 @@ class Trainer:
         loss = build_loss(config.loss)
         self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
+        self._provenance = Provenance(to_dict(config), world)
         if resume:
             self._restore(checkpoints.load(self.store, self.run))
         elif checkpoints.exists(self.store, self.run):
@@ -167,7 +169,7 @@ class Trainer:
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
-            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.rank))
+            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
         body = saved.manifest
         self.progress = Progress(
             step=body["step"],
@@ -177,10 +179,11 @@ class Trainer:
             history=list(body["history"]),
         )
         self._loader.load_state_dict(body["loader"])
+        self._provenance.resume(body)
         self._saved = (self.progress.step, saved.commit)
 
     def _begin(self, resume: bool) -> None:
-        environment = checkpoints.environment(self._world)
+        environment = provenance.environment(self._world)
         self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
         if resume:
             self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
@@ -264,6 +267,7 @@ class Trainer:
             self._stop_now()
 
     def _evaluate(self) -> Evaluation:
+        wrap.share_buffers(self.model, self._world)
         return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -273,7 +277,9 @@ class Trainer:
         progress = self.progress
         if self._saved[0] == progress.step:
             return
+        wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
+        receipt = self._provenance.receipt(self._loader)
         if self._world.is_main:
             manifest = {
                 "run": self.run,
@@ -287,7 +293,9 @@ class Trainer:
                 "loader": self._loader.state_dict(),
                 "progress": {"loss_sum": progress.loss_sum},
                 "history": progress.history,
-                "environment": checkpoints.environment(self._world),
+                "environment": provenance.environment(self._world),
+                "provenance": self._provenance.to_dict(),
+                "receipt": receipt,
             }
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last

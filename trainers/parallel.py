@@ -3,61 +3,103 @@
 `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK and the rendezvous address; without them there is one rank. What ranks send
 each other is tensors and nothing else: torch's object collectives unpickle what they receive, so they are not used.
 
-Why `settle_buckets`: DDP adds up gradients in buckets. It lays the buckets out by parameter order before the first
-step, and again by the order in which gradients became ready after it. With more than two ranks another layout is another
-order of additions, so a run that resumes at step n (old layout for one step) would differ in its last bits from one
-that never stopped. Two discarded passes before the first real one put every run on the final layout.
+    dimension of the mesh     its ranks                                   names
+    data (one or two)         share out each global batch                 those of loaders.mesh: "data", "dp", "replicate", "shard", …
+    tensor (at most one)      see equal batches, and share out layers     "tensor", "tp"
+
+Without a mesh all ranks are data ranks. How a model is trained on them: trainers.wrap. Where they compute: trainers.devices.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, RankLost
+from loaders.mesh import data_names, place_on
+from trainers import devices
 
-# device type -> backend of torch.distributed
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 # How long a rank waits for the others before it gives up: above the longest checkpoint or evaluation of one rank.
 RANK_TIMEOUT_S = 600
-SETTLE_ROWS = 2  # rows of a discarded pass: batch normalisation needs more than one
+TENSOR_NAMES = ("tensor", "tp")
+# What gloo and the rendezvous say, as plain RuntimeErrors, when the other end of a connection is gone or silent.
+LOST_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "Application timeout",
+    "Socket closed",
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the ranks. Every method is a collective when size > 1: all ranks must call it."""
+    """This process's place among the ranks. Every method is a collective when size > 1: all ranks must call it.
+
+    mesh: None when all ranks are data ranks. A sum counts each share of the data once, whatever the mesh.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     owns_group: bool = False
+    mesh: DeviceMesh | None = None
 
     @property
     def is_main(self) -> bool:
         """Rank 0, the one that writes logs and checkpoints."""
         return self.rank == 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sums over ranks, in float64."""
+    @property
+    def data_rank(self) -> int:
+        """The share of each global batch that this rank takes, of `data_size`."""
+        return self._place[0]
+
+    @property
+    def data_size(self) -> int:
+        """How many shares a global batch has."""
+        return self._place[1]
+
+    @cached_property
+    def _place(self) -> tuple[int, int]:
+        return (self.rank, self.size) if self.mesh is None else place_on(self.mesh)[:2]
+
+    @cached_property
+    def counts(self) -> bool:
+        """Whether this rank speaks for its share: one of the ranks that see the same batches does."""
+        if self.mesh is None:
+            return True
+        names = self.mesh.mesh_dim_names or ()
+        data, coordinate = data_names(names, None), self.mesh.get_coordinate()
+        assert coordinate is not None  # init_device_mesh takes in every rank
+        return all(at == 0 for name, at in zip(names, coordinate, strict=True) if name not in data)
+
+    def sum(self, values: Sequence[float], votes: Sequence[float] = ()) -> list[float]:
+        """Element-wise sums over the shares of the data, in float64; then those of `votes`, over all ranks. Equal on every rank."""
         if self.size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+            return [*values, *votes]
+        mine = values if self.counts else [0.0] * len(values)
+        total = torch.tensor([*mine, *votes], dtype=torch.float64, device=self.device)
         distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
     def sum_tensor(self, values: Tensor) -> Tensor:
-        """The sum over ranks, in the dtype of `values` (any shape, equal on all ranks)."""
+        """The sum over the shares of the data, in the dtype of `values` (any shape, equal on all ranks)."""
         if self.size == 1:
             return values
-        total = values.to(self.device, copy=True)
+        total = values.to(self.device, copy=True) if self.counts else torch.zeros_like(values, device=self.device)
         distributed.all_reduce(total)
         return total.to(values.device)
 
@@ -82,65 +124,83 @@ class World:
             distributed.destroy_process_group()
 
 
-def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """ "auto", "cpu" or "cuda" -> the device of this rank. Raises BadInput when it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("there is no CUDA device that torch can use; train with --device cpu")
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-
-
-def start(device: str = "auto") -> World:
+def start(device: str = "auto", mesh: Mapping[str, int] | None = None, timeout_s: float = RANK_TIMEOUT_S) -> World:
     """Join the ranks that torchrun started (or a group that exists already); alone, a world of one.
 
-    Raises BadInput for a missing device or an environment that is no torchrun one.
+    mesh: sizes by name, in order: {"data": 2, "tensor": 2}.
+    Raises BadInput for a missing device, a mesh that does not fit, or an environment that is no torchrun one.
     """
-    if distributed.is_initialized():
-        here = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        return World(distributed.get_rank(), distributed.get_world_size(), here)
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return World(device=find_device(device))
-    here = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    here = devices.find_device(device, local_rank)
+    owns_group = False
+    if not distributed.is_initialized():
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            _fitting(mesh, 1)
+            return World(device=here)
+        devices.use(here)
+        try:
+            distributed.init_process_group(devices.backend_of(here), timeout=timedelta(seconds=timeout_s))
+        except ValueError as error:
+            raise BadInput(f"cannot join the ranks: {error}; start with torchrun") from None
+        owns_group = True
+    rank, size = distributed.get_rank(), distributed.get_world_size()
     try:
-        distributed.init_process_group(BACKENDS[here.type], timeout=timedelta(seconds=RANK_TIMEOUT_S))
-    except ValueError as error:
-        raise BadInput(f"cannot join the ranks: {error}; start with torchrun") from None
-    return World(distributed.get_rank(), distributed.get_world_size(), here, owns_group=True)
+        return World(rank, size, here, owns_group, _mesh_of(mesh, size, here))
+    except BaseException:
+        if owns_group:
+            distributed.destroy_process_group()
+        raise
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
-    """`start` as a context: the group is left on the way out."""
-    world = start(device)
+def joined(
+    device: str = "auto", mesh: Mapping[str, int] | None = None, timeout_s: float = RANK_TIMEOUT_S
+) -> Iterator[World]:
+    """`start` as a context: the group is left on the way out. Raises RankLost when another rank has ended or is silent."""
+    with naming_lost_ranks():
+        world = start(device, mesh, timeout_s)
+        try:
+            yield world
+        finally:
+            world.close()
+
+
+@contextlib.contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turns what torch raises when another rank has ended or does not answer into RankLost: one line, and the fix."""
     try:
-        yield world
-    finally:
-        world.close()
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if not isinstance(error, distributed.DistError) and not any(word in told for word in LOST_WORDS):
+            raise
+        reason = told.splitlines()[0].rpartition("pair.cc:")[2].partition("] ")[2] or told.splitlines()[0]
+        rank = f"rank {os.environ['RANK']}" if "RANK" in os.environ else "this rank"
+        raise RankLost(
+            f"{rank} ends, because another rank has ended or does not answer ({reason.split('. ')[0]:.200}): see what that one "
+            "said, start all ranks again and go on from the last checkpoint with --resume (torchrun --max-restarts does both)"
+        ) from error
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """DDP when there are several ranks (weights and buffers of rank 0 reach all), else the model itself."""
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+def _mesh_of(sizes: Mapping[str, int] | None, ranks: int, device: torch.device) -> DeviceMesh | None:
+    shape = _fitting(sizes, ranks)
+    return init_device_mesh(device.type, tuple(shape.values()), mesh_dim_names=tuple(shape)) if shape else None
 
 
-def settle_buckets(wrapped: nn.Module, example: Callable[[int, torch.device], Tensor], world: World) -> None:
-    """Two discarded forward and backward passes (see above); weights, buffers, gradients and RNG end as they were.
-
-    example: inputs of made-up data by number of rows (`trainers.tasks.Task.example`).
-    """
-    if world.size == 1:
-        return
-    buffers = [buffer.detach().clone() for buffer in wrapped.buffers()]
-    devices = [world.device] if world.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        for _ in range(2):
-            wrapped(example(SETTLE_ROWS, world.device)).sum().backward()
-    wrapped.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, saved in zip(wrapped.buffers(), buffers, strict=True):
-            buffer.copy_(saved)
+def _fitting(sizes: Mapping[str, int] | None, ranks: int) -> dict[str, int]:
+    """The sizes, or none. Raises BadInput when dimensions are unknown, or not of so many ranks."""
+    if not sizes:
+        return {}
+    told = "parallel.mesh is " + "{" + ", ".join(f"{name!r}: {size}" for name, size in sizes.items()) + "}"
+    others = [name for name in sizes if name not in TENSOR_NAMES]
+    try:
+        data = data_names(others, None)
+    except ValueError as error:
+        raise BadInput(f"{told}: {error}") from None
+    if len(data) != len(others) or not 1 <= len(data) <= 2 or len(sizes) - len(others) > 1:
+        raise BadInput(f"{told}: it takes one or two data dimensions, and at most one of {', '.join(TENSOR_NAMES)}")
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != ranks:
+        raise BadInput(
+            f"{told}, which does not make {ranks} ranks: start as many as it has (torchrun --nproc-per-node)"
+        )
+    return dict(sizes)

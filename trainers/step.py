@@ -1,6 +1,6 @@
 """One optimizer step: forward, backward, agreement of the ranks, update.
 
-weighting   a rank's loss is the sum over its rows x ranks / count of the global batch, so that DDP's mean over ranks
+weighting   a rank's loss is the sum over its rows x data ranks / count of the global batch, so that the mean over data ranks
             is the gradient of the whole batch, whatever the shares are; an empty share takes part with zero weight.
 agreement   ranks decide together, before anything is changed: whether to stop, and whether the loss is finite.
 """
@@ -69,10 +69,10 @@ class TrainStep:
         if count is None:
             count = round(world.sum([self._task.count(targets)])[0])
         loss = self._loss(self._module(inputs), targets)
-        (loss * (world.size / max(1, count))).backward()
+        (loss * (world.data_size / max(1, count))).backward()
         share = float(loss.detach())
         clock.lap("compute")
-        total, stops = world.sum([share, float(stop)])
+        total, stops = world.sum([share], votes=[float(stop)])
         clock.lap("sync")
         mean = total / max(1, count)
         if math.isfinite(mean):

@@ -29,6 +29,7 @@ SUMMARIES = {
     "ls": "List datasets, models and checkpoints.",
     "log": "Show the versions of a dataset, newest first.",
     "show": "Show a version: message, author, schema, and what it changed.",
+    "lineage": "Show where a model, checkpoint or version comes from.",
     "diff": "Show the rows that differ between two versions.",
     "branch": "List branches, make one, or remove it.",
     "tag": "List tags, name a version with one, or take it away.",
@@ -64,6 +65,8 @@ SUMMARIES = {
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
     "predict": "Label new images, or every row of a dataset.",
+    "checkpoint": "List, compare, export, import and remove checkpoints.",
+    "reproduce": "Train a model again, and compare bit for bit.",
     "deploy": "Make a model bundle from a checkpoint.",
     "demo": "Run the whole chain, from raw files to predictions.",
 }

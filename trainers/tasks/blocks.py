@@ -73,15 +73,10 @@ class _Epoch(ByPosition):
         return (number * self.blocks.size + self.blocks.rank) * self.blocks.block + place
 
 
-def place_of(world: World) -> tuple[int, int]:
-    """(rank, size) among the ranks that share data: others along a mesh get the same."""
-    return getattr(world, "data_rank", world.rank), getattr(world, "data_size", world.size)
-
-
 def block_loader(rows: Any, block: int, world: World, **options: Any) -> DataLoader:
     """Every row once, in row order, as whole blocks of this rank. options: of DataLoader."""
-    rank, size = place_of(world)
-    return DataLoader(rows, block, order=RankBlocks(block, rank, size), rank=0, world_size=1, receipts=False, **options)
+    order = RankBlocks(block, world.data_rank, world.data_size)
+    return DataLoader(rows, block, order=order, rank=0, world_size=1, receipts=False, **options)
 
 
 def blocks_of(loader: DataLoader) -> Iterator[int]:

@@ -42,7 +42,7 @@ from trainers.config import DataConfig, ModelConfig
 from trainers.evaluation import ClassMeter
 from trainers.models import CLASSES_MAX, ImageClassifier, Planes, Preprocess, build_model
 from trainers.parallel import World
-from trainers.tasks.blocks import block_loader, block_rows, place_of
+from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.chains import chain_of, described, trusted_chain
 from trainers.tasks.columns import column_of
 
@@ -199,14 +199,13 @@ class ImageClassification:
             return block_loader(rows, block_rows(row_bytes), world, as_tuple=columns, **options)
         training, validation = chains(config, self.inputs)
         chain = _without(training, _tail(training, validation)) if self.dtype == "uint8" else training
-        rank, size = place_of(world)
         return DataLoader(
             rows,
             shuffle=True,
             seed=seed,
             global_batch_size=config.global_batch_size,
-            rank=rank,
-            world_size=size,
+            rank=world.data_rank,
+            world_size=world.data_size,
             as_tuple=columns,
             transforms={self.inputs: chain} if chain else None,
             num_workers=config.workers,

@@ -22,7 +22,7 @@ from trainers.config import DataConfig, ModelConfig
 from trainers.evaluation import NumberMeter
 from trainers.models import build_network
 from trainers.parallel import World
-from trainers.tasks.blocks import block_loader, block_rows, place_of
+from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.columns import column_of
 
 VALUES_MAX = 1 << 24  # numbers of one row, in a stored description
@@ -112,14 +112,13 @@ class Regression:
         columns = (self.inputs, self.labels)
         if not train:
             return block_loader(rows, block_rows(4 * (self.features + self.targets)), world, as_tuple=columns)
-        rank, size = place_of(world)
         return DataLoader(
             rows,
             shuffle=True,
             seed=seed,
             global_batch_size=config.global_batch_size,
-            rank=rank,
-            world_size=size,
+            rank=world.data_rank,
+            world_size=world.data_size,
             as_tuple=columns,
             num_workers=config.workers,
         )

@@ -32,7 +32,7 @@ from trainers.losses import IGNORED
 from trainers.models import build_network
 from trainers.models.transformer import CONTEXT_MAX, VOCABULARY_MAX
 from trainers.parallel import World
-from trainers.tasks.blocks import block_loader, block_rows, place_of
+from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.columns import column_of
 
 SEQUENCE_LENGTH = 128  # tokens of a window, where data.sequence_length is not given
@@ -141,14 +141,13 @@ class LanguageModelling:
             raise BadInput(
                 f"{rows.name} has fewer than {self.length + 1} tokens in {len(rows)} rows: lower data.sequence_length"
             )
-        rank, size = place_of(world)
         return DataLoader(
             windows,
             shuffle=True,
             seed=seed,
             global_batch_size=config.global_batch_size,
-            rank=rank,
-            world_size=size,
+            rank=world.data_rank,
+            world_size=world.data_size,
             num_workers=config.workers,
         )
 
