@@ -424,7 +424,7 @@ class Trainer:
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
-            train_samples=len(self.train_rows),
+            train_samples=self._samples,
             val_samples=len(self.validation_rows),
             checkpoint=self._saved[1],
             finished=finished,
