@@ -211,6 +211,7 @@ class Demo:
         from trainers.tasks import split_dataset
 
         _, held_out = split_dataset(prepared, _data_config(bundle))
+        assert evaluation.confusion is not None  # there are few classes here
         whole = replace(
             first,
             subtitle="From raw files to predictions: what the store holds, and the model that it made.",

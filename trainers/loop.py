@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Stopped
@@ -107,7 +105,8 @@ class Trainer:
         self._sinks = [open_sink(sink) if isinstance(sink, str) else sink for sink in log]
         self._given_world = world
         self._evaluation: Evaluation | None = None
-        self._saved: tuple[Any, str] = ((), "")  # where the run stood at its last checkpoint, and its commit
+        # Where the run stood at its last checkpoint, and its commit ("" while it is being written).
+        self._saved: tuple[Any, str] = ((), "")
         self._trained = 0  # rows, by this process
 
     def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
@@ -123,6 +122,9 @@ class Trainer:
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
             self._clock, self._stored = StepClock(), self.store.new_bytes
+            self._checkpointer = stack.enter_context(
+                checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
+            )
             if resume == "auto":
                 resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
             self._prepare(resume)
@@ -156,7 +158,7 @@ class Trainer:
         self._steps = self._steps_per_epoch * config.epochs
         self._step = TrainStep(self._wrapped, task, self._optimizer, config, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
-        self._provenance = Provenance(to_dict(config), world)
+        self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
             self._restore(self._newest())
         elif checkpoints.exists(self.store, self.run):
@@ -341,21 +343,18 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Publish a checkpoint of the state between two steps. Collective; returns when it is durable."""
+        """Save the state between two steps. Collective; returns when it is durable, or may change (asynchronous)."""
         progress = self.progress
         if self._saved[0] == self._place():
             return
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        ranks = self._gather_rng()
         receipt = self._provenance.receipt(self._loader)
-        commit = ""
+        manifest: dict[str, Any] = {}
         if self._world.is_main:
             manifest = {
                 **progress.to_manifest(),
-                "run": self.run,
                 "config": to_dict(self.config),
-                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "init": self._origin,
@@ -366,14 +365,13 @@ class Trainer:
                 "provenance": self._provenance.to_dict(),
                 "receipt": receipt,
             }
-            metrics, keep = self._metrics_here(), self.config.checkpoint.keep_last
-            commit = checkpoints.save(self.store, self.run, manifest, self.model, self._optimizer, ranks, metrics, keep)
-        self._saved = (self._place(), commit)
-        self._world.barrier()
+        state = checkpoints.state_of(self.model, self._optimizer, self._world.rank, self._world.device)
+        self._settle_save()  # tell of the last one, which this one waits for
+        self._checkpointer.save(progress.step, state, manifest, self._metrics_here())
+        self._saved = (self._place(), "")
+        if not self.config.checkpoint.asynchronous:
+            self._settle_save()
         self._clock.lap("checkpoint")
-        self._reporter.checkpoint(
-            CheckpointEvent(self.run, checkpoints.branch_of(progress.step), progress.step, commit)
-        )
 
     def _place(self) -> tuple[int, int, int]:
         """Where the run stands: between the last step of an epoch and the next epoch there are two places."""
@@ -388,12 +386,17 @@ class Trainer:
             found = {key: value for key, value in progress.evaluations[-1].items() if key != "step"}
         return _finite(found)
 
-    def _gather_rng(self) -> list[dict[str, Tensor]]:
-        mine = checkpoints.rng_state(self._world.device)
-        gathered = {device: self._world.gather_bytes(state) for device, state in mine.items()}
-        return [{device: states[rank] for device, states in gathered.items()} for rank in range(self._world.size)]
+    def _settle_save(self) -> None:
+        """Wait until the last checkpoint is durable, and tell of it. Raises what a save in the background met, on every rank."""
+        saved = self._checkpointer.wait()
+        if saved is None or self._saved[1]:
+            return
+        step, commit = saved
+        self._saved = (self._saved[0], commit)
+        self._reporter.checkpoint(CheckpointEvent(self.run, checkpoints.branch_of(step), step, commit))
 
     def _stop_now(self) -> None:
+        self._settle_save()
         progress = self.progress
         raise Stopped(
             f"stopped after step {progress.step} of {self._steps} (epoch {progress.epoch + 1}); checkpoint "
@@ -401,6 +404,7 @@ class Trainer:
         )
 
     def _result(self, finished: bool) -> TrainResult:
+        self._settle_save()
         self._clock.between()
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
@@ -414,7 +418,7 @@ class Trainer:
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
-            train_samples=len(self.train_rows),
+            train_samples=self._samples,
             val_samples=len(self.validation_rows),
             checkpoint=self._saved[1],
             finished=finished,

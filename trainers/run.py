@@ -24,7 +24,7 @@ from trainers.predict import BRANCH, predict_dataset, predict_images
 from trainers.recipe import default_config
 from trainers.result import EpochEvent, StepEvent
 from trainers.sinks import Sink
-from trainers.tasks import split_dataset
+from trainers.tasks import split_dataset, task_of
 from trainers.usage import cost_of
 
 ALL_ROWS = "all"
@@ -102,7 +102,8 @@ def plan(
         config = with_values(stored, values)
         return config, *split_dataset(ds, config.data)
     train, validation = split_dataset(ds, asked.data)
-    return with_values(default_config(len(train)), values), train, validation
+    suited = with_values(default_config(len(train)), task_of(train, asked.data).defaults)
+    return with_values(suited, values), train, validation
 
 
 def run_evaluate(
