@@ -51,9 +51,9 @@ def reproduce(
       lepton reproduce mnist-1a2b3c4d@3600 --keep again
       torchrun --nproc-per-node 2 --no-python lepton reproduce mnist-ddp
     """
-    from trainers.commands import _is_main, _ready_torch, training_progress
+    from trainers.commands import _is_main, ready_torch, training_progress
 
-    _ready_torch()
+    ready_torch()
     from trainers import parallel
     from trainers.reproduce import read_record, reproduce, require_confirmed, require_reproducible
 

@@ -24,7 +24,6 @@ from trainers.checkpoint.restore import restore
 from trainers.checkpoint.resume import (
     build_stored_model,
     checkpointer_of,
-    environment,
     environment_warnings,
     require_same_run,
     require_trusted,
@@ -51,7 +50,6 @@ __all__ = [
     "build_stored_model",
     "by_age",
     "checkpointer_of",
-    "environment",
     "environment_warnings",
     "exists",
     "load",
