@@ -235,10 +235,6 @@ class Trainer:
         progress.loss_sum += loss * rows
         self._trained += rows
         every, epoch_done = self.config.checkpoint.every_steps, progress.step_in_epoch == self._steps_per_epoch
-        if not epoch_done and (stop or (every is not None and progress.step % every == 0)):
-            self._clock.lap("other")
-            self._save()
-            self._clock.lap("checkpoint")
         took = self._clock.step()
         if self._world.is_main:
             epoch, epochs = progress.epoch + 1, self.config.epochs
@@ -246,6 +242,10 @@ class Trainer:
             event = StepEvent(progress.step, self._steps, epoch, epochs, loss, lr, rows, took)
             for callback in self._on_step:
                 callback(event)
+        if not epoch_done and (stop or (every is not None and progress.step % every == 0)):
+            self._clock.lap("other")
+            self._save()  # after the log, which must have each step that a checkpoint has; the next step bears the time
+            self._clock.lap("checkpoint")
         if stop and not epoch_done:
             self._stop_now()
         self._stopping = stop
@@ -264,13 +264,13 @@ class Trainer:
         progress.history.append(record)
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
         self._loader.set_epoch(progress.epoch)
+        if self._world.is_main:
+            self._log.write("epoch", step=progress.step, **record)
         self._clock.restart()
         self._save()
         self._clock.lap("checkpoint")
         self._clock.step()
         if self._world.is_main:
-            self._log.write("epoch", step=progress.step, **record)
-            self._log.flush()
             for callback in self._on_epoch:
                 callback(EpochEvent(progress.epoch, config.epochs, train_loss, self._evaluation))
         if self._stopping and not last:
@@ -287,6 +287,7 @@ class Trainer:
         progress = self.progress
         if self._saved[0] == progress.step:
             return
+        self._log.flush()  # whoever is killed after this resumes behind what the log says
         wrap.share_buffers(self.model, self._world)
         ranks = self._gather_rng()
         receipt = self._provenance.receipt(self._loader)
