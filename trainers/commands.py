@@ -1,4 +1,4 @@
-"""`lepton train`, `evaluate`, `predict` and `deploy`: arguments in, text or JSON out. The work is in trainers.run.
+"""`lepton train`, `evaluate` and `predict`: arguments in, text or JSON out. The work is in trainers.run.
 
 torch is imported when a command runs, so that `--help` of each is quick. Under torchrun every rank runs the command,
 and rank 0 alone prints.
@@ -86,7 +86,7 @@ def train(
       lepton train mnist --run-name mine --resume
       torchrun --nproc-per-node 2 --max-restarts 3 -m trainers mnist --run-name mine --auto-resume
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_train
 
     values, cache = _values(config_file, settings, options), _cache(folder, cache_size, no_cache)
@@ -137,7 +137,7 @@ def evaluate(
     Example:
       lepton evaluate mnist-cnn mnist --split test
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_evaluate
 
     cache = _cache(folder, cache_size, no_cache)
@@ -180,7 +180,7 @@ def predict(
       lepton predict mnist-cnn seven.png
       lepton predict mnist-cnn --dataset mnist
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_predict_dataset, run_predict_images
 
     if bool(images) == (dataset is not None):
@@ -200,40 +200,8 @@ def predict(
     emit(result, as_json, text)
 
 
-@click.command("deploy")
-@click.argument("run", metavar="RUN")
-@click.argument("name", required=False, metavar="[MODEL]")
-@store_option
-@click.option("--step", type=int, help="The checkpoint of this step (default: the newest).")
-@click.option("--model", "reference", metavar="MODULE:FUNCTION", help="Confirm a model that is not trainers.models'.")
-@click.option("--pt2", metavar="FILE", help="Also write torch.export's archive, for tools without LeptonStore.")
-@json_option
-def deploy(
-    run: str,
-    name: str | None,
-    store: str | None,
-    step: int | None,
-    reference: str | None,
-    pt2: str | None,
-    as_json: bool,
-) -> None:
-    """Make a model bundle from a checkpoint of RUN: program, weights, preprocessing, schema, lineage.
-
-    \b
-    Example:
-      lepton deploy mnist-1a2b3c4d mnist-cnn
-    """
-    _ready_torch()
-    from trainers.run import run_deploy
-
-    with open_store(store) as opened:
-        result = run_deploy(opened, run, name, step=step, reference=reference, pt2=pt2)
-    checkpoint, data = result["checkpoint"], result["data"]["training"]
-    said = f"model {result['model']} is {result['commit'][:12]}: {checkpoint['branch']} of run {checkpoint['run']}"
-    emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
-
-
-def _ready_torch() -> None:
+def ready_torch() -> None:
+    """Raises MissingExtra; else torch may be imported."""
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
     spin_briefly()

@@ -67,7 +67,7 @@ SUMMARIES = {
     "predict": "Label new images, or every row of a dataset.",
     "checkpoint": "List, compare, export, import and remove checkpoints.",
     "reproduce": "Train a model again, and compare bit for bit.",
-    "deploy": "Make a model bundle from a checkpoint.",
+    "deploy": "Make a model bundle from a checkpoint, and serve it.",
     "demo": "Run the whole chain, from raw files to predictions.",
 }
 _EXTRA_OF = {"trainers": "train", "loaders": "train", "leptonstore": "process"}

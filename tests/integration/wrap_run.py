@@ -135,7 +135,9 @@ def gradients(world: World, kind: str, accumulate: int) -> dict[str, Any]:
     found = {}
     for step in (0, 2):
         loss = backward(module, world, step, accumulate)
-        grads = {name: whole(weight.grad).tolist() for name, weight in model.named_parameters() if weight.grad is not None}
+        grads = {
+            name: whole(weight.grad).tolist() for name, weight in model.named_parameters() if weight.grad is not None
+        }
         found[str(step)] = {"loss": loss, "grads": grads}
         module.zero_grad(set_to_none=True)
     return found
@@ -160,7 +162,10 @@ def train(
     for step in range(STEPS):
         if step == stop_at:
             options = StateDictOptions(full_state_dict=False, cpu_offload=True)
-            state, moments = get_model_state_dict(model, options=options), get_optimizer_state_dict(model, optimizer, options=options)
+            state, moments = (
+                get_model_state_dict(model, options=options),
+                get_optimizer_state_dict(model, optimizer, options=options),
+            )
             state = {name: value.clone() for name, value in state.items()}
             generator = torch.get_rng_state()
             del module
