@@ -334,7 +334,9 @@ class Trainer:
 
     def _evaluated(self) -> Evaluation:
         wrap.share_buffers(self.model, self._world)
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        wrap.reshard(self.model)
+        return found
 
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""

@@ -13,9 +13,20 @@ pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_killed_and_resumed_is_bit_for_bit_the_undisturbed_run(kind: str, ranks: int) -> None:
-    command = [sys.executable, "-m", "tests.crash.train_kill", "--kind", kind, "--ranks", str(ranks), "--kills", "10"]
+@pytest.mark.parametrize(("ranks", "more"), [(2, []), (3, ["--asynchronous"])])
+def test_killed_and_resumed_is_bit_for_bit_the_undisturbed_run(kind: str, ranks: int, more: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.crash.train_kill",
+        "--kind",
+        kind,
+        "--ranks",
+        str(ranks),
+        "--kills",
+        "10",
+        *more,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

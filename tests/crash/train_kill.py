@@ -8,8 +8,9 @@ before the n-th call of a function that its main thread makes once the ranks hav
 saves or logs. A moment that is counted does not depend on the machine's speed, and lies in the middle of something. Runs follow each
 other until enough ranks were killed.
 
-Compared with the undisturbed run: every loss of the log, in training and in evaluation, and the commit of the last checkpoint, which binds weights, buffers, moments,
-generators, history, the data's order and the receipt. Prints one JSON line. Exits with 1 when anything differs.
+Compared with the undisturbed run: every loss of the log, in training and in evaluation, and the commit of the last checkpoint, which
+binds weights, buffers, moments, generators, history, the data's order and the receipt. Prints one JSON line. Exits with 1 when anything
+differs.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ class Network(nn.Module):
         return logits
 
 
-def config_of(kind: str) -> TrainConfig:
+def config_of(kind: str, asynchronous: bool) -> TrainConfig:
     """Saves every second step, and keeps few checkpoints."""
     return quick_config(
         epochs=EPOCHS,
+        checkpoint__asynchronous=asynchronous,
         parallel__kind=kind,
         checkpoint__every_steps=CHECKPOINT_STEPS,
         model__reference="tests.crash.train_kill:network",
@@ -89,6 +91,7 @@ class Start(NamedTuple):
     place: Path
     number: int
     kind: str
+    asynchronous: bool
     ranks: int
     victim: int = -1
     call: int = 0
@@ -117,7 +120,7 @@ def train(start: Start, rank: int) -> None:
     with parallel.naming_lost_ranks(), Store.open(place / "store", place / "cache") as store:
         rendezvous = f"file://{place}/rendezvous-{start.number}"
         distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=start.ranks)
-        config = config_of(start.kind)
+        config = config_of(start.kind, start.asynchronous)
         trainer = Trainer(
             config,
             store,
@@ -205,13 +208,14 @@ def outcome(place: Path) -> dict[str, Any]:
     return told
 
 
-def whole_run(place: Path, kind: str, ranks: int) -> tuple[dict[str, Any], list[int]]:
+def whole_run(start: Start) -> tuple[dict[str, Any], list[int]]:
     """The outcome of the undisturbed run, and how many calls each rank made."""
+    place = start.place
     prepare(place)
-    ends = run_ranks(Start(place, 0, kind, ranks))
-    if ends != [0] * ranks:
+    ends = run_ranks(start)
+    if ends != [0] * start.ranks:
         raise AssertionError(f"the undisturbed run ended with {ends}: {errors_of(place)}")
-    return outcome(place), [int((place / f"calls-{rank}").read_text()) for rank in range(ranks)]
+    return outcome(place), [int((place / f"calls-{rank}").read_text()) for rank in range(start.ranks)]
 
 
 def errors_of(place: Path) -> str:
@@ -220,23 +224,24 @@ def errors_of(place: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def killed_run(place: Path, kind: str, ranks: int, kills: int, rng: random.Random, calls: list[int]) -> dict[str, Any]:
+def killed_run(first: Start, kills: int, rng: random.Random, calls: list[int]) -> dict[str, Any]:
     """One run, killed so often at most; what it came to, and what happened."""
-    prepare(place)
+    ranks = first.ranks
+    prepare(first.place)
     found: dict[str, Any] = {"kills": 0, "ended_by_themselves": 0, "had_to_be_ended": 0, "wrong": []}
     for number in range(4 * kills + 1):
         victim = rng.randrange(ranks) if found["kills"] < kills else -1
         # About ten starts make a run, some of which get nowhere.
         call = rng.randint(1, max(2, calls[victim] // 3))
-        ends = run_ranks(Start(place, number, kind, ranks, victim, call))
+        ends = run_ranks(first._replace(number=number, victim=victim, call=call))
         if ends == [0] * ranks:
-            return {**found, **outcome(place)}
+            return {**found, **outcome(first.place)}
         others = [end for rank, end in enumerate(ends) if rank != victim]
         found["kills"] += victim >= 0 and ends[victim] == -signal.SIGKILL
         found["ended_by_themselves"] += sum(end in (0, LOST) for end in others)
         found["had_to_be_ended"] += others.count(None)
         if ends[victim] != -signal.SIGKILL or any(end not in (0, LOST, None) for end in others):
-            found["wrong"].append(f"start {number}: victim {victim}, ends {ends}: {errors_of(place)}")
+            found["wrong"].append(f"start {number}: victim {victim}, ends {ends}: {errors_of(first.place)}")
             return found
     found["wrong"].append("the run did not end")
     return found
@@ -251,16 +256,24 @@ def differences(found: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     return told + (["the last checkpoints differ"] if found["commit"] != whole["commit"] else [])
 
 
-def run(kind: str, ranks: int, kills: int, seed: int, place: Path) -> dict[str, Any]:
+def run(kind: str, asynchronous: bool, ranks: int, kills: int, seed: int, place: Path) -> dict[str, Any]:
     """Runs until `kills` ranks were killed; each must come to what the undisturbed run came to."""
     begin = time.perf_counter()
     rng = random.Random(f"{kind} {ranks} {seed}")
-    whole, calls = whole_run(place / "whole", kind, ranks)
-    told: dict[str, Any] = {"kind": kind, "ranks": ranks, "seed": seed, "runs": 0, "steps": len(whole["steps"])}
+    first = Start(place / "whole", 0, kind, asynchronous, ranks)
+    whole, calls = whole_run(first)
+    told: dict[str, Any] = {
+        "kind": kind,
+        "asynchronous": asynchronous,
+        "ranks": ranks,
+        "seed": seed,
+        "runs": 0,
+        "steps": len(whole["steps"]),
+    }
     told |= {"kills": 0, "ended_by_themselves": 0, "had_to_be_ended": 0}
     wrong: list[str] = []
     while told["kills"] < kills and not wrong:
-        found = killed_run(place / f"run-{told['runs']}", kind, ranks, kills - told["kills"], rng, calls)
+        found = killed_run(first._replace(place=place / f"run-{told['runs']}"), kills - told["kills"], rng, calls)
         wrong = found["wrong"] or differences(found, whole)
         for key in ("kills", "ended_by_themselves", "had_to_be_ended"):
             told[key] += found[key]
@@ -272,12 +285,15 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.train_kill", description=__doc__)
     parser.add_argument("--kind", choices=["ddp", "fsdp2"], default="ddp")
+    parser.add_argument("--asynchronous", action="store_true", help="save in the background")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lepton-train-kill-") as folder:
-        result = run(arguments.kind, arguments.ranks, arguments.kills, arguments.seed, Path(folder))
+        result = run(
+            *(getattr(arguments, name) for name in ("kind", "asynchronous", "ranks", "kills", "seed")), Path(folder)
+        )
     print(json.dumps(result))
     sys.exit(bool(result["wrong"]))
 
