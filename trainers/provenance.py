@@ -8,7 +8,8 @@ In the manifest of a checkpoint:
 
 A stretch is what was computed by the same code in the same environment: a run that was resumed where it had been adds none, so its
 checkpoints are, digest for digest, those of a run that never stopped. The receipt joins those of all processes of the run; its marks
-are left out, which depend on where it was interrupted (a difference is then found to the epoch).
+are left out, which depend on where it was interrupted (a difference is then found to the epoch). The manifest stands in the lineage of
+the checkpoint's commit; a model's lineage repeats `source_of` it.
 
 Time, host, author and metrics stand beside the commit, in its log entry: they would make equal trainings different commits.
 """
@@ -131,7 +132,7 @@ def last_stretch(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the provenance a model's lineage repeats, so that it outlives the checkpoint."""
+    """What of this a model's lineage repeats, so that it outlives the checkpoint: the provenance, and the head of the receipt."""
     told, receipt = manifest.get("provenance"), manifest.get("receipt")
     return {
         **({"provenance": told} if told else {}),

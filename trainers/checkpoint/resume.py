@@ -4,7 +4,8 @@
                 "rng": {"rank-<r>": {"cpu": uint8, "cuda": uint8}}}
     manifest   {"run", "step", "epoch", "step_in_epoch", "config": TrainConfig, "task": Task, "data": {training and validation rows},
                 "loader": state of the loader, "progress": sums of the unfinished epoch, "history": [finished epochs],
-                "environment": {torch, threads, world size, …}, "scalars": what of the state is no tensor, by path}
+                "environment": {torch, threads, world size, …}, "provenance", "receipt": trainers.provenance,
+                "scalars": what of the state is no tensor, by path}
 
 A model is never rebuilt from a stored module name that the caller did not ask for (`build_stored_model`).
 """
@@ -148,7 +149,7 @@ def restore_rng(checkpoint: Checkpoint, rank: int, device: torch.device) -> bool
 def environment_warnings(checkpoint: Checkpoint, world: World) -> list[str]:
     """One line per difference that may change the last bits of a resumed run; the run goes on."""
     return [
-        f"{told} now (checkpoint {checkpoint.branch}): the data order stays exact, the last bits of the results may differ"
+        f"{told} now ({checkpoint.branch}): the data order stays exact, the last bits of the results may differ"
         for told in differences(checkpoint.manifest["environment"], environment(world))
     ]
 
