@@ -265,13 +265,13 @@ class Trainer:
             progress.count += outcome.counted
         self._trained += rows
         stop, every = outcome.stop, config.checkpoint.every_steps
+        due = stop
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
-            if self._stopped_early or (every is not None and progress.step % every == 0):
-                self._save()
-        if stop:
-            self._save()
+            due = stop or self._stopped_early or (every is not None and progress.step % every == 0)
         self._reporter.step(self._step_event(outcome, rows))
+        if due:  # after the log, which has each step that a checkpoint has; the next step bears the time
+            self._save()
         if stop:
             self._stop_now()
 
@@ -299,10 +299,10 @@ class Trainer:
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
-        self._save()
         evaluation = self._evaluation if metrics else None
         event = EpochEvent(progress.epoch, config.epochs, record["train_loss"], evaluation)
         self._reporter.epoch(event, record, self._clock.between())
+        self._save()
         if stop and progress.epoch < config.epochs:
             self._stop_now()
 
@@ -330,7 +330,9 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        wrap.reshard(self.model)
+        return found
 
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
@@ -348,6 +350,7 @@ class Trainer:
         if self._saved[0] == self._place():
             return
         self._clock.lap("other")
+        self._reporter.flush()  # whoever resumes from this checkpoint finds every step up to it in the log
         wrap.share_buffers(self.model, self._world)
         receipt = self._provenance.receipt(self._loader)
         manifest: dict[str, Any] = {}
