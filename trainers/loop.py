@@ -35,6 +35,7 @@ from trainers.evaluation import Evaluation
 from trainers.metrics import MetricLog, StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.pretrained import prepare_weights
 from trainers.provenance import Provenance
 from trainers.result import EpochEvent, StepEvent, TrainResult
 from trainers.schedule import build_schedule
@@ -136,6 +137,8 @@ class Trainer:
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
         self.model = task.build(_made(config.model), config.seed)
+        initialised = prepare_weights(self.model, config.model, self.store, fresh=not resume)
+        self._init = initialised.to_dict() if initialised else None
         self.model.to(world.device).train()
         torch.manual_seed(_rank_seed(config.seed, world.data_rank))
         self._wrapped = wrap.wrap(self.model, world)
@@ -168,6 +171,7 @@ class Trainer:
         checkpoints.restore_model(saved, self.model)
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
+        self._init = saved.manifest.get("init")
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
             torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
         body = saved.manifest
@@ -184,7 +188,8 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         environment = provenance.environment(self._world)
-        self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
+        told = {"config": to_dict(self.config), "task": self.task.describe(), "data": self.data, "init": self._init}
+        self._log.write("config", run=self.run, **told, environment=environment)
         if resume:
             self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
         else:
@@ -296,6 +301,7 @@ class Trainer:
                 "environment": provenance.environment(self._world),
                 "provenance": self._provenance.to_dict(),
                 "receipt": receipt,
+                **({"init": self._init} if self._init else {}),
             }
             metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
             keep = self.config.checkpoint.keep_last
