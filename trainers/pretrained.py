@@ -34,7 +34,7 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Initialised:
-    """Where weights came from: source ("checkpoint/run@step-000000012" or "model/name") and its commit; names that were taken, and drawn."""
+    """Where weights came from: source ("checkpoint/run@step-000000012" or "model/name"), its commit, names of what was taken and drawn."""
 
     source: str
     commit: str
