@@ -140,7 +140,7 @@ class Demo:
         return Store.open(place) if (place / DOCUMENT).exists() else Store.create(place)
 
     def _train(self, store: Store, prepared: Dataset, epochs: int | None, seed: int) -> dict[str, Any]:
-        from trainers.commands import training_progress
+        from trainers.commands_progress import training_progress
         from trainers.run import run_train
 
         values: dict[str, Any] = {"seed": seed, **({"epochs": epochs} if epochs else {})}

@@ -153,13 +153,12 @@ def history(ds: Dataset) -> list[Version]:
 def _check(evaluation: EvaluationSection) -> None:
     classes = len(evaluation.class_names)
     if evaluation.confusion is None:
-        if np.shape(evaluation.counts) != (2, classes):
-            raise BadInput(
-                f"the counts of {classes} classes have shape {np.shape(evaluation.counts)}, not (2, {classes})"
-            )
-    elif np.shape(evaluation.confusion) != (classes, classes):
+        shape = None if evaluation.counts is None else evaluation.counts.shape
+        if shape != (2, classes):
+            raise BadInput(f"the counts of {classes} classes have shape {shape}, not (2, {classes})")
+    elif evaluation.confusion.shape != (classes, classes):
         raise BadInput(
-            f"the confusion matrix has shape {np.shape(evaluation.confusion)}, but there are {classes} class names; "
+            f"the confusion matrix has shape {evaluation.confusion.shape}, but there are {classes} class names; "
             "pass one row and one column per name"
         )
 

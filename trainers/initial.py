@@ -1,4 +1,4 @@
-"""Fine-tuning: weights that come from a model or checkpoint of the store (model.init), and weights that stay as they are (model.freeze).
+"""Where weights come from before the first step (model.init), and which of them are not trained (model.freeze): fine-tuning.
 
 Weights are matched by name and shape. What the earlier model does not have, or has in another shape (the head, for other classes), is
 drawn anew as the seed says, and told; a frozen weight must have come from somewhere, or it would be noise for ever. Frozen weights are the
