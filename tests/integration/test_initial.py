@@ -17,9 +17,9 @@ from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers.config import ModelConfig, TrainConfig, with_values
 from trainers.deploy import deploy
+from trainers.initial import freeze, frozen_names, initialise, prepare_weights
 from trainers.loop import Trainer
 from trainers.models import resnet
-from trainers.initial import freeze, frozen_names, initialise, prepare_weights
 
 RESNET: dict[str, Any] = {"reference": "trainers.models:resnet", "params": {"width": 8, "stages": 2}}
 BACKBONE = ("network.stem", "network.blocks", "network.norm")
