@@ -91,7 +91,7 @@ class RuleBroken(BadInput):
 
 
 class LossNotFinite(BadInput):
-    """The loss of a training step, or a gradient, is not finite; nothing was changed by it. `step` (1-based), and `rows`, those of its batch."""
+    """The loss of a training step, or a gradient, is not finite; it changed nothing. `step` (1-based), and `rows` of its batch."""
 
     def __init__(self, message: str, step: int, rows: list[int]) -> None:
         super().__init__(message)

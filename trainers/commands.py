@@ -1,4 +1,4 @@
-"""`lepton train`, `evaluate`, `predict` and `deploy`: arguments in, text or JSON out. The work is in trainers.run.
+"""`lepton train`, `evaluate` and `predict`: arguments in, text or JSON out. The work is in trainers.run.
 
 torch is imported when a command runs, so that `--help` of each is quick. Under torchrun every rank runs the command,
 and rank 0 alone prints.
@@ -50,6 +50,7 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
     "--run-name", "--run", "run", metavar="NAME", help="Name of the run (default: from data and configuration)."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
+@click.option("--auto-resume", is_flag=True, help="As --resume if the run has a checkpoint, else start it.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
@@ -64,6 +65,7 @@ def train(
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
+    auto_resume: bool,
     max_steps: int | None,
     metrics: str | None,
     folder: Path | None,
@@ -74,16 +76,17 @@ def train(
 ) -> None:
     """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened.
+    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened. Ranks that torchrun
+    starts again (--max-restarts) go on from the newest checkpoint by themselves.
 
     \b
     Example:
       lepton train mnist --epochs 5
       lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
-      torchrun --nproc-per-node 2 -m trainers mnist
+      torchrun --nproc-per-node 2 --max-restarts 3 -m trainers mnist --run-name mine --auto-resume
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_train
 
     values, cache = _values(config_file, settings, options), _cache(folder, cache_size, no_cache)
@@ -98,7 +101,7 @@ def train(
             values,
             cache=cache,
             run=run,
-            resume=resume,
+            resume=resume or ("auto" if auto_resume or _restarted() else False),
             max_steps=max_steps,
             metrics=metrics,
             on_step=on_step,
@@ -134,7 +137,7 @@ def evaluate(
     Example:
       lepton evaluate mnist-cnn mnist --split test
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_evaluate
 
     cache = _cache(folder, cache_size, no_cache)
@@ -177,7 +180,7 @@ def predict(
       lepton predict mnist-cnn seven.png
       lepton predict mnist-cnn --dataset mnist
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_predict_dataset, run_predict_images
 
     if bool(images) == (dataset is not None):
@@ -197,40 +200,8 @@ def predict(
     emit(result, as_json, text)
 
 
-@click.command("deploy")
-@click.argument("run", metavar="RUN")
-@click.argument("name", required=False, metavar="[MODEL]")
-@store_option
-@click.option("--step", type=int, help="The checkpoint of this step (default: the newest).")
-@click.option("--model", "reference", metavar="MODULE:FUNCTION", help="Confirm a model that is not trainers.models'.")
-@click.option("--pt2", metavar="FILE", help="Also write torch.export's archive, for tools without LeptonStore.")
-@json_option
-def deploy(
-    run: str,
-    name: str | None,
-    store: str | None,
-    step: int | None,
-    reference: str | None,
-    pt2: str | None,
-    as_json: bool,
-) -> None:
-    """Make a model bundle from a checkpoint of RUN: program, weights, preprocessing, schema, lineage.
-
-    \b
-    Example:
-      lepton deploy mnist-1a2b3c4d mnist-cnn
-    """
-    _ready_torch()
-    from trainers.run import run_deploy
-
-    with open_store(store) as opened:
-        result = run_deploy(opened, run, name, step=step, reference=reference, pt2=pt2)
-    checkpoint, data = result["checkpoint"], result["data"]["training"]
-    said = f"model {result['model']} is {result['commit'][:12]}: {checkpoint['branch']} of run {checkpoint['run']}"
-    emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
-
-
-def _ready_torch() -> None:
+def ready_torch() -> None:
+    """Raises MissingExtra; else torch may be imported."""
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
     spin_briefly()
@@ -266,6 +237,11 @@ def _values(config_file: str | None, settings: tuple[str, ...], options: dict[st
         except ValueError:
             values[key] = text
     return values
+
+
+def _restarted() -> bool:
+    """Whether torchrun has started these ranks again after one of them ended."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _is_main() -> bool:

@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -96,18 +96,20 @@ class Trainer:
         self._saved: tuple[Any, str] = ((), "")  # where the run stood at its last checkpoint, and its commit
         self._trained = 0  # rows, by this process
 
-    def fit(self, resume: bool = False, max_steps: int | None = None) -> TrainResult:
+    def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
-        max_steps: save and return once this many steps of the run are done.
+        resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
         Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
         BadInput (a checkpoint of another training; out of memory; torch.compile failed), LossNotFinite, RankLost.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
             stack.enter_context(self.stop.listening())
-            self._world = self._given_world or stack.enter_context(parallel.joined(self.config.device))
+            self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
+            if resume == "auto":
+                resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
             self._prepare(resume)
             log_path = self._metrics if self._world.is_main else None
             self._log = MetricLog(log_path, append=resume)
@@ -143,11 +145,20 @@ class Trainer:
         self._factor = build_schedule(config.schedule, self._steps)
         self._provenance = Provenance(to_dict(config), world)
         if resume:
-            self._restore(checkpoints.load(self.store, self.run))
+            self._restore(self._newest())
         elif checkpoints.exists(self.store, self.run):
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
             checkpoints.require_same_run(earlier, config, task, self.data)
+
+    def _join(self) -> contextlib.AbstractContextManager[World]:
+        return parallel.joined(self.config.device, self.config.parallel.mesh)
+
+    def _newest(self) -> checkpoints.Checkpoint:
+        """The newest checkpoint that rank 0 sees, on every rank."""
+        found = checkpoints.load(self.store, self.run)
+        step = self._world.agreed(found.manifest["step"])
+        return found if found.manifest["step"] == step else checkpoints.load(self.store, self.run, step)
 
     def _release(self) -> None:
         """Let go of DDP, which holds on to the process group, before the group is left."""

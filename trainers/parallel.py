@@ -106,6 +106,10 @@ class World:
 
         return added
 
+    def agreed(self, value: int) -> int:
+        """That of rank 0, on every rank."""
+        return int(self.sum([], votes=[value if self.is_main else 0])[0])
+
     def sum_tensor(self, values: Tensor) -> Tensor:
         """The sum over the shares of the data, in the dtype of `values` (any shape, equal on all ranks)."""
         if self.size == 1:

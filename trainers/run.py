@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
@@ -47,7 +47,7 @@ def run_train(
     *,
     cache: Cache | None = None,
     run: str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     max_steps: int | None = None,
     metrics: str | Path | None = None,
     on_step: Iterable[Callable[[StepEvent], None]] = (),
@@ -57,12 +57,13 @@ def run_train(
 
     values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
     a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
-    not be given again.
+    not be given again. resume: "auto" starts when there is no checkpoint of the run yet.
     Raises what `Trainer.fit` raises.
     """
     ds = open_dataset(store, dataset, cache)
-    config, train, validation = plan(store, ds, values or {}, run if resume else None)
-    with parallel.joined(config.device) as world:
+    goes_on = run is not None and checkpoints.exists(store, run) if resume == "auto" else resume
+    config, train, validation = plan(store, ds, values or {}, run if goes_on else None)
+    with parallel.joined(config.device, config.parallel.mesh) as world:
         trainer = Trainer(
             config,
             store,
