@@ -242,22 +242,19 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
+        took = self._clock.step()
+        if self._world.is_main:
+            self._tell_step(outcome, rows, took)
+        self._clock.lap("other")
         stop, every = outcome.stop, config.checkpoint.every_steps
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
             if self._stopped_early or (every is not None and progress.step % every == 0):
-                self._clock.lap("other")
                 self._save()
-                self._clock.lap("checkpoint")
         if stop:
-            self._clock.lap("other")
             self._save()
-            self._clock.lap("checkpoint")
-        took = self._clock.step()
-        if self._world.is_main:
-            self._tell_step(outcome, rows, took)
-        if stop:
             self._stop_now()
+        self._clock.lap("checkpoint")
 
     def _tell_step(self, outcome: StepOutcome, rows: int, took: StepTime) -> None:
         progress = self.progress
