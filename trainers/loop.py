@@ -6,7 +6,8 @@ What must hold, and where:
                 the CPU: the same bits). State is saved between steps, never inside one; `_save` and `_restore` mirror
                 each other. A run that is asked to stop saves at once, and evaluates what is due when it goes on.
     a step      trainers.step: weighting, agreement of the ranks, steps that are left out.
-    reporting   rank 0 alone logs, saves and calls callbacks. Nothing here prints.
+    reporting   rank 0 alone logs, saves and calls callbacks, all through its Reporter. Nothing here prints.
+    time        all of it is booked on a phase (trainers.clock): what follows a lap is told by the next one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Stopped
@@ -26,21 +25,25 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import failures, parallel, provenance, setup, wrap
+from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
 from trainers.early_stop import EarlyStop
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
 from trainers.failures import BadStep
-from trainers.metrics import MetricLog, StepClock, StepTime
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
+from trainers.profiling import Profile
 from trainers.progress import EVALUATIONS_MAX, Progress
 from trainers.provenance import Provenance
+from trainers.reporting import Reporter
 from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent, TrainResult
 from trainers.schedule import build_schedule
+from trainers.sinks import Sink, open_sink
 from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
+from trainers.usage import usage_of
 
 
 class Trainer:
@@ -50,7 +53,9 @@ class Trainer:
     store:      where checkpoints go.
     dataset:    the training rows when `validation` is given; else a dataset to be split by `config.data`.
     run:        name of the run; by default it follows from the dataset and the configuration.
-    metrics:    path of a JSONL log (trainers.metrics), or None.
+    metrics:    path of the JSONL log (trainers.metrics); None: its default place.
+    log:        where curves go too: sinks, or "tensorboard:DIR" and the like (trainers.sinks).
+    profile:    a directory: profile some steps and write there what took their time (trainers.profiling).
     on_step, on_epoch, on_evaluate, on_checkpoint: functions that are called on rank 0 after each of these, with what is said in
                 trainers.result. They may raise; that ends the run. `stop.request()` ends it after the next step.
     world:      the ranks, if the caller has joined them already; else `fit` joins and leaves.
@@ -67,6 +72,8 @@ class Trainer:
         *,
         run: str | None = None,
         metrics: str | Path | None = None,
+        log: Iterable[str | Sink] = (),
+        profile: str | Path | None = None,
         on_step: Iterable[Callable[[StepEvent], None]] = (),
         on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
         on_evaluate: Iterable[Callable[[EvaluateEvent], None]] = (),
@@ -87,13 +94,19 @@ class Trainer:
         self.stop = StopRequest()
         self.progress = Progress()
         self.warnings: list[str] = []
-        self._on_step, self._on_epoch = tuple(on_step), tuple(on_epoch)
-        self._on_evaluate, self._on_checkpoint = tuple(on_evaluate), tuple(on_checkpoint)
+        self._told = {
+            "on_step": tuple(on_step),
+            "on_epoch": tuple(on_epoch),
+            "on_evaluate": tuple(on_evaluate),
+            "on_checkpoint": tuple(on_checkpoint),
+        }
         self._early_stop = EarlyStop(config.early_stop) if config.early_stop else None
-        self._metrics = metrics
+        self._metrics, self._profile = metrics, profile
+        self._sinks = [open_sink(sink) if isinstance(sink, str) else sink for sink in log]
         self._given_world = world
         self._evaluation: Evaluation | None = None
-        self._saved: tuple[Any, str] = ((), "")  # where the run stood at its last checkpoint, and its commit
+        # Where the run stood at its last checkpoint, and its commit ("" while it is being written).
+        self._saved: tuple[Any, str] = ((), "")
         self._trained = 0  # rows, by this process
 
     def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
@@ -108,12 +121,14 @@ class Trainer:
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
+            self._clock, self._stored = StepClock(), self.store.new_bytes
+            self._checkpointer = stack.enter_context(
+                checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
+            )
             if resume == "auto":
                 resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
             self._prepare(resume)
-            log_path = self._metrics if self._world.is_main else None
-            self._log = MetricLog(log_path, append=resume)
-            stack.callback(self._log.close)
+            self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
             while self.progress.epoch < self.config.epochs and not self._stopped_early:
                 if not self._train_epoch(max_steps):
@@ -122,6 +137,7 @@ class Trainer:
                     self._end_epoch()
             if self._evaluation is None:  # resumed after the last step
                 self._evaluation = self._evaluated()
+                self._clock.lap("evaluation")
             return self._result(finished=True)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -140,10 +156,9 @@ class Trainer:
         self._samples: int = len(self._loader.dataset)  # rows, or windows of them
         self._steps_per_epoch = -(-self._samples // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
-        self._clock = StepClock()
         self._step = TrainStep(self._wrapped, task, self._optimizer, config, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
-        self._provenance = Provenance(to_dict(config), world)
+        self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
             self._restore(self._newest())
         elif checkpoints.exists(self.store, self.run):
@@ -184,20 +199,28 @@ class Trainer:
         self._provenance.resume(body)
         self._saved = (self._place(), saved.commit)
 
+    def _open_reporter(self, append: bool) -> Reporter:
+        """On rank 0; what the others have says nothing."""
+        if not self._world.is_main:
+            return Reporter()
+        profile = None if self._profile is None else Profile(self._profile, self._world.device.type)
+        options = {**self._told, "profile": profile}
+        return Reporter.of_run(self.store, self.run, metrics=self._metrics, sinks=self._sinks, append=append, **options)
+
     def _begin(self, resume: bool) -> None:
-        environment = provenance.environment(self._world)
-        self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
+        progress, resumed = self.progress, None
         if resume:
-            self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
+            resumed = {"step": progress.step, "epoch": progress.epoch, "warnings": self.warnings}
         else:
             self._loader.set_epoch(0)
+        self._reporter.begin(self.run, to_dict(self.config), self.data, provenance.environment(self._world), resumed)
+        self._clock.lap("setup")
 
     # -- training ----------------------------------------------------------------------------------------------
 
     def _train_epoch(self, max_steps: int | None) -> bool:
         """The remaining steps of the epoch. False when `max_steps` was reached before its end."""
         progress, clock, steps = self.progress, self._clock, self._steps_per_epoch
-        clock.restart()
         if progress.step_in_epoch < steps:
             self._evaluate_if_due()  # of a run that was stopped before it could
             batches = iter(self._loader)
@@ -230,8 +253,7 @@ class Trainer:
         why = progress.leave_out(outcome.loss, rows)
         if why:
             raise bad.error(progress.step + 1, f"; {why}")
-        if self._world.is_main:
-            self._log.write("skipped", **progress.skipped[-1])
+        self._reporter.skipped(progress.skipped[-1])
 
     def _after_step(self, outcome: StepOutcome, rows: int) -> None:
         """Count, evaluate, save, log and call back; raises Stopped when a rank was asked to stop."""
@@ -242,10 +264,7 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
-        took = self._clock.step()
-        if self._world.is_main:
-            self._tell_step(outcome, rows, took)
-        self._clock.lap("other")
+        self._reporter.step(self._step_event(outcome, rows))
         stop, every = outcome.stop, config.checkpoint.every_steps
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
@@ -254,29 +273,20 @@ class Trainer:
         if stop:
             self._save()
             self._stop_now()
-        self._clock.lap("checkpoint")
 
-    def _tell_step(self, outcome: StepOutcome, rows: int, took: StepTime) -> None:
-        progress = self.progress
-        loss = outcome.loss if math.isfinite(outcome.loss) else None
-        norm = {} if outcome.norm is None or not math.isfinite(outcome.norm) else {"grad_norm": outcome.norm}
-        epoch, lr = progress.epoch + 1, self._step.lr
-        self._log.write("step", step=progress.step, epoch=epoch, loss=loss, lr=lr, rows=rows, **norm, **took.seconds())
-        if self._on_step:
-            event = StepEvent(
-                progress.step,
-                self._steps,
-                epoch,
-                self.config.epochs,
-                outcome.loss,
-                lr,
-                rows,
-                took,
-                outcome.taken,
-                outcome.norm,
-            )
-            for callback in self._on_step:
-                callback(event)
+    def _step_event(self, outcome: StepOutcome, rows: int) -> StepEvent:
+        return StepEvent(
+            self.progress.step,
+            self._steps,
+            self.progress.epoch + 1,
+            self.config.epochs,
+            outcome.loss,
+            self._step.lr,
+            rows,
+            self._clock.step(),
+            outcome.taken,
+            outcome.norm,
+        )
 
     def _end_epoch(self) -> None:
         """Evaluate, record, save; then stop if that was asked for meanwhile."""
@@ -288,19 +298,10 @@ class Trainer:
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
-        self._clock.restart()
         self._save()
-        self._clock.lap("checkpoint")
-        self._clock.step()
-        if self._world.is_main:
-            self._log.write("epoch", step=progress.step, **record)
-            self._log.flush()
-            for callback in self._on_epoch:
-                callback(
-                    EpochEvent(
-                        progress.epoch, config.epochs, record["train_loss"], self._evaluation if metrics else None
-                    )
-                )
+        evaluation = self._evaluation if metrics else None
+        event = EpochEvent(progress.epoch, config.epochs, record["train_loss"], evaluation)
+        self._reporter.epoch(event, record, self._clock.between())
         if stop and progress.epoch < config.epochs:
             self._stop_now()
 
@@ -316,20 +317,17 @@ class Trainer:
         if not due or progress.evaluated == progress.step:
             return None
         self._evaluation = self._evaluated()
-        progress.evaluated = progress.step
+        progress.evaluated, took_s = progress.step, self._clock.lap("evaluation")
         metrics = {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
         best = self._early_stop.see(metrics) if self._early_stop else None
         if not ended:
             progress.evaluations.append({"step": progress.step, **metrics})
             del progress.evaluations[:-EVALUATIONS_MAX]
-        if self._world.is_main:
-            self._log.write("evaluation", step=progress.step, epoch=epoch, **_finite(metrics))
-            for callback in self._on_evaluate:
-                callback(EvaluateEvent(progress.step, epoch, metrics, self._evaluation, best))
-        self._clock.restart()
+        self._reporter.evaluation(EvaluateEvent(progress.step, epoch, metrics, self._evaluation, best), took_s)
         return metrics
 
     def _evaluated(self) -> Evaluation:
+        self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
         return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
 
@@ -344,20 +342,18 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Publish a checkpoint of the state between two steps. Collective; returns when it is durable."""
+        """Save the state between two steps. Collective; returns when it is durable, or may change (asynchronous)."""
         progress = self.progress
         if self._saved[0] == self._place():
             return
+        self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        ranks = self._gather_rng()
         receipt = self._provenance.receipt(self._loader)
-        commit = ""
+        manifest: dict[str, Any] = {}
         if self._world.is_main:
             manifest = {
                 **progress.to_manifest(),
-                "run": self.run,
                 "config": to_dict(self.config),
-                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
                 "init": self._origin,
@@ -368,14 +364,13 @@ class Trainer:
                 "provenance": self._provenance.to_dict(),
                 "receipt": receipt,
             }
-            metrics, keep = self._metrics_here(), self.config.checkpoint.keep_last
-            commit = checkpoints.save(self.store, self.run, manifest, self.model, self._optimizer, ranks, metrics, keep)
-            self._log.write("checkpoint", step=progress.step, commit=commit)
-            self._log.flush()
-        self._saved = (self._place(), commit)
-        self._world.barrier()
-        for callback in self._on_checkpoint if self._world.is_main else ():
-            callback(CheckpointEvent(self.run, checkpoints.branch_of(progress.step), progress.step, commit))
+        state = checkpoints.state_of(self.model, self._optimizer, self._world.rank, self._world.device)
+        self._settle_save()  # tell of the last one, which this one waits for
+        self._checkpointer.save(progress.step, state, manifest, self._metrics_here())
+        self._saved = (self._place(), "")
+        if not self.config.checkpoint.asynchronous:
+            self._settle_save()
+        self._clock.lap("checkpoint")
 
     def _place(self) -> tuple[int, int, int]:
         """Where the run stands: between the last step of an epoch and the next epoch there are two places."""
@@ -390,12 +385,17 @@ class Trainer:
             found = {key: value for key, value in progress.evaluations[-1].items() if key != "step"}
         return _finite(found)
 
-    def _gather_rng(self) -> list[dict[str, Tensor]]:
-        mine = checkpoints.rng_state(self._world.device)
-        gathered = {device: self._world.gather_bytes(state) for device, state in mine.items()}
-        return [{device: states[rank] for device, states in gathered.items()} for rank in range(self._world.size)]
+    def _settle_save(self) -> None:
+        """Wait until the last checkpoint is durable, and tell of it. Raises what a save in the background met, on every rank."""
+        saved = self._checkpointer.wait()
+        if saved is None or self._saved[1]:
+            return
+        step, commit = saved
+        self._saved = (self._saved[0], commit)
+        self._reporter.checkpoint(CheckpointEvent(self.run, checkpoints.branch_of(step), step, commit))
 
     def _stop_now(self) -> None:
+        self._settle_save()
         progress = self.progress
         raise Stopped(
             f"stopped after step {progress.step} of {self._steps} (epoch {progress.epoch + 1}); checkpoint "
@@ -403,24 +403,30 @@ class Trainer:
         )
 
     def _result(self, finished: bool) -> TrainResult:
-        time, evaluation = self._clock.total, self._evaluation
-        self._log.flush()
-        seconds = time.wall - time.checkpoint
+        self._settle_save()
+        self._clock.between()
+        time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
+        stored = self.store.new_bytes - self._stored
+        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
+        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
             val_loss=evaluation.loss if evaluation else math.nan,
-            us_per_sample=seconds * 1e6 / self._trained if self._trained else 0.0,
+            us_per_sample=time.training * 1e6 / self._trained if self._trained else 0.0,
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
-            train_samples=len(self.train_rows),
+            train_samples=self._samples,
             val_samples=len(self.validation_rows),
             checkpoint=self._saved[1],
             finished=finished,
             history=self.progress.history,
             time=time,
             warnings=self.warnings,
+            usage=usage,
+            log=str(self._reporter.log_path or ""),
+            profile=self._reporter.profiled(stats.to_dict(), self._facts()),
             stopped_early=self._stopped_early,
             skipped=self.progress.skipped,
             not_reproducible=self.config.not_reproducible,
@@ -432,6 +438,17 @@ class Trainer:
         """Rows of the global batch of the step at hand: the last one of an epoch may be smaller."""
         size = self.config.data.global_batch_size
         return min(size, self._samples - self.progress.step_in_epoch * size)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the advice of a profile goes by."""
+        config = self.config
+        batch = {"dataset": self.train_rows.name, "rows": config.data.global_batch_size}
+        return {
+            **batch,
+            "precision": config.precision,
+            "compile": config.compile,
+            "asynchronous": config.checkpoint.asynchronous,
+        }
 
     def _where(self) -> str:
         """The step at hand, for messages."""

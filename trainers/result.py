@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainers.clock import RunTime, StepTime
 from trainers.evaluation import Evaluation
-from trainers.metrics import StepTime
+from trainers.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ class TrainResult:
     checkpoint: str
     finished: bool
     history: list[dict[str, Any]]
-    time: StepTime
+    time: RunTime
     warnings: list[str]
+    usage: Usage
+    log: str = ""
+    profile: dict[str, Any] | None = None
     stopped_early: bool = False
     skipped: list[dict[str, Any]] = field(default_factory=list)
     not_reproducible: list[str] = field(default_factory=list)

@@ -26,9 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from leptonstore.errors import BadInput, FormatDamaged
+from trainers.clock import StepClock
 from trainers.config import LossConfig, TrainConfig
 from trainers.devices import CPU
-from trainers.metrics import StepClock
+from trainers.exposed_sync import exposed_s, watch
 from trainers.parallel import World
 from trainers.reference import require_takes, resolve, told
 from trainers.tasks import Task
@@ -76,6 +77,7 @@ class TrainStep:
         clock: StepClock,
     ) -> None:
         self._module = module
+        watch(module)
         self._task = task
         self._loss = build_loss(config.loss)
         self._optimizer = optimizer
@@ -161,6 +163,7 @@ class TrainStep:
             self._backward(loss, weight)
             agreed = self._world.begin_sum([float(loss.detach()) + early], votes=[stop])
         self._clock.lap("compute")
+        self._clock.move("compute", "sync", exposed_s(self._module))
         total, stops = agreed()
         self._clock.lap("sync")
         return total, stops
