@@ -386,9 +386,9 @@ def _open(store: Store, name: str) -> Checkpoint:
 
 
 def _ready_torch() -> None:
-    from trainers.commands import _ready_torch as ready
+    from trainers.commands import ready_torch
 
-    ready()
+    ready_torch()
 
 
 def _metrics(found: Mapping[str, Any]) -> str:
