@@ -217,7 +217,8 @@ def reproduce(
     """Train what `record` says, up to its step, and compare. Collective: all ranks of `world` call it; rank 0's answer is whole.
 
     keep: keep the run under this name; else it is removed from the store afterwards, and what it shares is all that is left.
-    Raises RefMissing (the data is gone, or the checkpoint that it began with), BadInput (its rows cannot be found again; the name is taken), and what `Trainer.fit` raises.
+    Raises RefMissing (the data is gone, or the checkpoint that it began with), BadInput (its rows cannot be found again; the name is
+    taken), and what `Trainer.fit` raises.
     """
     began, run = time.monotonic(), keep or f"{SCRATCH}{record.commit[:12]}"
     train, validation = open_rows(store, record)
@@ -283,7 +284,7 @@ def _config(store: Store, record: Record) -> TrainConfig:
         found = checkpoints.load(store, run, step if isinstance(step, int) else 0)
         if found.commit != record.init.get("commit"):
             raise BadInput(
-                f"{record.kind} {record.name} began with the weights of commit {str(record.init.get('commit'))[:12]}, which was {found.whose}; "
+                f"{record.kind} {record.name} began with commit {str(record.init.get('commit'))[:12]}, which was {found.whose}; "
                 "that run was trained anew since"
             )
         values["model.init"] = f"{run}@{found.branch}"
