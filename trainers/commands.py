@@ -6,12 +6,8 @@ and rank 0 alone prints.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leptonstore.cli.cache import cache_choice, cache_warnings, read_cache_options
-from leptonstore.cli.runtime import emit, json_option, open_store, store_option
+from leptonstore.cli.prices import prices_option, read_prices
+from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
+from trainers.commands_progress import training_progress
 from trainers.config import DEVICES
 from trainers.config_tree import read_toml
 from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
-    from trainers.result import EpochEvent, StepEvent
     from trainers.run import Cache
 
-    OnStep = Callable[[StepEvent], None]
-    OnEpoch = Callable[[EpochEvent], None]
-
-PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only paid for
+TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "evaluation", "other")
 
 
 @click.command("train")
@@ -50,11 +44,29 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
     "--run-name", "--run", "run", metavar="NAME", help="Name of the run (default: from data and configuration)."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
+@click.option("--auto-resume", is_flag=True, help="As --resume if the run has a checkpoint, else start it.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
 @click.option("--device", type=click.Choice(list(DEVICES)), help="Where to train (default: auto).")
-@click.option("--metrics", metavar="FILE.jsonl", help="Log every step and epoch, one JSON object a line.")
+@click.option(
+    "--metrics", metavar="FILE.jsonl", help="Where every step and epoch is logged (default: the result says it)."
+)
+@click.option(
+    "--log",
+    "sinks",
+    multiple=True,
+    metavar="KIND:PLACE",
+    help="Curves for others too: tensorboard:DIR, mlflow:URI, wandb:PROJECT; repeatable.",
+)
+@click.option(
+    "--profile",
+    is_flag=False,
+    flag_value="profile",
+    metavar="[DIR]",
+    help="Say what takes the time of a step and what to change; with a trace of some steps in DIR (default: profile).",
+)
+@prices_option
 @read_cache_options
 @json_option
 def train(
@@ -64,8 +76,12 @@ def train(
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
+    auto_resume: bool,
     max_steps: int | None,
     metrics: str | None,
+    sinks: tuple[str, ...],
+    profile: str | None,
+    table: Path | None,
     folder: Path | None,
     cache_size: int | None,
     no_cache: bool,
@@ -74,19 +90,22 @@ def train(
 ) -> None:
     """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened.
+    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened. Ranks that torchrun
+    starts again (--max-restarts) go on from the newest checkpoint by themselves.
 
     \b
     Example:
       lepton train mnist --epochs 5
       lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
-      torchrun --nproc-per-node 2 -m trainers mnist
+      lepton train mnist --log tensorboard:curves --profile
+      torchrun --nproc-per-node 2 --max-restarts 3 -m trainers mnist --run-name mine --auto-resume
     """
     ready_torch()
     from trainers.run import run_train
 
-    values, cache = _values(config_file, settings, options), _cache(folder, cache_size, no_cache)
+    values, prices = _values(config_file, settings, options), read_prices(table)
+    cache = _cache(folder, cache_size, no_cache)
     with (
         open_store(store) as opened,
         cache_warnings(),
@@ -98,9 +117,12 @@ def train(
             values,
             cache=cache,
             run=run,
-            resume=resume,
+            resume=resume or ("auto" if auto_resume or _restarted() else False),
             max_steps=max_steps,
             metrics=metrics,
+            log=sinks,
+            profile=profile,
+            prices=prices,
             on_step=on_step,
             on_epoch=on_epoch,
         )
@@ -236,42 +258,13 @@ def _values(config_file: str | None, settings: tuple[str, ...], options: dict[st
     return values
 
 
+def _restarted() -> bool:
+    """Whether torchrun has started these ranks again after one of them ended."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def training_progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[OnEpoch, ...]]]:
-    """Callbacks that draw a bar on stderr when that is a terminal; none otherwise."""
-    if not sys.stderr.isatty() or not _is_main():
-        yield (), ()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, loss {task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None, loss="")
-        drawn = 0.0
-
-        def on_step(event: StepEvent) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn >= PROGRESS_EVERY_S or event.step == event.steps:
-                drawn = now
-                bar.update(task, completed=event.step, total=event.steps, loss=f"{event.loss:.4f}")
-
-        def on_epoch(event: EpochEvent) -> None:
-            found = event.evaluation.metrics() if event.evaluation else {}
-            told = "".join(f", {name} {value:.4f}" for name, value in found.items())
-            bar.console.print(f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.4f}{told}")
-
-        yield (on_step,), (on_epoch,)
 
 
 def _tell_training(result: dict[str, Any]) -> None:
@@ -284,4 +277,26 @@ def _tell_training(result: dict[str, Any]) -> None:
         click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {result['val_loss']:.4f}) on {rows} held out")
     speed = f"{result['us_per_sample']:.1f} us per sample"
     click.echo(f"speed         {speed}, {result['data_wait_fraction']:.2%} of it waiting for data")
+    _tell_usage(result)
     click.echo(f"checkpoint    {result['checkpoint'][:12]}; next: lepton deploy {result['run']}")
+    if result["log"]:
+        click.echo(f"log           {result['log']}")
+    if result["profile"]:
+        click.echo(result["profile"]["text"])
+
+
+def _tell_usage(result: dict[str, Any]) -> None:
+    usage, cost = result["usage"], result["usage"]["cost"]
+    share = {name: result[f"{name}_s"] / result["wall_s"] for name in TOLD_PHASES} if result["wall_s"] else {}
+    told = ", ".join(
+        f"{name} {part:.0%}" for name, part in sorted(share.items(), key=lambda one: -one[1]) if part >= 0.005
+    )
+    click.echo(f"time          {result['wall_s']:,.1f} s: {told}")
+    device = "1 device" if usage["devices"] == 1 else f"{usage['devices']:,} devices"
+    hours = f"{usage['device_hours']:.3g} device-hours ({device}, {usage['device']}), {usage['idle_fraction']:.1%} idle"
+    paid = "" if cost["devices"] is None else f"; {cost['devices']:.2g} at {cost['device_hour']:g} an hour"
+    click.echo(f"used          {hours}{paid}")
+    moved = f"{human_bytes(usage['data_bytes'])} of batches, {human_bytes(usage['checkpoint_bytes'])} of checkpoints"
+    if usage["collective_bytes"]:
+        moved += f", {human_bytes(usage['collective_bytes'])} of gradients between ranks"
+    click.echo(f"moved         {moved}")

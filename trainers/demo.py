@@ -140,7 +140,7 @@ class Demo:
         return Store.open(place) if (place / DOCUMENT).exists() else Store.create(place)
 
     def _train(self, store: Store, prepared: Dataset, epochs: int | None, seed: int) -> dict[str, Any]:
-        from trainers.commands import training_progress
+        from trainers.commands_progress import training_progress
         from trainers.run import run_train
 
         values: dict[str, Any] = {"seed": seed, **({"epochs": epochs} if epochs else {})}
@@ -211,6 +211,7 @@ class Demo:
         from trainers.tasks import split_dataset
 
         _, held_out = split_dataset(prepared, _data_config(bundle))
+        assert evaluation.confusion is not None  # there are few classes here
         whole = replace(
             first,
             subtitle="From raw files to predictions: what the store holds, and the model that it made.",

@@ -36,9 +36,10 @@ from trainers import checkpoint as checkpoints
 from trainers.checkpoint import Checkpoint
 from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
-from trainers.provenance import last_stretch, source_of
+from trainers.provenance import source_of
 from trainers.signature import TensorSpec
 from trainers.tasks import ImageClassification, task_from_dict
+from trainers.weights import weights_digest
 
 FORMAT = "lepton.bundle"
 VERSION = 1
@@ -109,7 +110,7 @@ def deploy(
         "model",
         name or run,
         files,
-        lineage=_lineage(checkpoint),
+        lineage=_lineage(checkpoint, weights_digest(model.state_dict())),
         message=f"deploy {checkpoint.branch} of run {run}",
         branch=BRANCH,
         metrics=_metrics(checkpoint),
@@ -194,7 +195,7 @@ def _require_parity(found: Tensor, expected: Tensor, whose: str, error: type[Bad
         raise error(f"{whose} does not compute what was deployed: outputs are {apart:.3g} apart; deploy it again")
 
 
-def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
+def _lineage(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
     body = checkpoint.manifest
     return {
         "operation": "deploy",
@@ -204,9 +205,9 @@ def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": _metrics(checkpoint),
         "environment": body["environment"],
         "code": {"leptonstore": __version__},
-        "trained_by": last_stretch(body)["code"],
         "step": body["step"],
         "loader": body["loader"],
+        "weights": weights,
         **source_of(body),
     }
 

@@ -8,8 +8,8 @@ In the manifest of a checkpoint:
 
 A stretch is what was computed by the same code in the same environment: a run that was resumed where it had been adds none, so its
 checkpoints are, digest for digest, those of a run that never stopped. The receipt joins those of all processes of the run; its marks
-are left out, which depend on where it was interrupted (a difference is then found to the epoch). The lineage of the commit
-(`lineage_of`) has the stretches, the order state, and the head of the receipt.
+are left out, which depend on where it was interrupted (a difference is then found to the epoch). The manifest stands in the lineage of
+the checkpoint's commit; a model's lineage repeats `source_of` it.
 
 Time, host, author and metrics stand beside the commit, in its log entry: they would make equal trainings different commits.
 """
@@ -25,7 +25,6 @@ from typing import Any
 import numpy
 import torch
 
-from leptonstore.version import __version__
 from loaders.receipt import Receipt
 from loaders.receipt_ranks import merged_receipt
 from trainers.parallel import World
@@ -132,23 +131,10 @@ def last_stretch(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": 0, "code": {"leptonstore": None}, "environment": manifest.get("environment") or {}}
 
 
-def lineage_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The lineage of a checkpoint's commit: deterministic, without the tensors' descriptions."""
-    keys = ("run", "step", "epoch", "data", "config", "loader", "environment")
-    told = manifest.get("provenance") or {}
-    return {
-        "operation": "train",
-        "code": last_stretch(manifest)["code"] if told else {"leptonstore": __version__},
-        **{key: manifest[key] for key in keys if key in manifest},
-        **source_of(manifest),
-    }
-
-
 def source_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the provenance a model's lineage repeats, so that it outlives the checkpoint."""
-    told, receipt = manifest.get("provenance") or {}, manifest.get("receipt")
+    """What of this a model's lineage repeats, so that it outlives the checkpoint: the provenance, and the head of the receipt."""
+    told, receipt = manifest.get("provenance"), manifest.get("receipt")
     return {
-        **({"stretches": told["stretches"]} if told.get("stretches") else {}),
-        **({"not_reproducible": told["not_reproducible"]} if told.get("not_reproducible") else {}),
+        **({"provenance": told} if told else {}),
         **({"receipt": {"head": receipt["head"], "steps": receipt["steps"]}} if receipt else {}),
     }

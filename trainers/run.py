@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
 from leptonstore.store import Store
+from leptonstore.store.prices import DevicePrice, Price
 from trainers import checkpoint as checkpoints
 from trainers import parallel
 from trainers.config import DataConfig, TrainConfig, from_dict, require_trusted, with_values
@@ -22,7 +23,9 @@ from trainers.loop import Trainer
 from trainers.predict import BRANCH, predict_dataset, predict_images
 from trainers.recipe import default_config
 from trainers.result import EpochEvent, StepEvent
-from trainers.tasks import split_dataset
+from trainers.sinks import Sink
+from trainers.tasks import split_dataset, task_of
+from trainers.usage import cost_of
 
 ALL_ROWS = "all"
 
@@ -47,9 +50,12 @@ def run_train(
     *,
     cache: Cache | None = None,
     run: str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     max_steps: int | None = None,
     metrics: str | Path | None = None,
+    log: Iterable[str | Sink] = (),
+    profile: str | Path | None = None,
+    prices: tuple[Sequence[Price], Sequence[DevicePrice]] = ((), ()),
     on_step: Iterable[Callable[[StepEvent], None]] = (),
     on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
 ) -> dict[str, Any]:
@@ -57,12 +63,14 @@ def run_train(
 
     values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
     a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
-    not be given again.
+    not be given again. resume: "auto" starts when there is no checkpoint of the run yet.
+    prices: what tiers and devices cost, for the result's usage. metrics, log, profile, on_step, on_epoch: as of `Trainer`.
     Raises what `Trainer.fit` raises.
     """
     ds = open_dataset(store, dataset, cache)
-    config, train, validation = plan(store, ds, values or {}, run if resume else None)
-    with parallel.joined(config.device) as world:
+    goes_on = run is not None and checkpoints.exists(store, run) if resume == "auto" else resume
+    config, train, validation = plan(store, ds, values or {}, run if goes_on else None)
+    with parallel.joined(config.device, config.parallel.mesh) as world:
         trainer = Trainer(
             config,
             store,
@@ -70,12 +78,16 @@ def run_train(
             validation,
             run=run,
             metrics=metrics,
+            log=log,
+            profile=profile,
             on_step=on_step,
             on_epoch=on_epoch,
             world=world,
         )
         result = trainer.fit(resume=resume, max_steps=max_steps)
-    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, **result.to_dict()}
+    told = result.to_dict()
+    told["usage"]["cost"] = cost_of(result.usage, store.url, *prices)
+    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, **told}
 
 
 def plan(
@@ -90,7 +102,8 @@ def plan(
         config = with_values(stored, values)
         return config, *split_dataset(ds, config.data)
     train, validation = split_dataset(ds, asked.data)
-    return with_values(default_config(len(train)), values), train, validation
+    suited = with_values(default_config(len(train)), task_of(train, asked.data).defaults)
+    return with_values(suited, values), train, validation
 
 
 def run_evaluate(

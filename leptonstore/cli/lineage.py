@@ -104,11 +104,13 @@ def _training_facts(link: Link) -> Iterator[tuple[str, str]]:
         yield "step", f"{told['step']:,}" if isinstance(told["step"], int) else str(told["step"])
     if isinstance(told.get("config"), Mapping):
         yield "config", _short(told["config"])
-    yield "code", _told_code(told.get("trained_by") or told.get("code") or {})
+    found = told.get("provenance")
+    provenance: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    stretches = [one for one in provenance.get("stretches") or () if isinstance(one, Mapping)]
+    yield "code", _told_code((stretches[-1].get("code") if stretches else None) or told.get("code") or {})
     if isinstance(told.get("environment"), Mapping):
         yield "environment", ", ".join(f"{key} {value}" for key, value in sorted(told["environment"].items()))
-    stretches = told.get("stretches")
-    if isinstance(stretches, list) and len(stretches) > 1:
+    if len(stretches) > 1:
         yield "changed", "code or environment, at steps " + ", ".join(str(one.get("step")) for one in stretches[1:])
     for role, data in (told.get("data") or {}).items():
         if isinstance(data, Mapping):
@@ -123,8 +125,8 @@ def _training_facts(link: Link) -> Iterator[tuple[str, str]]:
         yield "receipt", f"{told['receipt'].get('steps'):,} steps, head {told['receipt'].get('head')}"
     if told.get("weights"):
         yield "weights", str(told["weights"])
-    if told.get("not_reproducible"):
-        yield "careful", f"not reproducible: {', '.join(map(str, told['not_reproducible']))}"
+    if provenance.get("not_reproducible"):
+        yield "careful", f"not reproducible: {', '.join(map(str, provenance['not_reproducible']))}"
 
 
 def _told_code(code: Mapping[str, Any]) -> str:

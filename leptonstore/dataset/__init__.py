@@ -20,7 +20,7 @@ places      paths and URLs               plain       values as JSON says them   
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.diff import Diff, DiffStat, RowChange
 from leptonstore.dataset.exchange import Exchange, clone, pull, push
-from leptonstore.dataset.files import FileTable, write_files
+from leptonstore.dataset.files import FileTable, StoredValue, write_files
 from leptonstore.dataset.refs import RefInfo, delete_ref, list_refs
 from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.source import Source
@@ -38,6 +38,7 @@ __all__ = [
     "RowChange",
     "Rule",
     "Source",
+    "StoredValue",
     "clone",
     "delete_ref",
     "list_refs",

@@ -607,6 +607,13 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
+    def hand_over(self) -> None:
+        """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.
+
+        For processes that put the parts of one commit; what was put and not flushed stays claimed.
+        """
+        self._writer.handed_over()
+
     def publish(self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset()) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 

@@ -351,6 +351,13 @@ class Writer:
         for builder in gone:
             builder.abort()  # the pack is read through the tier from now on
 
+    def handed_over(self) -> None:
+        """A ref of somebody else reaches everything that was put before the last `finish`; all of it, when nothing was put since."""
+        with self._lock:
+            unpublished = self._claimed or self._builders or self._sealing or self._sealed
+            last = self._round - 1 if unpublished else self._round
+            self._claims.drop(pack for pack, round in self._relied.items() if round <= last)
+
     def put_again(self, lost: set[str]) -> None:
         """Copy what is in these sealed packs of ours, which must not be listed any more, into new ones. Raises StoreFull."""
         with self._lock:

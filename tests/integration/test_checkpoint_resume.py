@@ -146,7 +146,7 @@ def test_a_tag_of_a_checkpoint_is_kept_and_is_not_the_newest_one(store: Store, p
     assert checkpoints.load(store, "run").branch == checkpoints.branch_of(15)
     saved = checkpoints.load(store, "run").files
     write_files(store, "checkpoint", "run", [("a", b"b")], {}, branch=checkpoints.branch_of(99))
-    assert [ref.branch for ref in checkpoints._by_age(store, "run")][-1] == checkpoints.branch_of(99)
+    assert [ref.branch for ref in checkpoints.by_age(store, "run")][-1] == checkpoints.branch_of(99)
     assert saved.commit != first.commit and "best" in [ref.branch for ref in list_refs(store, "checkpoint", "run")]
 
 
@@ -194,7 +194,7 @@ def test_other_threads_are_reported_and_the_run_goes_on(store: Store, patterns: 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(store: Store, patterns: Dataset) -> None:
     config = quick_config(optimizer__name="sgd", optimizer__lr=1e30, checkpoint__every_steps=1)
-    with pytest.raises(BadInput, match=r"the loss is (nan|inf) at step \d+ .*positions \d+ to \d+"):
+    with pytest.raises(BadInput, match=r"the loss is (nan|inf) at step \d+ of 15 .*, of rows \d+, .* of patterns"):
         train(store, patterns, config)
     kept = checkpoints.load(store, "run")
     assert kept.manifest["step"] >= 1
@@ -203,32 +203,49 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(store: St
 # -- checkpoints that somebody else wrote ------------------------------------------------------------------------------
 
 
+LAYOUT_KEYS = ("format", "version", "cell_bytes", "tensors")
+
+
 def rewrite(store: Store, **changes: Any) -> None:
-    """Replace keys of the manifest, or files (keys with a slash; None removes)."""
+    """Replace keys of the layout or of the manifest, or cells (keys with a slash; None removes)."""
     table = FileTable.open(store, "checkpoint", "run@step-000000002")
     files = {path: table.read(path) for path in table.paths()}
-    manifest = json.loads(files["manifest.json"])
+    layout, lineage = json.loads(files["layout.json"]), dict(table.lineage)
     for key, value in changes.items():
         if "/" in key:
-            files[key] = value
+            files[f"{key}/000000.cell"] = value
         else:
-            manifest[key] = value
-    files["manifest.json"] = json.dumps(manifest).encode()
+            (layout if key in LAYOUT_KEYS else lineage)[key] = value
+    files["layout.json"] = json.dumps(layout).encode()
     kept = [(path, data) for path, data in files.items() if data is not None]
-    write_files(store, "checkpoint", "run", kept, lineage={}, branch="step-000000002")
+    write_files(store, "checkpoint", "run", kept, lineage, branch="step-000000002", apart=True)
+
+
+def as_version_1(store: Store) -> None:
+    """Write the checkpoint anew as LeptonStore did until it had cells: a file for each tensor, everything else in one manifest."""
+    saved = checkpoints.load(store, "run", 2)
+    manifest = {**saved.manifest, "format": "lepton.checkpoint", "version": 1, "optimizer_scalars": {}}
+    del manifest["scalars"]
+    files = [("manifest.json", json.dumps(manifest).encode())]
+    files += [(path, saved.bits(path).tobytes()) for path in saved.paths]
+    write_files(store, "checkpoint", "run", files, {"operation": "train"}, branch="step-000000002")
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"format": "else"}, FormatDamaged),
-        ({"version": 2}, FormatTooNew),
+        ({"version": 3}, FormatTooNew),
+        ({"version": 1}, FormatDamaged),
+        ({"cell_bytes": 0}, FormatDamaged),
+        ({"cell_bytes": 1 << 40}, FormatDamaged),
+        ({"scalars": []}, FormatDamaged),
         ({"version": "1"}, FormatDamaged),
         ({"step": -1}, FormatDamaged),
         ({"tensors": []}, FormatDamaged),
         ({"tensors": {}}, BadInput),
         ({"model/network.conv.bias": b"\0\0"}, FormatDamaged),
-        ({"model/network.conv.bias": None}, RefMissing),
+        ({"model/network.conv.bias": None}, FormatDamaged),
         ({"rng/rank-0/cpu": b"\0" * 5056}, FormatDamaged),
         ({"config": {"epoch": 3}}, BadInput),
         ({"task": {}}, (FormatDamaged, BadInput)),
@@ -241,6 +258,17 @@ def test_a_damaged_checkpoint_is_refused(
     rewrite(store, **changes)
     with pytest.raises(error):
         train(store, patterns, quick_config(), resume=True)
+
+
+def test_a_checkpoint_of_version_1_resumes_as_before(store: Store, patterns: Dataset) -> None:
+    _, whole = train(store, patterns, quick_config(), run="whole")
+    train(store, patterns, quick_config(), max_steps=2)
+    as_version_1(store)
+    assert checkpoints.load(store, "run").opened.version == 1
+    train(store, patterns, quick_config(), resume=True)
+    left, right = checkpoints.load(store, "whole"), checkpoints.load(store, "run")
+    assert left.paths == right.paths and all(left.cells(path) == right.cells(path) for path in left.paths)
+    assert whole.finished
 
 
 def test_a_stored_model_reference_is_not_followed_unasked(store: Store, patterns: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Checkpoints in the store: a commit each, without parents, under the ref `checkpoint/<run>/step-<9 digits>`.
+
+    with Checkpointer(store, "my-run", world, Retention(keep_last=3), asynchronous=True) as checkpointer:
+        checkpointer.save(step, {"model": {...}, "optimizer": {...}}, manifest={"note": "JSON"}, metrics={"loss": 0.1})
+    saved = load(store, "my-run")              # the newest; saved.manifest, saved.paths, saved.tensor("model/weight")
+    restore(saved, state)                      # fills tensors, DTensors and numpy arrays in place, at any number of ranks
+
+A state is a nested dict of torch tensors, DTensors, numpy arrays, `Shards` of another framework, and JSON scalars (leaves.py). Ranks
+are those of a `World`, or one process without torch.distributed; `dcp.py` is the same for torch.distributed.checkpoint.
+
+cells         the grid of pieces           layout        what tensors there are, who holds what       plan      who saves which cell
+leaves        a state <-> paths            staging       bytes that may not change any more           ranks     what ranks tell each other
+put           cells into the store         checkpointer  Checkpointer: save, wait                     retention what is kept
+manifest      format on disk               saved         load, Checkpoint                             read, restore  back into tensors
+resume        what this project's own loop keeps in a manifest, and how it goes on
+
+State of the API: Checkpointer, Retention, load, Checkpoint, restore, exists, branch_of are meant to stay.
+"""
+
+from trainers.checkpoint.checkpointer import Checkpointer
+from trainers.checkpoint.leaves import Shards, State
+from trainers.checkpoint.manifest import FORMAT, VERSION
+from trainers.checkpoint.restore import restore
+from trainers.checkpoint.resume import (
+    build_stored_model,
+    checkpointer_of,
+    environment_warnings,
+    require_same_run,
+    require_trusted,
+    restore_model,
+    restore_optimizer,
+    restore_rng,
+    rng_state,
+    state_of,
+    trained_names,
+)
+from trainers.checkpoint.retention import Retention, apply_retention
+from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint
+
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "Checkpoint",
+    "Checkpointer",
+    "Retention",
+    "Shards",
+    "State",
+    "apply_retention",
+    "branch_of",
+    "build_stored_model",
+    "by_age",
+    "checkpointer_of",
+    "environment_warnings",
+    "exists",
+    "load",
+    "open_checkpoint",
+    "require_same_run",
+    "require_trusted",
+    "restore",
+    "restore_model",
+    "restore_optimizer",
+    "restore_rng",
+    "rng_state",
+    "state_of",
+    "trained_names",
+]
