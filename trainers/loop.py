@@ -266,15 +266,15 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
+        self._reporter.step(self._step_event(outcome, rows))  # first: the log has each step that a checkpoint has
+        self._clock.lap("other")
         stop, every = outcome.stop, config.checkpoint.every_steps
-        due = stop
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
-            due = stop or self._stopped_early or (every is not None and progress.step % every == 0)
-        self._reporter.step(self._step_event(outcome, rows))
-        if due:  # after the log, which has each step that a checkpoint has; the next step bears the time
-            self._save()
+            if self._stopped_early or (every is not None and progress.step % every == 0):
+                self._save()
         if stop:
+            self._save()
             self._stop_now()
 
     def _step_event(self, outcome: StepOutcome, rows: int) -> StepEvent:
