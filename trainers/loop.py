@@ -264,6 +264,8 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
+        self._reporter.step(self._step_event(outcome, rows))  # first: the log has each step that a checkpoint has
+        self._clock.lap("other")
         stop, every = outcome.stop, config.checkpoint.every_steps
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
@@ -271,8 +273,6 @@ class Trainer:
                 self._save()
         if stop:
             self._save()
-        self._reporter.step(self._step_event(outcome, rows))
-        if stop:
             self._stop_now()
 
     def _step_event(self, outcome: StepOutcome, rows: int) -> StepEvent:
@@ -299,10 +299,10 @@ class Trainer:
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
-        self._save()
         evaluation = self._evaluation if metrics else None
         event = EpochEvent(progress.epoch, config.epochs, record["train_loss"], evaluation)
         self._reporter.epoch(event, record, self._clock.between())
+        self._save()
         if stop and progress.epoch < config.epochs:
             self._stop_now()
 
@@ -330,7 +330,9 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        wrap.reshard(self.model)
+        return found
 
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
@@ -348,6 +350,7 @@ class Trainer:
         if self._saved[0] == self._place():
             return
         self._clock.lap("other")
+        self._reporter.flush()  # whoever resumes from this checkpoint finds every step up to it in the log
         wrap.share_buffers(self.model, self._world)
         receipt = self._provenance.receipt(self._loader)
         manifest: dict[str, Any] = {}
