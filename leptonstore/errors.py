@@ -6,6 +6,7 @@
     │   ├── SchemaError         a table or a batch does not fit the schema
     │   ├── DuplicateKey        two rows have one key, in a table in which it names one row
     │   ├── RuleBroken          rows break a validation rule of the dataset
+    │   ├── LossNotFinite       a training step gave no number: look at its rows, or lower the learning rate
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
     │   ├── StoreMissing        there is no store at this place
@@ -87,6 +88,14 @@ class RuleBroken(BadInput):
     def __init__(self, message: str, rule: str, column: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rule, self.column, self.rows = rule, column, rows
+
+
+class LossNotFinite(BadInput):
+    """The loss of a training step, or a gradient, is not finite; it changed nothing. `step` (1-based), and `rows` of its batch."""
+
+    def __init__(self, message: str, step: int, rows: list[int]) -> None:
+        super().__init__(message)
+        self.step, self.rows = step, rows
 
 
 class WrongKey(BadInput):

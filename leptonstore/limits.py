@@ -217,6 +217,7 @@ SCAN_SLAB_BYTES = 16 * MIB
 # -- images (decoding of files that we do not trust) ---------------------------------------------------------------
 IMAGE_PIXELS_MAX = 178_956_970  # Pillow's own bound against decompression bombs (0.25 GiB of RGB)
 IMAGE_FILE_BYTES_MAX = 256 * MIB
+SOURCE_DIGEST_BYTES_MAX = 1 * GIB  # of one import: its files are read once more for their digests, some 0.4 s a GiB
 IDX_DIMENSIONS_MAX = 8
 
 # -- directories of files --------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@
     loader = DataLoader(TokenWindows(ds, length=2049, stride=1), 64, order=RandomOffset(every=2049))
 
 A window is a row: orders, shares, states and receipts treat it as any other. Windows run across documents; tokens that end or begin one
-are the documents' own. What is left at the end of the text, shorter than a window, is in none.
+are the documents' own. What is left at the end of the text, shorter than a window, is in none, or with `fill` in one that is filled up:
+that is for measuring a whole text (stride = length - 1 and fill = -100 are the inputs and targets of a language model, each token once).
 
 Where the tokens fit into memory (loaders.flat) a batch is one gather of numpy over a view in which row i is window i, and nothing is
 done for a window by itself.
@@ -38,6 +39,7 @@ class TokenWindows:
     """Windows of `length` tokens of the column `column` of a dataset or view. For DataLoader; also a map-style dataset of its own.
 
     stride: tokens from the beginning of one window to that of the next; None: `length`, so that each token is in one window at most.
+    fill:   token where the last window has none; None: tokens at the end that fill no window are left out.
     dtype:  of the tokens of a batch: losses of torch want "int64", embeddings take it too; None: as they are stored.
     arena_bytes_max: of the tokens that are kept decoded, where a loader does not say (default: limits.ARENA_BYTES_MAX).
 
@@ -52,6 +54,7 @@ class TokenWindows:
         *,
         length: int,
         stride: int | None = None,
+        fill: int | None = None,
         dtype: npt.DTypeLike | None = None,
         arena_bytes_max: int | None = None,
     ) -> None:
@@ -59,12 +62,13 @@ class TokenWindows:
             if value is not None and value < 1:
                 raise ValueError(f"{name} of windows must be at least 1 token, not {value}")
         self.dataset, self.column = dataset, column
-        self.length, self.stride = length, length if stride is None else stride
+        self.length, self.stride, self.fill = length, length if stride is None else stride, fill
         self.dtype = None if dtype is None else np.dtype(dtype)
         self._flats = FlatColumns(dataset, column, arena_bytes_max)
 
     def __len__(self) -> int:
-        return windows_in(self._flats.first.total, self.length, self.stride)
+        whole, rest = windows_in(self._flats.first.total, self.length, self.stride)
+        return whole + (self.fill is not None and rest > 0)
 
     def __getitem__(self, index: int) -> dict[str, npt.NDArray[Any]]:
         rows = len(self)
@@ -81,7 +85,7 @@ class TokenWindows:
         return f"TokenWindows({self.dataset!r}, {self.column!r}, length={self.length}, stride={self.stride})"
 
     def _source(self, arena_bytes_max: int | None = None) -> WindowSource:
-        return WindowSource(self._flats.within(arena_bytes_max), self.length, self.stride, self.dtype)
+        return WindowSource(self._flats.within(arena_bytes_max), self.length, self.stride, self.dtype, self.fill)
 
     def __lepton_source__(self, columns: Sequence[str] | None, arena_bytes_max: int | None) -> WindowSource:
         require_known(columns, [self.column], "windows of tokens")
@@ -91,29 +95,35 @@ class TokenWindows:
 class WindowSource(FlatSource):
     """The source (loaders.source.Source) of windows: one column, `rows` windows."""
 
-    def __init__(self, flat: FlatColumn, length: int, stride: int, dtype: np.dtype[Any] | None) -> None:
+    def __init__(
+        self, flat: FlatColumn, length: int, stride: int, dtype: np.dtype[Any] | None, fill: int | None = None
+    ) -> None:
         self._flat, self.length, self.stride = flat, length, stride
         self._dtype = flat.dtype if dtype is None else dtype
         self.columns = (ColumnSpec(flat.name, "tokens", self._dtype, (length,)),)
-        self.rows = windows_in(flat.total, length, stride)
+        self._whole, rest = windows_in(flat.total, length, stride)
+        self._rest, self._fill = (0, 0) if fill is None else (rest, fill)
+        self.rows = self._whole + (self._rest > 0)
         self._view: npt.NDArray[Any] | None = None
         self._make_view()
 
     def _make_view(self) -> None:
         """The view in which row i is window i, when the tokens are in memory."""
         values = self._flat.values
-        if values is not None and self.rows:
-            self._view = _windows_over(values, self.length, self.stride, self.rows)
+        if values is not None and self._whole:
+            self._view = _windows_over(values, self.length, self.stride, self._whole)
 
     @property
     def fingerprint(self) -> str:
         """Of the tokens, and of how windows are cut from them."""
-        return fingerprint_of([WINDOWS_VERSION, self._flat.fingerprint, self.length, self.stride])
+        filled = [self._fill] if self._rest else []
+        return fingerprint_of([WINDOWS_VERSION, self._flat.fingerprint, self.length, self.stride, *filled])
 
     @property
     def cold(self) -> tuple[ColumnSpec, ...]:
         """The column, when documents are read for each batch."""
-        return self.columns if self._view is None and self.rows else ()
+        cold = self._view is None and (self._whole or self._flat.values is None)
+        return self.columns if cold and self.rows else ()
 
     def fill(self) -> None:
         """Make the view again in a process that has only a pickle of this."""
@@ -122,6 +132,8 @@ class WindowSource(FlatSource):
 
     def gather(self, rows: Rows) -> dict[str, Values]:
         """The windows, (len(rows), length). Fresh memory. Raises IndexError for rows that there are not."""
+        if self._rest and len(rows) and int(rows.max()) == self._whole:
+            return {self._flat.name: self._with_last(rows)}
         if not len(rows):
             tokens = np.empty((0, self.length), self._dtype)
         else:
@@ -133,6 +145,16 @@ class WindowSource(FlatSource):
             tokens = view[rows].view(self._flat.dtype).reshape(len(rows), self.length)
         return {self._flat.name: tokens.astype(self._dtype, copy=False)}
 
+    def _with_last(self, rows: Rows) -> npt.NDArray[Any]:
+        """As `gather`, where the window that is filled up is among the rows."""
+        tokens = np.empty((len(rows), self.length), self._dtype)
+        last = rows == self._whole
+        tokens[~last] = self.gather(rows[~last])[self._flat.name]
+        values, (place,) = self._flat.runs(np.array([self._whole * self.stride]), np.array([self._rest]))
+        tokens[last, : self._rest] = values[place : place + self._rest]
+        tokens[last, self._rest :] = self._fill
+        return tokens
+
     @property
     def plans(self) -> bool:
         """Whether documents are read through the hot cache."""
@@ -140,15 +162,18 @@ class WindowSource(FlatSource):
 
     def future_keys(self, rows: Rows, sizes: Sequence[int]) -> Keys:
         """Of the documents that the windows touch."""
-        return self._flat.future_keys(rows * self.stride, np.full(len(rows), self.length), sizes)
+        lengths = np.where(rows < self._whole, self.length, self._rest)
+        return self._flat.future_keys(rows * self.stride, lengths, sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_view": None}
 
 
-def windows_in(total: int, length: int, stride: int) -> int:
-    """How many windows `total` tokens have."""
-    return max((total - length) // stride + 1, 0)
+def windows_in(total: int, length: int, stride: int) -> tuple[int, int]:
+    """(whole windows of `total` tokens, tokens of the one after them when it has any that no window before it has, else 0)."""
+    whole = max((total - length) // stride + 1, 0)
+    covered = (whole - 1) * stride + length if whole else 0
+    return whole, max(total - whole * stride, 0) if total > covered else 0
 
 
 def _windows_over(values: npt.NDArray[Any], length: int, stride: int, count: int) -> npt.NDArray[Any]:

@@ -16,6 +16,7 @@ from leptonstore.store import Store
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's real cache and store are never touched."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.delenv("LEPTON_STORE", raising=False)
     monkeypatch.setenv("LEPTON_CACHE", "none")
 

@@ -1,4 +1,4 @@
-"""`lepton train`, `evaluate`, `predict` and `deploy`: arguments in, text or JSON out. The work is in trainers.run.
+"""`lepton train`, `evaluate` and `predict`: arguments in, text or JSON out. The work is in trainers.run.
 
 torch is imported when a command runs, so that `--help` of each is quick. Under torchrun every rank runs the command,
 and rank 0 alone prints.
@@ -6,12 +6,8 @@ and rank 0 alone prints.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leptonstore.cli.cache import cache_choice, cache_warnings, read_cache_options
-from leptonstore.cli.runtime import emit, json_option, open_store, store_option
+from leptonstore.cli.prices import prices_option, read_prices
+from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.errors import BadInput, MissingExtra
+from trainers.commands_progress import training_progress
 from trainers.config import DEVICES
 from trainers.config_tree import read_toml
 from trainers.openmp import spin_briefly
 
 if TYPE_CHECKING:
-    from trainers.result import EpochEvent, StepEvent
     from trainers.run import Cache
 
-    OnStep = Callable[[StepEvent], None]
-    OnEpoch = Callable[[EpochEvent], None]
-
-PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only paid for
+TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "evaluation", "other")
 
 
 @click.command("train")
@@ -50,11 +44,29 @@ PROGRESS_EVERY_S = 0.1  # a bar that is redrawn more often is not read, only pai
     "--run-name", "--run", "run", metavar="NAME", help="Name of the run (default: from data and configuration)."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
+@click.option("--auto-resume", is_flag=True, help="As --resume if the run has a checkpoint, else start it.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
 @click.option("--device", type=click.Choice(list(DEVICES)), help="Where to train (default: auto).")
-@click.option("--metrics", metavar="FILE.jsonl", help="Log every step and epoch, one JSON object a line.")
+@click.option(
+    "--metrics", metavar="FILE.jsonl", help="Where every step and epoch is logged (default: the result says it)."
+)
+@click.option(
+    "--log",
+    "sinks",
+    multiple=True,
+    metavar="KIND:PLACE",
+    help="Curves for others too: tensorboard:DIR, mlflow:URI, wandb:PROJECT; repeatable.",
+)
+@click.option(
+    "--profile",
+    is_flag=False,
+    flag_value="profile",
+    metavar="[DIR]",
+    help="Say what takes the time of a step and what to change; with a trace of some steps in DIR (default: profile).",
+)
+@prices_option
 @read_cache_options
 @json_option
 def train(
@@ -64,8 +76,12 @@ def train(
     settings: tuple[str, ...],
     run: str | None,
     resume: bool,
+    auto_resume: bool,
     max_steps: int | None,
     metrics: str | None,
+    sinks: tuple[str, ...],
+    profile: str | None,
+    table: Path | None,
     folder: Path | None,
     cache_size: int | None,
     no_cache: bool,
@@ -74,19 +90,22 @@ def train(
 ) -> None:
     """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened.
+    Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened. Ranks that torchrun
+    starts again (--max-restarts) go on from the newest checkpoint by themselves.
 
     \b
     Example:
       lepton train mnist --epochs 5
       lepton train mnist --config mine.toml --set optimizer.lr=0.01
       lepton train mnist --run-name mine --resume
-      torchrun --nproc-per-node 2 -m trainers mnist
+      lepton train mnist --log tensorboard:curves --profile
+      torchrun --nproc-per-node 2 --max-restarts 3 -m trainers mnist --run-name mine --auto-resume
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_train
 
-    values, cache = _values(config_file, settings, options), _cache(folder, cache_size, no_cache)
+    values, prices = _values(config_file, settings, options), read_prices(table)
+    cache = _cache(folder, cache_size, no_cache)
     with (
         open_store(store) as opened,
         cache_warnings(),
@@ -98,9 +117,12 @@ def train(
             values,
             cache=cache,
             run=run,
-            resume=resume,
+            resume=resume or ("auto" if auto_resume or _restarted() else False),
             max_steps=max_steps,
             metrics=metrics,
+            log=sinks,
+            profile=profile,
+            prices=prices,
             on_step=on_step,
             on_epoch=on_epoch,
         )
@@ -116,6 +138,7 @@ def train(
 @click.argument("dataset", metavar="DATASET")
 @store_option
 @click.option("--split", metavar="NAME", help='Rows of this split, or "all" (default: those that training held out).')
+@click.option("--report", metavar="FILE.html", help="Write a page: figures, confusion matrix, the worst rows.")
 @read_cache_options
 @json_option
 def evaluate(
@@ -123,30 +146,36 @@ def evaluate(
     dataset: str,
     store: str | None,
     split: str | None,
+    report: str | None,
     folder: Path | None,
     cache_size: int | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure a deployed MODEL on DATASET: accuracy, loss, every class.
+    """Measure MODEL, a deployed one or checkpoint/RUN, on DATASET: of classes accuracy and confusion, of text perplexity.
 
     \b
     Example:
       lepton evaluate mnist-cnn mnist --split test
+      lepton evaluate checkpoint/my-run texts --report worst.html
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_evaluate
 
     cache = _cache(folder, cache_size, no_cache)
     with open_store(store) as opened, cache_warnings():
-        result = run_evaluate(opened, model, dataset, split, cache)
+        result = run_evaluate(opened, model, dataset, split, cache, report)
 
     def text() -> None:
-        click.echo(f"accuracy      {result['accuracy']:.4f}  on {result['rows']:,} rows of {dataset}")
-        click.echo(f"loss          {result['loss']:.4f}")
-        for score in result["per_class"]:
+        click.echo(f"{'rows':<20} {result['rows']:,} of {dataset}")
+        for name, value in result.items():
+            if isinstance(value, float) or (value is None and name == "loss"):
+                click.echo(f"{name.replace('_', ' '):<20} {'no number' if value is None else f'{value:.4f}'}")
+        for score in result.get("per_class", ()):
             shares = f"recall {score['recall']:.4f}  precision {score['precision']:.4f}"
             click.echo(f"  {score['name']:<12} {shares}  {score['rows']:>8,} rows")
+        if "report" in result:
+            click.echo(f"{'report':<20} {result['report']}")
 
     emit(result, as_json, text)
 
@@ -156,7 +185,7 @@ def evaluate(
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @store_option
 @click.option(
-    "--dataset", metavar="NAME", help="Label every row of this dataset, as a new version on NAME@predictions."
+    "--dataset", metavar="NAME", help="Predict for every row of this dataset, as a new version on NAME@predictions."
 )
 @read_cache_options
 @json_option
@@ -170,14 +199,14 @@ def predict(
     no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Label IMAGE files, or every row of a dataset, with a deployed MODEL.
+    """Label IMAGE files, or predict for every row of a dataset, with MODEL: a deployed one, or checkpoint/RUN.
 
     \b
     Example:
       lepton predict mnist-cnn seven.png
       lepton predict mnist-cnn --dataset mnist
     """
-    _ready_torch()
+    ready_torch()
     from trainers.run import run_predict_dataset, run_predict_images
 
     if bool(images) == (dataset is not None):
@@ -186,7 +215,7 @@ def predict(
     with open_store(store) as opened, cache_warnings():
         if dataset is not None:
             made = run_predict_dataset(opened, model, dataset, cache)
-            emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows labelled")
+            emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows predicted")
             return
         result = run_predict_images(opened, model, images)
 
@@ -197,40 +226,8 @@ def predict(
     emit(result, as_json, text)
 
 
-@click.command("deploy")
-@click.argument("run", metavar="RUN")
-@click.argument("name", required=False, metavar="[MODEL]")
-@store_option
-@click.option("--step", type=int, help="The checkpoint of this step (default: the newest).")
-@click.option("--model", "reference", metavar="MODULE:FUNCTION", help="Confirm a model that is not trainers.models'.")
-@click.option("--pt2", metavar="FILE", help="Also write torch.export's archive, for tools without LeptonStore.")
-@json_option
-def deploy(
-    run: str,
-    name: str | None,
-    store: str | None,
-    step: int | None,
-    reference: str | None,
-    pt2: str | None,
-    as_json: bool,
-) -> None:
-    """Make a model bundle from a checkpoint of RUN: program, weights, preprocessing, schema, lineage.
-
-    \b
-    Example:
-      lepton deploy mnist-1a2b3c4d mnist-cnn
-    """
-    _ready_torch()
-    from trainers.run import run_deploy
-
-    with open_store(store) as opened:
-        result = run_deploy(opened, run, name, step=step, reference=reference, pt2=pt2)
-    checkpoint, data = result["checkpoint"], result["data"]["training"]
-    said = f"model {result['model']} is {result['commit'][:12]}: {checkpoint['branch']} of run {checkpoint['run']}"
-    emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")
-
-
-def _ready_torch() -> None:
+def ready_torch() -> None:
+    """Raises MissingExtra; else torch may be imported."""
     if find_spec("torch") is None:
         raise MissingExtra("training", "train", "torch")
     spin_briefly()
@@ -268,42 +265,13 @@ def _values(config_file: str | None, settings: tuple[str, ...], options: dict[st
     return values
 
 
+def _restarted() -> bool:
+    """Whether torchrun has started these ranks again after one of them ended."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def training_progress(label: str) -> Iterator[tuple[tuple[OnStep, ...], tuple[OnEpoch, ...]]]:
-    """Callbacks that draw a bar on stderr when that is a terminal; none otherwise."""
-    if not sys.stderr.isatty() or not _is_main():
-        yield (), ()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, loss {task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None, loss="")
-        drawn = 0.0
-
-        def on_step(event: StepEvent) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn >= PROGRESS_EVERY_S or event.step == event.steps:
-                drawn = now
-                bar.update(task, completed=event.step, total=event.steps, loss=f"{event.loss:.4f}")
-
-        def on_epoch(event: EpochEvent) -> None:
-            found = event.evaluation.metrics() if event.evaluation else {}
-            told = "".join(f", {name} {value:.4f}" for name, value in found.items())
-            bar.console.print(f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.4f}{told}")
-
-        yield (on_step,), (on_epoch,)
 
 
 def _tell_training(result: dict[str, Any]) -> None:
@@ -311,9 +279,32 @@ def _tell_training(result: dict[str, Any]) -> None:
     click.echo(
         f"run {result['run']} {done} after {result['steps']:,} steps on {result['dataset']} {result['commit'][:12]}"
     )
+    click.echo(f"task          {result['task']}")
     if result["val_accuracy"] is not None:
         rows = f"{result['val_samples']:,} rows"
         click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {result['val_loss']:.4f}) on {rows} held out")
     speed = f"{result['us_per_sample']:.1f} us per sample"
     click.echo(f"speed         {speed}, {result['data_wait_fraction']:.2%} of it waiting for data")
+    _tell_usage(result)
     click.echo(f"checkpoint    {result['checkpoint'][:12]}; next: lepton deploy {result['run']}")
+    if result["log"]:
+        click.echo(f"log           {result['log']}")
+    if result["profile"]:
+        click.echo(result["profile"]["text"])
+
+
+def _tell_usage(result: dict[str, Any]) -> None:
+    usage, cost = result["usage"], result["usage"]["cost"]
+    share = {name: result[f"{name}_s"] / result["wall_s"] for name in TOLD_PHASES} if result["wall_s"] else {}
+    told = ", ".join(
+        f"{name} {part:.0%}" for name, part in sorted(share.items(), key=lambda one: -one[1]) if part >= 0.005
+    )
+    click.echo(f"time          {result['wall_s']:,.1f} s: {told}")
+    device = "1 device" if usage["devices"] == 1 else f"{usage['devices']:,} devices"
+    hours = f"{usage['device_hours']:.3g} device-hours ({device}, {usage['device']}), {usage['idle_fraction']:.1%} idle"
+    paid = "" if cost["devices"] is None else f"; {cost['devices']:.2g} at {cost['device_hour']:g} an hour"
+    click.echo(f"used          {hours}{paid}")
+    moved = f"{human_bytes(usage['data_bytes'])} of batches, {human_bytes(usage['checkpoint_bytes'])} of checkpoints"
+    if usage["collective_bytes"]:
+        moved += f", {human_bytes(usage['collective_bytes'])} of gradients between ranks"
+    click.echo(f"moved         {moved}")

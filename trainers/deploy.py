@@ -29,13 +29,17 @@ from leptonstore.dataset import FileTable, write_files
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, MissingExtra, SourceError
 from leptonstore.format.framed import canonical_json, parse_json
+from leptonstore.process import images
 from leptonstore.store import Store
 from leptonstore.version import __version__
 from trainers import checkpoint as checkpoints
 from trainers.checkpoint import Checkpoint
 from trainers.models import PIXEL_MAX, ImageClassifier
 from trainers.program import Program, export
+from trainers.provenance import source_of
+from trainers.signature import TensorSpec
 from trainers.tasks import ImageClassification, task_from_dict
+from trainers.weights import weights_digest
 
 FORMAT = "lepton.bundle"
 VERSION = 1
@@ -54,11 +58,17 @@ class Bundle:
     task: ImageClassification
     lineage: dict[str, Any]
     program: Program
+    input: TensorSpec
+    output: TensorSpec
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of the outputs."""
         return self.task.classes
+
+    def decode(self, image: Buffer, name: str = "image") -> NDArray[Any]:
+        """An encoded image as one row of `input`. Raises SourceError, naming it, when it cannot be read."""
+        return images.fit(images.decode(image, name), self.task.shape)
 
     def __call__(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """uint8 images [b, *task.shape], b >= 0 -> logits float32 [b, classes]. Raises BadInput for anything else."""
@@ -100,7 +110,7 @@ def deploy(
         "model",
         name or run,
         files,
-        lineage=_lineage(checkpoint),
+        lineage=_lineage(checkpoint, weights_digest(model.state_dict())),
         message=f"deploy {checkpoint.branch} of run {run}",
         branch=BRANCH,
         metrics=_metrics(checkpoint),
@@ -130,8 +140,8 @@ def bundle_files(
         "format": FORMAT,
         "version": VERSION,
         "task": task.to_dict(),
-        "input": {"name": "images", "dtype": "uint8", "shape": ["batch", *task.shape], "range": [0, PIXEL_MAX]},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(task.classes)]},
+        "input": TensorSpec("images", "uint8", task.shape, 0, PIXEL_MAX).to_dict(),
+        "output": TensorSpec("logits", "float32", (len(task.classes),)).to_dict(),
     }
     return [
         ("bundle.json", canonical_json(about)),
@@ -171,7 +181,8 @@ def _load(files: FileTable, name: str) -> Bundle:
     if parity["logits"].shape != (len(parity["images"]), len(task.classes)):
         raise FormatDamaged(f"the parity pair of {whose} does not fit its classes")
     _require_parity(program(parity["images"]), parity["logits"], whose, FormatDamaged)
-    return Bundle(name, str(files.commit), task, dict(files.lineage), program)
+    specs = [TensorSpec.from_dict(about.get(side, {})) for side in ("input", "output")]
+    return Bundle(name, str(files.commit), task, dict(files.lineage), program, *specs)
 
 
 def _require_parity(found: Tensor, expected: Tensor, whose: str, error: type[BadInput | FormatDamaged]) -> None:
@@ -184,7 +195,7 @@ def _require_parity(found: Tensor, expected: Tensor, whose: str, error: type[Bad
         raise error(f"{whose} does not compute what was deployed: outputs are {apart:.3g} apart; deploy it again")
 
 
-def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
+def _lineage(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
     body = checkpoint.manifest
     return {
         "operation": "deploy",
@@ -194,6 +205,10 @@ def _lineage(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": _metrics(checkpoint),
         "environment": body["environment"],
         "code": {"leptonstore": __version__},
+        "step": body["step"],
+        "loader": body["loader"],
+        "weights": weights,
+        **source_of(body),
     }
 
 

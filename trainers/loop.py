@@ -4,23 +4,19 @@ What must hold, and where:
 
     resume      a run that stopped at any step and goes on computes what it would have computed (at equal world size on
                 the CPU: the same bits). State is saved between steps, never inside one; `_save` and `_restore` mirror
-                each other.
-    step        what one step does, and how ranks agree: trainers.step.
-    reporting   rank 0 alone logs, saves and calls callbacks. Nothing here prints.
+                each other. A run that is asked to stop saves at once, and evaluates what is due when it goes on.
+    a step      trainers.step: weighting, agreement of the ranks, steps that are left out.
+    reporting   rank 0 alone logs, saves and calls callbacks, all through its Reporter. Nothing here prints.
+    time        all of it is booked on a phase (trainers.clock): what follows a lap is told by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import Any, Literal
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -28,29 +24,27 @@ from leptonstore.errors import BadInput, Stopped
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
-from trainers import parallel, wrap
-from trainers.config import ModelConfig, TrainConfig, identity, to_dict
+from trainers import failures, parallel, provenance, setup, wrap
+from trainers.allocator import freed_memory_kept
+from trainers.clock import StepClock
+from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
+from trainers.early_stop import EarlyStop
 from trainers.evaluate import evaluate_loader
 from trainers.evaluation import Evaluation
-from trainers.metrics import MetricLog, StepClock
+from trainers.failures import BadStep
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
-from trainers.result import EpochEvent, StepEvent, TrainResult
+from trainers.profiling import Profile
+from trainers.progress import EVALUATIONS_MAX, Progress
+from trainers.provenance import Provenance
+from trainers.reporting import Reporter
+from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent, TrainResult
 from trainers.schedule import build_schedule
-from trainers.step import TrainStep, build_loss
+from trainers.sinks import Sink, open_sink
+from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
 from trainers.tasks import split_dataset, task_of
-
-
-@dataclass
-class Progress:
-    """Where a run is, between two steps. `epoch` and `step_in_epoch` count finished ones, so they name the next."""
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    loss_sum: float = 0.0  # over the rows of the unfinished epoch
-    history: list[dict[str, Any]] = field(default_factory=list)
+from trainers.usage import usage_of
 
 
 class Trainer:
@@ -60,8 +54,11 @@ class Trainer:
     store:      where checkpoints go.
     dataset:    the training rows when `validation` is given; else a dataset to be split by `config.data`.
     run:        name of the run; by default it follows from the dataset and the configuration.
-    metrics:    path of a JSONL log (trainers.metrics), or None.
-    on_step, on_epoch: functions called on rank 0 after every step and epoch. They may raise; that ends the run.
+    metrics:    path of the JSONL log (trainers.metrics); None: its default place.
+    log:        where curves go too: sinks, or "tensorboard:DIR" and the like (trainers.sinks).
+    profile:    a directory: profile some steps and write there what took their time (trainers.profiling).
+    on_step, on_epoch, on_evaluate, on_checkpoint: functions that are called on rank 0 after each of these, with what is said in
+                trainers.result. They may raise; that ends the run. `stop.request()` ends it after the next step.
     world:      the ranks, if the caller has joined them already; else `fit` joins and leaves.
 
     After `fit`, `model` is the trained ImageClassifier (on the device of this rank). One thread; not reusable.
@@ -76,8 +73,12 @@ class Trainer:
         *,
         run: str | None = None,
         metrics: str | Path | None = None,
+        log: Iterable[str | Sink] = (),
+        profile: str | Path | None = None,
         on_step: Iterable[Callable[[StepEvent], None]] = (),
         on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
+        on_evaluate: Iterable[Callable[[EvaluateEvent], None]] = (),
+        on_checkpoint: Iterable[Callable[[CheckpointEvent], None]] = (),
         world: World | None = None,
     ) -> None:
         self.config = config
@@ -89,48 +90,56 @@ class Trainer:
         if not len(train) or not len(validation):
             raise BadInput(f"{dataset.name} has {len(train)} training and {len(validation)} validation rows")
         self.train_rows, self.validation_rows = train, validation
-        self.data = {"training": _describe(train), "validation": _describe(validation)}
+        self.data = {"training": setup.described(train), "validation": setup.described(validation)}
         self.run = run or self._default_run()
         self.stop = StopRequest()
         self.progress = Progress()
         self.warnings: list[str] = []
-        self._on_step, self._on_epoch = tuple(on_step), tuple(on_epoch)
-        self._metrics = metrics
+        self._told = {
+            "on_step": tuple(on_step),
+            "on_epoch": tuple(on_epoch),
+            "on_evaluate": tuple(on_evaluate),
+            "on_checkpoint": tuple(on_checkpoint),
+        }
+        self._early_stop = EarlyStop(config.early_stop) if config.early_stop else None
+        self._metrics, self._profile = metrics, profile
+        self._sinks = [open_sink(sink) if isinstance(sink, str) else sink for sink in log]
         self._given_world = world
         self._evaluation: Evaluation | None = None
-        self._stopping = False
-        self._saved: tuple[int, str] = (
-            -1,
-            "",
-        )  # step and commit of the last checkpoint; no commit while it is being written
+        # Where the run stood at its last checkpoint, and its commit ("" while it is being written).
+        self._saved: tuple[Any, str] = ((), "")
         self._trained = 0  # rows, by this process
 
-    def fit(self, resume: bool = False, max_steps: int | None = None) -> TrainResult:
+    def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
-        max_steps: save and return once this many steps of the run are done.
+        resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
         Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
-        BadInput (a checkpoint of another training; a loss that is not finite).
+        BadInput (a checkpoint of another training; out of memory; torch.compile failed), LossNotFinite, RankLost.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_threads(self.config.threads))
+            stack.enter_context(setup.threads(self.config.threads))
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(self.stop.listening())
-            self._world = self._given_world or stack.enter_context(parallel.joined(self.config.device))
+            self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
+            self._clock, self._stored = StepClock(), self.store.new_bytes
             self._checkpointer = stack.enter_context(
                 checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
             )
+            if resume == "auto":
+                resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
             self._prepare(resume)
-            log_path = self._metrics if self._world.is_main else None
-            self._log = MetricLog(log_path, append=resume)
-            stack.callback(self._log.close)
+            self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
-            while self.progress.epoch < self.config.epochs:
+            while self.progress.epoch < self.config.epochs and not self._stopped_early:
                 if not self._train_epoch(max_steps):
                     return self._result(finished=False)
-                self._end_epoch()
-            if self._evaluation is None:  # resumed after the last step, or the last epoch was not evaluated
-                self._evaluation = self._evaluate()
+                if not self._stopped_early:
+                    self._end_epoch()
+            if self._evaluation is None:  # resumed after the last step
+                self._evaluation = self._evaluated()
+                self._clock.lap("evaluation")
             return self._result(finished=True)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -140,25 +149,33 @@ class Trainer:
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
         self._loader.warm()  # the arena is decoded while the model is built
-        self.model = task.build(_made(config.model), config.seed)
-        self.model.to(world.device).train()
-        torch.manual_seed(_rank_seed(config.seed, world.data_rank))
-        self._wrapped = wrap.wrap(self.model, world)
+        self.model, self._origin = setup.build_model(config, task, self.store, world, resume)
+        setup.seed_generators(config.seed, world.data_rank)
+        self._wrapped = wrap.wrap(self.model, world, config.parallel.kind, config.precision)
         wrap.settle(self._wrapped, task.example, world)
         self._optimizer = build_optimizer(config.optimizer, self.model)
         self._validation_loader = task.loader(self.validation_rows, config.data, config.seed, world, train=False)
-        self._steps_per_epoch = -(-len(self.train_rows) // config.data.global_batch_size)
+        self._samples: int = len(self._loader.dataset)  # rows, or windows of them
+        self._steps_per_epoch = -(-self._samples // config.data.global_batch_size)
         self._steps = self._steps_per_epoch * config.epochs
-        self._clock = StepClock()
-        loss = build_loss(config.loss)
-        self._step = TrainStep(self._wrapped, task, loss, self._optimizer, world, self._clock)
+        self._step = TrainStep(self._wrapped, task, self._optimizer, config, world, self._clock)
         self._factor = build_schedule(config.schedule, self._steps)
+        self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
-            self._restore(checkpoints.load(self.store, self.run))
+            self._restore(self._newest())
         elif checkpoints.exists(self.store, self.run):
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
             checkpoints.require_same_run(earlier, config, task, self.data)
+
+    def _join(self) -> contextlib.AbstractContextManager[World]:
+        return parallel.joined(self.config.device, self.config.parallel.mesh)
+
+    def _newest(self) -> checkpoints.Checkpoint:
+        """The newest checkpoint that rank 0 sees, on every rank."""
+        found = checkpoints.load(self.store, self.run)
+        step = self._world.agreed(found.manifest["step"])
+        return found if found.manifest["step"] == step else checkpoints.load(self.store, self.run, step)
 
     def _release(self) -> None:
         """Let go of DDP, which holds on to the process group, before the group is left."""
@@ -172,143 +189,216 @@ class Trainer:
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
         if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
-            torch.manual_seed(_rank_seed(self.config.seed + saved.manifest["step"], self._world.data_rank))
+            setup.seed_generators(self.config.seed + saved.manifest["step"], self._world.data_rank)
+        self.warnings += last_bits_warnings(saved.config, self.config)
         body = saved.manifest
-        self.progress = Progress(
-            step=body["step"],
-            epoch=body["epoch"],
-            step_in_epoch=body["step_in_epoch"],
-            loss_sum=float(body["progress"]["loss_sum"]),
-            history=list(body["history"]),
-        )
+        self.progress = Progress.from_manifest(body)
+        self._origin = dict(body.get("init", {}))
+        self._step.load_state_dict(body.get("scaler", {}))
+        if self._early_stop is not None:
+            self._early_stop.load_state_dict(body.get("early_stop", {}))
         self._loader.load_state_dict(body["loader"])
-        self._saved = (self.progress.step, saved.commit)
+        self._provenance.resume(body)
+        self._saved = (self._place(), saved.commit)
+
+    def _open_reporter(self, append: bool) -> Reporter:
+        """On rank 0; what the others have says nothing."""
+        if not self._world.is_main:
+            return Reporter()
+        profile = None if self._profile is None else Profile(self._profile, self._world.device.type)
+        options = {**self._told, "profile": profile}
+        return Reporter.of_run(self.store, self.run, metrics=self._metrics, sinks=self._sinks, append=append, **options)
 
     def _begin(self, resume: bool) -> None:
-        environment = checkpoints.environment(self._world)
-        self._log.write("config", run=self.run, config=to_dict(self.config), data=self.data, environment=environment)
+        progress, resumed = self.progress, None
         if resume:
-            self._log.write("resume", step=self.progress.step, epoch=self.progress.epoch, warnings=self.warnings)
+            resumed = {"step": progress.step, "epoch": progress.epoch, "warnings": self.warnings}
         else:
             self._loader.set_epoch(0)
+        self._reporter.begin(self.run, to_dict(self.config), self.data, provenance.environment(self._world), resumed)
+        self._clock.lap("setup")
 
     # -- training ----------------------------------------------------------------------------------------------
 
     def _train_epoch(self, max_steps: int | None) -> bool:
         """The remaining steps of the epoch. False when `max_steps` was reached before its end."""
-        self._clock.restart()
-        batches = iter(self._loader)
-        while self.progress.step_in_epoch < self._steps_per_epoch:
-            if max_steps is not None and self.progress.step >= max_steps:
+        progress, clock, steps = self.progress, self._clock, self._steps_per_epoch
+        if progress.step_in_epoch < steps:
+            self._evaluate_if_due()  # of a run that was stopped before it could
+            batches = iter(self._loader)
+        while progress.step_in_epoch < steps and not self._stopped_early:
+            if max_steps is not None and progress.step >= max_steps:
                 self._save()
                 return False
             batch = next(batches)
-            self._clock.lap("data_wait")
-            loss, stop = self._step(batch, self._rows_of_step(), self._lr(), self.stop.requested)
-            self._require_finite(loss)
-            self._after_step(loss, stop)
-            self._clock.lap("other")  # the log and the callbacks must not pass for waiting
+            clock.lap("data_wait")
+            rows = self._rows_of_step()
+            try:
+                outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
+            except Exception as error:
+                if (failure := failures.told(error, self.config, self._where())) is not None:
+                    raise failure from error
+                raise
+            if not outcome.taken:
+                self._leave_out(outcome)
+            self._after_step(outcome, rows)
+            clock.lap("other")  # the log and the callbacks must not pass for waiting
         return True
 
-    def _require_finite(self, loss: float) -> None:
-        """Raises BadInput, naming the rows of the batch at hand, when the loss is not finite. Every rank has the same loss."""
-        if not math.isfinite(loss):
-            first = self.progress.step_in_epoch * self.config.data.global_batch_size
-            raise BadInput(
-                f"the loss is {loss} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}, positions "
-                f"{first} to {first + self._rows_of_step() - 1} of its order): lower optimizer.lr, or look at these rows"
-            )
+    def _leave_out(self, outcome: StepOutcome) -> None:
+        """Record a step that changed nothing, by the rows of its batch. Raises LossNotFinite when the run shall not go on."""
+        progress = self.progress
+        rows = self._rows_at(progress.epoch, progress.step_in_epoch)
+        bad = BadStep(self._where(), outcome.loss, self._row_name, rows, self.train_rows.name)
+        if self.config.on_bad_loss == "stop":
+            raise bad.error(progress.step + 1)
+        why = progress.leave_out(outcome.loss, rows)
+        if why:
+            raise bad.error(progress.step + 1, f"; {why}")
+        self._reporter.skipped(progress.skipped[-1])
 
-    def _after_step(self, loss: float, stop: bool) -> None:
-        """Count, save, log and call back; raises Stopped when a rank was asked to stop."""
-        progress, rows, lr = self.progress, self._rows_of_step(), self._lr()
+    def _after_step(self, outcome: StepOutcome, rows: int) -> None:
+        """Count, evaluate, save, log and call back; raises Stopped when a rank was asked to stop."""
+        progress, config = self.progress, self.config
         progress.step += 1
         progress.step_in_epoch += 1
-        progress.loss_sum += loss * rows
+        if outcome.taken:
+            progress.loss_sum += outcome.loss * outcome.counted
+            progress.count += outcome.counted
         self._trained += rows
-        every, epoch_done = self.config.checkpoint.every_steps, progress.step_in_epoch == self._steps_per_epoch
-        if not epoch_done and (stop or (every is not None and progress.step % every == 0)):
-            self._clock.lap("other")
+        self._reporter.step(self._step_event(outcome, rows))  # first: the log has each step that a checkpoint has
+        self._clock.lap("other")
+        stop, every = outcome.stop, config.checkpoint.every_steps
+        if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
+            stop = self._evaluate_if_due() is not None and self._stop_asked()
+            if self._stopped_early or (every is not None and progress.step % every == 0):
+                self._save()
+        if stop:
             self._save()
-            self._clock.lap("checkpoint")
-        took = self._clock.step()
-        if self._world.is_main:
-            epoch, epochs = progress.epoch + 1, self.config.epochs
-            self._log.write("step", step=progress.step, epoch=epoch, loss=loss, lr=lr, rows=rows, **took.seconds())
-            event = StepEvent(progress.step, self._steps, epoch, epochs, loss, lr, rows, took)
-            for callback in self._on_step:
-                callback(event)
-        if stop and not epoch_done:
             self._stop_now()
-        self._stopping = stop
+
+    def _step_event(self, outcome: StepOutcome, rows: int) -> StepEvent:
+        return StepEvent(
+            self.progress.step,
+            self._steps,
+            self.progress.epoch + 1,
+            self.config.epochs,
+            outcome.loss,
+            self._step.lr,
+            rows,
+            self._clock.step(),
+            outcome.taken,
+            outcome.norm,
+        )
 
     def _end_epoch(self) -> None:
-        """Evaluate, record, save; then stop if that was asked for during the last step."""
+        """Evaluate, record, save; then stop if that was asked for meanwhile."""
         progress, config = self.progress, self.config
-        progress.epoch += 1
-        last = progress.epoch == config.epochs
-        due = last or progress.epoch % config.evaluate_every_epochs == 0
-        self._evaluation = self._evaluate() if due else None
-        train_loss = progress.loss_sum / len(self.train_rows)
-        record: dict[str, Any] = {"epoch": progress.epoch, "train_loss": train_loss}
-        if self._evaluation is not None:
-            record |= {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
+        metrics = self._evaluate_if_due() or {}
+        stop = bool(metrics) and self._stop_asked()
+        record: dict[str, Any] = {"epoch": progress.epoch + 1, "train_loss": progress.train_loss, **metrics}
         progress.history.append(record)
-        progress.step_in_epoch, progress.loss_sum = 0, 0.0
+        progress.epoch += 1
+        progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
-        self._clock.restart()
+        evaluation = self._evaluation if metrics else None
+        event = EpochEvent(progress.epoch, config.epochs, record["train_loss"], evaluation)
+        self._reporter.epoch(event, record, self._clock.between())
         self._save()
-        self._clock.lap("checkpoint")
-        self._clock.step()
-        if self._world.is_main:
-            self._log.write("epoch", step=progress.step, **record)
-            self._log.flush()
-            for callback in self._on_epoch:
-                callback(EpochEvent(progress.epoch, config.epochs, train_loss, self._evaluation))
-        if self._stopping and not last:
+        if stop and progress.epoch < config.epochs:
             self._stop_now()
 
-    def _evaluate(self) -> Evaluation:
+    # -- evaluation --------------------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> dict[str, float] | None:
+        """The metrics after the last step, {"val_loss": …}, when they are asked for there and not known yet. Collective."""
+        progress, config = self.progress, self.config
+        epoch, ended = progress.epoch + 1, progress.step_in_epoch == self._steps_per_epoch
+        due = ended and (epoch == config.epochs or epoch % config.evaluate_every_epochs == 0)
+        if config.evaluate_every_steps is not None and progress.step > 0:
+            due = due or progress.step % config.evaluate_every_steps == 0
+        if not due or progress.evaluated == progress.step:
+            return None
+        self._evaluation = self._evaluated()
+        progress.evaluated, took_s = progress.step, self._clock.lap("evaluation")
+        metrics = {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
+        best = self._early_stop.see(metrics) if self._early_stop else None
+        if not ended:
+            progress.evaluations.append({"step": progress.step, **metrics})
+            del progress.evaluations[:-EVALUATIONS_MAX]
+        self._reporter.evaluation(EvaluateEvent(progress.step, epoch, metrics, self._evaluation, best), took_s)
+        return metrics
+
+    def _evaluated(self) -> Evaluation:
+        self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        wrap.reshard(self.model)
+        return found
+
+    def _stop_asked(self) -> bool:
+        """Whether a rank was asked to stop during an evaluation. Collective."""
+        return self._world.sum([], votes=[self.stop.requested])[0] > 0
+
+    @property
+    def _stopped_early(self) -> bool:
+        return self._early_stop is not None and self._early_stop.due
 
     # -- state -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Save the state between two steps. Collective; returns when it is durable, or may change (asynchronous)."""
         progress = self.progress
-        if self._saved[0] == progress.step:
+        if self._saved[0] == self._place():
             return
+        self._clock.lap("other")
+        self._reporter.flush()  # whoever resumes from this checkpoint finds every step up to it in the log
         wrap.share_buffers(self.model, self._world)
+        receipt = self._provenance.receipt(self._loader)
         manifest: dict[str, Any] = {}
         if self._world.is_main:
             manifest = {
-                "epoch": progress.epoch,
-                "step_in_epoch": progress.step_in_epoch,
+                **progress.to_manifest(),
                 "config": to_dict(self.config),
-                "not_reproducible": self.config.not_reproducible,
                 "task": self.task.to_dict(),
                 "data": self.data,
+                "init": self._origin,
                 "loader": self._loader.state_dict(),
-                "progress": {"loss_sum": progress.loss_sum},
-                "history": progress.history,
-                "environment": checkpoints.environment(self._world),
+                "scaler": self._step.state_dict(),
+                "early_stop": self._early_stop.state_dict() if self._early_stop else {},
+                "environment": provenance.environment(self._world),
+                "provenance": self._provenance.to_dict(),
+                "receipt": receipt,
             }
-        metrics = {key: value for key, value in (progress.history or [{}])[-1].items() if key != "epoch"}
         state = checkpoints.state_of(self.model, self._optimizer, self._world.rank, self._world.device)
-        self._settle_save()  # log the last one, which this one waits for
-        self._checkpointer.save(progress.step, state, manifest, metrics)
-        self._saved = (progress.step, "")
+        self._settle_save()  # tell of the last one, which this one waits for
+        self._checkpointer.save(progress.step, state, manifest, self._metrics_here())
+        self._saved = (self._place(), "")
         if not self.config.checkpoint.asynchronous:
             self._settle_save()
+        self._clock.lap("checkpoint")
+
+    def _place(self) -> tuple[int, int, int]:
+        """Where the run stands: between the last step of an epoch and the next epoch there are two places."""
+        return self.progress.step, self.progress.epoch, self.progress.evaluated
+
+    def _metrics_here(self) -> dict[str, float]:
+        """Of the evaluation at this very step, and of the epoch that ended with it, if there are any: what a checkpoint is chosen by."""
+        progress, found = self.progress, {}
+        if progress.step_in_epoch == 0 and progress.history:
+            found = {key: value for key, value in progress.history[-1].items() if key != "epoch"}
+        elif progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
+            found = {key: value for key, value in progress.evaluations[-1].items() if key != "step"}
+        return _finite(found)
 
     def _settle_save(self) -> None:
-        """Wait until the last checkpoint is durable, and log it. Raises what a save in the background met, on every rank."""
+        """Wait until the last checkpoint is durable, and tell of it. Raises what a save in the background met, on every rank."""
         saved = self._checkpointer.wait()
-        if saved is not None and not self._saved[1]:
-            self._saved = saved
-            self._log.write("checkpoint", step=saved[0], commit=saved[1])
-            self._log.flush()
+        if saved is None or self._saved[1]:
+            return
+        step, commit = saved
+        self._saved = (self._saved[0], commit)
+        self._reporter.checkpoint(CheckpointEvent(self.run, checkpoints.branch_of(step), step, commit))
 
     def _stop_now(self) -> None:
         self._settle_save()
@@ -320,24 +410,32 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        time, evaluation = self._clock.total, self._evaluation
-        self._log.flush()
-        seconds = time.wall - time.checkpoint
+        self._clock.between()
+        time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
+        stored = self.store.new_bytes - self._stored
+        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
+        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
             val_loss=evaluation.loss if evaluation else math.nan,
-            us_per_sample=seconds * 1e6 / self._trained if self._trained else 0.0,
+            us_per_sample=time.training * 1e6 / self._trained if self._trained else 0.0,
             data_wait_fraction=time.data_wait_fraction,
             steps=self.progress.step,
             epochs=self.progress.epoch,
-            train_samples=len(self.train_rows),
+            train_samples=self._samples,
             val_samples=len(self.validation_rows),
             checkpoint=self._saved[1],
             finished=finished,
             history=self.progress.history,
             time=time,
             warnings=self.warnings,
+            usage=usage,
+            log=str(self._reporter.log_path or ""),
+            profile=self._reporter.profiled(stats.to_dict(), self._facts()),
+            stopped_early=self._stopped_early,
+            skipped=self.progress.skipped,
+            not_reproducible=self.config.not_reproducible,
         )
 
     # -- small facts -------------------------------------------------------------------------------------------
@@ -345,10 +443,32 @@ class Trainer:
     def _rows_of_step(self) -> int:
         """Rows of the global batch of the step at hand: the last one of an epoch may be smaller."""
         size = self.config.data.global_batch_size
-        return min(size, len(self.train_rows) - self.progress.step_in_epoch * size)
+        return min(size, self._samples - self.progress.step_in_epoch * size)
 
-    def _lr(self) -> float:
-        return self.config.optimizer.lr * self._factor(self.progress.step)
+    def _facts(self) -> dict[str, Any]:
+        """What the advice of a profile goes by."""
+        config = self.config
+        batch = {"dataset": self.train_rows.name, "rows": config.data.global_batch_size}
+        return {
+            **batch,
+            "precision": config.precision,
+            "compile": config.compile,
+            "asynchronous": config.checkpoint.asynchronous,
+        }
+
+    def _where(self) -> str:
+        """The step at hand, for messages."""
+        return f"step {self.progress.step + 1} of {self._steps} of run {self.run!r} (epoch {self.progress.epoch + 1})"
+
+    @property
+    def _row_name(self) -> str:
+        return "rows" if self._loader.dataset is self.train_rows else "windows"
+
+    def _rows_at(self, epoch: int, step: int) -> list[int]:
+        """Row numbers of a global batch in the dataset, whose training rows are a selection; windows stay what they are."""
+        rows = self._loader.rows_at(epoch, step, all_ranks=True)
+        selection = self.train_rows.selection
+        return [int(row) for row in (rows if selection is None or self._row_name != "rows" else selection[rows])]
 
     def _default_run(self) -> str:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
@@ -356,29 +476,6 @@ class Trainer:
         return f"{self.train_rows.name}-{digest_of(told).hex()[:8]}"
 
 
-def _describe(ds: Dataset) -> dict[str, Any]:
-    return {"name": ds.name, "commit": ds.commit, "fingerprint": ds.fingerprint, "rows": len(ds)}
-
-
-def _made(config: ModelConfig) -> ModelConfig:
-    """A module that was given in Python, in the form of a factory that gives it."""
-    given = config.reference
-    return dataclasses.replace(config, reference=lambda *sizes: given) if isinstance(given, nn.Module) else config
-
-
-def _rank_seed(seed: int, rank: int) -> int:
-    """A seed of torch's generators per rank (dropout must differ between ranks); far apart for near seeds."""
-    return int.from_bytes(digest_of(f"lepton.rng {seed} {rank}".encode())[:7], "little")
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set torch's CPU threads while the context lasts; None changes nothing."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """What JSON can hold of some metrics."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

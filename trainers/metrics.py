@@ -1,122 +1,142 @@
-"""Where the time of a step goes, and the JSONL log of a run.
+"""The log of a run: a JSONL file, one event a line, that every run has.
 
-Accounting works by laps: every `lap(phase)` books the time since the previous lap on that phase, so that the phases of
-a step add up to its wall time by construction, and nothing can be forgotten or counted twice.
+    {"event": "config", "run", "config", "data", "environment", "time"}      once for each start
+    {"event": "resume", "step", "epoch", "warnings"}                         before the steps of a resumed run
+    {"event": "step", "step", "epoch", "loss", "lr", "rows", ("grad_norm",) "data_wait_s", …, "wall_s"}
+    {"event": "skipped", "step", …}                                          before the line of a step that changed nothing
+    {"event": "evaluation", "step", …metrics, "evaluation_s"}     {"event": "checkpoint", "step", "commit"}
+    {"event": "epoch", "step", "epoch", "train_loss", …metrics, "data_wait_s", …, "wall_s"}   the seconds since its last step
+    {"event": "end", "step", "status", "time", …}
 
-    data_wait   waiting for the loader        sync        waiting for other ranks
-    h2d         moving a batch to the device  checkpoint  saving
-    compute     forward, backward, optimizer  other       callbacks, logging, the loop itself
+`loss` and `lr` are written as `repr` writes them, so that reading gives the same bits; a loss that is not finite is
+null. Seconds are written to the microsecond. A run that was killed may have logged steps after its last checkpoint; it
+logs them again when it resumes, behind a "resume" line. `read_metrics` gives each step once.
 
-The log has one JSON object per line. Floats are written as `repr` writes them, so that reading gives the same bits. A
-run that was killed may have logged steps after its last checkpoint; it logs them again when it resumes, behind a line
-{"event": "resume", "step": n}. `read_metrics` gives each step once.
+Without a path of its own a log lies beside no data but in the user's state directory, which the XDG specification has
+for logs (`default_path`): a store may be a bucket, and what a run took differs from run to run, where commits must not.
+A disk that is full ends the log, not the training.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import time
-from dataclasses import asdict, dataclass
+import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from leptonstore.errors import BadInput, FormatDamaged, SourceError
+from leptonstore.errors import BadInput, FormatDamaged, LeptonWarning, SourceError
 
-PHASES = ("data_wait", "h2d", "compute", "sync", "checkpoint", "other")
+if TYPE_CHECKING:
+    from leptonstore.store import Store
+    from trainers.result import StepEvent
 
+# Lines wait in memory for so long at most, so that one can watch the file of a run with slow steps; never a flush per step.
+FLUSH_S = 5.0
+TAIL_BYTES = 1 << 16  # read at a time when the end of the last whole line is looked for
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of one step (or of several, added up) by phase."""
-
-    data_wait: float = 0.0
-    h2d: float = 0.0
-    compute: float = 0.0
-    sync: float = 0.0
-    checkpoint: float = 0.0
-    other: float = 0.0
-
-    @property
-    def wall(self) -> float:
-        """All phases together."""
-        return self.data_wait + self.h2d + self.compute + self.sync + self.checkpoint + self.other
-
-    @property
-    def data_wait_fraction(self) -> float:
-        """Share of the wall time, checkpoints left out, that was spent waiting for data; 0 before the first step."""
-        training = self.wall - self.checkpoint
-        return self.data_wait / training if training > 0 else 0.0
-
-    def seconds(self) -> dict[str, float]:
-        """{"data_wait_s": …, "wall_s": …}, for logs."""
-        return {**{f"{phase}_s": value for phase, value in asdict(self).items()}, "wall_s": self.wall}
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
-class StepClock:
-    """Books time on phases; one thread. `step()` returns what was booked since the previous `step()`."""
-
-    def __init__(self) -> None:
-        self._step = dict.fromkeys(PHASES, 0.0)
-        self._total = dict.fromkeys(PHASES, 0.0)
-        self._last = time.perf_counter()
-
-    def restart(self) -> None:
-        """Forget the time since the last lap: it belongs to no step (evaluation, set-up)."""
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Book the time since the last lap on `phase`."""
-        now = time.perf_counter()
-        self._step[phase] += now - self._last
-        self._last = now
-
-    def step(self) -> StepTime:
-        """End the step: what is left goes to `other`."""
-        self.lap("other")
-        ended = StepTime(**self._step)
-        for phase, seconds in self._step.items():
-            self._total[phase] += seconds
-            self._step[phase] = 0.0
-        return ended
-
-    @property
-    def total(self) -> StepTime:
-        """All ended steps together."""
-        return StepTime(**self._total)
+def default_path(store: Store, run: str) -> Path:
+    """$XDG_STATE_HOME/lepton/<store id>/runs/<run>.jsonl (XDG_STATE_HOME: ~/.local/state); on this host, of this user."""
+    value = os.environ.get("XDG_STATE_HOME", "")
+    home = Path(value) if value.startswith("/") else Path.home() / ".local" / "state"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", run)  # a name, never a path
+    return home / "lepton" / store.config.store_id.hex() / "runs" / f"{name}.jsonl"
 
 
 class MetricLog:
-    """Appends events to a JSONL file; with path None it takes them and does nothing. Not safe for several threads."""
+    """Appends events to a file; with path None it takes them and does nothing. Not safe for several threads.
+
+    Raises SourceError when the file cannot be opened. When it cannot be written later, it warns once and is silent.
+    """
 
     def __init__(self, path: str | Path | None, append: bool = False) -> None:
+        self.path = None if path is None else Path(path)
         self._file: TextIO | None = None
-        if path is None:
+        self._flushed = time.monotonic()
+        if self.path is None:
             return
         try:
-            self._file = Path(path).open("a" if append else "w", encoding="utf-8")  # noqa: SIM115 (see close)
+            if append:
+                _drop_torn_line(self.path)
+            self._file = self.path.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise SourceError(f"cannot write metrics to {path}: {error.strerror}", str(path)) from None
+
+    @classmethod
+    def at_default(cls, store: Store, run: str, append: bool = False) -> MetricLog:
+        """The log at `default_path`. Where that cannot be written, warns and logs nothing: nobody asked for this file."""
+        path = default_path(store, run)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return cls(path, append)
+        except (OSError, SourceError) as error:
+            _warn(f"no metrics of run {run!r} are logged: {error}; choose a file with --metrics")
+            return cls(None)
 
     def write(self, event: str, **values: Any) -> None:
         """One line. Raises BadInput when a value is not JSON (NaN and infinities are not)."""
         if self._file is None:
             return
         try:
-            line = json.dumps({"event": event, **values}, allow_nan=False)
+            line = _encode({"event": event, **values})
         except (TypeError, ValueError) as error:
             raise BadInput(f"metric event {event!r} cannot be written: {error}") from None
-        self._file.write(line + "\n")
+        self._append(line + "\n")
+
+    def step(self, event: StepEvent) -> None:
+        """The line of a step: 5 us, half of what `write` takes for it."""
+        if self._file is None:
+            return
+        loss, lr, norm, took = event.loss, event.lr, event.grad_norm, event.time
+        norm_too = "" if norm is None or not math.isfinite(norm) else f'"grad_norm": {norm}, '
+        self._append(
+            f'{{"event": "step", "step": {event.step}, "epoch": {event.epoch}, '
+            f'"loss": {loss if math.isfinite(loss) else "null"}, "lr": {lr!r}, "rows": {event.rows}, {norm_too}'
+            f'"data_wait_s": {took.data_wait:.6f}, "h2d_s": {took.h2d:.6f}, "compute_s": {took.compute:.6f}, '
+            f'"sync_s": {took.sync:.6f}, "checkpoint_s": {took.checkpoint:.6f}, "other_s": {took.other:.6f}, '
+            f'"wall_s": {took.wall:.6f}}}\n'
+        )
 
     def flush(self) -> None:
         """Hand everything to the operating system; called at checkpoints and epochs, not at every step."""
+        self._flushed = time.monotonic()
         if self._file is not None:
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                self._give_up(error)
 
     def close(self) -> None:
         """Flush and close; later events are ignored."""
+        self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _append(self, line: str) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._give_up(error)
+            return
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def _give_up(self, error: OSError) -> None:
+        file, self._file = self._file, None
+        _warn(f"metrics are logged no more to {self.path}: {error.strerror or error}; the training goes on")
+        try:
+            if file is not None:
+                file.close()  # tries to write what is left, and fails again
+        except OSError:
+            pass
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -144,3 +164,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             events = [earlier for earlier in events if earlier.get("step", 0) <= step]
         events.append(event)
     return events
+
+
+def _drop_torn_line(path: Path) -> None:
+    """What a killed process had begun to write: the next line must not become the end of it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = at = file.seek(0, os.SEEK_END)
+        while at:
+            start = max(0, at - TAIL_BYTES)
+            file.seek(start)
+            end = file.read(at - start).rfind(b"\n") + 1
+            if end:
+                at = start + end
+                break
+            at = start
+        if at < size:
+            file.truncate(at)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, LeptonWarning, stacklevel=3)

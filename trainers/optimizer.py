@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from leptonstore.errors import BadInput
 from trainers.config import OptimizerConfig
@@ -31,8 +32,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             )
         return made
     if config.name == "sgd":
+        fused = not any(isinstance(weight, DTensor) for weight in weights)  # torch's fused SGD takes no sharded ones
         return torch.optim.SGD(
-            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)

@@ -16,10 +16,11 @@ import contextlib
 import gc
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
@@ -88,12 +89,26 @@ class World:
 
     def sum(self, values: Sequence[float], votes: Sequence[float] = ()) -> list[float]:
         """Element-wise sums over the shares of the data, in float64; then those of `votes`, over all ranks. Equal on every rank."""
+        return self.begin_sum(values, votes)()
+
+    def begin_sum(self, values: Sequence[float], votes: Sequence[float] = ()) -> Callable[[], list[float]]:
+        """`sum`, under way: what is returned waits for it. Meanwhile this rank may compute, and begin other collectives."""
         if self.size == 1:
-            return [*values, *votes]
+            return lambda: [*values, *votes]
         mine = values if self.counts else [0.0] * len(values)
         total = torch.tensor([*mine, *votes], dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return [float(value) for value in total.tolist()]
+        work = distributed.all_reduce(total, async_op=True)
+
+        def added() -> list[float]:
+            if work is not None:
+                work.wait()
+            return cast(list[float], total.tolist())
+
+        return added
+
+    def agreed(self, value: int) -> int:
+        """That of rank 0, on every rank."""
+        return int(self.sum([], votes=[value if self.is_main else 0])[0])
 
     def sum_tensor(self, values: Tensor) -> Tensor:
         """The sum over the shares of the data, in the dtype of `values` (any shape, equal on all ranks)."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainers.clock import RunTime, StepTime
 from trainers.evaluation import Evaluation
-from trainers.metrics import StepTime
+from trainers.usage import Usage
 
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a callback learns after a step. `step` is 1-based, `loss` the mean over the global batch."""
+    """What a callback learns after a step. `step` is 1-based, `loss` the mean over the global batch.
+
+    taken: False when the step changed nothing, because loss or gradients were not finite.
+    grad_norm: before clipping, where it was asked for.
+    """
 
     step: int
     steps: int
@@ -22,6 +27,8 @@ class StepEvent:
     lr: float
     rows: int
     time: StepTime
+    taken: bool = True
+    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,37 @@ class EpochEvent:
 
 
 @dataclass(frozen=True)
+class EvaluateEvent:
+    """What a callback learns after an evaluation. `metrics` as in the history: {"val_loss": …}. best: of early stopping's metric so far;
+    None without early stopping."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    evaluation: Evaluation
+    best: bool | None
+
+
+@dataclass(frozen=True)
+class CheckpointEvent:
+    """What a callback learns when a checkpoint is durable: its commit (hex), and `ref`, the name by which it is found."""
+
+    run: str
+    ref: str
+    step: int
+    commit: str
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What `Trainer.fit` gives back. Times are those of this process, since it started or resumed.
 
     us_per_sample: microseconds of training per row, waiting for data included; checkpoints and evaluation excluded.
     val_accuracy, val_loss: of the last evaluation of this process; NaN when there was none.
-    finished: False when `max_steps` ended the run early. checkpoint: commit (hex) of the last one.
-    history: per epoch {epoch, train_loss, val_accuracy, val_loss}. warnings: why bits may differ after a resume.
+    finished: False when `max_steps` ended the run early. stopped_early: whether early stopping ended it.
+    checkpoint: commit (hex) of the last one. history: per epoch {epoch, train_loss, val_accuracy, val_loss}.
+    skipped: steps that were left out (trainers.progress). warnings: why bits may differ after a resume.
+    not_reproducible: keys of the configuration that are objects which could not be written down.
     """
 
     run: str
@@ -56,8 +87,14 @@ class TrainResult:
     checkpoint: str
     finished: bool
     history: list[dict[str, Any]]
-    time: StepTime
+    time: RunTime
     warnings: list[str]
+    usage: Usage
+    log: str = ""
+    profile: dict[str, Any] | None = None
+    stopped_early: bool = False
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    not_reproducible: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the seconds stand as data_wait_s … wall_s, and what was not measured is null."""

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput
 from leptonstore.store import Store
+from leptonstore.store.prices import DevicePrice, Price
 from trainers import checkpoint as checkpoints
 from trainers import parallel
-from trainers.config import DataConfig, TrainConfig, from_dict, require_trusted, with_values
-from trainers.deploy import Bundle, deploy, load_bundle
+from trainers.config import TrainConfig, require_trusted, with_values
+from trainers.deploy import deploy
 from trainers.evaluate import evaluate
-from trainers.evaluation import ClassEvaluation
+from trainers.evaluation_report import Worst, write_evaluation
 from trainers.loop import Trainer
+from trainers.opened import open_model
 from trainers.predict import BRANCH, predict_dataset, predict_images
 from trainers.recipe import default_config
 from trainers.result import EpochEvent, StepEvent
-from trainers.tasks import split_dataset
+from trainers.sinks import Sink
+from trainers.tasks import split_dataset, task_of
+from trainers.usage import cost_of
 
 ALL_ROWS = "all"
 
@@ -47,9 +50,12 @@ def run_train(
     *,
     cache: Cache | None = None,
     run: str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     max_steps: int | None = None,
     metrics: str | Path | None = None,
+    log: Iterable[str | Sink] = (),
+    profile: str | Path | None = None,
+    prices: tuple[Sequence[Price], Sequence[DevicePrice]] = ((), ()),
     on_step: Iterable[Callable[[StepEvent], None]] = (),
     on_epoch: Iterable[Callable[[EpochEvent], None]] = (),
 ) -> dict[str, Any]:
@@ -57,12 +63,14 @@ def run_train(
 
     values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
     a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
-    not be given again.
+    not be given again. resume: "auto" starts when there is no checkpoint of the run yet.
+    prices: what tiers and devices cost, for the result's usage. metrics, log, profile, on_step, on_epoch: as of `Trainer`.
     Raises what `Trainer.fit` raises.
     """
     ds = open_dataset(store, dataset, cache)
-    config, train, validation = plan(store, ds, values or {}, run if resume else None)
-    with parallel.joined(config.device) as world:
+    goes_on = run is not None and checkpoints.exists(store, run) if resume == "auto" else resume
+    config, train, validation = plan(store, ds, values or {}, run if goes_on else None)
+    with parallel.joined(config.device, config.parallel.mesh) as world:
         trainer = Trainer(
             config,
             store,
@@ -70,12 +78,16 @@ def run_train(
             validation,
             run=run,
             metrics=metrics,
+            log=log,
+            profile=profile,
             on_step=on_step,
             on_epoch=on_epoch,
             world=world,
         )
         result = trainer.fit(resume=resume, max_steps=max_steps)
-    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, **result.to_dict()}
+    told = result.to_dict()
+    told["usage"]["cost"] = cost_of(result.usage, store.url, *prices)
+    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, "task": trainer.task.describe(), **told}
 
 
 def plan(
@@ -90,42 +102,53 @@ def plan(
         config = with_values(stored, values)
         return config, *split_dataset(ds, config.data)
     train, validation = split_dataset(ds, asked.data)
-    return with_values(default_config(len(train)), values), train, validation
+    suited = with_values(default_config(len(train)), task_of(train, asked.data).defaults)
+    return with_values(suited, values), train, validation
 
 
 def run_evaluate(
-    store: Store, model: str, dataset: str, split: str | None = None, cache: Cache | None = None
+    store: Store,
+    model: str,
+    dataset: str,
+    split: str | None = None,
+    cache: Cache | None = None,
+    report: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the deployed `model` on rows of `dataset`.
+    """Evaluate `model` (trainers.opened: a deployed one, or checkpoint/RUN) on rows of `dataset`.
 
     split: a name in the `split` column, or "all"; None takes the rows that training holds out.
+    report: a page of HTML to write.
     """
-    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
-    data = _data_of(bundle)
+    opened, ds = open_model(store, model), open_dataset(store, dataset, cache)
+    found, task = opened.model, opened.model.task
+    task.require_fits(ds)
     if split is None:
-        _, rows = split_dataset(ds, data)
+        _, rows = split_dataset(ds, opened.data)
     else:
         rows = ds if split == ALL_ROWS else ds.split(split)
-    result = evaluate(bundle, rows, data)
-    if isinstance(result, ClassEvaluation) and result.classes != bundle.classes:
-        raise BadInput(f"classes of {ds.name} are {_few(result.classes)}; model {model} has {_few(bundle.classes)}")
-    return {"model": model, "model_commit": bundle.commit, "dataset": dataset, "commit": ds.commit, **result.to_dict()}
+    worst = Worst(task) if report is not None else None
+    result = evaluate(found, rows, opened.data, task=task, watch=worst)
+    told = {"model": model, "model_commit": found.commit, "dataset": dataset, "commit": ds.commit, "kind": task.kind}
+    if worst is not None and report is not None:
+        title = f"{model} on {ds.name}"
+        told["report"] = str(write_evaluation(report, title, rows, task, result, worst, split or "rows held out"))
+    return {**told, **result.to_dict()}
 
 
 def run_predict_images(store: Store, model: str, paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Label image files with the deployed `model`."""
-    bundle = load_bundle(store, model)
-    predictions = [prediction.to_dict() for prediction in predict_images(bundle, paths)]
-    return {"model": model, "model_commit": bundle.commit, "predictions": predictions}
+    """Label image files with `model` (trainers.opened)."""
+    opened = open_model(store, model).model
+    predictions = [prediction.to_dict() for prediction in predict_images(opened, paths)]
+    return {"model": model, "model_commit": opened.commit, "predictions": predictions}
 
 
 def run_predict_dataset(store: Store, model: str, dataset: str, cache: Cache | None = None) -> dict[str, Any]:
-    """Label every row of `dataset` with the deployed `model`, as a new version."""
-    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
-    made = predict_dataset(store, bundle, ds)
+    """Predict for every row of `dataset` with `model` (trainers.opened), as a new version."""
+    opened, ds = open_model(store, model).model, open_dataset(store, dataset, cache)
+    made = predict_dataset(store, opened, ds)
     return {
         "model": model,
-        "model_commit": bundle.commit,
+        "model_commit": opened.commit,
         "dataset": f"{made.name}@{BRANCH}",
         "commit": made.commit,
         "parent": ds.commit,
@@ -151,12 +174,3 @@ def run_deploy(
         "data": bundle.lineage["data"],
         "metrics": bundle.lineage["metrics"],
     }
-
-
-def _data_of(bundle: Bundle) -> DataConfig:
-    """The columns and splits that the model was trained with; the lineage holds the whole configuration."""
-    return from_dict(bundle.lineage.get("config", {})).data
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

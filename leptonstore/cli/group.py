@@ -29,6 +29,7 @@ SUMMARIES = {
     "ls": "List datasets, models and checkpoints.",
     "log": "Show the versions of a dataset, newest first.",
     "show": "Show a version: message, author, schema, and what it changed.",
+    "lineage": "Show where a model, checkpoint or version comes from.",
     "diff": "Show the rows that differ between two versions.",
     "branch": "List branches, make one, or remove it.",
     "tag": "List tags, name a version with one, or take it away.",
@@ -64,7 +65,9 @@ SUMMARIES = {
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a model on a dataset.",
     "predict": "Label new images, or every row of a dataset.",
-    "deploy": "Make a model bundle from a checkpoint.",
+    "checkpoint": "List, compare, export, import and remove checkpoints.",
+    "reproduce": "Train a model again, and compare bit for bit.",
+    "deploy": "Make a model bundle from a checkpoint, and serve it.",
     "demo": "Run the whole chain, from raw files to predictions.",
 }
 _EXTRA_OF = {"trainers": "train", "loaders": "train", "leptonstore": "process"}
@@ -114,7 +117,7 @@ class _Lepton(EntryGroup):
     "NAME@BRANCH@2026-11-01T12:00 (what the branch was then), each with ~2 (versions back) or ^2 (the other parent of a merge). "
     "The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
     "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 9 not permitted, 10 wrong passphrase or key file, "
-    "11 a tier does not answer, 130 interrupted.",
+    "11 a tier does not answer, 12 another rank of a training has ended, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lepton")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from leptonstore.cli.prices import prices_option, read_prices
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable, listed
@@ -18,7 +19,7 @@ from leptonstore.store import Store
 from leptonstore.store.gc import collect
 from leptonstore.store.moves import Move, MovePlan, apply_moves, leaving, plan_for
 from leptonstore.store.placement import FEATURE, HOME, Placement, TierSetting, places_of
-from leptonstore.store.prices import DEFAULT_TABLE, Price, month, parse_prices, price_of
+from leptonstore.store.prices import DEFAULT_TABLE, Price, month, price_of
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import halve_reads, load_reads
 from leptonstore.store.tier_mark import claim_tier
@@ -200,40 +201,24 @@ def _ref(store: Store, name: str) -> str:
     raise RefMissing(f"there is no ref {name!r}; there is: {listed(sorted(store.state.refs))}")
 
 
-_prices_option = click.option(
-    "--prices",
-    "table",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What tiers cost; see `prices`.",
-)
-
-
-def _prices(table: Path | None) -> list[Price]:
-    if table is None:
-        return parse_prices(DEFAULT_TABLE, "of LeptonStore")
-    try:
-        return parse_prices(table.read_text(encoding="utf-8"), str(table))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"price table {table} cannot be read: {error}") from None
-
-
 @command.command("prices")
 @json_option
 def prices(as_json: bool) -> None:
-    """Print the table of prices that `plan` goes by, to be edited.
+    """Print the table of prices that `plan` and `lepton train` go by, to be edited.
 
     \b
     Example:
       lepton tier prices > prices.toml
       lepton tier plan --prices prices.toml
     """
-    known = [asdict(price) for price in parse_prices(DEFAULT_TABLE, "of LeptonStore")]
-    emit({"prices": known}, as_json, DEFAULT_TABLE.rstrip())
+    known = read_prices(None)
+    told = {"prices": [asdict(one) for one in known.tiers], "devices": [asdict(one) for one in known.devices]}
+    emit(told, as_json, DEFAULT_TABLE.rstrip())
 
 
 @command.command("plan")
 @store_option
-@_prices_option
+@prices_option
 @json_option
 def plan(store: str | None, table: Path | None, as_json: bool) -> None:
     """Show what `apply` would move, and what each tier holds and costs before and after it.
@@ -244,7 +229,7 @@ def plan(store: str | None, table: Path | None, as_json: bool) -> None:
     """
     with open_store(store) as opened:
         found = plan_for(opened, load_reads(opened.cache_path(READS_FILE)))
-        emit(*_told(opened, found, _prices(table), as_json))
+        emit(*_told(opened, found, read_prices(table).tiers, as_json))
 
 
 def _told(

@@ -109,7 +109,7 @@ def _identity_bytes(array: pa.Array) -> list[Buffer | None]:
     missing = columns.null_mask(array)
     if isinstance(array.type, pa.FixedShapeTensorType):
         flat = np.ascontiguousarray(columns.tensor_values(array)).reshape(len(array), -1)
-        return [None if missing[row] else flat[row].data for row in range(len(array))]
+        return [None if missing[row] else flat[row].data.cast("B") for row in range(len(array))]
     if columns.is_number(array.type):
         dense = columns.numbers(array.fill_null(0) if array.null_count else array)
         return [None if missing[row] else value.tobytes() for row, value in enumerate(dense)]

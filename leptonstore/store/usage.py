@@ -310,3 +310,22 @@ def _names(versions: list[Version], by_mask: dict[int, int]) -> list[NameUsage]:
         name.stored = sum(stored for mask, stored in by_mask.items() if mask & mine)
         name.unique = sum(stored for mask, stored in by_mask.items() if mask & mine and not mask & ~mine)
     return sorted(out.values(), key=lambda name: (-name.unique, -name.stored, name.name))
+
+
+def among(store: Store, commits: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Some versions, compared with each other alone: commit -> (stored bytes, of those what none of the others needs).
+
+    Reads their trees and nothing else of the store; memory grows with their chunks. Raises ChunkMissing or ChunkCorrupt.
+    """
+    chunks = {
+        commit: {one.reached.digest: one.stored for one in placed_once(store, [commit])}
+        for commit in dict.fromkeys(commits)
+    }
+    needed: dict[Digest, int] = defaultdict(int)
+    for found in chunks.values():
+        for digest in found:
+            needed[digest] += 1
+    return {
+        commit: (sum(found.values()), sum(size for digest, size in found.items() if needed[digest] == 1))
+        for commit, found in chunks.items()
+    }

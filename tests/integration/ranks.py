@@ -29,10 +29,15 @@ def run_ranks(script: str, folder: Path, ranks: int, *arguments: str) -> list[di
 
 def start_ranks(run: Callable[[int, Path], None], ranks: int) -> None:
     """`run(rank, folder)` in a fork for each rank; the folder is the script's argument. Exits with 0 when all did."""
+    sys.exit(max(abs(code) for code in fork_ranks(lambda rank: run(rank, Path(sys.argv[1])), ranks)))
+
+
+def fork_ranks(run: Callable[[int], None], ranks: int) -> list[int]:
+    """`run(rank)` in a fork for each rank; their exit codes (-9: killed) when all have ended."""
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run, args=(rank, Path(sys.argv[1]))) for rank in range(ranks)]
+    processes = [fork.Process(target=run, args=(rank,)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in processes))
+    return [process.exitcode or 0 for process in processes]

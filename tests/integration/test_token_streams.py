@@ -292,3 +292,20 @@ def test_lists_of_every_kind_are_tokens(store: Store, source_of: Make, kind: pa.
     for options in ({}, COLD):
         found = read_all(DataLoader(TokenWindows(dataset, "t", length=2), 2, **options), "t")
         assert found.tolist() == np.array(text[: len(text) // 2 * 2]).reshape(-1, 2).tolist()
+
+
+@pytest.mark.parametrize("arena", [None, 0])
+@pytest.mark.parametrize("length", [1, 7, 17, 10_000])
+def test_a_filled_last_window_brings_every_token_and_no_other(
+    ds: Dataset, docs: list[np.ndarray], length: int, arena: int | None
+) -> None:
+    """Inputs and targets of a language model: windows of length + 1, length apart, tell every token but the first, once."""
+    some = ds.select(np.arange(500))
+    tokens = np.concatenate(docs[:500])
+    windows = TokenWindows(some, length=length + 1, stride=length, fill=-1, dtype="int64", arena_bytes_max=arena)
+    for batch_size in (7, 1000):
+        found = torch.cat([batch["tokens"] for batch in DataLoader(windows, batch_size)])
+        assert len(found) == len(windows)
+        targets = found[:, 1:].flatten()
+        assert targets[targets >= 0].tolist() == tokens[1:].tolist()
+        assert (targets < 0).sum() < length

@@ -16,6 +16,7 @@ from leptonstore import limits
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.schema import class_label_field, image_field, tensor_field
 from leptonstore.dataset.source import Source
+from leptonstore.digest import digest_of
 from leptonstore.errors import SchemaError, SourceError
 
 
@@ -167,7 +168,9 @@ def test_csv_with_inferred_types(tmp_path: Path, name: str) -> None:
     assert rows["x"] == [0.5, None]
     assert rows["word"] == ["a,b\nc", "é"]
     assert source.identity == ("id", "x", "word", "day")
-    assert source.lineage == {"format": "csv", "files": [{"name": name, "bytes": (tmp_path / name).stat().st_size}]}
+    data = (tmp_path / name).read_bytes()
+    told = {"name": name, "bytes": len(data), "digest": digest_of(data).hex()}
+    assert source.lineage == {"format": "csv", "files": [told]}
 
 
 def test_csv_options(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from process_data import encode, encoded_table, noise, tensor_table, write
 
-from leptonstore.dataset.schema import class_names, semantic_of, tensor_shape
+from leptonstore.dataset.importers.arrays import tensor_column
+from leptonstore.dataset.schema import class_names, semantic_of, tensor_field, tensor_shape
 from leptonstore.errors import BadInput, SourceError
 from leptonstore.process import images
 from leptonstore.process.preprocess import prepare, split_side
@@ -112,6 +113,15 @@ def test_a_side_depends_on_the_own_values_alone() -> None:
     # Values of neighbouring columns do not run into each other.
     many = [pa.array([f"{n}" for n in range(100)]), pa.array([f"{n}" for n in range(100)])]
     assert split_side(many, 0.5).tolist() != split_side([many[0]], 0.5).tolist()
+
+
+def test_tensors_of_any_number_identify_a_row() -> None:
+    """float32 tensors had no bytes for the hash: a dataset that they identify could not be split."""
+    values = np.arange(40, dtype=np.float32).reshape(20, 2)
+    field = tensor_field("x", pa.float32(), (2,))
+    side = split_side([tensor_column(field, values)], 0.5)
+    assert side.tolist() == [int(split_side([tensor_column(field, row[None])], 0.5)[0]) for row in values]
+    assert 0 < side.sum() < 20
 
 
 def test_the_split_of_old_versions_stays_as_it_is() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from leptonstore.errors import BadInput
 from leptonstore.format.framed import canonical_json, parse_json
 from leptonstore.store import Store
 from trainers.checkpoint.leaves import State, flatten
@@ -45,6 +46,8 @@ class Checkpointer:
     ) -> None:
         self.run, self.asynchronous = run, asynchronous
         self._saving = Saving(store, run, world, retention)
+        if asynchronous and not self._saving.background:
+            raise BadInput("these ranks cannot save in the background: their messages go the way of the training's own")
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._last: tuple[int, str] | None = None

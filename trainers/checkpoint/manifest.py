@@ -51,8 +51,9 @@ def encode_layout(tensors: dict[str, Described], cell_bytes: int = CELL_BYTES) -
 
 
 def lineage_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The commit's lineage."""
-    return {"operation": "train", "code": {"leptonstore": __version__}, **manifest}
+    """The commit's lineage. "code" is that of the last stretch of the provenance (trainers.provenance), if the manifest has one."""
+    stretches = (manifest.get("provenance") or {}).get("stretches") or [{}]
+    return {"operation": "train", "code": stretches[-1].get("code", {"leptonstore": __version__}), **manifest}
 
 
 def open_manifest(files: FileTable, whose: str) -> Opened:

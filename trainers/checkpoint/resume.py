@@ -4,14 +4,14 @@
                 "rng": {"rank-<r>": {"cpu": uint8, "cuda": uint8}}}
     manifest   {"run", "step", "epoch", "step_in_epoch", "config": TrainConfig, "task": Task, "data": {training and validation rows},
                 "loader": state of the loader, "progress": sums of the unfinished epoch, "history": [finished epochs],
-                "environment": {torch, threads, world size, …}, "scalars": what of the state is no tensor, by path}
+                "environment": {torch, threads, world size, …}, "provenance", "receipt": trainers.provenance,
+                "scalars": what of the state is no tensor, by path}
 
 A model is never rebuilt from a stored module name that the caller did not ask for (`build_stored_model`).
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from trainers.checkpoint.retention import Retention
 from trainers.checkpoint.saved import Checkpoint
 from trainers.config import CheckpointConfig, TrainConfig, first_difference, identity
 from trainers.parallel import World
+from trainers.provenance import differences, environment
 from trainers.tasks import Task
 
 # Factories of this module may be called on the word of a stored checkpoint; any other the caller must name.
@@ -55,6 +56,11 @@ def require_same_run(checkpoint: Checkpoint, config: TrainConfig, task: Task, da
     """Raises BadInput that names what differs when this checkpoint does not belong to a run with these inputs; FormatDamaged when its
     manifest is not that of a run."""
     stored, whose = checkpoint.manifest, checkpoint.whose
+    if "imported" in stored:
+        raise BadInput(
+            f"{whose} was imported, and is no run that could go on: take another run name, and begin with its weights "
+            f"(model.init={checkpoint.run})"
+        )
     require_kinds(stored, _KINDS, whose)
     pairs = (
         (identity(checkpoint.config), identity(config), "config"),
@@ -145,27 +151,11 @@ def restore_rng(checkpoint: Checkpoint, rank: int, device: torch.device) -> bool
     return True
 
 
-def environment(world: World) -> dict[str, Any]:
-    """What else decides the last bits of a result: versions, threads, instruction set, ranks."""
-    return {
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": world.device.type,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "world_size": world.size,
-    }
-
-
 def environment_warnings(checkpoint: Checkpoint, world: World) -> list[str]:
     """One line per difference that may change the last bits of a resumed run; the run goes on."""
-    stored, here = checkpoint.manifest["environment"], environment(world)
     return [
-        f"{key} was {stored.get(key)!r} when {checkpoint.branch} was saved and is {here[key]!r} now: "
-        "the data order stays exact, the last bits of the results may differ"
-        for key in sorted(here)
-        if key != "python" and stored.get(key) != here[key]
+        f"{told} now ({checkpoint.branch}): the data order stays exact, the last bits of the results may differ"
+        for told in differences(checkpoint.manifest["environment"], environment(world))
     ]
 
 

@@ -59,9 +59,14 @@ class Saving:
 
     def __init__(self, store: Store, run: str, world: RankOf | None, retention: Retention | None) -> None:
         self.store, self.run, self.retention = store, run, retention
-        self._ranks = Ranks() if world is None else Ranks(world.rank, world.size)
+        self._ranks = world if isinstance(world, Ranks) else Ranks() if world is None else Ranks(world.rank, world.size)
         self._plan: tuple[bytes, Plan] | None = None  # with what this rank told, when it was made
         self._buffer = Buffer()
+
+    @property
+    def background(self) -> bool:
+        """Whether a save may go on beside the training's own messages."""
+        return self._ranks.background
 
     @property
     def is_main(self) -> bool:

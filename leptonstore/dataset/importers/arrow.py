@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.dataset.importers.reading import files_of, lineage_of, require_regular_file, rows_per_batch
+from leptonstore.dataset.importers.reading import files_of, lineages_of, require_regular_file, rows_per_batch
 from leptonstore.dataset.importers.tables import conform, identity_columns, storable_schema
 from leptonstore.dataset.places import Place
 from leptonstore.dataset.source import Source
@@ -40,7 +40,7 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
         schema=schema,
         identity=identity_columns(schema, key),
         batches=lambda: (conform(batch, schema) for file in files for batch in read_batches(file)),
-        lineage={"format": "arrow", "files": [lineage_of(file) for file in files]},
+        lineage={"format": "arrow", "files": lineages_of([(file, {}) for file in files])},
     )
 
 

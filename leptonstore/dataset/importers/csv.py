@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from leptonstore import limits
-from leptonstore.dataset.importers.reading import lineage_of, require_regular_file
+from leptonstore.dataset.importers.reading import lineages_of, require_regular_file
 from leptonstore.dataset.importers.tables import conform, identity_columns, storable_schema
 from leptonstore.dataset.places import Place
 from leptonstore.dataset.source import Source
@@ -59,7 +59,7 @@ def open_source(
             for batch in reader:
                 yield conform(batch, schema)
 
-    lineage = {"format": "csv", "files": [lineage_of(path)]}
+    lineage = {"format": "csv", "files": lineages_of([(path, {})])}
     return Source(schema, identity_columns(schema, key), batches, None, lineage)
 
 

@@ -6,7 +6,7 @@ gives the columns image (fixed-shape tensor), label (class label, names "0".."ma
 "test"). Files without such a prefix, or of one split only, give image and label; without labels, image alone. Where a
 file lies both packed and unpacked (torchvision keeps both), the unpacked one is read.
 
-The lineage names files, lengths and shapes but no digests: the commit's own root already binds every value.
+The lineage names files, lengths, shapes and digests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 from leptonstore import limits
 from leptonstore.dataset.importers.arrays import label_column, tensor_column
 from leptonstore.dataset.importers.idx_format import IdxFile, read_header
-from leptonstore.dataset.importers.reading import reading, rows_per_batch
+from leptonstore.dataset.importers.reading import lineages_of, reading, rows_per_batch
 from leptonstore.dataset.places import Place, place_of
 from leptonstore.dataset.schema import class_label_field, tensor_field
 from leptonstore.dataset.source import Source
@@ -72,7 +72,7 @@ def open_source(path: Place, labels: str | Place | None = None) -> Source:
         identity=("image",),
         batches=lambda: _batches(pairs, schema),
         rows=sum(pair.images.rows for pair in pairs),
-        lineage={"format": "idx", "files": [_lineage_of(file) for pair in pairs for file in _files_of(pair)]},
+        lineage={"format": "idx", "files": lineages_of([_told(file) for pair in pairs for file in _files_of(pair)])},
     )
 
 
@@ -217,10 +217,5 @@ def _files_of(pair: _Pair) -> list[IdxFile]:
     return [pair.images] if pair.labels is None else [pair.images, pair.labels]
 
 
-def _lineage_of(file: IdxFile) -> dict[str, Any]:
-    return {
-        "name": file.path.name,
-        "bytes": file.stored_bytes,
-        "type": file.dtype.name,
-        "shape": list(file.shape),
-    }
+def _told(file: IdxFile) -> tuple[Place, dict[str, Any]]:
+    return file.path, {"type": file.dtype.name, "shape": list(file.shape)}

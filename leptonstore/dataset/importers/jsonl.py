@@ -24,7 +24,7 @@ import pyarrow.json as pajson
 from leptonstore import limits
 from leptonstore.dataset.importers.reading import (
     files_of,
-    lineage_of,
+    lineages_of,
     open_unpacked,
     require_regular_file,
     unpacking,
@@ -54,7 +54,7 @@ def open_source(
     for file in files:
         require_regular_file(file)
     schema = _infer(files[0], dict(types or {}))
-    lineage = {"format": "jsonl", "files": [lineage_of(file) for file in files]}
+    lineage = {"format": "jsonl", "files": lineages_of([(file, {}) for file in files])}
 
     def batches() -> Iterator[pa.RecordBatch]:
         return (batch for file in files for batch in _batches(file, schema))

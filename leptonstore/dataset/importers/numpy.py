@@ -22,7 +22,7 @@ import pyarrow as pa
 from leptonstore import limits
 from leptonstore.dataset.importers.columns import Restored
 from leptonstore.dataset.importers.reading import (
-    lineage_of,
+    lineages_of,
     read_up_to,
     reading,
     require_regular_file,
@@ -73,7 +73,7 @@ def open_source(path: Place, key: str | Sequence[str] | None = None, column: str
         identity_columns(restored.schema, key),
         lambda: _batches(path, arrays, restored, rows),
         rows,
-        {"format": "numpy", "files": [lineage_of(path)]},
+        {"format": "numpy", "files": lineages_of([(path, {})])},
     )
 
 

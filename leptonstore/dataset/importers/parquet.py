@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leptonstore.dataset.importers.reading import (
     files_of,
-    name_of,
+    lineages_of,
     require_regular_file,
     rows_per_batch,
     size_of,
@@ -58,7 +57,7 @@ def open_source(path: Place, key: str | Sequence[str] | None = None) -> Source:
         identity=identity_columns(schema, key),
         batches=lambda: (batch for file in files for batch in _batches(file)),
         rows=sum(file.rows for file in files),
-        lineage={"format": "parquet", "files": [_lineage_of(file) for file in files]},
+        lineage={"format": "parquet", "files": lineages_of([(file.path, {"rows": file.rows}) for file in files])},
     )
 
 
@@ -114,7 +113,3 @@ def _difference(first: pa.Schema, second: pa.Schema) -> str:
         if not one.equals(other, check_metadata=True):
             return f"column {one.name!r}: {one.type} and {other.name!r}: {other.type}"
     return f"{len(first)} and {len(second)} columns"
-
-
-def _lineage_of(file: _File) -> dict[str, Any]:
-    return {"name": name_of(file.path), "bytes": file.bytes, "rows": file.rows}

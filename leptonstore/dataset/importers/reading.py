@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from leptonstore import limits
 from leptonstore.dataset.places import Place, UrlPlace, require_inside
+from leptonstore.digest import digest_of_parts
 from leptonstore.errors import SourceError
 from leptonstore.tiers.external import root_of
 
@@ -131,3 +133,23 @@ def root_of_place(path: Place) -> str:
 def lineage_of(path: Place, **more: Any) -> dict[str, Any]:
     """What a lineage says of a file: name and size, and `more`."""
     return {"name": name_of(path), "bytes": max(0, path.stat().st_size), **more}
+
+
+def lineages_of(files: Sequence[tuple[Place, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What a lineage says of the files of one import: name, size, what is given with each, and their digests.
+
+    Digests (BLAKE3 of the file as it is, packed or not) only of regular files of this machine, of at most SOURCE_DIGEST_BYTES_MAX together:
+    all of them or none. Beyond that, and where reading twice costs a network, the rows bind what was read. Raises SourceError.
+    """
+    told = [lineage_of(path, **more) for path, more in files]
+    paths = [path for path, _ in files]
+    if sum(one["bytes"] for one in told) > limits.SOURCE_DIGEST_BYTES_MAX:
+        return told
+    if not all(isinstance(path, Path) and stat.S_ISREG(path.stat().st_mode) for path in paths):
+        return told
+    return [{**one, "digest": _file_digest(path)} for one, path in zip(told, paths, strict=True)]
+
+
+def _file_digest(path: Place) -> str:
+    with reading(path), path.open("rb") as file:
+        return digest_of_parts(iter(lambda: file.read(_READ_BYTES), b"")).hex()

@@ -1,0 +1,119 @@
+"""uvicorn's HTTP/1.1 with bounds that it has not: numbers and times of connections, and errors as JSON.
+
+uvicorn 0.54 (read in its source) waits for ever for the head of a first request, for the rest of a body whose answer has been sent, and for
+a client that takes no bytes; it bounds a head only while it is incomplete, and answers what is not HTTP with text. All of it
+is bounded here, per connection, with one timer each for what is read and what is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from trainers.serving.limits import REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, ServeLimits
+from trainers.serving.refusal import TYPES
+
+
+class _Timer:
+    """One call, later, unless it is cancelled before. Starting it again while it runs gains no time."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], object]) -> None:
+        if self._handle is None:
+            self._handle = loop.call_later(seconds, call)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+def bounded_protocol(limits: ServeLimits, on_refused: Callable[[str], None]) -> type[BoundedProtocol]:
+    """The class that uvicorn is to make for each connection. on_refused: told the type of what is answered here."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others."""
+
+    limits: ClassVar[ServeLimits]
+    on_refused: ClassVar[Callable[[str], None]]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        self._reading, self._writing, self._turned_away = _Timer(), _Timer(), False
+        others = len(self.connections)
+        if others >= self.limits.connections_max + REFUSED_CONNECTIONS_MAX:
+            self._turned_away, self.transport = True, transport
+            transport.abort()
+            return
+        super().connection_made(transport)
+        if others >= self.limits.connections_max:
+            self._turned_away = True
+            self.on_refused("busy")
+            transport.write(_whole_answer("busy", "too many connections are open; try again later"))
+            # Closed at once, with bytes of it unread, the client would see a reset and no answer.
+            self.loop.call_later(REFUSED_LINGER_S, transport.close)
+            return
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._turned_away:
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_head()
+        else:
+            self._reading.cancel()
+
+    def on_response_complete(self) -> None:
+        self._reading.cancel()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reading.cancel()
+        self._writing.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing.start(self.loop, self.limits.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._writing.cancel()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._end("malformed", "this is not HTTP/1.1, or its headers are too large")
+
+    def _expect_head(self) -> None:
+        """From now on, or from when it was first expected: bytes that trickle in gain no time."""
+        if not self.transport.is_closing():
+            self._reading.start(self.loop, self.limits.head_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._end("timeout", f"no whole request arrived within {self.limits.head_s:g} s")
+
+    def _end(self, kind: str, message: str) -> None:
+        """Answer where an answer still has a place, and close."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what it is still about to send has nobody to read it
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
+            self.on_refused(kind)
+            self.transport.write(_whole_answer(kind, message))
+        self.transport.close()
+
+
+def _whole_answer(kind: str, message: str) -> bytes:
+    body = json.dumps({"error": {"type": kind, "message": message}})
+    retry = [f"retry-after: {RETRY_AFTER_S}"] if kind == "busy" else []
+    kind_and_length = ["content-type: application/json", f"content-length: {len(body)}"]
+    lines = [f"HTTP/1.1 {TYPES[kind]} {kind}", *kind_and_length, *retry, "connection: close", "", body]
+    return "\r\n".join(lines).encode()
