@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from leptonstore.dataset import RefInfo, delete_ref
-from leptonstore.errors import RefMissing
+from leptonstore.errors import Conflict, RefMissing
 from leptonstore.store import Store
 from trainers.checkpoint.saved import branch_of, by_age
 
@@ -60,13 +60,13 @@ def _signed(metric: str) -> tuple[str, int]:
 
 
 def apply_retention(store: Store, run: str, retention: Retention) -> list[str]:
-    """Let go of the checkpoints of `run` that `retention` does not keep; their branches. Raises Conflict."""
+    """Let go of the checkpoints of `run` that `retention` does not keep; their branches."""
     refs = by_age(store, run)
     kept = retention.kept(refs)
     gone = [ref.branch for ref in refs if ref.branch not in kept]
     for branch in gone:
         try:
             delete_ref(store, "checkpoint", run, branch)
-        except RefMissing:
-            continue  # somebody else removed it meanwhile
+        except (RefMissing, Conflict):
+            continue  # somebody else removed or moved it meanwhile
     return gone
