@@ -141,14 +141,14 @@ def in_the_background(store: Store) -> bool:
 def refusals(store: Store, ds: Dataset) -> list[str]:
     """What is said of things that do not fit."""
     saved = load(store, "one-sharded")
-    tree = {"arrays": [{name: jnp.zeros(one.shape, one.dtype) for name, one in expected().items()}], "note": ""}
+    zeros = {name: jnp.zeros(one.shape, one.dtype) for name, one in expected().items()}
     wrong: list[Any] = [
         lambda: fit(store, ds, Config(epochs=3, global_batch_size=12, seed=6, width=8), "one-7", resume=True),
         lambda: fit(store, ds, CONFIG, "nothing", resume=True),
         lambda: fit(store, ds, Config(inputs="picture"), "x"),
-        lambda: restore_tree(saved, {**tree, "more": jnp.zeros(3)}),
-        lambda: restore_tree(saved, {**tree, "arrays": [{**tree["arrays"][0], "wide": jnp.zeros((3, 3))}]}),
-        lambda: restore_tree(saved, {"note": "", "arrays": [{**tree["arrays"][0], "half": jax.random.key(1)}]}),
+        lambda: restore_tree(saved, {"arrays": [zeros], "note": "", "more": jnp.zeros(3)}),
+        lambda: restore_tree(saved, {"arrays": [{**zeros, "wide": jnp.zeros((3, 3))}], "note": ""}),
+        lambda: restore_tree(saved, {"arrays": [{**zeros, "half": jax.random.key(1)}], "note": ""}),
         lambda: state_of_tree({"a": {"b": jnp.zeros(1)}, "a/b": jnp.zeros(1)}),
     ]
     messages = []

@@ -94,7 +94,7 @@ def test_all_processes_see_the_same_losses_and_checkpoints(stages: dict[str, lis
 
 
 def test_two_processes_train_as_one_does(stages: dict[str, list[Found]]) -> None:
-    """The same rows in the same order; gradients are added up in another one."""
+    """The same rows in the same order, with the same of their features dropped; gradients are added up in another order."""
     alone, pair = stages["one first"][0]["whole"], stages["two first"][0]["whole"]
     assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(
         [float.fromhex(loss) for loss in pair["losses"]], rel=1e-4
@@ -154,7 +154,7 @@ def test_the_program_runs_from_its_command_line(folder: Path, tmp_path: Path) ->
         "--run",
         "cli",
         "--epochs",
-        "2",
+        "4",
         "--batch-size",
         "10",
         "--lr",
@@ -163,5 +163,5 @@ def test_the_program_runs_from_its_command_line(folder: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "trainers.examples.jax_mnist", *words]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
-    assert done.returncode == 0 and "after 60 steps" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "after 20 steps" in done.stdout, done.stdout + done.stderr
     assert float(done.stdout.split("accuracy ")[1].split()[0]) > 0.9

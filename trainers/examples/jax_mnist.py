@@ -102,8 +102,12 @@ def train_step(state: State, batch: Batch, config: Config) -> tuple[State, jax.A
     """(the state after one step of Adam, mean loss over the valid rows of the global batch)."""
     key, drops = jax.random.split(state["key"])
 
+    # Of a row's place among the valid ones of the global batch: the same on every mesh, wherever padding lies.
+    places = jnp.cumsum(batch["_valid"]) - 1
+
     def drop(values: jax.Array) -> jax.Array:
-        kept = jax.random.bernoulli(drops, 1 - config.dropout, values.shape)
+        each = jax.vmap(functools.partial(jax.random.fold_in, drops))(places)
+        kept = jax.vmap(lambda one: jax.random.bernoulli(one, 1 - config.dropout, values.shape[1:]))(each)
         return jnp.where(kept, values / (1 - config.dropout), 0)
 
     def loss_of(params: Params) -> jax.Array:
