@@ -345,22 +345,26 @@ def generators(device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def _restore_generators(found: Checkpoint, world: World) -> None:
-    """As rank `world.rank` left them; untouched on a rank that the checkpoint does not know."""
-    prefix = f"{RNG}/rank-{world.rank}/"
-    states = {path.removeprefix(prefix): found.tensor(path) for path in found.paths if path.startswith(prefix)}
-    if not states:
-        return
+def set_generators(states: Mapping[str, Tensor], device: torch.device, whose: str) -> None:
+    """The inverse of `generators`. Raises FormatDamaged, which calls them those of `whose`."""
     try:
         torch.set_rng_state(states["cpu"])
-        if "cuda" in states and world.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], world.device)
+        if "cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], device)
         kind, keys, *rest = parse_json(states["numpy"].numpy().tobytes(), "numpy's generator")
         np.random.set_state((kind, np.array(keys, np.uint32), *rest))
         version, numbers, gauss = parse_json(states["python"].numpy().tobytes(), "Python's generator")
         random.setstate((version, tuple(numbers), gauss))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise FormatDamaged(f"the generators of rank {world.rank} in {found.whose} are damaged: {error}") from None
+        raise FormatDamaged(f"the random generators of {whose} are damaged: {error}") from None
+
+
+def _restore_generators(found: Checkpoint, world: World) -> None:
+    """As rank `world.rank` left them; untouched on a rank that the checkpoint does not know."""
+    prefix = f"{RNG}/rank-{world.rank}/"
+    states = {path.removeprefix(prefix): found.tensor(path) for path in found.paths if path.startswith(prefix)}
+    if states:
+        set_generators(states, world.device, f"rank {world.rank} in {found.whose}")
 
 
 def _is_own_loader(value: Any) -> bool:
