@@ -25,6 +25,7 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import failures, parallel, provenance, setup, wrap
+from trainers.allocator import freed_memory_kept
 from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
 from trainers.early_stop import EarlyStop
@@ -118,6 +119,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
@@ -408,11 +410,11 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        self._clock.between()
+        rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
         usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
-        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
+        self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
