@@ -139,7 +139,7 @@ def transformers(folder: Path, rank: int, ranks: int) -> dict[str, Any]:
             callbacks=[StoreCallback(store, run), Stopping()],
         )
         seed(3 + rank)  # of which the framework makes the order, in every process anew
-        torch.rand(number), np.random.rand(number), [random.random() for _ in range(number)]  # noqa: B018, NPY002, S311
+        torch.rand(number), np.random.rand(number), [random.random() for _ in range(number)]
         trainer.train(resume_from_checkpoint=checkpoint_directory(store, run, arguments.output_dir))
         return list(losses), model
 
