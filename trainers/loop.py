@@ -25,6 +25,7 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import failures, parallel, provenance, setup, wrap
+from trainers.allocator import freed_memory_kept
 from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
 from trainers.early_stop import EarlyStop
@@ -118,6 +119,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
@@ -264,15 +266,15 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
+        self._reporter.step(self._step_event(outcome, rows))  # first: the log has each step that a checkpoint has
+        self._clock.lap("other")
         stop, every = outcome.stop, config.checkpoint.every_steps
-        due = stop
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
-            due = stop or self._stopped_early or (every is not None and progress.step % every == 0)
-        self._reporter.step(self._step_event(outcome, rows))
-        if due:  # after the log, which has each step that a checkpoint has; the next step bears the time
-            self._save()
+            if self._stopped_early or (every is not None and progress.step % every == 0):
+                self._save()
         if stop:
+            self._save()
             self._stop_now()
 
     def _step_event(self, outcome: StepOutcome, rows: int) -> StepEvent:

@@ -1,8 +1,8 @@
 """Gradient checkpointing: blocks of the model keep their inputs only, and compute the rest again in the backward pass.
 
 Memory for activations falls from all layers to one block and the inputs of the others; a step computes the forward pass twice.
-What comes out is the same to the last bit: random numbers are drawn again as they were (torch.utils.checkpoint), and running
-statistics of batch normalisation move once, not twice. Chen et al. 2016, "Training deep nets with sublinear memory cost".
+What comes out is the same to the last bit: random numbers are drawn again as they were (torch.utils.checkpoint), and buffers
+(the running statistics of normalisation) move once, not twice. Chen et al. 2016, "Training deep nets with sublinear memory cost".
 
 A block is an element of an nn.ModuleList, or what the model's `shard_blocks()` says (trainers.wrap.blocks_of).
 """
@@ -14,8 +14,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from leptonstore.errors import BadInput
@@ -37,18 +36,17 @@ def recompute_blocks(model: nn.Module) -> None:
 def _recomputed(block: nn.Module, forward: Any, *arguments: Any, **named: Any) -> Any:
     if not block.training:
         return forward(*arguments, **named)
-    norms = [module for module in block.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-    extra: dict[str, Any] = {"context_fn": lambda: (contextlib.nullcontext(), _still(norms))} if norms else {}
+    buffers = list(block.buffers())
+    extra: dict[str, Any] = {"context_fn": lambda: (contextlib.nullcontext(), _still(buffers))} if buffers else {}
     return checkpoint(forward, *arguments, use_reentrant=False, **extra, **named)
 
 
 @contextlib.contextmanager
-def _still(norms: list[_NormBase]) -> Iterator[None]:
-    """Running statistics do not move while the context lasts."""
-    for norm in norms:
-        norm.track_running_stats = False
+def _still(buffers: list[Tensor]) -> Iterator[None]:
+    """Buffers end as they were. By `.data`: autograd, which has saved them, must not take this for a change."""
+    before = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for buffer, saved in zip(buffers, before, strict=True):
+            buffer.data.copy_(saved)

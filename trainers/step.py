@@ -119,11 +119,14 @@ class TrainStep:
         if taken and (self._clip_norm is not None or self._skip):
             norm = self._clipped()
             taken = norm is None or math.isfinite(norm)
+        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * factor
         if taken:
-            self._update(factor)
+            self._update()
         if before is not None and (not taken or not len(targets)):
             self._restore_buffers(before)
-        self._optimizer.zero_grad(set_to_none=True)
+        for weight in self._weights:  # as the optimizer's zero_grad, without the 20 us of what torch has around it
+            weight.grad = None
         clock.lap("compute")
         return StepOutcome(loss, count, stops > 0, taken, norm)
 
@@ -208,9 +211,7 @@ class TrainStep:
             clip_grads_with_norm_(self._weights, self._clip_norm, norm)
         return value
 
-    def _update(self, factor: float) -> None:
-        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = lr * factor
+    def _update(self) -> None:
         if self._scaler is None:
             self._optimizer.step()
         else:
