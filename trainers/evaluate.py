@@ -54,7 +54,9 @@ def evaluate_loader(
     model: Model, loader: DataLoader, task: Task, world: World, watch: Watch | None = None
 ) -> Evaluation:
     """As `evaluate`, over a loader made by `task.loader(..., train=False)`. A module is put in eval mode and back. Collective."""
-    meter, steps = task.meter(), len(loader)
+    meter, steps, most = task.meter(), len(loader), 0
+    if isinstance(model, nn.Module) and forwards_together(model):  # before anybody's first pass, which waits for all
+        most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0])
     with evaluating(model), torch.no_grad():
         for batch, first in zip(loader, blocks_of(loader), strict=False):
             inputs, targets = task.split_batch(batch, world.device)
@@ -62,11 +64,9 @@ def evaluate_loader(
             losses = meter.add(outputs, targets)
             if watch is not None:
                 watch(first, inputs, outputs, targets, losses)
-        if isinstance(model, nn.Module) and forwards_together(model):
-            # Ranks with a block less than the first take part: the forward pass of a sharded model is a collective.
-            most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0])
-            for _ in range(steps, most):
-                model(task.example(1, world.device))
+        # Ranks with a block less than the first take part: the forward pass of a sharded model is a collective.
+        for _ in range(steps, most):
+            model(task.example(1, world.device))
     return meter.result([world.sum_tensor(part) for part in meter.sums()])
 
 

@@ -140,12 +140,19 @@ def share_buffers(model: nn.Module, world: World) -> None:
     if world.size == 1:
         return
     with torch.no_grad():
-        for buffer in model.buffers():
-            distributed.broadcast(buffer.to_local() if isinstance(buffer, DTensor) else buffer, 0)
+        local = [buffer.to_local() if isinstance(buffer, DTensor) else buffer for buffer in model.buffers()]
+        for dtype in sorted(
+            {buffer.dtype for buffer in local}, key=str
+        ):  # one message for each, however many layers there are
+            some = [buffer for buffer in local if buffer.dtype == dtype]
+            together = torch.cat([buffer.reshape(-1) for buffer in some])
+            distributed.broadcast(together, 0)
+            for buffer, shared in zip(some, together.split([buffer.numel() for buffer in some]), strict=True):
+                buffer.copy_(shared.view_as(buffer))
 
 
 class _SharesBuffers:
-    """A forward hook: in training mode, `share_buffers` first. Many small collectives: models have few buffers."""
+    """A forward hook: in training mode, `share_buffers` first."""
 
     def __init__(self, world: World) -> None:
         self._world = world
