@@ -145,7 +145,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("give --tls-cert and --tls-key together")
     ready_torch()
-    from trainers.deploy import load_bundle
+    from trainers.bundle import load_bundle
     from trainers.serving.model import Served
     from trainers.serving.server import ModelServer
 
