@@ -214,7 +214,7 @@ def test_a_transform_that_somebody_wrote_into_a_bundle_is_not_run(store: Store, 
         files = [(path, canonical_json(about) if path == "bundle.json" else table.read(path)) for path in table.paths()]
         write_files(store, "model", "forged", files, lineage=table.lineage)
         bundle = load_bundle(store, "forged")
-        with pytest.raises(FormatDamaged, match="none of loaders.transforms"):
+        with pytest.raises(FormatDamaged, match=r"none of loaders\.transforms"):
             bundle.decode(first_values(store, "jpegs", "image", 1)[0])
     assert not marker.exists()
 
