@@ -25,6 +25,7 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import failures, parallel, provenance, setup, wrap
+from trainers.allocator import freed_memory_kept
 from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
 from trainers.early_stop import EarlyStop
@@ -118,6 +119,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)

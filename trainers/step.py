@@ -125,7 +125,8 @@ class TrainStep:
             self._update()
         if before is not None and (not taken or not len(targets)):
             self._restore_buffers(before)
-        self._optimizer.zero_grad(set_to_none=True)
+        for weight in self._weights:  # as the optimizer's zero_grad, without the 20 us of what torch has around it
+            weight.grad = None
         clock.lap("compute")
         return StepOutcome(loss, count, stops > 0, taken, norm)
 
