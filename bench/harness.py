@@ -119,12 +119,16 @@ def make_peer(name: str, shared: bool = False) -> Path:
     return python
 
 
-def run_peer(name: str, arguments: Sequence[str], shared: bool = False) -> dict[str, Any]:
+def run_peer(name: str, arguments: Sequence[str], shared: bool = False, environment: str = "") -> dict[str, Any]:
     """Run bench/peers/<name>.py in an environment of its own, made from bench/peers/<name>.txt; its last line is JSON.
 
-    shared: see `make_peer`.
+    shared: see `make_peer`. environment: the peer whose environment it is instead.
     """
-    command: list[str | Path] = [make_peer(name, shared), ROOT / "bench" / "peers" / f"{name}.py", *arguments]
+    command: list[str | Path] = [
+        make_peer(environment or name, shared),
+        ROOT / "bench" / "peers" / f"{name}.py",
+        *arguments,
+    ]
     return _last_line(subprocess.run(command, check=True, capture_output=True, text=True))
 
 

@@ -25,6 +25,7 @@ from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers import failures, parallel, provenance, setup, wrap
+from trainers.allocator import freed_memory_kept
 from trainers.clock import StepClock
 from trainers.config import TrainConfig, identity, last_bits_warnings, to_dict
 from trainers.early_stop import EarlyStop
@@ -118,6 +119,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
+            stack.enter_context(freed_memory_kept())
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
@@ -264,7 +266,8 @@ class Trainer:
             progress.loss_sum += outcome.loss * outcome.counted
             progress.count += outcome.counted
         self._trained += rows
-        self._reporter.step(self._step_event(outcome, rows))
+        self._reporter.step(self._step_event(outcome, rows))  # first: the log has each step that a checkpoint has
+        self._clock.lap("other")
         stop, every = outcome.stop, config.checkpoint.every_steps
         if not stop and progress.step_in_epoch < self._steps_per_epoch:  # at the end of an epoch, `_end_epoch` does it
             stop = self._evaluate_if_due() is not None and self._stop_asked()
@@ -298,10 +301,10 @@ class Trainer:
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
-        self._save()
         evaluation = self._evaluation if metrics else None
         event = EpochEvent(progress.epoch, config.epochs, record["train_loss"], evaluation)
         self._reporter.epoch(event, record, self._clock.between())
+        self._save()
         if stop and progress.epoch < config.epochs:
             self._stop_now()
 
@@ -329,7 +332,9 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        return evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        wrap.reshard(self.model)
+        return found
 
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
@@ -347,6 +352,7 @@ class Trainer:
         if self._saved[0] == self._place():
             return
         self._clock.lap("other")
+        self._reporter.flush()  # whoever resumes from this checkpoint finds every step up to it in the log
         wrap.share_buffers(self.model, self._world)
         receipt = self._provenance.receipt(self._loader)
         manifest: dict[str, Any] = {}
@@ -404,11 +410,11 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        self._clock.between()
+        rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
         usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
-        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
+        self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,

@@ -32,7 +32,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             )
         return made
     if config.name == "sgd":
-        fused = not any(isinstance(weight, DTensor) for weight in weights)  # torch has no fused SGD for them
+        fused = not any(isinstance(weight, DTensor) for weight in weights)  # torch's fused SGD takes no sharded ones
         return torch.optim.SGD(
             weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )

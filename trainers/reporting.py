@@ -131,6 +131,10 @@ class Reporter:
         for callback in self._on_checkpoint:
             callback(event)
 
+    def flush(self) -> None:
+        """What was told so far is with the operating system: it outlives this process."""
+        self._log.flush()
+
     def epoch(self, event: EpochEvent, record: Mapping[str, Any], took: StepTime) -> None:
         """An epoch has ended. record: of the history; took: since its last step."""
         told = {name: value if math.isfinite(value) else None for name, value in record.items()}

@@ -14,7 +14,7 @@ from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
 from leptonstore.store import Store
 from trainers.config import ModelConfig, TrainConfig
-from trainers.initial import freeze, initialise
+from trainers.initial import prepare_weights
 from trainers.parallel import World
 from trainers.recompute import recompute_blocks
 from trainers.tasks import Task
@@ -29,14 +29,13 @@ def build_model(
     recomputed inside of what is compiled. resume: weights come later, from the run's own checkpoint.
     """
     model = task.build(_made(config.model), config.seed)
-    origin = initialise(model, store, config.model.init) if config.model.init and not resume else {}
-    freeze(model, config.model.freeze)
+    initialised = prepare_weights(model, config.model, store, fresh=not resume)
     model.to(world.device).train()
     if config.recompute:
         recompute_blocks(model)
     if config.compile:
         model.compile()  # in place: names of weights stay
-    return model, origin
+    return model, {} if initialised is None else initialised.to_dict()
 
 
 def seed_generators(seed: int, rank: int) -> None:

@@ -127,6 +127,14 @@ def forwards_together(module: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of weights that FSDP2 still has whole after a forward pass without a backward one: until then the module's weights are
+    not those that the optimizer has. For after an evaluation."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def share_buffers(model: nn.Module, world: World) -> None:
     """Every rank's buffers become those of rank 0. Collective. For before they are evaluated or saved."""
     if world.size == 1:

@@ -30,6 +30,7 @@ from leptonstore.process import charts
 from leptonstore.process.analyse import Analysis
 from leptonstore.process.clean import CleanReport
 from leptonstore.process.gallery import Sample
+from leptonstore.process.passages import Passage
 from leptonstore.process.report_view import sections
 from leptonstore.tiers.durable import full_disk_named
 from leptonstore.version import __version__
@@ -54,14 +55,18 @@ class Version:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """How a model did. `confusion[t, p]` counts rows of true class t that were predicted as p (K x K, K names)."""
+    """How a model did. `confusion[t, p]` counts rows of true class t that were predicted as p (K x K, K names).
+
+    counts: instead of a confusion matrix, where there are too many classes for one: rows and right answers of each class, (2, K).
+    """
 
     accuracy: float
-    confusion: NDArray[np.int64]
+    confusion: NDArray[np.int64] | None
     class_names: Sequence[str]
     wrong: Sequence[Sample] = ()
     split: str = ""
     loss: float | None = None
+    counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Report:
     training:    one mapping per epoch or step: "epoch" or "step", and numbers; those whose name ends in "loss" or
                  "accuracy" (accuracies are shares, 0 to 1) are drawn, all are listed.
     evaluation:  see EvaluationSection; its wrong samples are shown in the order given: put the worst first.
+    passages:    stretches of text on which a language model did worst, the worst first (leptonstore.process.passages).
     predictions: pictures with what was predicted as label and, say, the probability as caption.
     steps:       (name, seconds, what came out) for each step of the run, in order.
     """
@@ -93,6 +99,7 @@ class Report:
     samples: Sequence[Sample] = ()
     training: Sequence[Mapping[str, Any]] = ()
     evaluation: EvaluationSection | None = None
+    passages: Sequence[Passage] = ()
     predictions: Sequence[Sample] = ()
     steps: Sequence[tuple[str, float, str]] = ()
 
@@ -145,9 +152,13 @@ def history(ds: Dataset) -> list[Version]:
 
 def _check(evaluation: EvaluationSection) -> None:
     classes = len(evaluation.class_names)
-    if np.shape(evaluation.confusion) != (classes, classes):
+    if evaluation.confusion is None:
+        shape = None if evaluation.counts is None else evaluation.counts.shape
+        if shape != (2, classes):
+            raise BadInput(f"the counts of {classes} classes have shape {shape}, not (2, {classes})")
+    elif evaluation.confusion.shape != (classes, classes):
         raise BadInput(
-            f"the confusion matrix has shape {np.shape(evaluation.confusion)}, but there are {classes} class names; "
+            f"the confusion matrix has shape {evaluation.confusion.shape}, but there are {classes} class names; "
             "pass one row and one column per name"
         )
 

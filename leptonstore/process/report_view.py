@@ -16,6 +16,7 @@ from leptonstore.process import charts
 from leptonstore.process.analyse import Analysis, ClassBalance, ColumnAnalysis
 from leptonstore.process.clean import CleanReport, Reason
 from leptonstore.process.gallery import Sample, thumbnail
+from leptonstore.process.passages import Passage, leveled
 
 if TYPE_CHECKING:
     from leptonstore.process.report import EvaluationSection, Report, Version
@@ -31,6 +32,7 @@ REASONS = {
 CONFUSIONS_MAX = 8  # most frequent mistakes that are named
 TABLE_ROWS_MAX = 40  # of findings, epochs and lineage entries
 STEPS_MAX = 100
+PASSAGES_MAX = 12
 SHORT_LABEL_CHARS_MAX = 6  # labels of a narrow gallery; longer ones get wider pictures
 METRICS_MAX = 8  # columns of the table of epochs
 
@@ -50,6 +52,7 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
         "findings": findings(report.clean) if report.clean else None,
         "training": training(report.training) if report.training else None,
         "evaluation": evaluation(report.evaluation) if report.evaluation else None,
+        "passages": passages(report.passages) if report.passages else None,
         "predictions": pictures(report.predictions, few),
         "steps": steps(report.steps) if report.steps else None,
         "lineage": lineage(versions) if versions else None,
@@ -264,11 +267,15 @@ def _metric(name: str, values: Sequence[object]) -> list[str]:
 
 def evaluation(part: EvaluationSection) -> dict[str, Any]:
     """Per-class accuracy, the confusion matrix (when it is small enough to read) and the most frequent mistakes."""
-    table = np.asarray(part.confusion, dtype=np.int64)
-    totals = table.sum(axis=1)
-    right = np.diagonal(table)
+    if part.confusion is None:
+        assert part.counts is not None  # report.render has checked it
+        totals, right = np.asarray(part.counts, dtype=np.int64)
+        table = np.zeros((0, 0), np.int64)
+    else:
+        table = np.asarray(part.confusion, dtype=np.int64)
+        totals, right = table.sum(axis=1), np.diagonal(table)
     mistakes = table * (1 - np.eye(len(table), dtype=np.int64))
-    shares = table / np.maximum(totals, 1)[:, None]
+    shares = table / np.maximum(totals[: len(table)], 1)[:, None]
     worst_share = float((shares * (mistakes > 0)).max(initial=0.0)) or 1.0
     # Right answers are tinted by their share, mistakes by theirs of the worst; the root keeps single ones visible.
     strength = np.where(mistakes > 0, np.sqrt(shares / worst_share), shares)
@@ -287,7 +294,7 @@ def evaluation(part: EvaluationSection) -> dict[str, Any]:
             {"name": names[at], "cells": list(zip(table[at].tolist(), strength[at].round(3).tolist(), strict=True))}
             for at in range(len(names))
         ]
-        if len(names) <= limits.REPORT_CLASSES_MAX
+        if len(table) and len(names) <= limits.REPORT_CLASSES_MAX
         else None,
         "classes": [
             {
@@ -304,6 +311,24 @@ def evaluation(part: EvaluationSection) -> dict[str, Any]:
             (names[at // len(names)], names[at % len(names)], int(mistakes.flat[at])) for at in map(int, worst)
         ],
     }
+
+
+def passages(parts: Sequence[Passage]) -> dict[str, Any]:
+    """At most PASSAGES_MAX passages, and how many there were. A piece is cut where a text of the page is."""
+    most = limits.REPORT_TEXT_CHARS_MAX
+    shown = [
+        {
+            "label": part.label,
+            "caption": part.caption,
+            "pieces": [
+                (text[at : at + most], level)
+                for text, level in leveled(part.pieces)
+                for at in range(0, len(text), most)
+            ],
+        }
+        for part in parts[:PASSAGES_MAX]
+    ]
+    return {"shown": shown, "total": len(parts)}
 
 
 def steps(parts: Sequence[tuple[str, float, str]]) -> dict[str, Any]:

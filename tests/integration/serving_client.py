@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,19 @@ def post(url: str, body: bytes, kind: str = "application/json", **headers: str) 
 def get(url: str, path: str, **headers: str) -> Reply:
     told = {name.replace("_", "-"): value for name, value in headers.items()}
     return exchange(url, request_bytes("GET", path, headers=told))
+
+
+def metrics(url: str) -> dict[str, float]:
+    """What /metrics says: name with labels -> value."""
+    lines = get(url, "/metrics").body.decode().split("\n")
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] not in "#")}
+
+
+def wait_for_metric(url: str, name: str, value: float) -> None:
+    """Ask until it has this value. The server answers while its model is busy."""
+    until = time.monotonic() + TIMEOUT_S
+    while (found := metrics(url)[name]) != value:
+        assert time.monotonic() < until, f"{name} is {found}, not {value}"
 
 
 async def exchange_later(url: str, data: bytes) -> Reply:

@@ -105,6 +105,8 @@ def test_early_stop_waits_counts_and_knows_which_way_is_better() -> None:
     accuracy = EarlyStop(EarlyStopConfig("val_accuracy", patience=1))
     assert [accuracy.see({"val_accuracy": value}) for value in (0.5, 0.6, 0.6)] == [True, True, False]
     assert accuracy.due
+    cost = EarlyStop(EarlyStopConfig("-cost"))
+    assert [cost.see({"cost": value}) for value in (2.0, 3.0, 1.0)] == [True, False, True]
 
 
 def test_a_metric_that_no_evaluation_has_is_named(store: Store, patterns: Dataset) -> None:

@@ -56,6 +56,11 @@ def require_same_run(checkpoint: Checkpoint, config: TrainConfig, task: Task, da
     """Raises BadInput that names what differs when this checkpoint does not belong to a run with these inputs; FormatDamaged when its
     manifest is not that of a run."""
     stored, whose = checkpoint.manifest, checkpoint.whose
+    if "imported" in stored:
+        raise BadInput(
+            f"{whose} was imported, and is no run that could go on: take another run name, and begin with its weights "
+            f"(model.init={checkpoint.run})"
+        )
     require_kinds(stored, _KINDS, whose)
     pairs = (
         (identity(checkpoint.config), identity(config), "config"),

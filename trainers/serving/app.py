@@ -44,6 +44,7 @@ class Routes:
         self._model, self._batcher, self._steady, self._metrics = model, batcher, steady, metrics
         self._limits, self._pool = limits, pool
         self._bodies = Bodies(limits.bodies_bytes_max, limits.body_s)
+        metrics.held_bytes.set_function(lambda: float(self._bodies.held_bytes))
         self._reader = Reader(model.input, limits, model.rows_max(limits), model.decode)
         self._whose = {"x-lepton-model": _latin(model.name), "x-lepton-commit": model.commit}
         self.router = Router(

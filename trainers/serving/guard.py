@@ -148,7 +148,9 @@ class Guard:
             more["www-authenticate"] = 'Bearer realm="lepton"'
         if refused.retry_after_s is not None:
             more["retry-after"] = str(refused.retry_after_s)
-        if not await exchange.drain():
+        # Who is slow is not waited for again; who sends what is not HTTP as we know it may mean something else by the rest.
+        ends = refused.kind in ("timeout", "headers_too_large", "misdirected")
+        if ends or not await exchange.drain():
             more["connection"] = "close"
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
         await exchange.send({"type": "http.response.start", "status": TYPES[refused.kind], "headers": pairs})

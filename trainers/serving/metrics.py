@@ -34,6 +34,7 @@ class Metrics:
             model, commit
         ).set(1)
         Gauge("lepton_queue_rows", "Rows that wait for the model", registry=registry).set_function(waiting_rows)
+        self.held_bytes = Gauge("lepton_body_bytes_held", "Bytes of bodies in memory", registry=registry)
         self.requests = Counter("lepton_requests", "Requests answered", ["route", "status"], registry=registry)
         self.refused = Counter(
             "lepton_refused", "Requests refused, by the type of the error", ["type"], registry=registry

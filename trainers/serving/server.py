@@ -119,7 +119,7 @@ class ModelServer:
             with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="lepton-decode") as pool:
                 routes = Routes(self._model, batcher, lambda: steady[0], counted[0], limits, pool)
                 guard = Guard(routes.router, counted[0], tokens=self._tokens, hosts=self._hosts, access=self._access)
-                self._server = _Server(self._config(guard), limits.drain_wait_s, routes, on_ready)
+                self._server = _Server(self._config(guard, counted[0]), limits.drain_wait_s, routes, on_ready)
                 self._server.run(sockets=[self._socket])
         finally:
             batcher.close()
@@ -154,11 +154,11 @@ class ModelServer:
         finally:
             started.set()
 
-    def _config(self, app: Guard) -> uvicorn.Config:
+    def _config(self, app: Guard, metrics: Metrics) -> uvicorn.Config:
         limits = self._limits
         return uvicorn.Config(
             app,
-            http=bounded_protocol(limits),
+            http=bounded_protocol(limits, lambda kind: metrics.refused.labels(kind).inc()),
             ws="none",
             loop="asyncio",
             lifespan="off",

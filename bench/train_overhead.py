@@ -1,0 +1,113 @@
+"""What one step of the trainer costs above a bare torch loop: a model of one layer, so that there is little else.
+
+Both train `trainers.models:linear` with the same optimizer, batches and threads, in turns, ROUNDS times. The bare loop takes its batches by
+index out of tensors in memory and does nothing but forward, backward, update. The trainer reads a dataset, with its log, receipts and
+state on. Both are timed from their SETTLED-th step to their last: what is measured is a step, not a start.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainers.openmp import spin_briefly
+
+spin_briefly()  # as `lepton train` does, before torch is imported
+
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import torch  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from bench.harness import median  # noqa: E402
+from leptonstore.dataset import Dataset, Source, write_dataset  # noqa: E402
+from leptonstore.dataset.importers.arrays import label_column, tensor_column  # noqa: E402
+from leptonstore.dataset.schema import class_label_field, tensor_field  # noqa: E402
+from leptonstore.store import Store  # noqa: E402
+from trainers.config import ModelConfig, TrainConfig, with_values  # noqa: E402
+from trainers.loop import Trainer  # noqa: E402
+from trainers.models import build_model  # noqa: E402
+
+ROUNDS = 9
+BATCH, STEPS, SETTLED = 32, 600, 50
+SHAPE, CLASSES, LR = (28, 28), 10, 1e-3
+MODEL = ModelConfig("trainers.models:linear")
+CONFIG = with_values(
+    TrainConfig(model=MODEL, epochs=1, device="cpu"), {"data.global_batch_size": BATCH, "optimizer.lr": LR}
+)
+
+
+def write_images(store: Store, images: np.ndarray, labels: np.ndarray) -> Dataset:
+    """All of them to learn from but the last batch, which is to evaluate."""
+    rows = len(labels)
+    held_out = (np.arange(rows) >= rows - BATCH).astype(np.uint8)
+    names = [str(at) for at in range(CLASSES)]
+    schema = pa.schema(
+        [
+            tensor_field("image", pa.uint8(), SHAPE, "image"),
+            class_label_field("label", names),
+            class_label_field("split", ["train", "test"]),
+        ]
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        columns = [tensor_column(schema.field("image"), images)]
+        columns += [
+            label_column(schema.field(name), values) for name, values in (("label", labels), ("split", held_out))
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return write_dataset(store, "images", Source(schema, ("image",), batches, rows))
+
+
+def trained(store: Store, ds: Dataset, run: str, log: Path) -> float:
+    """Microseconds of one step of the trainer."""
+    ends: list[float] = []
+    Trainer(CONFIG, store, ds, run=run, metrics=log, on_step=[lambda _: ends.append(time.perf_counter())]).fit()
+    return per_step(ends)
+
+
+def bare(images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Microseconds of one step of the bare loop."""
+    model = build_model(MODEL, SHAPE, CLASSES, 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    ends: list[float] = []
+    for rows in torch.randperm(len(labels)).split(BATCH):
+        loss = functional.cross_entropy(model(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ends.append(time.perf_counter())
+    return per_step(ends)
+
+
+def per_step(ends: list[float]) -> float:
+    """Microseconds of a step, after the first ones."""
+    return (ends[-1] - ends[SETTLED]) * 1e6 / (len(ends) - 1 - SETTLED)
+
+
+def measure() -> dict[str, Any]:
+    """Medians of the rounds; of the overhead, that of the differences."""
+    with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store") as store:
+        rows = BATCH * (STEPS + 1)
+        drawn = np.random.default_rng(0).integers(0, 256, (rows, *SHAPE), np.uint8)
+        classes = (np.arange(rows) % CLASSES).astype(np.uint8)
+        ds = write_images(store, drawn, classes)
+        images, labels = torch.from_numpy(drawn[:-BATCH]), torch.from_numpy(classes[:-BATCH].astype(np.int64))
+        bare(images, labels)  # what is done once in a process is done
+        rounds = [
+            (trained(store, ds, f"run-{at}", Path(folder) / "log.jsonl"), bare(images, labels)) for at in range(ROUNDS)
+        ]
+    return {
+        "overhead_us": median(one - other for one, other in rounds),
+        "step_us": median(one for one, _ in rounds),
+        "bare_us": median(other for _, other in rounds),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()))
