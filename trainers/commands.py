@@ -138,6 +138,7 @@ def train(
 @click.argument("dataset", metavar="DATASET")
 @store_option
 @click.option("--split", metavar="NAME", help='Rows of this split, or "all" (default: those that training held out).')
+@click.option("--report", metavar="FILE.html", help="Write a page: figures, confusion matrix, the worst rows.")
 @read_cache_options
 @json_option
 def evaluate(
@@ -145,30 +146,36 @@ def evaluate(
     dataset: str,
     store: str | None,
     split: str | None,
+    report: str | None,
     folder: Path | None,
     cache_size: int | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure a deployed MODEL on DATASET: accuracy, loss, every class.
+    """Measure MODEL, a deployed one or checkpoint/RUN, on DATASET: of classes accuracy and confusion, of text perplexity.
 
     \b
     Example:
       lepton evaluate mnist-cnn mnist --split test
+      lepton evaluate checkpoint/my-run texts --report worst.html
     """
     ready_torch()
     from trainers.run import run_evaluate
 
     cache = _cache(folder, cache_size, no_cache)
     with open_store(store) as opened, cache_warnings():
-        result = run_evaluate(opened, model, dataset, split, cache)
+        result = run_evaluate(opened, model, dataset, split, cache, report)
 
     def text() -> None:
-        click.echo(f"accuracy      {result['accuracy']:.4f}  on {result['rows']:,} rows of {dataset}")
-        click.echo(f"loss          {result['loss']:.4f}")
-        for score in result["per_class"]:
+        click.echo(f"{'rows':<20} {result['rows']:,} of {dataset}")
+        for name, value in result.items():
+            if isinstance(value, float) or (value is None and name == "loss"):
+                click.echo(f"{name.replace('_', ' '):<20} {'no number' if value is None else f'{value:.4f}'}")
+        for score in result.get("per_class", ()):
             shares = f"recall {score['recall']:.4f}  precision {score['precision']:.4f}"
             click.echo(f"  {score['name']:<12} {shares}  {score['rows']:>8,} rows")
+        if "report" in result:
+            click.echo(f"{'report':<20} {result['report']}")
 
     emit(result, as_json, text)
 
@@ -178,7 +185,7 @@ def evaluate(
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @store_option
 @click.option(
-    "--dataset", metavar="NAME", help="Label every row of this dataset, as a new version on NAME@predictions."
+    "--dataset", metavar="NAME", help="Predict for every row of this dataset, as a new version on NAME@predictions."
 )
 @read_cache_options
 @json_option
@@ -192,7 +199,7 @@ def predict(
     no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Label IMAGE files, or every row of a dataset, with a deployed MODEL.
+    """Label IMAGE files, or predict for every row of a dataset, with MODEL: a deployed one, or checkpoint/RUN.
 
     \b
     Example:
@@ -208,7 +215,7 @@ def predict(
     with open_store(store) as opened, cache_warnings():
         if dataset is not None:
             made = run_predict_dataset(opened, model, dataset, cache)
-            emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows labelled")
+            emit(made, as_json, f"{made['dataset']} is {made['commit'][:12]}: {made['rows']:,} rows predicted")
             return
         result = run_predict_images(opened, model, images)
 
@@ -272,6 +279,7 @@ def _tell_training(result: dict[str, Any]) -> None:
     click.echo(
         f"run {result['run']} {done} after {result['steps']:,} steps on {result['dataset']} {result['commit'][:12]}"
     )
+    click.echo(f"task          {result['task']}")
     if result["val_accuracy"] is not None:
         rows = f"{result['val_samples']:,} rows"
         click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {result['val_loss']:.4f}) on {rows} held out")

@@ -111,7 +111,7 @@ def _show(
       lepton checkpoint show mnist-1a2b3c4d@3600 --tensors
       lepton checkpoint show mnist-1a2b3c4d --verify
     """
-    ready_torch()
+    _ready_torch()
     with open_store(store) as opened:
         found = _open(opened, name)
         body: dict[str, Any] = {
@@ -230,7 +230,7 @@ def _diff(left: str, right: str, quick: bool, store: str | None, as_json: bool) 
       lepton checkpoint diff mnist-1a2b3c4d@1200 mnist-1a2b3c4d@3600
       lepton checkpoint diff mnist-1a2b3c4d mnist-5e6f7a8b --quick
     """
-    ready_torch()
+    _ready_torch()
     from trainers.compare import compare
 
     with open_store(store) as opened:
@@ -277,7 +277,7 @@ def _export(
       lepton checkpoint export mnist-1a2b3c4d weights.safetensors
       lepton checkpoint export mnist-1a2b3c4d@3600 state.pt --optimizer
     """
-    ready_torch()
+    _ready_torch()
     from trainers.export import export_checkpoint
 
     with open_store(store) as opened:
@@ -309,7 +309,7 @@ def _import(
       lepton checkpoint import resnet18.safetensors resnet18
       lepton checkpoint import last.ckpt old-run --prefix network.
     """
-    ready_torch()
+    _ready_torch()
     from trainers.importing import import_checkpoint
 
     with open_store(store) as opened:
@@ -385,10 +385,10 @@ def _open(store: Store, name: str) -> Checkpoint:
     return open_checkpoint(store, run, label)
 
 
-def ready_torch() -> None:
-    from trainers.commands import ready_torch as ready
+def _ready_torch() -> None:
+    from trainers.commands import ready_torch
 
-    ready()
+    ready_torch()
 
 
 def _metrics(found: Mapping[str, Any]) -> str:

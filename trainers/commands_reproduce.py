@@ -51,7 +51,8 @@ def reproduce(
       lepton reproduce mnist-1a2b3c4d@3600 --keep again
       torchrun --nproc-per-node 2 --no-python lepton reproduce mnist-ddp
     """
-    from trainers.commands import _is_main, ready_torch, training_progress
+    from trainers.commands import ready_torch
+    from trainers.commands_progress import training_progress
 
     ready_torch()
     from trainers import parallel
@@ -61,12 +62,12 @@ def reproduce(
         opened.refresh()
         record = read_record(opened, name, kind)
         require_confirmed(record, references)
-        with parallel.joined(str(record.environment.get("device", "auto"))) as world:
+        with parallel.joined(str(record.environment.get("device", "auto")), record.config.parallel.mesh) as world:
             if not force:
                 require_reproducible(record, world.size)
             with training_progress(f"reproduce {name}") as (on_step, on_epoch):
                 found = reproduce(opened, record, world, keep=keep, on_step=on_step, on_epoch=on_epoch)
-    if _is_main():
+    if world.is_main:
         emit(found.to_dict(), as_json, lambda: _tell(found))
     return 0 if found.equal else EXIT_ERROR
 

@@ -141,8 +141,10 @@ class DcpDirectory:
     def _planned(self) -> dict[str, tuple[str, ...]]:
         """The keys of the nested state by flat name, where the planner wrote them down."""
         planned = self._metadata.get("planner_data")
-        if not isinstance(planned, dict):
+        if planned is None:
             return {}
+        if not isinstance(planned, dict):
+            raise self._damaged(f"its planner wrote {planned!r:.60}")
         return {
             str(name): tuple(str(key) for key in keys)
             for name, keys in planned.items()

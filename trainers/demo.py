@@ -28,15 +28,13 @@ if TYPE_CHECKING:
     from leptonstore.dataset import Dataset
     from leptonstore.process.clean import CleanReport
     from leptonstore.process.gallery import Sample
-    from leptonstore.process.report import Report
+    from leptonstore.process.report import EvaluationSection, Report
     from leptonstore.store import Store
     from trainers.deploy import Bundle
-    from trainers.evaluation import ClassEvaluation
 
 T = TypeVar("T")
 DEFAULT_WORKDIR = "lepton-demo"
 PREDICTED_IMAGES = 10  # held-out images that are labelled at the end, enough to look at
-WRONG_SHOWN = 24  # worst mistakes in the report
 
 
 @click.command("demo")
@@ -168,10 +166,10 @@ class Demo:
 
     def _after_training(
         self, store: Store, prepared: Dataset, trained: dict[str, Any], name: str
-    ) -> tuple[Bundle, ClassEvaluation, list[Sample]]:
+    ) -> tuple[Bundle, EvaluationSection, list[Sample]]:
         from trainers.deploy import deploy, load_bundle
         from trainers.evaluate import evaluate
-        from trainers.evaluation import ClassEvaluation
+        from trainers.evaluation_report import Worst, section
         from trainers.run import plan
 
         config, _, held_out = plan(store, prepared, {})
@@ -181,15 +179,15 @@ class Demo:
             lambda made: f"model {made.name} {made.commit[:12]}, from data {prepared.commit[:12]}",
         )
 
-        def judge() -> ClassEvaluation:
-            found = evaluate(load_bundle(store, bundle.name), held_out, config.data)
-            assert isinstance(found, ClassEvaluation)
-            return found
+        def judge() -> EvaluationSection:
+            worst = Worst(bundle.task)
+            found = evaluate(load_bundle(store, bundle.name), held_out, config.data, watch=worst)
+            return section(held_out, bundle.task, found, worst, "held out")
 
         evaluation = self._step(
             "evaluate",
             judge,
-            lambda found: f"accuracy {found.accuracy:.4f} on {found.rows:,} rows held out",
+            lambda found: f"accuracy {found.accuracy:.4f} on {len(held_out):,} rows held out",
         )
         predictions = self._step("predict", lambda: _predict(bundle, held_out), _tell_predictions)
         return bundle, evaluation, predictions
@@ -201,42 +199,26 @@ class Demo:
         prepared: Dataset,
         trained: dict[str, Any],
         bundle: Bundle,
-        evaluation: ClassEvaluation,
+        evaluation: EvaluationSection,
         predictions: list[Sample],
     ) -> None:
         """The report once more, with what training brought."""
         from dataclasses import replace
 
-        from leptonstore.process.report import EvaluationSection, write_report
-        from trainers.tasks import split_dataset
+        from leptonstore.process.report import write_report
 
-        _, held_out = split_dataset(prepared, _data_config(bundle))
-        assert evaluation.confusion is not None  # there are few classes here
         whole = replace(
             first,
             subtitle="From raw files to predictions: what the store holds, and the model that it made.",
             dataset=prepared,
             training=trained["history"],
-            evaluation=EvaluationSection(
-                accuracy=evaluation.accuracy,
-                confusion=evaluation.confusion,
-                class_names=evaluation.classes,
-                wrong=_worst(bundle, held_out),
-                split="held out",
-                loss=evaluation.loss,
-            ),
+            evaluation=evaluation,
             predictions=predictions,
             steps=self.steps,
         )
         write_report(page, whole)
         if not self.quiet:
             click.echo(f"report      {page}", err=True)
-
-
-def _data_config(bundle: Bundle) -> Any:
-    from trainers.config import from_dict
-
-    return from_dict(bundle.lineage["config"]).data
 
 
 def _predict(bundle: Bundle, held_out: Dataset) -> list[Sample]:
@@ -254,29 +236,6 @@ def _predict(bundle: Bundle, held_out: Dataset) -> list[Sample]:
     return [
         Sample(row, picture, one.label, f"{one.confidence:.1%}")
         for row, picture, one in zip(rows, pictures, found, strict=True)
-    ]
-
-
-def _worst(bundle: Bundle, held_out: Dataset) -> list[Sample]:
-    """The mistakes that the model was surest of."""
-    import numpy as np
-
-    from leptonstore.process.gallery import Sample
-    from trainers.predict import probabilities
-
-    inputs, labels = bundle.task.inputs, bundle.task.labels
-    mistakes: list[tuple[float, int, int, int]] = []
-    for first, batch in held_out.iter_batches([inputs, labels]):
-        shares = probabilities(bundle, batch.column(0).to_numpy_ndarray())
-        truth = batch.column(1).to_numpy()
-        guess = shares.argmax(axis=1)
-        for at in np.flatnonzero(guess != truth).tolist():
-            mistakes.append((float(shares[at, guess[at]]), first + at, int(guess[at]), int(truth[at])))
-    worst = sorted(mistakes, reverse=True)[:WRONG_SHOWN]
-    names = bundle.classes
-    return [
-        Sample(row, held_out[row][inputs], names[truth], f"taken for {names[guess]}, {share:.0%}", True)
-        for share, row, guess, truth in worst
     ]
 
 
@@ -311,7 +270,7 @@ def _result(
     raw: Dataset,
     trained: dict[str, Any],
     bundle: Bundle,
-    evaluation: ClassEvaluation,
+    evaluation: EvaluationSection,
     new_bytes: int,
     page: Path,
 ) -> dict[str, Any]:
@@ -325,7 +284,7 @@ def _result(
     return {
         "dataset": f"{prepared.name}@{prepared.ref}",
         "train_samples": trained["train_samples"],
-        "val_samples": evaluation.rows,
+        "val_samples": trained["val_samples"],
         "val_accuracy": evaluation.accuracy,
         "us_per_sample": trained["us_per_sample"],
         "data_wait_fraction": trained["data_wait_fraction"],

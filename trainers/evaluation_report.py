@@ -7,6 +7,7 @@ loss, of texts the windows with the greatest loss per token. Memory: the worst s
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import heapq
 import os
 from collections.abc import Sequence
@@ -84,20 +85,25 @@ def write_evaluation(
     """Write the page of an evaluation of `ds` and return its path. Raises as leptonstore.process.report.write_report does."""
     told = f"on {split}" if split else "on all rows"
     report = Report(title=title, subtitle=f"{task.describe()}, {told}.", facts=facts(found), dataset=_whole(ds))
-    extra: dict[str, Any] = {}
-    if isinstance(found, ClassEvaluation) and isinstance(task, ImageClassification):
-        extra["evaluation"] = EvaluationSection(
-            accuracy=found.accuracy,
-            confusion=found.confusion,
-            class_names=found.classes,
-            wrong=pictures(ds, task, worst),
-            split=split,
-            loss=found.loss,
-            counts=np.array([[one.rows for one in found.per_class], [one.correct for one in found.per_class]]),
-        )
+    if isinstance(task, ImageClassification):
+        report = dataclasses.replace(report, evaluation=section(ds, task, found, worst, split))
     if isinstance(task, LanguageModelling):
-        extra["passages"] = passages(task, worst)
-    return write_report(path, Report(**{**vars(report), **extra}))
+        report = dataclasses.replace(report, passages=passages(task, worst))
+    return write_report(path, report)
+
+
+def section(ds: Dataset, task: ImageClassification, found: Evaluation, worst: Worst, split: str) -> EvaluationSection:
+    """How a classifier did on `ds`, as a report shows it."""
+    assert isinstance(found, ClassEvaluation)  # of this task's meter
+    return EvaluationSection(
+        accuracy=found.accuracy,
+        confusion=found.confusion,
+        class_names=found.classes,
+        wrong=pictures(ds, task, worst),
+        split=split,
+        loss=found.loss,
+        counts=np.array([[one.rows for one in found.per_class], [one.correct for one in found.per_class]]),
+    )
 
 
 def facts(found: Evaluation) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ def parse(data: bytes, what: str) -> Any:
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":
-                return machine.stack.pop()
+                return machine.result()
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatDamaged(f"{what} is damaged: {error}") from None
@@ -85,6 +85,12 @@ class _Machine:
             if method is None:
                 raise ValueError(f"it uses the opcode {name}, which plain data does not need")
             method(self, argument)
+
+    def result(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK or self.stack:
+            raise ValueError("it ends in the middle of something")
+        return value
 
     def to_mark(self) -> list[Any]:
         at = len(self.stack) - 1

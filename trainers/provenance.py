@@ -132,9 +132,11 @@ def last_stretch(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of this a model's lineage repeats, so that it outlives the checkpoint: the provenance, and the head of the receipt."""
+    """What of this a model's lineage repeats, so that it outlives the checkpoint: the provenance, the head of the receipt, and the
+    checkpoint that the first weights were of, if there was one."""
     told, receipt = manifest.get("provenance"), manifest.get("receipt")
     return {
         **({"provenance": told} if told else {}),
         **({"receipt": {"head": receipt["head"], "steps": receipt["steps"]}} if receipt else {}),
+        **({"init": manifest["init"]} if manifest.get("init") else {}),
     }

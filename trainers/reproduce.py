@@ -39,6 +39,7 @@ class Record:
     """What is to be made again, as its commit says it.
 
     checkpoint: the one that the weights are of, None when it is not kept any more. weights: their digest, "" when nobody knows it.
+    init: {run, step, commit} of the checkpoint that the first weights were of; empty when all were drawn.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Record:
     receipt: Mapping[str, Any]
     not_reproducible: Sequence[str]
     weights: str
+    init: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     @property
@@ -161,6 +163,7 @@ def read_record(store: Store, spec: str, kind: str | None = None) -> Record:
             receipt={key: value for key, value in (lineage.get("receipt") or {}).items() if key in ("head", "steps")},
             not_reproducible=list(told.get("not_reproducible", ())),
             weights=str(lineage.get("weights") or (checkpoint_digest(checkpoint) if checkpoint else "")),
+            init=dict(lineage.get("init") or {}),
             checkpoint=checkpoint,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -182,7 +185,7 @@ def require_reproducible(record: Record, ranks: int) -> None:
     if record.not_reproducible:
         raise BadInput(
             f"{record.kind} {record.name} is not reproducible: {', '.join(record.not_reproducible)} was given as an object that no "
-            "configuration can hold; --force trains what can be written down, and compares"
+            "configuration can hold: train it again with the program that made it"
         )
     if not record.weights:
         raise BadInput(
@@ -214,14 +217,15 @@ def reproduce(
     """Train what `record` says, up to its step, and compare. Collective: all ranks of `world` call it; rank 0's answer is whole.
 
     keep: keep the run under this name; else it is removed from the store afterwards, and what it shares is all that is left.
-    Raises RefMissing (the data is gone), BadInput (its rows cannot be found again; the name is taken), and what `Trainer.fit` raises.
+    Raises RefMissing (the data is gone, or the checkpoint that it began with), BadInput (its rows cannot be found again; the name is
+    taken), and what `Trainer.fit` raises.
     """
     began, run = time.monotonic(), keep or f"{SCRATCH}{record.commit[:12]}"
     train, validation = open_rows(store, record)
     if keep is not None and checkpoints.exists(store, keep):
         raise BadInput(f"run {keep!r} has checkpoints already: choose another name to keep this one by")
     trainer = Trainer(
-        _config(record),
+        _config(store, record),
         store,
         train,
         validation,
@@ -263,15 +267,27 @@ def _rows_of(store: Store, record: Record, role: str, side: int) -> Dataset:
     )
 
 
-def _config(record: Record) -> TrainConfig:
+def _config(store: Store, record: Record) -> TrainConfig:
     """With what decides the bits as it was; checkpoints only as far as they are needed here."""
-    values: dict[str, Any] = {"checkpoint.keep_last": 1, "checkpoint.every_steps": None}
-    threads = record.environment.get("threads")
-    if isinstance(threads, int):
-        values["threads"] = threads
-    device = record.environment.get("device")
-    if isinstance(device, str):
-        values["device"] = device
+    values: dict[str, Any] = {
+        "checkpoint.keep_last": 1,
+        "checkpoint.keep_every": None,
+        "checkpoint.keep_best": 0,
+        "checkpoint.every_steps": None,
+        "checkpoint.asynchronous": False,
+    }
+    for key, kind in (("threads", int), ("device", str)):
+        if isinstance(record.environment.get(key), kind):
+            values[key] = record.environment[key]
+    if record.init:
+        run, step = str(record.init.get("run")), record.init.get("step")
+        found = checkpoints.load(store, run, step if isinstance(step, int) else 0)
+        if found.commit != record.init.get("commit"):
+            raise BadInput(
+                f"{record.kind} {record.name} began with commit {str(record.init.get('commit'))[:12]}, which was {found.whose}; "
+                "that run was trained anew since"
+            )
+        values["model.init"] = f"{run}@{found.branch}"
     return with_values(record.config, values)
 
 

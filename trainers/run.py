@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput
 from leptonstore.store import Store
 from leptonstore.store.prices import DevicePrice, Price
 from trainers import checkpoint as checkpoints
 from trainers import parallel
-from trainers.config import DataConfig, TrainConfig, from_dict, require_trusted, with_values
-from trainers.deploy import Bundle, deploy, load_bundle
+from trainers.config import TrainConfig, require_trusted, with_values
+from trainers.deploy import deploy
 from trainers.evaluate import evaluate
-from trainers.evaluation import ClassEvaluation
+from trainers.evaluation_report import Worst, write_evaluation
 from trainers.loop import Trainer
+from trainers.opened import open_model
 from trainers.predict import BRANCH, predict_dataset, predict_images
 from trainers.recipe import default_config
 from trainers.result import EpochEvent, StepEvent
@@ -87,7 +87,7 @@ def run_train(
         result = trainer.fit(resume=resume, max_steps=max_steps)
     told = result.to_dict()
     told["usage"]["cost"] = cost_of(result.usage, store.url, *prices)
-    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, **told}
+    return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, "task": trainer.task.describe(), **told}
 
 
 def plan(
@@ -107,38 +107,48 @@ def plan(
 
 
 def run_evaluate(
-    store: Store, model: str, dataset: str, split: str | None = None, cache: Cache | None = None
+    store: Store,
+    model: str,
+    dataset: str,
+    split: str | None = None,
+    cache: Cache | None = None,
+    report: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the deployed `model` on rows of `dataset`.
+    """Evaluate `model` (trainers.opened: a deployed one, or checkpoint/RUN) on rows of `dataset`.
 
     split: a name in the `split` column, or "all"; None takes the rows that training holds out.
+    report: a page of HTML to write.
     """
-    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
-    data = _data_of(bundle)
+    opened, ds = open_model(store, model), open_dataset(store, dataset, cache)
+    found, task = opened.model, opened.model.task
+    task.require_fits(ds)
     if split is None:
-        _, rows = split_dataset(ds, data)
+        _, rows = split_dataset(ds, opened.data)
     else:
         rows = ds if split == ALL_ROWS else ds.split(split)
-    result = evaluate(bundle, rows, data)
-    if isinstance(result, ClassEvaluation) and result.classes != bundle.classes:
-        raise BadInput(f"classes of {ds.name} are {_few(result.classes)}; model {model} has {_few(bundle.classes)}")
-    return {"model": model, "model_commit": bundle.commit, "dataset": dataset, "commit": ds.commit, **result.to_dict()}
+    worst = Worst(task) if report is not None else None
+    result = evaluate(found, rows, opened.data, task=task, watch=worst)
+    told = {"model": model, "model_commit": found.commit, "dataset": dataset, "commit": ds.commit, "kind": task.kind}
+    if worst is not None and report is not None:
+        title = f"{model} on {ds.name}"
+        told["report"] = str(write_evaluation(report, title, rows, task, result, worst, split or "rows held out"))
+    return {**told, **result.to_dict()}
 
 
 def run_predict_images(store: Store, model: str, paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Label image files with the deployed `model`."""
-    bundle = load_bundle(store, model)
-    predictions = [prediction.to_dict() for prediction in predict_images(bundle, paths)]
-    return {"model": model, "model_commit": bundle.commit, "predictions": predictions}
+    """Label image files with `model` (trainers.opened)."""
+    opened = open_model(store, model).model
+    predictions = [prediction.to_dict() for prediction in predict_images(opened, paths)]
+    return {"model": model, "model_commit": opened.commit, "predictions": predictions}
 
 
 def run_predict_dataset(store: Store, model: str, dataset: str, cache: Cache | None = None) -> dict[str, Any]:
-    """Label every row of `dataset` with the deployed `model`, as a new version."""
-    bundle, ds = load_bundle(store, model), open_dataset(store, dataset, cache)
-    made = predict_dataset(store, bundle, ds)
+    """Predict for every row of `dataset` with `model` (trainers.opened), as a new version."""
+    opened, ds = open_model(store, model).model, open_dataset(store, dataset, cache)
+    made = predict_dataset(store, opened, ds)
     return {
         "model": model,
-        "model_commit": bundle.commit,
+        "model_commit": opened.commit,
         "dataset": f"{made.name}@{BRANCH}",
         "commit": made.commit,
         "parent": ds.commit,
@@ -164,12 +174,3 @@ def run_deploy(
         "data": bundle.lineage["data"],
         "metrics": bundle.lineage["metrics"],
     }
-
-
-def _data_of(bundle: Bundle) -> DataConfig:
-    """The columns and splits that the model was trained with; the lineage holds the whole configuration."""
-    return from_dict(bundle.lineage.get("config", {})).data
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

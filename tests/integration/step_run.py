@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn import functional
 
 from trainers import parallel, wrap
+from trainers.clock import StepClock
 from trainers.config import TrainConfig, with_values
-from trainers.metrics import StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.recompute import recompute_blocks

@@ -104,8 +104,8 @@ def same_end(store: Store, left: str, right: str) -> None:
     ):
         assert one.manifest[key] == other.manifest[key], key
     assert one.manifest["loader"] == other.manifest["loader"]
-    assert sorted(one.manifest["tensors"]) == sorted(other.manifest["tensors"])
-    for path in one.manifest["tensors"]:
+    assert sorted(one.paths) == sorted(other.paths)
+    for path in one.paths:
         assert torch.equal(one.tensor(path), other.tensor(path)), path
 
 

@@ -185,6 +185,16 @@ def test_two_ranks_reproduce_two_ranks(tmp_path: Path) -> None:
     assert told["equal"] is True and len(done.stdout.strip().splitlines()) == 1
 
 
+def test_a_fine_tuned_model_begins_with_the_same_checkpoint_again(store: Store, model: Dataset) -> None:
+    Trainer(quick_config(model__init="run", model__freeze=["network.conv"], epochs=1), store, model, run="tuned").fit()
+    assert read_record(store, "tuned").init["commit"] == checkpoints.load(store, "run").commit
+    assert again(store, "tuned").equal
+    for ref in list_refs(store, "checkpoint", "run"):
+        delete_ref(store, "checkpoint", "run", ref.branch)
+    with pytest.raises(RefMissing, match="no checkpoint of run 'run'"):
+        again(store, "tuned")
+
+
 # -- the digest --------------------------------------------------------------------------------------------------------
 
 

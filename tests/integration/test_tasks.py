@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,10 @@ def test_tokens_that_are_no_bytes_have_the_vocabulary_of_the_whole_version(store
     batch = next(iter(task.loader(train, text_data(), 0, World(), train=True)))
     inputs, targets = task.split_batch(batch, CPU)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    with pytest.raises(
+        BadInput, match=f"has a token {task.vocabulary - 1}; the model knows 0 to {task.vocabulary - 2}"
+    ):
+        dataclasses.replace(task, vocabulary=task.vocabulary - 1).require_fits(ds)
 
 
 def test_images_travel_as_bytes_and_the_model_normalises(store: Store) -> None:

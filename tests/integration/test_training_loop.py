@@ -135,7 +135,7 @@ def test_objects_train_and_the_checkpoint_says_that_the_run_cannot_be_made_again
     whole = trainer("whole").fit()
     assert whole.not_reproducible == ["model", "loss", "optimizer"]
     manifest = checkpoints.load(store, "whole").manifest
-    assert manifest["not_reproducible"] == ["model", "loss", "optimizer"]
+    assert manifest["provenance"]["not_reproducible"] == ["loss", "model", "optimizer"]
     assert from_dict(manifest["config"]).not_reproducible == ["model", "loss", "optimizer"]
     trainer("parts").fit(max_steps=7)
     assert trainer("parts").fit(resume=True).val_loss == whole.val_loss
@@ -143,7 +143,7 @@ def test_objects_train_and_the_checkpoint_says_that_the_run_cannot_be_made_again
 
 def test_a_named_run_is_reproducible(store: Store, patterns: Dataset) -> None:
     assert Trainer(quick_config(epochs=1), store, patterns, run="run").fit().not_reproducible == []
-    assert checkpoints.load(store, "run").manifest["not_reproducible"] == []
+    assert checkpoints.load(store, "run").manifest["provenance"]["not_reproducible"] == []
 
 
 # -- first weights -------------------------------------------------------------------------------------------------

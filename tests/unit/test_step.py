@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leptonstore.errors import BadInput, FormatDamaged
+from trainers.clock import StepClock
 from trainers.config import TrainConfig, with_values
-from trainers.metrics import StepClock
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.recompute import recompute_blocks

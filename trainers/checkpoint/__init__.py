@@ -17,25 +17,45 @@ resume        what this project's own loop keeps in a manifest, and how it goes 
 State of the API: Checkpointer, Retention, load, Checkpoint, restore, exists, branch_of are meant to stay.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from trainers.checkpoint.checkpointer import Checkpointer
 from trainers.checkpoint.leaves import Shards, State
 from trainers.checkpoint.manifest import FORMAT, VERSION
 from trainers.checkpoint.restore import restore
-from trainers.checkpoint.resume import (
-    build_stored_model,
-    checkpointer_of,
-    environment_warnings,
-    require_same_run,
-    require_trusted,
-    restore_model,
-    restore_optimizer,
-    restore_rng,
-    rng_state,
-    state_of,
-    trained_names,
-)
 from trainers.checkpoint.retention import Retention, apply_retention
 from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint
+
+if TYPE_CHECKING:
+    from trainers.checkpoint.resume import build_stored_model as build_stored_model
+    from trainers.checkpoint.resume import checkpointer_of as checkpointer_of
+    from trainers.checkpoint.resume import environment_warnings as environment_warnings
+    from trainers.checkpoint.resume import require_same_run as require_same_run
+    from trainers.checkpoint.resume import require_trusted as require_trusted
+    from trainers.checkpoint.resume import restore_model as restore_model
+    from trainers.checkpoint.resume import restore_optimizer as restore_optimizer
+    from trainers.checkpoint.resume import restore_rng as restore_rng
+    from trainers.checkpoint.resume import rng_state as rng_state
+    from trainers.checkpoint.resume import state_of as state_of
+    from trainers.checkpoint.resume import trained_names as trained_names
+
+# Resolved when they are first used: resume needs torch, which a training with JAX does not have.
+_OF_RESUME = (
+    "build_stored_model",
+    "checkpointer_of",
+    "environment_warnings",
+    "require_same_run",
+    "require_trusted",
+    "restore_model",
+    "restore_optimizer",
+    "restore_rng",
+    "rng_state",
+    "state_of",
+    "trained_names",
+)
 
 __all__ = [
     "FORMAT",
@@ -64,3 +84,9 @@ __all__ = [
     "state_of",
     "trained_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_RESUME:
+        raise AttributeError(f"module 'trainers.checkpoint' has no attribute {name!r}")
+    return getattr(importlib.import_module("trainers.checkpoint.resume"), name)

@@ -69,7 +69,9 @@ class Checkpointer:
         asynchronous: bool = False,
     ) -> None:
         self.store, self.run, self.retention, self.asynchronous = store, run, retention, asynchronous
-        self._ranks = Ranks() if world is None else Ranks(world.rank, world.size)
+        self._ranks = world if isinstance(world, Ranks) else Ranks() if world is None else Ranks(world.rank, world.size)
+        if asynchronous and not self._ranks.background:
+            raise BadInput("these ranks cannot save in the background: their messages go the way of the training's own")
         self._plan: tuple[bytes, Plan] | None = None  # with what this rank told, when it was made
         self._buffer = Buffer()
         self._thread: threading.Thread | None = None

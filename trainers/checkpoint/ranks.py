@@ -22,7 +22,12 @@ WAIT_S = 1_800  # for another rank: above the time that the slowest one takes to
 
 
 class Ranks:
-    """Alone: nobody is asked. Otherwise a gloo group of all ranks, made here (a collective) and left by `close`."""
+    """Alone: nobody is asked. Otherwise a gloo group of all ranks, made here (a collective) and left by `close`.
+
+    Another framework's processes are a subclass (trainers.jax.JaxRanks), which a Checkpointer takes as its world.
+    """
+
+    background = True  # whether another thread may use it while the training's own collectives go on
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size

@@ -30,6 +30,7 @@ from leptonstore.process.columns import is_binary
 from loaders import DataLoader
 from loaders.transforms import (
     CenterCrop,
+    DecodeImage,
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
@@ -182,8 +183,10 @@ class ImageClassification:
         return torch.from_numpy(np.stack(made) if made else np.empty((0, *self.shape), kind))
 
     def _through(self, chain: Sequence[Transform], value: Any) -> NDArray[Any]:
+        encoded = isinstance(value, bytes | bytearray | memoryview)
         for step in chain:
-            value = step(value)
+            if encoded or not isinstance(step, DecodeImage):  # pixels are decoded already
+                value = step(value)
         array = np.ascontiguousarray(value)
         if array.shape != self.shape or str(array.dtype) != self.dtype:
             raise BadInput(f"an image became {array.dtype} {array.shape}; the model takes {self.dtype} {self.shape}")

@@ -122,6 +122,13 @@ class LanguageModelling:
             raise BadInput(
                 f"column {self.inputs!r} of {ds.name} holds {field.type}, and the model takes lists of integers"
             )
+        if not (field.type.value_type == pa.uint8() and self.vocabulary >= BYTES):
+            self.require_known(_vocabulary(ds, self.inputs) - 1, f"column {self.inputs!r} of {ds.name}")
+
+    def require_known(self, largest: int, where: str) -> None:
+        """Raises BadInput when the model does not know a token."""
+        if largest >= self.vocabulary:
+            raise BadInput(f"{where} has a token {largest}; the model knows 0 to {self.vocabulary - 1}")
 
     def build(self, config: ModelConfig, seed: int) -> nn.Module:
         """See Task: int64 [b, t] with t <= length -> float [b, t, vocabulary]. The factory is called (vocabulary, length, **params)."""
