@@ -36,6 +36,8 @@ from trainers.result import EvaluateEvent  # noqa: E402
 
 pa.array([0])  # and pyarrow that of pandas with its first array, where it is installed: 1.2 and 0.5 s)
 DATASET = "mnist"
+# The default's batch is for five epochs. Smaller ones are as quick per row here, and learn more in two.
+FAST = {"data.global_batch_size": 64}
 BATCH, EVALUATE_ROWS = 32, 250
 # What Keras does by itself: fit's batch size, Adam's learning rate.
 EQUAL = {
@@ -60,8 +62,8 @@ def store_mnist(place: Path, data: Path, arrays: Path) -> None:
 
 
 def recipe(name: str, rows: int, epochs: int, seed: int) -> TrainConfig:
-    """ "fast": the project's default, in fewer epochs. "equal": what Keras does."""
-    return with_values(default_config(rows, epochs=epochs, seed=seed), EQUAL if name == "equal" else {})
+    """ "fast": the project's default, in fewer epochs and smaller batches. "equal": what Keras does."""
+    return with_values(default_config(rows, epochs=epochs, seed=seed), EQUAL if name == "equal" else FAST)
 
 
 def ours(place: str, name: str, epochs: int, seed: int) -> dict[str, Any]:
