@@ -410,11 +410,11 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        self._clock.between()
+        rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
         usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
-        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
+        self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,
