@@ -43,6 +43,7 @@ from trainers.schedule import build_schedule
 from trainers.sinks import Sink, open_sink
 from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
+from trainers.subnormal import EVERY_STEPS, flush_subnormals
 from trainers.tasks import split_dataset, task_of
 from trainers.usage import usage_of
 
@@ -236,6 +237,8 @@ class Trainer:
             batch = next(batches)
             clock.lap("data_wait")
             rows = self._rows_of_step()
+            if progress.step % EVERY_STEPS == 0:
+                flush_subnormals(self._optimizer)
             try:
                 outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
             except Exception as error:
