@@ -54,9 +54,10 @@ def evaluate_loader(
     model: Model, loader: DataLoader, task: Task, world: World, watch: Watch | None = None
 ) -> Evaluation:
     """As `evaluate`, over a loader made by `task.loader(..., train=False)`. A module is put in eval mode and back. Collective."""
-    meter, steps, most = task.meter(), len(loader), 0
-    if isinstance(model, nn.Module) and forwards_together(model):  # before anybody's first pass, which waits for all
-        most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0])
+    meter, steps = task.meter(), len(loader)
+    together = isinstance(model, nn.Module) and forwards_together(model)
+    # Forward passes of the rank that has the most blocks. Asked before the first: such a pass is a collective itself.
+    most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0]) if together else steps
     with evaluating(model), torch.no_grad():
         for batch, first in zip(loader, blocks_of(loader), strict=False):
             inputs, targets = task.split_batch(batch, world.device)
@@ -64,8 +65,7 @@ def evaluate_loader(
             losses = meter.add(outputs, targets)
             if watch is not None:
                 watch(first, inputs, outputs, targets, losses)
-        # Ranks with a block less than the first take part: the forward pass of a sharded model is a collective.
-        for _ in range(steps, most):
+        for _ in range(steps, most):  # a rank with a block less takes part
             model(task.example(1, world.device))
     return meter.result([world.sum_tensor(part) for part in meter.sums()])
 

@@ -43,6 +43,7 @@ from trainers.schedule import build_schedule
 from trainers.sinks import Sink, open_sink
 from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
+from trainers.subnormal import EVERY_STEPS, flush_subnormals
 from trainers.tasks import split_dataset, task_of
 from trainers.usage import usage_of
 
@@ -236,6 +237,8 @@ class Trainer:
             batch = next(batches)
             clock.lap("data_wait")
             rows = self._rows_of_step()
+            if progress.step % EVERY_STEPS == 0:
+                flush_subnormals(self._optimizer)
             try:
                 outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
             except Exception as error:
@@ -413,11 +416,11 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        self._clock.between()
+        rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
         usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
-        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
+        self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,

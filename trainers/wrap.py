@@ -189,6 +189,10 @@ def _shard(model: nn.Module, world: World, precision: str) -> None:
     else:  # two data dimensions: weights are sharded over the second, and equal along the first
         names = data_names(world.mesh.mesh_dim_names or (), None)
         mesh = world.mesh[names] if len(names) > 1 else world.mesh[names[0]]
+    for (
+        weight
+    ) in model.parameters():  # FSDP2 takes no other layout; convolutions of image models have channels_last ones
+        weight.data = weight.data.contiguous()
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
