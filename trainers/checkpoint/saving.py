@@ -64,6 +64,11 @@ class Saving:
         self._buffer = Buffer()
 
     @property
+    def background(self) -> bool:
+        """Whether a save may go on beside the training's own messages."""
+        return self._ranks.background
+
+    @property
     def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self._ranks.rank == 0
