@@ -60,7 +60,10 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """As other trainings write theirs, so that `lepton lineage` and `lepton checkpoint show` find their way."""
         return {
-            "model": {"reference": "trainers.examples.jax_mnist:init", "params": {"width": self.width, "dropout": self.dropout}},
+            "model": {
+                "reference": "trainers.examples.jax_mnist:init",
+                "params": {"width": self.width, "dropout": self.dropout},
+            },
             "optimizer": {"name": "adam", "lr": self.lr},
             "data": {"inputs": self.inputs, "labels": self.labels, "global_batch_size": self.global_batch_size},
             "epochs": self.epochs,
