@@ -1,8 +1,9 @@
 """What one step of the trainer costs above a bare torch loop: a model of one layer, so that there is little else.
 
-Both train `trainers.models:linear` with the same optimizer, batches and threads, in turns, ROUNDS times. The bare loop takes its batches by
-index out of tensors in memory and does nothing but forward, backward, update. The trainer reads a dataset, with its log, receipts and
-state on. Both are timed from their SETTLED-th step to their last: what is measured is a step, not a start.
+Both train `trainers.models:linear` with the same optimizer and batches of the same size, in turns, ROUNDS times; on one
+thread of torch, because operators as small as these gain nothing by two. The bare loop takes its batches by index out of
+tensors in memory and does nothing but forward, backward, update. The trainer reads a dataset, with its log, receipts and
+state on. Both are timed from step SETTLED to their last one: it is a step that is measured, not a start.
 """
 
 from __future__ import annotations
@@ -14,30 +15,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainers.openmp import spin_briefly
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn import functional
 
-spin_briefly()  # as `lepton train` does, before torch is imported
-
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import torch  # noqa: E402
-from torch.nn import functional  # noqa: E402
-
-from bench.harness import median  # noqa: E402
-from leptonstore.dataset import Dataset, Source, write_dataset  # noqa: E402
-from leptonstore.dataset.importers.arrays import label_column, tensor_column  # noqa: E402
-from leptonstore.dataset.schema import class_label_field, tensor_field  # noqa: E402
-from leptonstore.store import Store  # noqa: E402
-from trainers.config import ModelConfig, TrainConfig, with_values  # noqa: E402
-from trainers.loop import Trainer  # noqa: E402
-from trainers.models import build_model  # noqa: E402
+from bench.harness import median
+from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset.importers.arrays import label_column, tensor_column
+from leptonstore.dataset.schema import class_label_field, tensor_field
+from leptonstore.store import Store
+from trainers.config import ModelConfig, TrainConfig, with_values
+from trainers.loop import Trainer
+from trainers.models import build_model
 
 ROUNDS = 9
 BATCH, STEPS, SETTLED = 32, 600, 50
 SHAPE, CLASSES, LR = (28, 28), 10, 1e-3
 MODEL = ModelConfig("trainers.models:linear")
 CONFIG = with_values(
-    TrainConfig(model=MODEL, epochs=1, device="cpu"), {"data.global_batch_size": BATCH, "optimizer.lr": LR}
+    TrainConfig(model=MODEL, epochs=1, device="cpu", threads=1), {"data.global_batch_size": BATCH, "optimizer.lr": LR}
 )
 
 
@@ -98,6 +95,7 @@ def measure() -> dict[str, Any]:
         classes = (np.arange(rows) % CLASSES).astype(np.uint8)
         ds = write_images(store, drawn, classes)
         images, labels = torch.from_numpy(drawn[:-BATCH]), torch.from_numpy(classes[:-BATCH].astype(np.int64))
+        torch.set_num_threads(1)
         bare(images, labels)  # what is done once in a process is done
         rounds = [
             (trained(store, ds, f"run-{at}", Path(folder) / "log.jsonl"), bare(images, labels)) for at in range(ROUNDS)

@@ -43,6 +43,7 @@ from trainers.schedule import build_schedule
 from trainers.sinks import Sink, open_sink
 from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
+from trainers.subnormal import EVERY_STEPS, flush_subnormals
 from trainers.tasks import split_dataset, task_of
 from trainers.usage import usage_of
 
@@ -188,7 +189,10 @@ class Trainer:
         checkpoints.restore_model(saved, self.model)
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
-        if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
+        # By other ranks, each has generators of its own anew: those of tensor ranks that see equal batches must be equal.
+        same = saved.manifest["environment"].get("world_size") == self._world.size
+        same = same and saved.config.parallel.mesh == self.config.parallel.mesh
+        if not (same and checkpoints.restore_rng(saved, self._world.rank, self._world.device)):
             setup.seed_generators(self.config.seed + saved.manifest["step"], self._world.data_rank)
         self.warnings += last_bits_warnings(saved.config, self.config)
         body = saved.manifest
@@ -233,6 +237,8 @@ class Trainer:
             batch = next(batches)
             clock.lap("data_wait")
             rows = self._rows_of_step()
+            if progress.step % EVERY_STEPS == 0:
+                flush_subnormals(self._optimizer)
             try:
                 outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
             except Exception as error:
@@ -410,11 +416,11 @@ class Trainer:
 
     def _result(self, finished: bool) -> TrainResult:
         self._settle_save()
-        self._clock.between()
+        rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
         stored = self.store.new_bytes - self._stored
         usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
-        self._reporter.end(finished, **time.rounded(), usage=usage.to_dict())
+        self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,
             val_accuracy=evaluation.metrics().get("accuracy", math.nan) if evaluation else math.nan,

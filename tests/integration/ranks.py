@@ -18,10 +18,10 @@ from typing import Any
 SECONDS_MAX = 300
 
 
-def run_ranks(script: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+def run_ranks(script: str, folder: Path, ranks: int, *arguments: str) -> list[dict[str, Any]]:
     """What the ranks of the script beside this file wrote. Fails with what it printed."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name(script), folder]
+    command = [sys.executable, Path(__file__).with_name(script), folder, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]

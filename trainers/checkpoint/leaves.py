@@ -5,12 +5,11 @@
     model/<fqn>    optimizer/<key>/<fqn>    rng/rank-<r>/cpu          everything else: its keys, joined by "/"
 
 A leaf is a torch tensor (on any device, in any layout of memory), a DTensor, a numpy array (of ml_dtypes, too), `Shards` of another
-framework, or a value that JSON has: a scalar. Nothing else can be saved: it is refused by its path.
+framework, or a scalar: what JSON has, and tuples (values.py). Nothing else can be saved: it is refused by its path.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +19,7 @@ import numpy as np
 from leptonstore.errors import BadInput
 from trainers.checkpoint.cells import Bits, Box, whole
 from trainers.checkpoint.layout import BITS, ITEM_BYTES, Described, Held, check_path
+from trainers.checkpoint.values import decode_value, encode_value
 
 State: TypeAlias = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class Shards:
 
 
 class Flat(NamedTuple):
-    """A state, flat. `set_scalar` puts a scalar back where it was."""
+    """A state, flat. `scalars` are as JSON has them; `set_scalar` puts one back where it was."""
 
     leaves: dict[str, Leaf]
     scalars: dict[str, Any]
@@ -72,7 +72,7 @@ class Flat(NamedTuple):
         """Raises BadInput where the state cannot be written to."""
         container, key = self.places[path]
         try:
-            container[key] = value
+            container[key] = decode_value(value, path)
         except TypeError:
             raise BadInput(f"the state cannot take {path!r}: {type(container).__name__} is read-only") from None
 
@@ -89,7 +89,7 @@ def flatten(state: State) -> Flat:
         if leaf is not None:
             flat.leaves[path] = leaf
         else:
-            flat.scalars[path] = _scalar(value, path)
+            flat.scalars[path] = encode_value(value, path)
             flat.places[path] = container, key
     return flat
 
@@ -116,20 +116,6 @@ def _deeper(path: str, container: Any, key: Any) -> Iterator[tuple[str, Any, Any
         yield path, container, key
 
 
-def _scalar(value: Any, path: str) -> Any:
-    """`value` as JSON has it. Raises BadInput."""
-    if isinstance(value, (list, tuple)):
-        return [_scalar(one, path) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(f"{path!r} of the state is {value}, which JSON has not: keep it in a tensor")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise BadInput(
-        f"{path!r} of the state is a {type(value).__module__}.{type(value).__qualname__}: a checkpoint holds tensors, arrays and "
-        "what JSON has, nothing that would have to be unpickled"
-    )
-
-
 def leaf_of(value: Any, path: str) -> Leaf | None:
     """The tensor that `value` is, None when it is none. Raises BadInput for one that cannot be saved."""
     if isinstance(value, np.ndarray):
@@ -143,7 +129,7 @@ def leaf_of(value: Any, path: str) -> Leaf | None:
         parts = [(Box(offsets, array.shape), array) for offsets, array in value.parts if array.size]
         return Leaf(tensor, tuple(_numpy_memory(box, array, tensor) for box, array in parts))
     torch = sys.modules.get("torch")
-    return None if torch is None or not isinstance(value, torch.Tensor) else _torch_leaf(value, path)
+    return None if torch is None or not isinstance(value, torch.Tensor) else torch_leaf(value, path)
 
 
 def _described(dtype: str, shape: Sequence[int], path: str) -> Described:
@@ -157,21 +143,22 @@ def _numpy_memory(box: Box, array: np.ndarray[Any, Any], tensor: Described) -> M
     return Memory(box, lambda: bits, None)
 
 
-def _torch_leaf(value: Any, path: str) -> Leaf:
+def torch_leaf(value: Any, path: str, shape: Sequence[int] | None = None, box: Box | None = None) -> Leaf:
+    """A tensor or DTensor; with shape and box: the part `box` of a tensor of that shape. Raises BadInput."""
     import torch
 
     if value.layout is not torch.strided or value.is_meta:
         raise BadInput(
             f"{path!r} is a tensor of {value.dtype}, {value.layout} on {value.device}, which cannot be stored"
         )
-    tensor = _described(str(value.dtype).removeprefix("torch."), value.shape, path)
-    local, boxes = value.detach(), [whole(tensor.shape)]
+    tensor = _described(str(value.dtype).removeprefix("torch."), value.shape if shape is None else shape, path)
+    local, boxes = value.detach(), [whole(tensor.shape) if box is None else box]
     if "torch.distributed.tensor" in sys.modules:
         from torch.distributed.tensor import DTensor
 
         if isinstance(value, DTensor):
             local, boxes = _of_dtensor(value, path)
-    return Leaf(tensor, tuple(_torch_memory(box, local, tensor) for box in boxes if box.elements))
+    return Leaf(tensor, tuple(_torch_memory(one, local, tensor) for one in boxes if one.elements))
 
 
 def _of_dtensor(value: Any, path: str) -> tuple[Any, list[Box]]:
