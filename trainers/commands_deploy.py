@@ -145,7 +145,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("give --tls-cert and --tls-key together")
     ready_torch()
-    from trainers.deploy import load_bundle
+    from trainers.bundle import load_bundle
     from trainers.serving.model import Served
     from trainers.serving.server import ModelServer
 
@@ -172,6 +172,30 @@ def serve(
         sys.stdout.flush()
 
     server.run(ready)
+
+
+@deploy.command("export")
+@click.argument("model", metavar="MODEL")
+@store_option
+@click.option("--onnx", "path", metavar="FILE.onnx", required=True, help="Where to write it; replaced when it exists.")
+@json_option
+def export(model: str, store: str | None, path: str, as_json: bool) -> None:
+    """Write a deployed MODEL as ONNX, for runtimes without torch, and check with onnxruntime that it computes the same.
+
+    \b
+    Example:
+      lepton deploy export mnist-cnn --onnx mnist.onnx
+    """
+    ready_torch()
+    from trainers.bundle import load_bundle
+    from trainers.onnx_file import write_onnx
+
+    with open_store(store) as opened:
+        bundle = load_bundle(opened, model)
+    made = write_onnx(bundle, path)
+    told = {"model": bundle.name, "commit": bundle.commit, **made}
+    size = f"{made['bytes']:,} bytes, opset {made['opset']}"
+    emit(told, as_json, f"{path} is model {bundle.name}: {size}; outputs agree to {made['relative_difference']:.1e}")
 
 
 @deploy.command("token")

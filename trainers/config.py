@@ -217,7 +217,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EarlyStopConfig:
-    """Stop when `metric` of the evaluations has not got better by more than `min_delta` for `patience` evaluations in a row."""
+    """Stop when `metric` of the evaluations has not got better by more than `min_delta` for `patience` evaluations in a row.
+
+    A loss, perplexity or error is better when it is lower; "+name" and "-name" say which way is better for any other.
+    """
 
     metric: str = "val_loss"
     patience: int = 3
@@ -355,11 +358,6 @@ def require_trusted(stored: TrainConfig, asked: TrainConfig, whose: str) -> None
             raise BadInput(
                 f"{whose} trained with {key} {reference!r}, code outside this project: confirm it with {option}{reference}"
             )
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of an evaluation's metric is the better one: losses, perplexities and errors, by their names."""
-    return metric.rpartition("_")[2] in ("loss", "perplexity", "error")
 
 
 def _without(tree: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class Demo:
         from trainers.evaluate import evaluate
         from trainers.evaluation_report import Worst, section
         from trainers.run import plan
+        from trainers.tasks import ImageClassification
 
         config, _, held_out = plan(store, prepared, {})
         bundle = self._step(
@@ -180,9 +181,11 @@ class Demo:
         )
 
         def judge() -> EvaluationSection:
-            worst = Worst(bundle.task)
+            task = bundle.task
+            assert isinstance(task, ImageClassification)  # what the demo has prepared
+            worst = Worst(task)
             found = evaluate(load_bundle(store, bundle.name), held_out, config.data, watch=worst)
-            return section(held_out, bundle.task, found, worst, "held out")
+            return section(held_out, task, found, worst, "held out")
 
         evaluation = self._step(
             "evaluate",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leptonstore.errors import BadInput, FormatDamaged
-from trainers.config import EarlyStopConfig, lower_is_better
+from trainers.checkpoint.retention import signed
+from trainers.config import EarlyStopConfig
 
 
 @dataclass
@@ -24,11 +25,11 @@ class EarlyStop:
 
         Raises BadInput when the evaluation has no such metric.
         """
-        name = self.config.metric
+        name, sign = signed(self.config.metric)
         if name not in metrics:
             raise BadInput(f"early_stop.metric is {name!r}; evaluations of this task have {', '.join(sorted(metrics))}")
-        value = metrics[name]
-        if self._better(value):
+        value = float(metrics[name])
+        if self._better(value, sign):
             self.best, self.waited = value, 0
             return True
         self.waited += 1
@@ -39,13 +40,10 @@ class EarlyStop:
         """Whether the run should stop now."""
         return self.waited >= self.config.patience
 
-    def _better(self, value: float) -> bool:
+    def _better(self, value: float, sign: int) -> bool:
         if math.isnan(value):
             return False
-        if self.best is None:
-            return True
-        gain = self.best - value if lower_is_better(self.config.metric) else value - self.best
-        return gain > self.config.min_delta
+        return self.best is None or sign * (value - self.best) > self.config.min_delta
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""

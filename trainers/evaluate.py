@@ -55,6 +55,9 @@ def evaluate_loader(
 ) -> Evaluation:
     """As `evaluate`, over a loader made by `task.loader(..., train=False)`. A module is put in eval mode and back. Collective."""
     meter, steps = task.meter(), len(loader)
+    together = isinstance(model, nn.Module) and forwards_together(model)
+    # Forward passes of the rank that has the most blocks. Asked before the first: such a pass is a collective itself.
+    most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0]) if together else steps
     with evaluating(model), torch.no_grad():
         for batch, first in zip(loader, blocks_of(loader), strict=False):
             inputs, targets = task.split_batch(batch, world.device)
@@ -62,11 +65,8 @@ def evaluate_loader(
             losses = meter.add(outputs, targets)
             if watch is not None:
                 watch(first, inputs, outputs, targets, losses)
-        if isinstance(model, nn.Module) and forwards_together(model):
-            # Ranks with a block less than the first take part: the forward pass of a sharded model is a collective.
-            most = round(world.sum([float(steps) if world.data_rank == 0 else 0.0])[0])
-            for _ in range(steps, most):
-                model(task.example(1, world.device))
+        for _ in range(steps, most):  # a rank with a block less takes part
+            model(task.example(1, world.device))
     return meter.result([world.sum_tensor(part) for part in meter.sums()])
 
 

@@ -26,6 +26,7 @@ from leptonstore.process.passages import Passage
 from leptonstore.process.report import EvaluationSection, Report, write_report
 from trainers.evaluation import ClassEvaluation, Evaluation, NumberEvaluation, TextEvaluation
 from trainers.losses import IGNORED
+from trainers.opened import StoredModel
 from trainers.tasks import ImageClassification, LanguageModelling, Task
 
 WORST_MAX = 24  # rows that are kept: as many as a gallery of the report shows
@@ -80,19 +81,27 @@ class Worst:
 
 
 def write_evaluation(
-    path: str | os.PathLike[str], title: str, ds: Dataset, task: Task, found: Evaluation, worst: Worst, split: str = ""
+    path: str | os.PathLike[str], model: StoredModel, ds: Dataset, found: Evaluation, worst: Worst, which: str
 ) -> Path:
-    """Write the page of an evaluation of `ds` and return its path. Raises as leptonstore.process.report.write_report does."""
-    told = f"on {split}" if split else "on all rows"
-    report = Report(title=title, subtitle=f"{task.describe()}, {told}.", facts=facts(found), dataset=_whole(ds))
+    """Write the page of an evaluation of `model` on the rows `ds` and return its path. which: rows these are ("held out").
+
+    Raises as leptonstore.process.report.write_report does.
+    """
+    task = model.task
+    report = Report(
+        title=f"{model.name} on {ds.name}",
+        subtitle=f"{task.describe()}. Rows: {which}. Model commit {model.commit[:12]}.",
+        facts=facts(found),
+        dataset=_whole(ds),
+    )
     if isinstance(task, ImageClassification):
-        report = dataclasses.replace(report, evaluation=section(ds, task, found, worst, split))
+        report = dataclasses.replace(report, evaluation=section(ds, task, found, worst, which))
     if isinstance(task, LanguageModelling):
         report = dataclasses.replace(report, passages=passages(task, worst))
     return write_report(path, report)
 
 
-def section(ds: Dataset, task: ImageClassification, found: Evaluation, worst: Worst, split: str) -> EvaluationSection:
+def section(ds: Dataset, task: ImageClassification, found: Evaluation, worst: Worst, which: str) -> EvaluationSection:
     """How a classifier did on `ds`, as a report shows it."""
     assert isinstance(found, ClassEvaluation)  # of this task's meter
     return EvaluationSection(
@@ -100,7 +109,7 @@ def section(ds: Dataset, task: ImageClassification, found: Evaluation, worst: Wo
         confusion=found.confusion,
         class_names=found.classes,
         wrong=pictures(ds, task, worst),
-        split=split,
+        split=which,
         loss=found.loss,
         counts=np.array([[one.rows for one in found.per_class], [one.correct for one in found.per_class]]),
     )

@@ -189,7 +189,10 @@ class Trainer:
         checkpoints.restore_model(saved, self.model)
         checkpoints.restore_optimizer(saved, self.model, self._optimizer)
         self.warnings = checkpoints.environment_warnings(saved, self._world)
-        if not checkpoints.restore_rng(saved, self._world.rank, self._world.device):
+        # By other ranks, each has generators of its own anew: those of tensor ranks that see equal batches must be equal.
+        same = saved.manifest["environment"].get("world_size") == self._world.size
+        same = same and saved.config.parallel.mesh == self.config.parallel.mesh
+        if not (same and checkpoints.restore_rng(saved, self._world.rank, self._world.device)):
             setup.seed_generators(self.config.seed + saved.manifest["step"], self._world.data_rank)
         self.warnings += last_bits_warnings(saved.config, self.config)
         body = saved.manifest

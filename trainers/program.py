@@ -34,7 +34,7 @@ FORMAT = "lepton.program"
 VERSION = 1
 SCHEMA_MAJOR = 8  # of torch._export.serde.schema; torch changes it when old readers would misread
 NODES_MAX = 1_000_000  # far above any network: GPT-like models export to about 30 nodes a layer
-EXPORT_BATCH = 2  # rows of the example; torch.export takes 0 and 1 for constants
+EXPORT_BATCH_MIN = 2  # rows of the example; torch.export takes 0 and 1 for constants
 
 # Codes of torch's schema.
 SCALAR_TYPES = {
@@ -102,15 +102,16 @@ class _Node:
 
 
 def export(
-    model: nn.Module, sample_shape: tuple[int, ...], pt2: io.BytesIO | None = None
+    model: nn.Module, example: Tensor, pt2: io.BytesIO | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(program, weights) of a model that takes uint8 images [b, *sample_shape], for any b. The model must be on the CPU.
+    """(program, weights) of a model that takes tensors like `example` [b, ...], for any b. The model must be on the CPU.
 
     The program is deterministic: it depends on the code of the model and the version of torch, not on weights or
     machine. pt2: where to write the standard archive of torch.export too, weights included, for other tools.
-    Raises BadInput when torch.export cannot trace the model, or the interpreter could not run the trace.
+    Raises BadInput when torch.export cannot trace the model, or a stored program may not hold what it does.
     """
-    example = torch.zeros((EXPORT_BATCH, *sample_shape), dtype=torch.uint8)
+    if len(example) < EXPORT_BATCH_MIN:
+        raise BadInput(f"the example has {len(example)} rows; torch.export takes fewer than two for constants")
     training = model.training
     try:
         exported = _trace(model.eval(), example)
@@ -128,7 +129,10 @@ def export(
         if isinstance(tensor, Tensor)
     }
     program = {"format": FORMAT, "version": VERSION, "program": _without_traces(graph)}
-    Program(program, weights)  # what is stored can be run
+    try:
+        Program(program, weights)  # what is stored can be run
+    except FormatDamaged as error:
+        raise BadInput(f"this model cannot be stored as a program: {error.__cause__ or error}") from None
     return program, weights
 
 
@@ -151,7 +155,7 @@ class Program:
             (output,) = graph["graph"]["outputs"]
             self._output = str(output["as_tensor"]["name"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatDamaged(f"the program of this model is damaged or not supported: {error}") from None
+            raise FormatDamaged(f"the program of this model is damaged or not supported: {error}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of a batch. Raises FormatDamaged when the graph does not compute."""
@@ -177,6 +181,7 @@ def _quiet() -> Iterator[None]:
     """Without torch.export's warnings about its own internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)  # of views, whose base is no weight
         yield
 
 
@@ -192,7 +197,8 @@ def _trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 def _graph_json(exported: torch.export.ExportedProgram) -> dict[str, Any]:
     """The graph as torch.export writes it into its archive."""
     archive = io.BytesIO()
-    torch.export.save(exported, archive)
+    with _quiet():
+        torch.export.save(exported, archive)
     with zipfile.ZipFile(archive) as entries:
         (name,) = [entry for entry in entries.namelist() if entry.endswith("/models/model.json")]
         graph: dict[str, Any] = json.loads(entries.read(name))

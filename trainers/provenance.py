@@ -78,15 +78,17 @@ class Provenance:
         return {"stretches": self._stretches, "not_reproducible": self._not_reproducible}
 
     def receipt(self, loader: Any) -> dict[str, Any] | None:
-        """ "receipt" of a manifest: with the notes of all ranks. Collective. None for a loader without one.
+        """ "receipt" of a manifest: with the notes of all ranks, and what came before when the loader goes on from there. Collective.
+        None for a loader without one.
 
         Raises BadInput, on every rank, when the ranks did not read shares of the same batches.
         """
         if getattr(loader, "receipt", None) is None or not getattr(loader, "receipts", True):
             return None
         here = merged_receipt(loader.receipt())
-        if self._earlier is not None:
-            here = self._earlier.then(here)
+        earlier = self._earlier
+        if earlier is not None and (earlier.head, earlier.steps) == (here.base_head, here.base_steps):
+            here = earlier.then(here)
         return without_marks(here).to_dict()
 
 

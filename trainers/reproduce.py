@@ -140,6 +140,8 @@ def read_record(store: Store, spec: str, kind: str | None = None) -> Record:
     if found == "dataset":
         raise BadInput(f"{name} is a dataset; give a model, or a run (its newest checkpoint)")
     lineage = FileTable.open(store, found, f"{name.partition('@')[0]}@{commit}").lineage
+    if "objects" in lineage:
+        raise BadInput(f"{found} {name} was saved by a loop of its own: train it again with the program that made it")
     missing = [key for key in ("config", "data", "environment", "step") if key not in lineage]
     if missing:
         raise BadInput(

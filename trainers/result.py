@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainers.clock import RunTime, StepTime
 from trainers.evaluation import Evaluation
 from trainers.usage import Usage
 
 
-@dataclass(frozen=True)
-class StepEvent:
+class StepEvent(NamedTuple):  # there is one for every step: a tuple is made in a tenth of a dataclass's time
     """What a callback learns after a step. `step` is 1-based, `loss` the mean over the global batch.
 
     taken: False when the step changed nothing, because loss or gradients were not finite.

@@ -130,8 +130,8 @@ def run_evaluate(
     result = evaluate(found, rows, opened.data, task=task, watch=worst)
     told = {"model": model, "model_commit": found.commit, "dataset": dataset, "commit": ds.commit, "kind": task.kind}
     if worst is not None and report is not None:
-        title = f"{model} on {ds.name}"
-        told["report"] = str(write_evaluation(report, title, rows, task, result, worst, split or "rows held out"))
+        which = {None: "held out", ALL_ROWS: "all"}.get(split, f"split {split}")
+        told["report"] = str(write_evaluation(report, found, rows, result, worst, which))
     return {**told, **result.to_dict()}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from leptonstore.errors import FormatDamaged
 
@@ -73,3 +74,14 @@ class TensorSpec:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatDamaged(f"the schema of this model is damaged: {error}") from None
         return spec
+
+
+def probe_rows(spec: TensorSpec, count: int) -> Tensor:
+    """Made-up rows that the model takes: uniform over the range of its values, always the same."""
+    source = torch.Generator().manual_seed(0)
+    shape = (count, *spec.shape)
+    if spec.torch_dtype.is_floating_point:
+        low, high = (spec.low, spec.high) if spec.low is not None and spec.high is not None else (-1.0, 1.0)
+        return torch.rand(shape, generator=source) * (high - low) + low
+    low, high = int(spec.low or 0), int(spec.high or 0)
+    return torch.randint(low, high + 1, shape, generator=source).to(spec.torch_dtype)

@@ -89,6 +89,7 @@ class TrainStep:
         self._clip_norm = config.clip_norm
         self._skip = config.on_bad_loss == "skip"
         self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self._graded = [weight for weight in module.parameters() if weight.requires_grad]
         self._lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._buffers = list(module.buffers())
         self._scaler = torch.amp.GradScaler(world.device.type) if config.precision == "fp16" else None
@@ -125,7 +126,7 @@ class TrainStep:
             self._update()
         if before is not None and (not taken or not len(targets)):
             self._restore_buffers(before)
-        for weight in self._weights:  # as the optimizer's zero_grad, without the 20 us of what torch has around it
+        for weight in self._graded:  # as zero_grad does, without what torch does around it (9 us)
             weight.grad = None
         clock.lap("compute")
         return StepOutcome(loss, count, stops > 0, taken, norm)
@@ -158,11 +159,11 @@ class TrainStep:
             early = float(torch.stack(losses).sum(dtype=torch.float64))
         loss = self._forward(inputs, targets)
         if self._world.device.type == CPU:
-            agreed = self._world.begin_sum([float(loss.detach()) + early], votes=[stop])
+            agreed = self._world.begin_sum([loss.item() + early], votes=[stop])
             self._backward(loss, weight)
         else:  # reading the loss waits for the device: not before it has all of its work
             self._backward(loss, weight)
-            agreed = self._world.begin_sum([float(loss.detach()) + early], votes=[stop])
+            agreed = self._world.begin_sum([loss.item() + early], votes=[stop])
         self._clock.lap("compute")
         self._clock.move("compute", "sync", exposed_s(self._module))
         total, stops = agreed()

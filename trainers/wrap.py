@@ -140,12 +140,19 @@ def share_buffers(model: nn.Module, world: World) -> None:
     if world.size == 1:
         return
     with torch.no_grad():
-        for buffer in model.buffers():
-            distributed.broadcast(buffer.to_local() if isinstance(buffer, DTensor) else buffer, 0)
+        local = [buffer.to_local() if isinstance(buffer, DTensor) else buffer for buffer in model.buffers()]
+        for dtype in sorted(
+            {buffer.dtype for buffer in local}, key=str
+        ):  # one message for each, however many layers there are
+            some = [buffer for buffer in local if buffer.dtype == dtype]
+            together = torch.cat([buffer.reshape(-1) for buffer in some])
+            distributed.broadcast(together, 0)
+            for buffer, shared in zip(some, together.split([buffer.numel() for buffer in some]), strict=True):
+                buffer.copy_(shared.view_as(buffer))
 
 
 class _SharesBuffers:
-    """A forward hook: in training mode, `share_buffers` first. Many small collectives: models have few buffers."""
+    """A forward hook: in training mode, `share_buffers` first."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -182,6 +189,10 @@ def _shard(model: nn.Module, world: World, precision: str) -> None:
     else:  # two data dimensions: weights are sharded over the second, and equal along the first
         names = data_names(world.mesh.mesh_dim_names or (), None)
         mesh = world.mesh[names] if len(names) > 1 else world.mesh[names[0]]
+    for (
+        weight
+    ) in model.parameters():  # FSDP2 takes no other layout; convolutions of image models have channels_last ones
+        weight.data = weight.data.contiguous()
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -103,8 +103,12 @@ class Link:
 def find(store: Store, spec: str, kind: str | None = None) -> tuple[str, str, str]:
     """(kind, NAME@REF, commit) of a model, a checkpoint or a dataset; of that kind, or the first of these that there is.
 
-    A checkpoint is RUN (its newest), RUN@STEP, or RUN@REF. Raises BadInput or RefMissing.
+    A checkpoint is RUN (its newest), RUN@STEP, or RUN@REF. "checkpoint/RUN", "model/NAME", "dataset/NAME" say what it is.
+    Raises BadInput or RefMissing.
     """
+    before, slash, rest = spec.partition("/")
+    if slash and before in KINDS:
+        kind, spec = before, rest
     name = re.split("[@~^]", spec, maxsplit=1)[0]
     for one in (kind,) if kind is not None else ("model", "checkpoint", "dataset"):
         if kind is None and not list_refs(store, one, name):
@@ -215,9 +219,12 @@ def _name_of(tree: Mapping[str, Any], path: str) -> tuple[str, str]:
     """(kind, name) of an object that names a commit: {"run", "branch"} is a checkpoint, {"name"} what its role says."""
     if isinstance(tree.get("run"), str):
         return "checkpoint", f"{tree['run']}@{tree.get('branch', '')}".rstrip("@")
-    label = tree.get("name", tree.get("dataset", ""))
-    role = path.rpartition(".")[2]
-    return role if role in KINDS else "dataset", label if isinstance(label, str) else ""
+    told = tree.get("name", tree.get("dataset", ""))
+    label, role = told if isinstance(told, str) else "", path.rpartition(".")[2]
+    kind, slash, rest = label.partition("/")
+    if slash and kind in KINDS:  # as `lepton predict checkpoint/RUN` names it
+        return kind, rest
+    return role if role in KINDS else "dataset", label
 
 
 def _files_of(tree: Any, depth: int = 0) -> Iterator[dict[str, Any]]:

@@ -164,6 +164,11 @@ class TieredPacks:
                     raise
         return self.read(pack, offset, length)
 
+    @property
+    def far(self) -> bool:
+        """Whether some of it is where a request takes longer than its bytes: many are then asked for together (`read_many`)."""
+        return bool(self._many)
+
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
         if len(self.tiers) == 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from ranks import start_ranks
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +25,7 @@ from leptonstore.errors import LeptonError, StoreFull
 from leptonstore.format.pack import CONTENT_DATA
 from leptonstore.store import Store
 from trainers.checkpoint import Checkpointer, load, restore
+from trainers.checkpoint.dcp import StoreReader, StoreWriter
 from trainers.parallel import World
 
 RANKS, ROLE = int(sys.argv[2]), sys.argv[3]
@@ -94,6 +96,31 @@ def shardings(rank: int, store: Store) -> dict[str, Any]:
     return {"added": added, "commits": sorted(set(commits)), "right": right, "scalars": load(store, "run").scalars}
 
 
+def with_dcp(rank: int, store: Store) -> dict[str, Any]:
+    """Save in each sharding with torch.distributed.checkpoint, load each into each."""
+    kinds = ["plain", "rows", "columns", "replicated", "mixed"]
+    writer, added, right = StoreWriter(store, "run"), [], True
+    for step, kind in enumerate(kinds):
+        dist.barrier()
+        before = data_bytes(store)
+        dist.barrier()
+        state = {"model": sharded(kind, wholes(0)), "step": 7}
+        if step % 2:
+            dcp.async_save(state, checkpoint_id=str(step), storage_writer=writer).result()
+        else:
+            dcp.save(state, checkpoint_id=str(step), storage_writer=writer)
+        dist.barrier()
+        added.append(data_bytes(store) - before)
+    for step, kind in enumerate(reversed(kinds)):
+        other = {"model": sharded(kind, wholes(1)), "step": 0}
+        dcp.load(other, storage_reader=StoreReader(store, "run", step))
+        right &= other["step"] == 7
+        for name, tensor in wholes(0).items():
+            right &= torch.equal(full(other["model"][name]), tensor)
+    writer.close()
+    return {"added": added, "right": right}
+
+
 def failing(rank: int, store: Store) -> dict[str, Any]:
     """One rank cannot save; then the store is full; then all is well."""
     told = []
@@ -143,7 +170,7 @@ def run(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{ROLE}", rank=rank, world_size=RANKS)
     with Store.open(os.environ.get("STORE_URL", folder / "store"), cache_dir=folder / f"cache-{rank}") as store:
-        result = {"shardings": shardings, "failing": failing, "killed": killed}[ROLE](rank, store)
+        result = {"shardings": shardings, "dcp": with_dcp, "failing": failing, "killed": killed}[ROLE](rank, store)
     (folder / f"{rank}.json").write_text(json.dumps(result))
     if ROLE == "killed":
         os._exit(0)  # the group cannot be left in peace: a rank of it is gone

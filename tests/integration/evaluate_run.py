@@ -19,7 +19,8 @@ from leptonstore.store import Store
 from trainers.config import ModelConfig
 from trainers.evaluate import evaluate
 from trainers.parallel import World
-from trainers.tasks import task_of
+from trainers.tasks import blocks, task_of
+from trainers.wrap import wrap
 
 RANKS = int(Path(sys.argv[1]).name)
 
@@ -27,6 +28,7 @@ RANKS = int(Path(sys.argv[1]).name)
 def run(rank: int, folder: Path) -> None:
     """One rank."""
     torch.set_num_threads(1)
+    blocks.BLOCK_ROWS_MAX = 17  # several blocks of little data, not equally many for each rank
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     found = {}
     with Store.open(folder.parent / "store", cache_dir=folder / f"cache-{rank}") as store:
@@ -36,8 +38,12 @@ def run(rank: int, folder: Path) -> None:
         ):
             ds = Dataset.open(store, name)
             task = task_of(ds, data)
-            made = evaluate(task.build(model, seed=1), ds, data, World(rank, RANKS), task=task)
-            found[name] = made.to_dict()
+            world = World(rank, RANKS)
+            found[name] = evaluate(task.build(model, seed=1), ds, data, world, task=task).to_dict()
+            # Weights of which each rank has a part: forward passes are collectives, also of a rank with a block less.
+            sharded = task.build(model, seed=1)
+            wrap(sharded, world, "fsdp2")
+            found[f"{name}, sharded"] = evaluate(sharded, ds, data, world, task=task).to_dict()
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ python resize_run.py FOLDER: in FOLDER/alone and FOLDER/resized/<number> of it. 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -40,6 +41,11 @@ PARTS: dict[str, list[tuple[str, dict[str, int], int, int | None]]] = {
 seen: list[list[str]] = []  # by this rank: of each training pass, what its rows are known by
 
 
+def names_of(rows: Tensor) -> list[str]:
+    """What uint8 images are known by."""
+    return [digest_of(row.contiguous().numpy().tobytes()).hex()[:16] for row in rows.flatten(1)]
+
+
 class Recording(nn.Module):
     """A small network that writes down which rows it is trained on. Its layers can be shared out among tensor ranks."""
 
@@ -51,9 +57,7 @@ class Recording(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.flatten(1)
         if self.training:
-            rows = (x.detach() * 255).round().to(torch.uint8)
-            if not (len(rows) and int(rows.max()) == 0):  # not the passes that settle buckets
-                seen.append([digest_of(row.numpy().tobytes()).hex()[:16] for row in rows])
+            seen.append(names_of((x.detach() * 255).round().to(torch.uint8)))
         for layer in self.layers:
             x = torch.relu(layer(x))
         logits: Tensor = self.out(x)
@@ -89,7 +93,12 @@ def train(place: Path, number: int, part: tuple[str, dict[str, int], int, int | 
         ds = Dataset.open(store, "patterns")
         trainer = Trainer(config, store, ds, run=RUN, metrics=place / "log.jsonl", world=world)
         result = trainer.fit(resume=number > 0, max_steps=until)
-        told = {"data_rank": world.data_rank, "counts": world.counts, "seen": seen, "history": result.history}
+        recorded = importlib.import_module(
+            "resize_run"
+        ).seen  # not of this script, but of the module that the reference names
+        made_up = set(names_of(trainer.task.example(2, world.device)))  # the passes that settle buckets
+        recorded = [rows for rows in recorded if not made_up.intersection(rows)]
+        told = {"data_rank": world.data_rank, "counts": world.counts, "seen": recorded, "history": result.history}
         (place / f"{number}-{rank}.json").write_text(json.dumps(told))
     if ranks > 1:
         distributed.barrier()

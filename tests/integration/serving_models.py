@@ -25,7 +25,7 @@ LOGITS = TensorSpec("logits", "float32", (len(CLASSES),))
 def classifier() -> Served:
     """An untrained CNN of uint8 images, as a deployed program."""
     model = build_model(ModelConfig(), SHAPE, len(CLASSES), seed=0).eval()
-    program = Program(*export(model, SHAPE))
+    program = Program(*export(model, torch.zeros((2, *SHAPE), dtype=torch.uint8)))
     spec = TensorSpec("images", "uint8", SHAPE, 0, 255)
     return Served(
         "birds", "c0" * 32, spec, LOGITS, program, CLASSES, lambda data: images.fit(images.decode(data), SHAPE)

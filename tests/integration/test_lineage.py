@@ -129,7 +129,7 @@ def test_a_limit_says_how_many_are_left(store: Store) -> None:
 
 def test_a_run_is_found_by_name_step_and_tag(store: Store, model: dict[str, bytes]) -> None:
     newest = checkpoints.load(store, "run").commit
-    for spec in ("run", "run@5", "run@step-000000005", f"run@{newest[:12]}"):
+    for spec in ("run", "checkpoint/run", "run@5", "run@step-000000005", f"run@{newest[:12]}"):
         assert find(store, spec)[2] == newest
     with pytest.raises(RefMissing, match=r"nothing.*there is: "):
         find(store, "nothing")

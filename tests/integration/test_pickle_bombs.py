@@ -251,6 +251,29 @@ def test_a_checkpoint_of_the_store(trained: Store, marker: Path, bomb: bytes) ->
         assert not marker.exists()
 
 
+def test_a_checkpoint_that_dcp_loads(store: Store, marker: Path, bomb: bytes) -> None:
+    """torch.distributed.checkpoint's planner unpickles what is no tensor: what the reader gives it never comes from the store."""
+    from torch.distributed import checkpoint as dcp
+
+    from trainers.checkpoint.dcp import StoreReader, StoreWriter
+
+    writer = StoreWriter(store, "theirs", step=1)
+    dcp.save({"model": {"w": torch.zeros(2)}, "note": "text"}, storage_writer=writer)
+    writer.close()
+    scalars = dict(checkpoints.load(store, "theirs").scalars)
+    (name,) = [path for path in scalars if "note" in path]
+    for value in (bomb.decode("latin-1"), {"()": [bomb.decode("latin-1")]}, {"bytes": bomb.hex()}, [bomb.hex()]):
+        rewritten(store, "checkpoint", "theirs@step-000000001", {}, {"scalars": {**scalars, name: value}})
+        state = {"model": {"w": torch.ones(2)}, "note": ""}
+        dcp.load(state, storage_reader=StoreReader(store, "theirs"))
+        assert state["note"] and torch.equal(state["model"]["w"], torch.zeros(2)), "plain values, whatever they say"
+    paths = checkpoints.load(store, "theirs").files.paths()
+    rewritten(store, "checkpoint", "theirs@step-000000001", {path: bomb for path in paths if path.endswith(".cell")})
+    with pytest.raises((LeptonError, dcp.CheckpointException)):
+        dcp.load({"model": {"w": torch.ones(2)}}, storage_reader=StoreReader(store, "theirs"))
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("key", ["model", "loss", "optimizer", "schedule"])
 def test_a_stored_configuration_calls_nothing(trained: Store, marker: Path, key: str) -> None:
     config = json.loads(json.dumps(checkpoints.load(trained, "run").files.lineage["config"]))

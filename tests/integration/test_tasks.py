@@ -23,7 +23,7 @@ from trainers.evaluate import evaluate
 from trainers.loop import Trainer
 from trainers.parallel import World
 from trainers.run import run_train
-from trainers.tasks import LanguageModelling, Regression, split_dataset, task_from_dict, task_of
+from trainers.tasks import LanguageModelling, Regression, blocks, split_dataset, task_from_dict, task_of
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"device": "cpu", "threads": 1, "epochs": 2}
@@ -63,17 +63,19 @@ def test_every_kind_learns_and_resumes_to_the_bit(store: Store, name: str) -> No
 
 
 def test_evaluation_is_the_same_to_the_bit_for_any_number_of_ranks(store: Store, tmp_path: Path) -> None:
-    """JPEGs through a normalising ResNet and a text through a transformer, by 1, 2 and 3 ranks."""
+    """JPEGs through a normalising ResNet and a text through a transformer, by 1, 2 and 3 ranks, whole and sharded."""
     told = []
     for ranks in (1, 2, 3):
         (tmp_path / str(ranks)).mkdir()
         told += run_ranks("evaluate_run.py", tmp_path / str(ranks), ranks)
     assert told == [told[0]] * 6
+    assert told[0]["jpegs"] == told[0]["jpegs, sharded"] and told[0]["texts"] == told[0]["texts, sharded"]
     assert told[0]["texts"]["tokens"] == sum(map(len, texts(60))) - 1  # every one that has one before it
 
 
-def test_a_block_and_not_the_ranks_decides_the_bits(store: Store) -> None:
+def test_a_block_and_not_the_ranks_decides_the_bits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without processes: the blocks of three ranks, one rank after another, add up to those of one."""
+    monkeypatch.setattr(blocks, "BLOCK_ROWS_MAX", 11)
     ds, data = Dataset.open(store, "jpegs"), image_data()
     task = task_of(ds, data)
     model = task.build(ModelConfig("trainers.models:resnet", {"width": 8}), 0).eval()

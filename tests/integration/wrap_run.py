@@ -192,6 +192,13 @@ def statistics(world: World, kind: str) -> dict[str, Any]:
         module.zero_grad()
     before = [buffer.tolist() for buffer in model.buffers()]
     wrap.share_buffers(model, world)
+    if world.size > 1 and kind == "fsdp2":  # in 16 bits, the statistics stay in 32
+        low = Pictures()
+        module = wrap.wrap(low, world, kind, "bf16")
+        with torch.autocast("cpu", torch.bfloat16):
+            module(pictures).sum().backward()
+        assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in low.parameters())
+        assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in low.buffers())
     return {"own": before, "shared": [buffer.tolist() for buffer in model.buffers()]}
 
 

@@ -44,10 +44,14 @@ class Everything(nn.Module):
         return logits
 
 
+def example(shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros((2, *shape), dtype=torch.uint8)
+
+
 @pytest.fixture(scope="module")
 def cnn() -> tuple[ImageClassifier, dict[str, Any], dict[str, Tensor]]:
     model = build_model(ModelConfig(), (8, 8), 10, seed=0)
-    return model, *export(model, (8, 8))
+    return model, *export(model, example((8, 8)))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 50])
@@ -62,7 +66,7 @@ def test_the_program_computes_the_same_bits(
 def test_a_model_with_everything() -> None:
     model = ImageClassifier(Preprocess(SHAPE), Everything())
     model(torch.randint(0, 256, (16, *SHAPE), dtype=torch.uint8))  # moves the statistics of the batch norm
-    program, weights = export(model, SHAPE)
+    program, weights = export(model, example(SHAPE))
     assert model.training
     model.eval()
     for rows in (1, 3, 20):
@@ -73,7 +77,7 @@ def test_a_model_with_everything() -> None:
 def test_the_program_depends_on_neither_weights_nor_machine(
     cnn: tuple[ImageClassifier, dict[str, Any], dict[str, Tensor]],
 ) -> None:
-    again, _ = export(build_model(ModelConfig(), (8, 8), 10, seed=7), (8, 8))
+    again, _ = export(build_model(ModelConfig(), (8, 8), 10, seed=7), example((8, 8)))
     text = canonical_json(cnn[1])
     assert canonical_json(again) == text
     assert str(Path(torch.__file__).parent.parent).encode() not in text
@@ -82,7 +86,7 @@ def test_the_program_depends_on_neither_weights_nor_machine(
 
 def test_the_standard_archive_is_readable_by_torch(cnn: tuple[ImageClassifier, Any, Any]) -> None:
     model, archive = cnn[0], io.BytesIO()
-    export(model, (8, 8), archive)
+    export(model, example((8, 8)), archive)
     archive.seek(0)
     images = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     assert torch.allclose(torch.export.load(archive).module()(images), model(images), atol=1e-6)
@@ -94,7 +98,7 @@ def test_a_model_that_cannot_be_traced_is_refused() -> None:
             return images if images.sum() > 0 else -images
 
     with pytest.raises(BadInput, match=r"torch\.export cannot trace"):
-        export(ImageClassifier(Preprocess(SHAPE), Branching()), SHAPE)
+        export(ImageClassifier(Preprocess(SHAPE), Branching()), example(SHAPE))
 
 
 # -- programs that somebody else wrote --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from leptonstore.process import charts
 from leptonstore.process.analyse import analyse
 from leptonstore.process.clean import apply_clean, find
 from leptonstore.process.gallery import Sample, finding_samples, pick_samples
+from leptonstore.process.passages import PIECES_MAX, Passage, leveled
 from leptonstore.process.report import EvaluationSection, Report, Version, history, render, write_report
 from leptonstore.store import Store
 
@@ -321,3 +322,33 @@ def test_numbers_read_well() -> None:
         "12 ms", "1.2 s", "83.0 s", "2 h 01 min",
     ]  # fmt: skip
     assert [charts.as_percent(share) for share in (0, 0.98374, 1)] == ["0 %", "98.37 %", "100 %"]
+
+
+# -- passages of text --------------------------------------------------------------------------------------------------
+
+
+def test_passages_show_their_marks_and_all_of_their_text() -> None:
+    """Neighbours of like strength are one piece; a piece longer than a text of the page is not cut, but parted."""
+    long = "x" * (3 * limits.REPORT_TEXT_CHARS_MAX)
+    page = render(
+        Report("t", passages=[Passage([("a<b", 0.0), ("c", 0.99), ("d", 1.0), (long, 0.5)], "window 3", "9 nats")])
+    )
+    assert "a&lt;b" in page and '<span style="--v:1.0">cd</span>' in page
+    assert page.count("x" * limits.REPORT_TEXT_CHARS_MAX) == 3 and "\N{HORIZONTAL ELLIPSIS}" not in page
+    assert "window 3" in page and "9 nats" in page
+
+
+def test_passages_are_bounded() -> None:
+    pieces = [("ab", float(at % 2)) for at in range(5 * PIECES_MAX)]
+    assert len(leveled(pieces)) == PIECES_MAX + 1
+    page = render(Report("t", passages=[Passage(pieces)] * 40))
+    assert "of 40 are shown" in page and len(page.encode()) < limits.REPORT_BYTES_MAX
+
+
+def test_an_evaluation_of_too_many_classes_for_a_matrix_shows_its_worst_classes() -> None:
+    names = [f"class {at}" for at in range(2_000)]
+    counts = np.array([np.full(2_000, 10), np.arange(2_000) % 11])
+    page = render(Report("t", evaluation=EvaluationSection(0.5, None, names, counts=counts)))
+    assert "Accuracy per class" in page and "Confusion" not in page and "class 11" in page
+    with pytest.raises(BadInput, match="counts of 2000 classes"):
+        render(Report("t", evaluation=EvaluationSection(0.5, None, names)))

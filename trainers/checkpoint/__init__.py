@@ -13,6 +13,7 @@ leaves        a state <-> paths            staging       bytes that may not chan
 put           cells into the store         checkpointer  Checkpointer: save, wait                     retention what is kept
 manifest      format on disk               saved         load, Checkpoint                             read, restore  back into tensors
 resume        what this project's own loop keeps in a manifest, and how it goes on
+objects       what any other loop trains with: save_objects, restore_objects
 
 State of the API: Checkpointer, Retention, load, Checkpoint, restore, exists, branch_of are meant to stay.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from trainers.checkpoint.checkpointer import Checkpointer
 from trainers.checkpoint.leaves import Shards, State
 from trainers.checkpoint.manifest import FORMAT, VERSION
+from trainers.checkpoint.objects import ObjectCheckpointer, restore_objects, save_objects
 from trainers.checkpoint.restore import restore
 from trainers.checkpoint.retention import Retention, apply_retention
 from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint
@@ -62,6 +64,7 @@ __all__ = [
     "VERSION",
     "Checkpoint",
     "Checkpointer",
+    "ObjectCheckpointer",
     "Retention",
     "Shards",
     "State",
@@ -78,9 +81,11 @@ __all__ = [
     "require_trusted",
     "restore",
     "restore_model",
+    "restore_objects",
     "restore_optimizer",
     "restore_rng",
     "rng_state",
+    "save_objects",
     "state_of",
     "trained_names",
 ]

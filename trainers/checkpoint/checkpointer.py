@@ -98,7 +98,8 @@ class Checkpointer:
             return saving.publish(step, ready.plan, digests, manifest, metrics).encode() if saving.is_main else b""
 
         commit = saving.together(publish)[0].decode()
-        saving.store.hand_over()
+        if not saving.is_main:
+            saving.store.hand_over()
         return commit
 
     def wait(self) -> tuple[int, str] | None:

@@ -82,14 +82,14 @@ class StoreWriter(StorageWriter):
         self._written: tuple[Ready, list[bytes]] | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Called by DCP first. Raises BadInput when no step is known."""
+        """Called by DCP first, when it was given an id. Raises BadInput when that names no step."""
         if checkpoint_id is not None:
             self.step = _step_of(checkpoint_id)
-        if self.step is None:
-            raise BadInput("which step is it? Give StoreWriter a step, or dcp.save a checkpoint_id such as 1000")
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up; every rank writes at the end of the plan."""
+        """Raises BadInput when no step is known."""
+        if self.step is None:
+            raise BadInput("which step is it? Give StoreWriter a step, or dcp.save a checkpoint_id such as 1000")
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """As it is."""

@@ -20,8 +20,9 @@ from trainers.checkpoint.layout import BITS, Described
 if TYPE_CHECKING:
     from trainers.checkpoint.saved import Checkpoint
 
-READ_THREADS = 8  # at most: where a request takes long, each of them has several under way
-BATCH_CELLS = 8  # cells that a thread asks for at a time
+READ_THREADS = 8  # at most
+BATCH_CELLS = 8  # cells that a thread reads at a time
+BATCH_CELLS_FAR = 64  # where a request takes long: as many as the store keeps under way
 
 
 class Target(NamedTuple):
@@ -51,7 +52,8 @@ class _Job(NamedTuple):
 def read_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None:
     """See Checkpoint.read."""
     jobs = [job for target in targets for job in _jobs(checkpoint, target)]
-    batches = [jobs[at : at + BATCH_CELLS] for at in range(0, len(jobs), BATCH_CELLS)]
+    size = BATCH_CELLS_FAR if checkpoint.store.tier.far else BATCH_CELLS
+    batches = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     threads = min(READ_THREADS, len(os.sched_getaffinity(0)), len(batches))
     if threads < 2:
         for batch in batches:
@@ -89,16 +91,7 @@ def _jobs(checkpoint: Checkpoint, target: Target) -> Iterator[_Job]:
 
 def _read(checkpoint: Checkpoint, batch: Sequence[_Job]) -> None:
     outs = [np.empty(job.size, np.uint8).data if job.direct is None else job.direct for job in batch]
-    for job, out in zip(batch, outs, strict=True):
-        if not isinstance(job.value, StoredValue):
-            out[:] = job.value
-            continue
-        try:
-            checkpoint.store.read_into(job.value.digest, out)
-        except ChunkCorrupt as error:
-            raise error.at(_place(checkpoint, job)) from None
-        except ChunkMissing as error:
-            raise ChunkMissing(error.digest, _place(checkpoint, job)) from None
+    _fill(checkpoint, batch, outs)
     for job, out in zip(batch, outs, strict=True):
         if job.tensor.dtype == "bool" and bool((np.frombuffer(out, np.uint8) > 1).any()):
             raise FormatDamaged(f"{_place(checkpoint, job)} holds bytes that are no booleans")
@@ -106,6 +99,27 @@ def _read(checkpoint: Checkpoint, batch: Sequence[_Job]) -> None:
             cell = np.frombuffer(out, BITS[job.tensor.item_bytes])
             for one in shared(job.tensor.shape, job.start, job.stop, job.target.box):
                 job.target.bits[one.of_box] = one.in_cell(cell)
+
+
+def _fill(checkpoint: Checkpoint, batch: Sequence[_Job], outs: Sequence[memoryview]) -> None:
+    """The cells' bytes, checked."""
+    store, asked = checkpoint.store, []
+    for job, out in zip(batch, outs, strict=True):
+        if isinstance(job.value, StoredValue):
+            asked.append((job.value.digest, job, out))
+        else:
+            out[:] = job.value
+    try:
+        found = store.find_many([digest for digest, _, _ in asked]) if store.tier.far else None
+        if found is not None and found.lengths == [len(out) for _, _, out in asked]:
+            found.read_into([out for _, _, out in asked])
+            return
+        for digest, _, out in asked:
+            store.read_into(digest, out)
+    except (ChunkCorrupt, ChunkMissing) as error:
+        job = next((job for digest, job, _ in asked if digest.hex() == error.digest), batch[0])
+        where = _place(checkpoint, job)
+        raise (error.at(where) if isinstance(error, ChunkCorrupt) else ChunkMissing(error.digest, where)) from None
 
 
 def _place(checkpoint: Checkpoint, job: _Job) -> str:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from leptonstore.dataset import RefInfo, delete_ref
-from leptonstore.errors import RefMissing
+from leptonstore.errors import Conflict, RefMissing
 from leptonstore.store import Store
 from trainers.checkpoint.saved import branch_of, by_age
 
@@ -37,7 +37,7 @@ class Retention:
                 ref.branch for ref in refs if (step := step_of(ref.branch)) is not None and step % self.keep_every == 0
             }
         if self.keep_best and self.best_metric:
-            name, sign = _signed(self.best_metric)
+            name, sign = signed(self.best_metric)
             ranked = [
                 (sign * float(value), at, ref.branch)
                 for at, ref in enumerate(refs)
@@ -53,20 +53,21 @@ def step_of(branch: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() and branch == branch_of(int(digits)) else None
 
 
-def _signed(metric: str) -> tuple[str, int]:
+def signed(metric: str) -> tuple[str, int]:
+    """(name of the metric, 1 when higher is better and -1 when lower is): by its sign, "-mine", else by its name."""
     if metric[:1] in "+-":
         return metric[1:], 1 if metric[0] == "+" else -1
     return metric, -1 if any(word in metric for word in LOWER_IS_BETTER) else 1
 
 
 def apply_retention(store: Store, run: str, retention: Retention) -> list[str]:
-    """Let go of the checkpoints of `run` that `retention` does not keep; their branches. Raises Conflict."""
+    """Let go of the checkpoints of `run` that `retention` does not keep; their branches."""
     refs = by_age(store, run)
     kept = retention.kept(refs)
     gone = [ref.branch for ref in refs if ref.branch not in kept]
     for branch in gone:
         try:
             delete_ref(store, "checkpoint", run, branch)
-        except RefMissing:
-            continue  # somebody else removed it meanwhile
+        except (RefMissing, Conflict):
+            continue  # somebody else removed or moved it meanwhile
     return gone

@@ -64,14 +64,14 @@ class Saving:
         self._buffer = Buffer()
 
     @property
+    def background(self) -> bool:
+        """Whether a save may go on beside the training's own messages."""
+        return self._ranks.background
+
+    @property
     def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self._ranks.rank == 0
-
-    @property
-    def background(self) -> bool:
-        """Whether another thread may save while the ranks go on."""
-        return self._ranks.background
 
     def stage(self, describe: Callable[[], Described], in_place: bool) -> Ready:
         """in_place: the tensors do not change until `put` returned. Raises what `describe` raises, on all ranks; BadInput."""

@@ -45,7 +45,7 @@ class Routes:
         self._limits, self._pool = limits, pool
         self._bodies = Bodies(limits.bodies_bytes_max, limits.body_s)
         metrics.held_bytes.set_function(lambda: float(self._bodies.held_bytes))
-        self._reader = Reader(model.input, limits, model.rows_max(limits), model.decode)
+        self._reader = Reader(model.input, limits, model.rows_max(limits), model.decode, model.ragged, model.texts)
         self._whose = {"x-lepton-model": _latin(model.name), "x-lepton-commit": model.commit}
         self.router = Router(
             [
@@ -93,6 +93,8 @@ class Routes:
                 "output": model.output.to_dict(),
                 "classes": list(model.classes),
                 "content_types": list(self._reader.types),
+                "json": list(self._reader.keys),
+                "shorter_rows": model.ragged,
                 "answers": list(ANSWERS),
                 "limits": {
                     "rows": self._reader.rows_max,
@@ -126,8 +128,8 @@ class Routes:
         about: dict[str, Any] = {}
         if kind == JSON:
             about = {"model": self._model.name, "commit": self._model.commit}
-            if self._model.classes:
-                about["predictions"] = self._model.predictions(answer.outputs)
+            if (predictions := self._model.predictions(answer.outputs)) is not None:
+                about["predictions"] = predictions
         return write_answer(kind, answer.outputs, self._model.output.name, about)
 
     async def _beside(self, small: bool, work: Callable[[], T]) -> T:

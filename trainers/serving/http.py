@@ -16,6 +16,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trainers.serving.limits import REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, ServeLimits
+from trainers.serving.metrics import Metrics
 from trainers.serving.refusal import TYPES
 
 
@@ -35,16 +36,16 @@ class _Timer:
             self._handle = None
 
 
-def bounded_protocol(limits: ServeLimits, on_refused: Callable[[str], None]) -> type[BoundedProtocol]:
-    """The class that uvicorn is to make for each connection. on_refused: told the type of what is answered here."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
+def bounded_protocol(limits: ServeLimits, metrics: Metrics) -> type[BoundedProtocol]:
+    """The class that uvicorn is to make for each connection. metrics: where what is refused here is counted."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "metrics": metrics})
 
 
 class BoundedProtocol(H11Protocol):
     """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others."""
 
     limits: ClassVar[ServeLimits]
-    on_refused: ClassVar[Callable[[str], None]]
+    metrics: ClassVar[Metrics]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         self._reading, self._writing, self._turned_away = _Timer(), _Timer(), False
@@ -56,7 +57,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         if others >= self.limits.connections_max:
             self._turned_away = True
-            self.on_refused("busy")
+            self.metrics.refused.labels("busy").inc()
             transport.write(_whole_answer("busy", "too many connections are open; try again later"))
             # Closed at once, with bytes of it unread, the client would see a reset and no answer.
             self.loop.call_later(REFUSED_LINGER_S, transport.close)
@@ -106,7 +107,7 @@ class BoundedProtocol(H11Protocol):
             self.cycle.disconnected = True  # what it is still about to send has nobody to read it
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            self.on_refused(kind)
+            self.metrics.refused.labels(kind).inc()
             self.transport.write(_whole_answer(kind, message))
         self.transport.close()
 

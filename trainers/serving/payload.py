@@ -1,6 +1,7 @@
 """Bodies of requests -> rows for the model, and outputs -> bodies of answers. Pure functions of bytes: no sockets.
 
-    request    application/json             {"inputs": [row, ...]}, rows as nested lists of numbers; or {"images": ["<base64>", ...]}
+    request    application/json             {"inputs": [row, ...]}, rows as nested lists of numbers; or {"images": ["<base64>", ...]} for
+                                            models of images, {"texts": ["...", ...]} for those of bytes
                image/png, image/jpeg, ...   one encoded image
                application/octet-stream     rows one after another, C order, little-endian, of the model's dtype
                application/x-safetensors    one tensor, named as the model's input
@@ -45,6 +46,7 @@ IMAGES: dict[str, Callable[[bytes], bool]] = {
     "image/bmp": lambda data: data[:2] == b"BM",
 }
 ANSWERS = (JSON, RAW, SAFETENSORS)
+FILLER = -1  # behind the last token of a row that is shorter than the others
 
 Decode = Callable[[bytes], NDArray[Any]]
 
@@ -53,6 +55,8 @@ Decode = Callable[[bytes], NDArray[Any]]
 class Reader:
     """Bodies -> rows of `spec`. decode: an encoded image -> one row, raises LeptonError; None for models that take none.
 
+    ragged: rows of JSON may be shorter than `spec`, and are filled up with FILLER. texts: strings are taken as their bytes, of which
+    the last count.
     Immutable; safe from any thread. Everything raises Refused.
     """
 
@@ -60,6 +64,13 @@ class Reader:
     limits: ServeLimits
     rows_max: int
     decode: Decode | None = None
+    ragged: bool = False
+    texts: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of JSON bodies, one of which there is."""
+        return ("inputs", *(["images"] if self.decode else []), *(["texts"] if self.texts else []))
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -71,7 +82,7 @@ class Reader:
         most = self.limits.body_bytes_max
         if kind == RAW:
             return min(most, self.rows_max * self.spec.row_bytes)
-        if kind == JSON and self.decode is None:
+        if kind == JSON and self.keys == ("inputs",):
             return min(most, self.rows_max * self.spec.elements * JSON_NUMBER_BYTES_MAX + JSON_SLACK_BYTES)
         return most
 
@@ -88,25 +99,31 @@ class Reader:
         else:
             raise Refused("unsupported_type", f"content-type {kind!r:.100} is none of {', '.join(self.types)}")
         self._require_rows(len(rows))
-        self._require_values(rows)
+        self._require_values(rows, kind)
         return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
 
     def _json(self, body: bytes) -> NDArray[Any]:
         tree = parse_json(body)
-        names = ("inputs", "images") if self.decode else ("inputs",)
-        if not isinstance(tree, dict) or len(tree) != 1 or next(iter(tree)) not in names:
-            raise Refused(
-                "malformed", f'the body must be {{"{names[0]}": [...]}}' + ' or {"images": [...]}' * (len(names) - 1)
-            )
+        if not isinstance(tree, dict) or len(tree) != 1 or next(iter(tree)) not in self.keys:
+            ways = " or ".join(f'{{"{key}": [...]}}' for key in self.keys)
+            raise Refused("malformed", f"the body must be {ways}")
         ((name, value),) = tree.items()
         if not isinstance(value, list):
             raise Refused("malformed", f"{name} must be a list of rows")
         self._require_rows(len(value))
         if name == "images":
             return np.stack([self._base64(one, f"images[{at}]") for at, one in enumerate(value)])
+        if name == "texts":
+            value = [_tokens(one, self.spec.shape[0], f"texts[{at}]") for at, one in enumerate(value)]
         flat = np.empty((len(value), self.spec.elements), self.spec.dtype)
         for at, row in enumerate(value):
-            self._flatten(row, self.spec.shape, flat[at], f"inputs[{at}]")
+            where = f"{name}[{at}]"
+            if self.ragged:
+                length = _length(row, self.spec, where)
+                flat[at, length:] = FILLER
+                self._flatten(row, (length,), flat[at, :length], where)
+            else:
+                self._flatten(row, self.spec.shape, flat[at], where)
         return flat.reshape(len(value), *self.spec.shape)
 
     def _flatten(self, value: Any, shape: tuple[int, ...], out: NDArray[Any], where: str) -> None:
@@ -135,7 +152,8 @@ class Reader:
                 and not self.spec.low <= low <= high <= self.spec.high
             ):
                 self._refuse_range(where)
-            out[:] = value
+            with np.errstate(over="ignore"):  # it becomes an infinity, which is refused with the others
+                out[:] = value
         except OverflowError:
             self._refuse_range(where)
 
@@ -196,8 +214,10 @@ class Reader:
         if rows > self.rows_max:
             raise Refused("too_large", f"{rows:,} rows; a request may have {self.rows_max:,}")
 
-    def _require_values(self, rows: NDArray[Any]) -> None:
+    def _require_values(self, rows: NDArray[Any], kind: str) -> None:
         low, high = rows.min(), rows.max()
+        if self.ragged:  # fillers, which only JSON puts there, behind at least one token
+            low = rows[:, 0].min() if low == FILLER and kind == JSON else low
         if rows.dtype.kind == "f" and not (math.isfinite(low) and math.isfinite(high)):
             raise Refused("does_not_fit", f"{self.spec.name} has values that are not finite")
         if (
@@ -226,6 +246,26 @@ def parse_json(body: bytes) -> Any:
         return json.loads(body.decode("utf-8"), parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         raise Refused("malformed", "the body is not valid JSON") from None
+
+
+def _length(row: Any, spec: TensorSpec, where: str) -> int:
+    """Of a row that may be shorter than the model's."""
+    if not isinstance(row, list) or not 1 <= len(row) <= spec.shape[0]:
+        found = f"a list of {len(row):,}" if isinstance(row, list) else _json_name(row)
+        raise Refused(
+            "does_not_fit", f"{where} is {found} where the model takes a list of 1 to {spec.shape[0]:,} tokens"
+        )
+    return len(row)
+
+
+def _tokens(text: Any, most: int, where: str) -> list[int]:
+    """The last bytes of a text."""
+    if not isinstance(text, str) or not text:
+        raise Refused("does_not_fit", f"{where} must be a text of at least one character")
+    try:
+        return list(text.encode()[-most:])
+    except UnicodeEncodeError:
+        raise Refused("malformed", f"{where} has half a surrogate pair, which is no text") from None
 
 
 def write_answer(kind: str, outputs: Tensor, name: str, about: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:

@@ -158,7 +158,7 @@ class ModelServer:
         limits = self._limits
         return uvicorn.Config(
             app,
-            http=bounded_protocol(limits, lambda kind: metrics.refused.labels(kind).inc()),
+            http=bounded_protocol(limits, metrics),
             ws="none",
             loop="asyncio",
             lifespan="off",

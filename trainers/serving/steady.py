@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainers.serving.limits import PROBE_S_MAX
-from trainers.signature import TensorSpec
+from trainers.signature import TensorSpec, probe_rows
 
 Model = Callable[[Tensor], Tensor]
 
@@ -78,17 +78,6 @@ class Steady:
 
     def _in_parts(self, rows: Tensor, size: int) -> Tensor:
         return torch.cat([self._model(rows[at : at + size]) for at in range(0, len(rows), size)])
-
-
-def probe_rows(spec: TensorSpec, count: int) -> Tensor:
-    """Made-up rows that the model takes: uniform over the range of its values, always the same."""
-    source = torch.Generator().manual_seed(0)
-    shape = (count, *spec.shape)
-    if spec.torch_dtype.is_floating_point:
-        low, high = (spec.low, spec.high) if spec.low is not None and spec.high is not None else (-1.0, 1.0)
-        return torch.rand(shape, generator=source) * (high - low) + low
-    low, high = int(spec.low or 0), int(spec.high or 0)
-    return torch.randint(low, high + 1, shape, generator=source).to(spec.torch_dtype)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
