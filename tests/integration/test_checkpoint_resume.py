@@ -292,7 +292,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_on_request(store: Store, pat
     data[(place.row.offset + place.row.end) // 2] ^= 1
     pack.write_bytes(data)
     with pytest.raises(
-        ChunkCorrupt, match="checkpoint step-000000004 of run 'run', tensor 'model/network.conv.weight'"
+        ChunkCorrupt, match=r"checkpoint step-000000004 of run 'run', tensor 'model/network\.conv\.weight'"
     ):
         train(store, patterns, quick_config(), resume=True)
     with pytest.warns(LeptonWarning, match="step-000000004 of run 'run' is damaged"):
