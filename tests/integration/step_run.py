@@ -123,7 +123,7 @@ def trained(
             [outcome.loss if math.isfinite(outcome.loss) else None, outcome.stop, outcome.taken, outcome.norm]
         )
     wrap.share_buffers(model, world)
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    state: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     return {"weights": {name: value.tolist() for name, value in state.items()}, "outcomes": outcomes}
 
 
