@@ -192,6 +192,16 @@ def test_advice_names_the_largest_share(changed: dict[str, float], facts: dict[s
     assert re.search(first, lines[0]), lines
 
 
+def test_advice_follows_from_the_operations_of_a_step() -> None:
+    between = [Operation("FSDP::all_gather", 0.5, 0.5, 1), *CONVOLUTIONS]
+    assert "gathers and adds up between ranks" in advice(PHASES, between, {}, {})[0]
+    small = [Operation("aten::add", 0.9, 0.9, 400), Operation("Optimizer.step#Adam.step", 0.1, 0.1, 1)]
+    assert "400 small operations: --set compile=true" in advice(PHASES, small, {}, {"compile": False})[0]
+    assert "nothing stands out" in advice(PHASES, small, {}, {"compile": True})[0]
+    updates = [Operation("Optimizer.step#Adam.step", 0.6, 0.6, 1), Operation("aten::mm", 0.4, 0.4, 1)]
+    assert "60% of compute updates weights" in advice(PHASES, updates, {}, {"compile": True})[0]
+
+
 # -- usage and prices ----------------------------------------------------------------------------------------------------
 
 
