@@ -98,6 +98,7 @@ class Profile:
         self._outside: list[StepTime] = []
         self._skipped = False
         self._count = 0
+        self.reported = False
 
     def step(self, event: StepEvent) -> None:
         """A step of the run has ended. The first one is not looked at: it opens files and fills caches."""
@@ -134,6 +135,7 @@ class Profile:
         "dataset", "rows" (of a global batch), "precision", "compile", "asynchronous" (checkpoints).
         """
         self.close()
+        self.reported = True
         count = len(self._outside)
         phases = {name: sum(getattr(one, name) for one in self._outside) / max(1, count) for name in PHASES}
         operations = self._operations()

@@ -16,7 +16,7 @@ from ranks import run_ranks
 from training_data import quick_config, quick_options, write_patterns
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput, LeptonWarning, MissingExtra
+from leptonstore.errors import BadInput, LeptonWarning, MissingExtra, Stopped
 from leptonstore.store import Store
 from leptonstore.store.prices import DEFAULT_TABLE, device_price_of, parse_device_prices, parse_prices
 from trainers.clock import RUN_PHASES, StepTime
@@ -163,6 +163,20 @@ def test_a_run_of_few_steps_can_be_profiled(store: Store, patterns: Dataset, tmp
     config = quick_config(epochs=1, data__global_batch_size=-(-50 // steps))
     result = Trainer(config, store, patterns, run="run", profile=tmp_path / "profile").fit()
     assert result.finished and result.profile is not None and result.profile["advice"]
+
+
+def test_a_run_that_is_stopped_leaves_the_profile_that_there_is(
+    store: Store, patterns: Dataset, tmp_path: Path
+) -> None:
+    def stop(event: StepEvent) -> None:
+        if event.step == 25:
+            trainer.stop.request()
+
+    trainer = Trainer(quick_config(epochs=9), store, patterns, run="run", profile=tmp_path / "profile", on_step=[stop])
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+    assert "compute" in (tmp_path / "profile" / "profile.txt").read_text()
 
 
 PHASES = {"data_wait": 0.0, "h2d": 0.0, "compute": 1.0, "sync": 0.0, "checkpoint": 0.0, "other": 0.0}
