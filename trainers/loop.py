@@ -240,7 +240,7 @@ class Trainer:
             if progress.step % EVERY_STEPS == 0:
                 flush_subnormals(self._optimizer)
             try:
-                outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
+                outcome = self._step(batch, rows, self._factor(progress.step), self._asked)
             except Exception as error:
                 if (failure := failures.told(error, self.config, self._where())) is not None:
                     raise failure from error
@@ -341,6 +341,9 @@ class Trainer:
         found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
         wrap.reshard(self.model)
         return found
+
+    def _asked(self) -> bool:
+        return self.stop.requested
 
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
