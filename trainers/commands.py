@@ -56,6 +56,7 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
     "--metrics", metavar="FILE.jsonl", help="Where every step and epoch is logged (default: the result says it)."
 )
 @click.option(
+    "--log-to",  # torchrun takes a bare --log for its own --log-dir, as it does with --run
     "--log",
     "sinks",
     multiple=True,
