@@ -304,7 +304,9 @@ def _tell_usage(result: dict[str, Any]) -> None:
     hours = f"{usage['device_hours']:.3g} device-hours ({device}, {usage['device']}), {usage['idle_fraction']:.1%} idle"
     paid = "" if cost["devices"] is None else f"; {cost['devices']:.2g} at {cost['device_hour']:g} an hour"
     click.echo(f"used          {hours}{paid}")
-    moved = f"{human_bytes(usage['data_bytes'])} of batches, {human_bytes(usage['checkpoint_bytes'])} of checkpoints"
+    read = sum(usage["read_bytes"].values())
+    moved = f"{human_bytes(read)} read of the store, {human_bytes(usage['data_bytes'])} of batches, "
+    moved += f"{human_bytes(usage['checkpoint_bytes'])} of checkpoints"
     if usage["collective_bytes"]:
         moved += f", {human_bytes(usage['collective_bytes'])} of gradients between ranks"
     click.echo(f"moved         {moved}")

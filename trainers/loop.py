@@ -45,7 +45,7 @@ from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
 from trainers.subnormal import EVERY_STEPS, flush_subnormals
 from trainers.tasks import split_dataset, task_of
-from trainers.usage import usage_of
+from trainers.usage import Moved, read_since, usage_of
 
 
 class Trainer:
@@ -124,7 +124,7 @@ class Trainer:
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
-            self._clock, self._stored = StepClock(), self.store.new_bytes
+            self._clock, self._stored, self._read = StepClock(), self.store.new_bytes, self.store.bytes_read
             self._checkpointer = stack.enter_context(
                 checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
             )
@@ -240,7 +240,7 @@ class Trainer:
             if progress.step % EVERY_STEPS == 0:
                 flush_subnormals(self._optimizer)
             try:
-                outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
+                outcome = self._step(batch, rows, self._factor(progress.step), self._asked)
             except Exception as error:
                 if (failure := failures.told(error, self.config, self._where())) is not None:
                     raise failure from error
@@ -342,6 +342,9 @@ class Trainer:
         wrap.reshard(self.model)
         return found
 
+    def _asked(self) -> bool:
+        return self.stop.requested
+
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
         return self._world.sum([], votes=[self.stop.requested])[0] > 0
@@ -418,8 +421,8 @@ class Trainer:
         self._settle_save()
         rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
-        stored = self.store.new_bytes - self._stored
-        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
+        moved = Moved(stats["bytes"], self.store.new_bytes - self._stored, read_since(self.store, self._read))
+        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, moved)
         self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,

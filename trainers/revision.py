@@ -15,6 +15,7 @@ git runs with nothing that a repository could configure to be executed (external
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from leptonstore.version import __version__
 GIT_TIMEOUT_S = 10  # of one command: above `git diff` of a large clone on a cold disk; a run must not wait longer
 SOURCE_BYTES_MAX = 16 << 20  # of a module's file: above any that a person writes
 _READ_BYTES = 1 << 20
+_REVISION = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 # A diff that does not depend on who runs git: neither settings nor environment change its bytes.
 _DIFF = (
     "diff",
@@ -53,19 +55,17 @@ _DIFF = (
 def code_revision(config: Mapping[str, Any], directory: Path | None = None) -> dict[str, Any]:
     """The record above, for the modules that `config` refers to (each string under a key "reference") and that are imported by now.
 
-    directory: the working directory by default. Takes some 10 ms a clone. Nothing fails: what cannot be found out is null.
+    directory: the working directory by default. Takes some 15 ms a clone. Nothing fails: what cannot be found out is null.
     """
-    clones: dict[Path, dict[str, Any] | None] = {}
-    own = Path(leptonstore.__file__).parent
+    clones, own = _Clones(), Path(leptonstore.__file__).parent
+    here = Path.cwd() if directory is None else directory
     modules = {name: _module(name, clones) for name in sorted(set(_modules_of(config)))}
-    checkout, here = _clone_of(own / "version.py", clones), Path.cwd() if directory is None else directory
-    top = _top_of(here)
-    elsewhere = top is not None and top != _top_of(own)
+    elsewhere = clones.top(here) is not None and clones.top(here) != clones.top(own)
     return {
         "leptonstore": __version__,
-        "checkout": checkout,
+        "checkout": clones.of_file(own / "version.py"),
         "modules": modules,
-        "directory": _git_record(top, clones) if elsewhere and top is not None else None,
+        "directory": clones.record(here) if elsewhere else None,
     }
 
 
@@ -82,7 +82,7 @@ def _modules_of(tree: Any) -> Iterator[str]:
             yield from _modules_of(value)
 
 
-def _module(name: str, clones: dict[Path, dict[str, Any] | None]) -> dict[str, Any]:
+def _module(name: str, clones: _Clones) -> dict[str, Any]:
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return {"digest": None, "git": None}
@@ -92,28 +92,44 @@ def _module(name: str, clones: dict[Path, dict[str, Any] | None]) -> dict[str, A
         digest = digest_of(path.read_bytes()).hex() if fits else None
     except OSError:
         digest = None
-    return {"digest": digest, "git": _clone_of(path, clones)}
+    return {"digest": digest, "git": clones.of_file(path)}
 
 
-def _clone_of(file: Path, clones: dict[Path, dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Of the clone that tracks `file`; None for a file that git does not track (an installed package inside of a clone)."""
-    top = _top_of(file.parent)
-    if top is None or _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
-        return None
-    return _git_record(top, clones)
+class _Clones:
+    """The git clones that were asked about: each question is a process of git, so none is asked twice."""
 
+    def __init__(self) -> None:
+        self._tops: dict[Path, tuple[Path, str] | None] = {}
+        self._records: dict[Path, dict[str, Any]] = {}
 
-def _git_record(top: Path, clones: dict[Path, dict[str, Any] | None]) -> dict[str, Any] | None:
-    if top not in clones:
-        revision = _git(top, "rev-parse", "--verify", "HEAD")
-        dirty, diff = _diff(top) if revision else (None, None)
-        clones[top] = {"revision": revision, "dirty": dirty, "diff": diff} if revision else None
-    return clones[top]
+    def top(self, directory: Path) -> Path | None:
+        """The clone that a directory lies in, when it has a commit."""
+        found = self._found(directory)
+        return None if found is None else found[0]
 
+    def of_file(self, file: Path) -> dict[str, Any] | None:
+        """Of the clone that tracks `file`; None for a file that git does not track (an installed package inside of a clone)."""
+        folder = file.parent
+        if self.top(folder) is None or _git(folder, "ls-files", "--error-unmatch", "--", file.name) is None:
+            return None
+        return self.record(folder)
 
-def _top_of(directory: Path) -> Path | None:
-    top = _git(directory, "rev-parse", "--show-toplevel")
-    return Path(top) if top else None
+    def record(self, directory: Path) -> dict[str, Any] | None:
+        """Revision, and what differs from it."""
+        found = self._found(directory)
+        if found is None:
+            return None
+        top, revision = found
+        if top not in self._records:
+            dirty, diff = _diff(top)
+            self._records[top] = {"revision": revision, "dirty": dirty, "diff": diff}
+        return self._records[top]
+
+    def _found(self, directory: Path) -> tuple[Path, str] | None:
+        if directory not in self._tops:
+            told = (_git(directory, "rev-parse", "--show-toplevel", "HEAD") or "").rpartition("\n")
+            self._tops[directory] = (Path(told[0]), told[2]) if told[0] and _REVISION.fullmatch(told[2]) else None
+        return self._tops[directory]
 
 
 def _command(directory: Path, arguments: Iterable[str]) -> list[str]:

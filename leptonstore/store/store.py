@@ -600,6 +600,12 @@ class Store:
         """Stored bytes of the records that this object added."""
         return self._writer.new_bytes
 
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """URL of a tier -> bytes of packs that this object read of it, as they are stored; not what the hot cache or the operating
+        system's page cache spared a device."""
+        return self.tier.bytes_read
+
     def flush(self) -> None:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""
         if self._writer.pending:

@@ -204,11 +204,16 @@ def test_a_run_reports_what_it_used_and_what_that_costs(store: Store, patterns: 
     assert usage.idle_fraction == pytest.approx(result.time.idle_fraction)
     assert usage.checkpoint_bytes == store.new_bytes - before > 0
     assert usage.data_bytes == 3 * 50 * (36 + 8)  # three epochs of 6 x 6 images and int64 labels
+    assert (
+        list(usage.read_bytes) == [store.url] and 2_500 < usage.read_bytes[store.url] < 200_000
+    )  # images, and nodes of the tree
     prices, devices = parse_prices(DEFAULT_TABLE, "x"), parse_device_prices("[[device]]\nname='cpu'\nhour=3600", "x")
     cost = cost_of(usage, store.url, prices, devices)
     assert cost["devices"] == pytest.approx(result.time.wall)
     assert cost["idle"] == pytest.approx(result.time.wall * usage.idle_fraction)
     assert cost["checkpoints_month"] == pytest.approx(usage.checkpoint_bytes / 2**30 * 0.08)
+    (far,) = parse_prices(f"[[price]]\nurl='{store.url}'\ngib_month=1\negress_gib=3", "x")
+    assert cost_of(usage, store.url, [far], [])["read"] == pytest.approx(usage.read_bytes[store.url] / 2**30 * 3)
     unknown = cost_of(usage, store.url, [], [])
     assert (unknown["devices"], unknown["idle"], unknown["checkpoints_month"]) == (None, None, None)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -283,3 +285,36 @@ def test_the_command_line_takes_a_toml_file_and_options_over_it(
     path.write_text("[optimiser]\nlr = 1")
     assert run(train_command, arguments) == 2
     assert "has no key 'optimiser'; did you mean 'optimizer'?" in capsys.readouterr().err
+
+
+class Preempted(nn.Module):
+    """The machine is taken away in the seventh step, once."""
+
+    left: ClassVar = [7]
+
+    def __init__(self, sample_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(sample_shape[0] * sample_shape[1], classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.left[0] -= 1
+            if self.left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        logits: torch.Tensor = self.layer(images.flatten(1))
+        return logits
+
+
+def test_a_preempted_command_saves_ends_with_130_and_goes_on(
+    store: Store, patterns: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["patterns", "--store", str(store.url), "--json", "--threads", "1", "--model", f"{__name__}:Preempted"]
+    begin = [*options, "--epochs", "3", "--batch-size", "10", "--device", "cpu"]
+    assert run(train_command, [*begin, "--run-name", "parts"]) == 130
+    said = capsys.readouterr().err
+    assert "stopped after step 7 of 15 (epoch 2)" in said and "resume with --run-name parts --resume" in said
+    assert run(train_command, [*options, "--run-name", "parts", "--resume"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert run(train_command, [*begin, "--run-name", "whole"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert (resumed["history"], resumed["val_loss"]) == (whole["history"], whole["val_loss"])
