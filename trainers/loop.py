@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -62,7 +62,7 @@ class Trainer:
                 trainers.result. They may raise; that ends the run. `stop.request()` ends it after the next step.
     world:      the ranks, if the caller has joined them already; else `fit` joins and leaves.
 
-    After `fit`, `model` is the trained ImageClassifier (on the device of this rank). One thread; not reusable.
+    After `fit`, `model` is the trained model of the task (on the device of this rank). One thread; not reusable.
     """
 
     def __init__(
@@ -242,14 +242,19 @@ class Trainer:
             try:
                 outcome = self._step(batch, rows, self._factor(progress.step), self._asked)
             except Exception as error:
-                if (failure := failures.told(error, self.config, self._where())) is not None:
-                    raise failure from error
-                raise
+                self._raise_told(error, self._where())
             if not outcome.taken:
                 self._leave_out(outcome)
             self._after_step(outcome, rows)
             clock.lap("other")  # the log and the callbacks must not pass for waiting
         return True
+
+    def _raise_told(self, error: Exception, where: str, training: bool = True) -> NoReturn:
+        """Raise what was raised, as a line that can be acted on where it is of the known kinds."""
+        failure = failures.told(error, self.config, where, training)
+        if failure is None:
+            raise error
+        raise failure from error
 
     def _leave_out(self, outcome: StepOutcome) -> None:
         """Record a step that changed nothing, by the rows of its batch. Raises LossNotFinite when the run shall not go on."""
@@ -338,7 +343,12 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        try:
+            found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        except Exception as error:
+            self._raise_told(
+                error, f"the evaluation after step {self.progress.step} of run {self.run!r}", training=False
+            )
         wrap.reshard(self.model)
         return found
 
