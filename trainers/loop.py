@@ -341,7 +341,8 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        with wrap.in_gathered_precision(self.model, self._world, self.config.precision):
+            found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
         wrap.reshard(self.model)
         return found
 
