@@ -344,7 +344,8 @@ class Trainer:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
         try:
-            found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+            with wrap.in_gathered_precision(self.model, self._world, self.config.precision):
+                found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
         except Exception as error:
             self._raise_told(
                 error, f"the evaluation after step {self.progress.step} of run {self.run!r}", training=False
