@@ -15,7 +15,9 @@ A TPU is a device like any other here. What was tested: eight forced CPU devices
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +26,7 @@ import numpy as np
 from leptonstore.errors import BadInput, FormatDamaged, MissingExtra
 from trainers.checkpoint import Checkpoint, Checkpointer, Retention, Shards, load, restore
 from trainers.checkpoint.ranks import TOLD_BYTES_MAX, Ranks
+from trainers.revision import code_revision
 
 try:
     import jax
@@ -32,7 +35,16 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("training with JAX", "jax", error.name or "jax") from error
 
-__all__ = ["Checkpoint", "Checkpointer", "JaxRanks", "Retention", "load", "restore_tree", "state_of_tree"]
+__all__ = [
+    "Checkpoint",
+    "Checkpointer",
+    "JaxRanks",
+    "Retention",
+    "load",
+    "provenance_of",
+    "restore_tree",
+    "state_of_tree",
+]
 
 Tree = TypeVar("Tree")
 Offsets: TypeAlias = tuple[int, ...]
@@ -136,6 +148,31 @@ def restore_tree(saved: Checkpoint, like: Tree) -> Tree:
         else:
             made.append(state[name])
     return jax.tree_util.tree_unflatten(structure, made)
+
+
+def provenance_of(config: Mapping[str, Any], step: int, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """ "provenance" of a manifest, as `lepton lineage` reads it: code and environment of each stretch of the run.
+
+    config: JSON; the modules of its references ("package.module:function" under a key "reference") are recorded. step: steps that were done
+    when this process took the run over. earlier: the "provenance" of the checkpoint that it did so from.
+    """
+    device = jax.devices()[0]
+    environment = {
+        "device": device.platform,
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "jax": str(jax.__version__),
+        "machine": platform.machine(),
+        "numpy": str(np.__version__),
+        "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+    here = {"code": code_revision(config), "environment": environment}
+    stretches = list((earlier or {}).get("stretches", ()))
+    if not stretches or {key: stretches[-1].get(key) for key in here} != here:
+        stretches.append({"step": step, **here})
+    return {"stretches": stretches, "not_reproducible": []}
 
 
 def _room(leaf: Any) -> dict[Offsets, Host]:

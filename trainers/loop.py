@@ -45,7 +45,7 @@ from trainers.step import StepOutcome, TrainStep
 from trainers.stop import StopRequest
 from trainers.subnormal import EVERY_STEPS, flush_subnormals
 from trainers.tasks import split_dataset, task_of
-from trainers.usage import usage_of
+from trainers.usage import Moved, read_since, usage_of
 
 
 class Trainer:
@@ -111,10 +111,13 @@ class Trainer:
         self._saved: tuple[Any, str] = ((), "")
         self._trained = 0  # rows, by this process
 
-    def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
+    def fit(
+        self, resume: bool | Literal["auto"] = False, max_steps: int | None = None, fallback: bool = False
+    ) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
         resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
+        fallback: resume from the newest checkpoint that is whole, with a warning about each that is not; all of it is read first.
         Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
         BadInput (a checkpoint of another training; out of memory; torch.compile failed), LossNotFinite, RankLost.
         """
@@ -124,13 +127,13 @@ class Trainer:
             stack.enter_context(self.stop.listening())
             self._world = self._given_world or stack.enter_context(self._join())
             stack.callback(self._release)
-            self._clock, self._stored = StepClock(), self.store.new_bytes
+            self._clock, self._stored, self._read = StepClock(), self.store.new_bytes, self.store.bytes_read
             self._checkpointer = stack.enter_context(
                 checkpoints.checkpointer_of(self.store, self.run, self._world, self.config.checkpoint)
             )
             if resume == "auto":
                 resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
-            self._prepare(resume)
+            self._prepare(resume, fallback)
             self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
             while self.progress.epoch < self.config.epochs and not self._stopped_early:
@@ -145,7 +148,7 @@ class Trainer:
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, resume: bool) -> None:
+    def _prepare(self, resume: bool, fallback: bool) -> None:
         """Model, optimizer, loaders; then the state of the checkpoint, if there is one to resume from."""
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
@@ -163,7 +166,7 @@ class Trainer:
         self._factor = build_schedule(config.schedule, self._steps)
         self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
-            self._restore(self._newest())
+            self._restore(self._newest(fallback))
         elif checkpoints.exists(self.store, self.run):
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
@@ -172,9 +175,9 @@ class Trainer:
     def _join(self) -> contextlib.AbstractContextManager[World]:
         return parallel.joined(self.config.device, self.config.parallel.mesh)
 
-    def _newest(self) -> checkpoints.Checkpoint:
+    def _newest(self, fallback: bool) -> checkpoints.Checkpoint:
         """The newest checkpoint that rank 0 sees, on every rank."""
-        found = checkpoints.load(self.store, self.run)
+        found = checkpoints.load(self.store, self.run, fallback=fallback)
         step = self._world.agreed(found.manifest["step"])
         return found if found.manifest["step"] == step else checkpoints.load(self.store, self.run, step)
 
@@ -240,7 +243,7 @@ class Trainer:
             if progress.step % EVERY_STEPS == 0:
                 flush_subnormals(self._optimizer)
             try:
-                outcome = self._step(batch, rows, self._factor(progress.step), self.stop.requested)
+                outcome = self._step(batch, rows, self._factor(progress.step), self._asked)
             except Exception as error:
                 if (failure := failures.told(error, self.config, self._where())) is not None:
                     raise failure from error
@@ -342,6 +345,9 @@ class Trainer:
         wrap.reshard(self.model)
         return found
 
+    def _asked(self) -> bool:
+        return self.stop.requested
+
     def _stop_asked(self) -> bool:
         """Whether a rank was asked to stop during an evaluation. Collective."""
         return self._world.sum([], votes=[self.stop.requested])[0] > 0
@@ -418,8 +424,8 @@ class Trainer:
         self._settle_save()
         rest = self._clock.between()  # since the last line of the log that has times: the last checkpoint
         time, evaluation, stats = self._clock.total, self._evaluation, self._loader.stats
-        stored = self.store.new_bytes - self._stored
-        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, stats["bytes"], stored)
+        moved = Moved(stats["bytes"], self.store.new_bytes - self._stored, read_since(self.store, self._read))
+        usage = usage_of(self._world, self._wrapped, time, self._clock.steps, moved)
         self._reporter.end(finished, **time.rounded(), rest=rest.rounded(), usage=usage.to_dict())
         return TrainResult(
             run=self.run,

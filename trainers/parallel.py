@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from leptonstore.errors import BadInput, RankLost
 from loaders.mesh import data_names, place_on
-from trainers import devices
+from trainers import devices, rendezvous
 
 # How long a rank waits for the others before it gives up: above the longest checkpoint or evaluation of one rank.
 RANK_TIMEOUT_S = 600
@@ -154,7 +154,7 @@ def start(device: str = "auto", mesh: Mapping[str, int] | None = None, timeout_s
             return World(device=here)
         devices.use(here)
         try:
-            distributed.init_process_group(devices.backend_of(here), timeout=timedelta(seconds=timeout_s))
+            _join(devices.backend_of(here), timeout_s)
         except ValueError as error:
             raise BadInput(f"cannot join the ranks: {error}; start with torchrun") from None
         owns_group = True
@@ -195,6 +195,15 @@ def naming_lost_ranks() -> Iterator[None]:
             f"{rank} ends, because another rank has ended or does not answer ({reason.split('. ')[0]:.200}): see what that one "
             "said, start all ranks again and go on from the last checkpoint with --resume (torchrun --max-restarts does both)"
         ) from error
+
+
+def _join(backend: str, timeout_s: float) -> None:
+    timeout, store = timedelta(seconds=timeout_s), rendezvous.agents_store(timeout_s)
+    if store is None:
+        distributed.init_process_group(backend, timeout=timeout)
+    else:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _mesh_of(sizes: Mapping[str, int] | None, ranks: int, device: torch.device) -> DeviceMesh | None:

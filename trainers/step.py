@@ -103,9 +103,9 @@ class TrainStep:
         """The learning rate of the last step, of the optimizer's first group."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def __call__(self, batch: Any, rows: int, factor: float, stop: bool) -> StepOutcome:
-        """`batch` of the task's loader; `rows` of the global batch; factor: share of the peak learning rate; stop: whether this
-        rank wants to stop after it. Raises BadInput when the loss function returns no sum."""
+    def __call__(self, batch: Any, rows: int, factor: float, stop: Callable[[], bool]) -> StepOutcome:
+        """`batch` of the task's loader; `rows` of the global batch; factor: share of the peak learning rate; stop: says
+        whether this rank wants to stop after it, asked as late as can be. Raises BadInput when the loss function returns no sum."""
         clock, world = self._clock, self._world
         inputs, targets = self._task.split_batch(batch, world.device)
         clock.lap("h2d")
@@ -147,7 +147,7 @@ class TrainStep:
 
     # -- passes ------------------------------------------------------------------------------------------------
 
-    def _passes(self, inputs: Tensor, targets: Tensor, weight: float, stop: bool) -> tuple[float, float]:
+    def _passes(self, inputs: Tensor, targets: Tensor, weight: float, stop: Callable[[], bool]) -> tuple[float, float]:
         """Forward and backward passes of the step; (loss summed over the global batch, how many ranks want to stop)."""
         parts = self._accumulate if self._in_step else max(1, min(self._accumulate, len(targets)))
         early = 0.0
@@ -159,11 +159,11 @@ class TrainStep:
             early = float(torch.stack(losses).sum(dtype=torch.float64))
         loss = self._forward(inputs, targets)
         if self._world.device.type == CPU:
-            agreed = self._world.begin_sum([loss.item() + early], votes=[stop])
+            agreed = self._world.begin_sum([loss.item() + early], votes=[stop()])
             self._backward(loss, weight)
         else:  # reading the loss waits for the device: not before it has all of its work
             self._backward(loss, weight)
-            agreed = self._world.begin_sum([loss.item() + early], votes=[stop])
+            agreed = self._world.begin_sum([loss.item() + early], votes=[stop()])
         self._clock.lap("compute")
         self._clock.move("compute", "sync", exposed_s(self._module))
         total, stops = agreed()
@@ -222,7 +222,7 @@ class TrainStep:
     # -- buffers -----------------------------------------------------------------------------------------------
 
     def _buffers_before(self, targets: Tensor) -> list[Tensor] | None:
-        """Copies of the buffers, where the step may have to give them back: running statistics of no rows are not numbers."""
+        """Copies of the buffers, where the step may have to give them back: statistics of no rows may be no numbers."""
         if not self._buffers or (len(targets) and not self._skip):
             return None
         return [buffer.detach().clone() for buffer in self._buffers]

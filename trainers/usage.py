@@ -3,7 +3,9 @@
     device_hours    devices x hours from the start of `fit` to its end, set-up, evaluation and checkpoints included. An
                     accelerator is one device; on the CPU a device is a core, and a rank has as many as torch has threads.
     idle_fraction   of the wall time of all ranks: waiting for data, for other ranks, for checkpoints
-    bytes           data         handed out by the loaders (columns of a fixed width), all ranks
+    bytes           data         handed out by the loader that trains (columns of a fixed width), all ranks
+                    read         of packs, by tier: what the store's own Store object read, so not what worker processes did, nor what
+                                 the hot cache had
                     h2d          copied to accelerators of that; 0 on the CPU, where nothing is copied
                     collectives  gradients that DDP adds up, of all ranks: the payload, and not what an algorithm makes of it on
                                  the wire (a ring sends up to twice as much). null under FSDP, where it is not known
@@ -14,17 +16,20 @@ Costs are by the table of `lepton tier prices`, which is there to be edited.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leptonstore.store.prices import DevicePrice, Price, device_price_of, month, price_of
+from leptonstore.store import Store
+from leptonstore.store.prices import DevicePrice, Price, device_price_of, egress, month, price_of
 from trainers.clock import RunTime
 from trainers.parallel import World
+
+TIERS_MAX = 8  # that are told apart: a store has two or three
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Usage:
     device_hours: float
     idle_fraction: float
     data_bytes: int
+    read_bytes: dict[str, int]
     h2d_bytes: int
     collective_bytes: int | None
     checkpoint_bytes: int
@@ -45,16 +51,34 @@ class Usage:
         return asdict(self)
 
 
-def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, data_bytes: int, stored_bytes: int) -> Usage:
+class Moved(NamedTuple):
+    """Bytes that this rank moved since `fit` began: of batches, added to the store, and read of each tier (URL, in their order)."""
+
+    data: int
+    stored: int
+    read: dict[str, int]
+
+
+def read_since(store: Store, before: Mapping[str, int]) -> dict[str, int]:
+    """What was read of each tier of the store since its `bytes_read` was `before`, in the order of the tiers."""
+    now = store.bytes_read
+    return {tier.url: now.get(tier.url, 0) - before.get(tier.url, 0) for tier in store.tier.tiers}
+
+
+def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, moved: Moved) -> Usage:
     """Of all ranks together; a collective.
 
-    wrapped: the module that trained (trainers.parallel.wrap). time: of this rank. steps, data_bytes, stored_bytes: optimizer
-    steps, bytes of batches and bytes added to the store since `fit` began, by this rank.
+    wrapped: the module that trained (trainers.wrap). time, moved: of this rank. steps: optimizer steps since `fit` began.
     """
     cores = torch.get_num_threads() if world.device.type == "cpu" else 1
     idle = time.data_wait + time.sync + time.checkpoint
-    mine = [time.wall, idle, float(data_bytes), float(stored_bytes), float(cores)]
-    walls, idles, data, stored, devices = world.sum([], votes=mine)  # of all ranks, those of a tensor dimension too
+    # As many places on every rank, whatever each of them has read.
+    tiers = list(moved.read)[:TIERS_MAX]
+    reads = [float(moved.read[url]) for url in tiers] + [0.0] * (TIERS_MAX - len(tiers))
+    mine = [time.wall, idle, float(moved.data), float(moved.stored), float(cores), *reads]
+    walls, idles, data, stored, devices, *read = world.sum(
+        [], votes=mine
+    )  # of all ranks, those of a tensor dimension too
     on_host = world.device.type == "cpu"
     return Usage(
         device=device_name(world.device),
@@ -62,6 +86,7 @@ def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, data_b
         device_hours=devices / world.size * walls / 3600,
         idle_fraction=idles / walls if walls > 0 else 0.0,
         data_bytes=round(data),
+        read_bytes={url: round(count) for url, count in zip(tiers, read, strict=False)},
         h2d_bytes=0 if on_host else round(data),
         collective_bytes=_gradient_bytes(world, wrapped, steps),
         checkpoint_bytes=round(stored),
@@ -78,8 +103,8 @@ def cost_of(
 ) -> dict[str, float | str | None]:
     """Currency units of the price table, each null where it has no price.
 
-    devices: of all device-hours; `idle` is what of that was paid for waiting. checkpoints_month: for keeping a month what
-    was stored at `url`, the store's place.
+    devices: of all device-hours; `idle` is what of that was paid for waiting. read: for what left the tiers (egress). checkpoints_month:
+    for keeping a month what was stored at `url`, the store's place.
     """
     price = device_price_of(devices, usage.device)
     paid = None if price is None else price.hour * usage.device_hours
@@ -88,6 +113,7 @@ def cost_of(
         "device_hour": None if price is None else price.hour,
         "devices": paid,
         "idle": None if paid is None else paid * usage.idle_fraction,
+        "read": sum(egress(price_of(list(prices), place), count) for place, count in usage.read_bytes.items()),
         "checkpoints_month": month(price_of(list(prices), url), usage.checkpoint_bytes),
     }
 

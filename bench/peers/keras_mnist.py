@@ -1,10 +1,9 @@
 """Peer: the article's CNN on MNIST in Keras, TensorFlow backend, as a Keras user writes it: numpy arrays in memory.
 
-    keras_mnist.py MNIST_DIR SEED TARGET EPOCHS_MIN EPOCHS_MAX [ROWS]
+    keras_mnist.py MNIST_DIR SEED TARGET EPOCHS_MIN EPOCHS_MAX
 
 `fit` of one epoch at a time with `evaluate` after each, until the validation accuracy is TARGET and EPOCHS_MIN are done.
 Prints {"evaluations": [{"epoch", "seconds", "accuracy"}]}: seconds since the first `fit` began, compilation included.
-ROWS: only so many of the training rows.
 """
 
 import gzip
@@ -35,10 +34,8 @@ def images(path: Path) -> np.ndarray:
 def main() -> None:
     folder, seed, target = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     epochs_min, epochs_max = int(sys.argv[4]), int(sys.argv[5])
-    rows = int(sys.argv[6]) if len(sys.argv) > 6 else None
     x_train, y_train = images(folder / "train-images-idx3-ubyte.gz"), read(folder / "train-labels-idx1-ubyte.gz", 8)
     x_test, y_test = images(folder / "t10k-images-idx3-ubyte.gz"), read(folder / "t10k-labels-idx1-ubyte.gz", 8)
-    x_train, y_train = x_train[:rows], y_train[:rows]
 
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(

@@ -157,6 +157,11 @@ def month(price: Price | None, stored: int) -> float | None:
     return None if price is None else price.gib_month * stored / limits.GIB
 
 
+def egress(price: Price | None, read: int) -> float:
+    """What reading `read` bytes costs, 0 when there is no price."""
+    return 0.0 if price is None else price.egress_gib * read / limits.GIB
+
+
 def device_price_of(prices: Sequence[DevicePrice], device: str) -> DevicePrice | None:
     """The price whose `name` fits the device's best, None when none fits."""
     # Whole words: an L4 is no L40S.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from leptonstore.errors import NotPermitted, TierUnavailable
 from leptonstore.tiers.roles import ManyReader, PackPruner, PackReader, PackSink, PackStreamer
 
 _T = TypeVar("_T")
+_Data = TypeVar("_Data", bound=Sized)
 
 
 class TieredPacks:
@@ -32,6 +33,7 @@ class TieredPacks:
         self._lock = threading.Lock()
         self._found: OrderedDict[str, int] = OrderedDict()  # pack -> the tier that had it last: a hint
         self._reads: Counter[str] = Counter()  # pack -> bytes read: what promotion and demotion go by
+        self._bytes_read: Counter[str] = Counter()  # URL of a tier -> bytes read of its packs
         self._unsaved, self._saved_s = 0, time.monotonic()
         self.save_reads: Callable[[], None] = lambda: (
             None
@@ -44,6 +46,7 @@ class TieredPacks:
         """tiers: the nearest first. write_to: the position of the one that gets new packs, which must be a PackWriter."""
         with self._lock:
             self.tiers, self.write_to = tuple(tiers), write_to
+            self._urls = tuple(tier.url for tier in tiers)
             # Asked once: whether an object plays a role is found out by looking at each of its attributes.
             self._many = {at: tier for at, tier in enumerate(tiers) if isinstance(tier, ManyReader)}
             self._nearest = tiers[0] if isinstance(tiers[0], PackStreamer) else None
@@ -129,13 +132,26 @@ class TieredPacks:
     def read(self, pack: str, offset: int, length: int) -> bytes:
         """As PackReader.read, from the first tier that can. Raises FileNotFoundError only when each tier says so."""
         if len(self.tiers) == 1:
-            return self.tiers[0].read(pack, offset, length)
+            return self._told(0, self.tiers[0].read(pack, offset, length))
         found = self._first(pack, lambda tier: tier.read(pack, offset, length))
         if found is None:
             raise FileNotFoundError(f"pack {pack} is in none of {self.url}")
-        data = found[1]
+        at, data = found
         self._count(pack, len(data))
+        return self._told(at, data)
+
+    def _told(self, at: int, data: _Data) -> _Data:
+        """`data`, which was read of the tier at position `at`."""
+        with self._lock:
+            if at < len(self._urls):  # else the tiers were changed meanwhile
+                self._bytes_read[self._urls[at]] += len(data)
         return data
+
+    @property
+    def bytes_read(self) -> dict[str, int]:
+        """URL of a tier -> bytes of packs that this object read of it: records and footers, as they are stored."""
+        with self._lock:
+            return dict(self._bytes_read)
 
     def _count(self, pack: str, count: int) -> None:
         with self._lock:
@@ -158,7 +174,7 @@ class TieredPacks:
         nearest = self._nearest
         if nearest is not None and (len(self.tiers) == 1 or self._order(pack)[0] == 0):
             try:
-                return nearest.read_once(pack, offset, length)
+                return self._told(0, nearest.read_once(pack, offset, length))
             except (OSError, TierUnavailable, NotPermitted):
                 if len(self.tiers) == 1:
                     raise
@@ -172,7 +188,8 @@ class TieredPacks:
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """As ManyReader: what is in a tier that reads many better is read together, the rest one by one."""
         if len(self.tiers) == 1:
-            return self._many[0].read_many(wanted) if self._many else (self.tiers[0].read(*one) for one in wanted)
+            begun = self._many[0].read_many(wanted) if self._many else (self.tiers[0].read(*one) for one in wanted)
+            return (self._told(0, data) for data in begun)
         places = [self._order(pack)[0] for pack, _, _ in wanted]
         running = {
             at: tier.read_many([one for one, place in zip(wanted, places, strict=True) if place == at])
@@ -198,7 +215,7 @@ class TieredPacks:
                 continue
             if len(self.tiers) > 1:
                 self._count(pack, len(data))
-            yield data
+            yield self._told(at, data)
 
     def last_of(self, pack: str) -> str:
         """URL of the tier that the pack was read from last; all of them when it is not known."""
@@ -222,7 +239,7 @@ class TieredPacks:
     def after_fork(self) -> None:
         """In a child process: another thread of the parent may have held the lock; what the parent read is the parent's to tell."""
         self._lock = threading.Lock()
-        self._reads, self._unsaved = Counter(), 0
+        self._reads, self._bytes_read, self._unsaved = Counter(), Counter(), 0
         for tier in self.tiers:
             if hasattr(tier, "after_fork"):
                 tier.after_fork()

@@ -44,6 +44,8 @@ def told(result: Result, store: Store, run: str) -> dict[str, Any]:
         "digest": digest.hexdigest(),
         "commit": saved.commit,
         "loader": saved.manifest["loader"],
+        "receipt": [saved.manifest["receipt"]["head"], saved.manifest["receipt"]["steps"]],
+        "stretches": len(saved.manifest["provenance"]["stretches"]),
     }
 
 

@@ -86,6 +86,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(stages: dict[str, lis
             assert begun["losses"] + resumed["losses"] == whole["losses"], stop
             assert begun["accuracy"] is None and resumed["accuracy"] == whole["accuracy"]
             assert resumed["digest"] == whole["digest"] and resumed["loader"] == whole["loader"]
+            assert resumed["receipt"] == whole["receipt"] and whole["receipt"][1] == STEPS
+            assert resumed["stretches"] == 1, "the same code in the same environment"
 
 
 def test_all_processes_see_the_same_losses_and_checkpoints(stages: dict[str, list[Found]]) -> None:
@@ -100,10 +102,12 @@ def test_two_processes_train_as_one_does(stages: dict[str, list[Found]]) -> None
     assert [float.fromhex(loss) for loss in alone["losses"]] == pytest.approx(
         [float.fromhex(loss) for loss in pair["losses"]], rel=1e-4
     )
+    assert alone["receipt"] == pair["receipt"]
     twin, rest = stages["two first"][0]["twin"], stages["one second"][0]["elsewhere"]
     assert [float.fromhex(loss) for loss in twin["losses"] + rest["losses"]] == pytest.approx(
         [float.fromhex(loss) for loss in pair["losses"]], rel=1e-4
     )
+    assert rest["receipt"] == pair["receipt"] and rest["stretches"] == 2
 
 
 def test_arrays_that_are_cut_by_columns_come_back_on_another_mesh_and_are_the_same_cells(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -52,6 +53,22 @@ def test_ranks_make_the_step_of_one(found: dict[str, dict[str, Any]], ranks: int
         assert furthest(told["weights"], expected["weights"]) < 2e-6
         assert furthest(told["outcomes"], expected["outcomes"]) < 2e-6
         assert told == found[f"{ranks}-0"][f"{case} {kind}"]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_rank_without_rows_leaves_the_statistics_of_all_as_they_are(
+    found: dict[str, dict[str, Any]], kind: str
+) -> None:
+    """The third batch has two rows: of three ranks the first has none, and its buffers are those that all take."""
+    for rank in range(3):
+        told = found[f"3-{rank}"][f"normed {kind}"]
+        assert all(math.isfinite(value) for tensor in told["weights"].values() for value in flat(tensor))
+        assert all(taken for _, _, taken, _ in told["outcomes"])
+        assert told == found["3-0"][f"normed {kind}"]
+
+
+def flat(tree: Any) -> list[float]:
+    return [value for item in tree for value in flat(item)] if isinstance(tree, list) else [tree]
 
 
 def test_the_cases_do_what_they_are_called(found: dict[str, dict[str, Any]]) -> None:

@@ -192,6 +192,39 @@ def test_reads_are_remembered_and_make_packs_hot(store: Store, tmp_path: Path) -
     assert all(load_reads(path)[pack] == count // 2 for pack, count in reads.items())
 
 
+def test_what_was_read_of_each_tier_is_counted(store: Store, tmp_path: Path) -> None:
+    """A child of a fork begins anew: what the parent read is the parent's to tell."""
+    fill(store)
+    place(store, tmp_path, watermark=200_000)
+    apply_moves(store, plan_for(store).moves)
+    home, cold = (tier.url for tier in store.tier.tiers[:2])
+    with reopened(store, tmp_path) as other:
+        before = other.bytes_read
+        readable(other)
+        read = {url: other.bytes_read.get(url, 0) - before.get(url, 0) for url in (home, cold)}
+        assert VALUES * VALUE_BYTES <= sum(read.values()) < 1.2 * VALUES * VALUE_BYTES
+        assert min(read.values()) >= VALUE_BYTES
+        other.tier.after_fork()
+        assert other.bytes_read == {}
+
+
+def test_reads_of_a_single_tier_are_counted_by_every_way_of_reading(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "alone", cache_dir=tmp_path / "cache3") as store:
+        values = [np.random.default_rng(at).bytes(VALUE_BYTES) for at in range(3)]
+        digests = [store.put(value) for value in values]
+        store.flush()
+        out = bytearray(VALUE_BYTES)
+        ways = [
+            lambda: store.get(digests[0]),
+            lambda: list(store.get_many(digests)),
+            lambda: store.read_into(digests[1], memoryview(out)),
+        ]
+        for way, least in zip(ways, (1, 3, 1), strict=True):
+            before = store.bytes_read.get(store.url, 0)
+            way()
+            assert least * VALUE_BYTES <= store.bytes_read[store.url] - before < least * VALUE_BYTES + 5_000
+
+
 def test_a_pin_brings_what_its_ref_reaches_and_keeps_it(store: Store, tmp_path: Path) -> None:
     fill(store)
     fill(store, "b", seed=1)

@@ -77,7 +77,7 @@ def batch(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def stepped(model: nn.Module, *batches: Any, task: Any = TASK, **values: Any) -> tuple[TrainStep, list[StepOutcome]]:
     config = with_values(TrainConfig(), {**SGD, **{key.replace("__", "."): value for key, value in values.items()}})
     step = TrainStep(model, task, build_optimizer(config.optimizer, model), config, World(), StepClock())
-    return step, [step(one, len(one[1]), 1.0, False) for one in batches]
+    return step, [step(one, len(one[1]), 1.0, lambda: False) for one in batches]
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -221,7 +221,7 @@ def test_parameter_groups_keep_their_own_rates() -> None:
     optimizer = torch.optim.SGD(groups, lr=2.0)
     config = with_values(TrainConfig(), {"optimizer.reference": optimizer})
     step = TrainStep(model, TASK, build_optimizer(config.optimizer, model), config, World(), StepClock())
-    step(batch(5), 5, 0.25, False)
+    step(batch(5), 5, 0.25, lambda: False)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
     with pytest.raises(BadInput, match="weights of another model"):
         build_optimizer(config.optimizer, network())

@@ -20,7 +20,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -33,8 +33,9 @@ from leptonstore.dataset.schema import class_names, tensor_shape
 from leptonstore.errors import BadInput
 from leptonstore.store import Store
 from loaders.jax import JaxLoader
+from loaders.receipt import Receipt
 from trainers.config_tree import first_difference
-from trainers.jax import Checkpoint, Checkpointer, JaxRanks, Retention, load, restore_tree, state_of_tree
+from trainers.jax import Checkpoint, Checkpointer, JaxRanks, Retention, load, provenance_of, restore_tree, state_of_tree
 
 Params: TypeAlias = dict[str, dict[str, jax.Array]]
 State: TypeAlias = dict[str, Any]  # {"params", "moments": {"first", "second"}, "step", "key"}
@@ -55,6 +56,19 @@ class Config:
     dropout: float = 0.25
     inputs: str = "image"
     labels: str = "label"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As other trainings write theirs, so that `lepton lineage` and `lepton checkpoint show` find their way."""
+        return {
+            "model": {
+                "reference": "trainers.examples.jax_mnist:init",
+                "params": {"width": self.width, "dropout": self.dropout},
+            },
+            "optimizer": {"name": "adam", "lr": self.lr},
+            "data": {"inputs": self.inputs, "labels": self.labels, "global_batch_size": self.global_batch_size},
+            "epochs": self.epochs,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)
@@ -191,14 +205,16 @@ def fit(
     loader = JaxLoader(
         training, global_batch_size=config.global_batch_size, shuffle=True, seed=config.seed, mesh=mesh, columns=columns
     )
-    state, facts = programs.begin(), {"config": asdict(config), "data": _described(training)}
-    done = 0
+    state, facts = programs.begin(), {"config": config.to_dict(), "data": _described(training)}
+    done, earlier, receipt = 0, None, None
     if resume:
         saved = load(store, run)
         _require_same(saved, facts)
         state = restore_tree(saved, state)
         loader.load_state_dict(saved.manifest["loader"])
-        done = saved.step
+        done, earlier = saved.step, saved.manifest["provenance"]
+        receipt = Receipt.from_dict(saved.manifest["receipt"])
+    provenance = provenance_of(facts["config"], done, earlier)
     steps_per_epoch = len(loader)
     steps, losses = steps_per_epoch * config.epochs, []
     last = steps if max_steps is None else min(steps, max_steps)
@@ -213,7 +229,9 @@ def fit(
                 losses.append(float(loss))  # waits for the devices: where steps are short, read it less often
                 tell(done, losses[-1])
                 if done % checkpoint_every == 0 or done == last:
-                    checkpointer.save(done, state_of_tree(state), {**facts, "loader": loader.state_dict()})
+                    handed = loader.receipt() if receipt is None else receipt.then(loader.receipt())
+                    told = {"loader": loader.state_dict(), "receipt": handed.to_dict(), "provenance": provenance}
+                    checkpointer.save(done, state_of_tree(state), {**facts, **told})
                 if done == last:
                     break
     if done < steps:

@@ -160,6 +160,8 @@ class Batcher:
         rows = torch.cat([request.rows for request in batch]) if len(batch) > 1 else batch[0].rows
         try:
             outputs = model(rows)
+            if len(outputs) != len(rows):
+                raise RuntimeError(f"the model gave {len(outputs)} rows for {len(rows)}")
         except Exception as error:
             if len(batch) > 1:  # whose rows it was is found by trying each alone
                 for request in batch:

@@ -7,6 +7,7 @@ into the one JSON error there is, reads what is left of a refused body so that i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -31,6 +32,8 @@ OPEN_ROUTES = ("/healthz", "/readyz")  # what probes of an orchestrator ask, who
 CLIENT_GONE = 499  # in the log: nobody was there to be answered (nginx's number)
 LOGGED_CHARS_MAX = 200  # of a path
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_CHARS_MAX}}}")
+# An id names a request in the log and is no secret: a call of the system for each would hand the interpreter to the model's thread.
+_PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count(1)
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
 log = logging.getLogger("lepton.serve")
@@ -177,7 +180,7 @@ class _Exchange:
             self.headers.setdefault(name, []).append(value)
             self.head_bytes += len(name) + len(value)
         given = self.headers.get(b"x-request-id", [b""])[0].decode("latin-1")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if _ID.fullmatch(given) else f"{_PROCESS}-{next(_NUMBERS):x}"
         client = scope.get("client")
         self.note = Note(request_id, scope["method"], scope["path"], client[0] if client else "")
         self.started = False

@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import resource
 import socket
+import ssl
 import threading
 import time
 import warnings
@@ -24,7 +25,7 @@ from types import FrameType, TracebackType
 
 import torch
 
-from leptonstore.errors import BadInput, LeptonWarning, MissingExtra
+from leptonstore.errors import BadInput, LeptonWarning, MissingExtra, SourceError
 
 try:
     import uvicorn
@@ -68,7 +69,7 @@ class ModelServer:
         port: 0 takes a free one. allow_hosts: further names in Host by which a loopback server may be called (any name goes
         for one that listens wider). tls: (certificate chain, private key), files in PEM. threads: of torch; its own choice by default.
         access: is given one line of JSON for every request.
-        Raises BadInput (an address that may not be listened to, or is in use), SourceError (the token file).
+        Raises BadInput (an address that may not be listened to, or is in use), SourceError (the token file, the certificate).
         """
         self._model = model
         self._threads, self._access, self._tls = threads, access, tls
@@ -80,6 +81,8 @@ class ModelServer:
             )
         if not loopback and tls is None:
             warnings.warn("tokens and data travel in clear: give --tls-cert and --tls-key", LeptonWarning, stacklevel=2)
+        if tls is not None:
+            _require_key_pair(*tls)
         self._hosts = LOOPBACK_NAMES | {name.lower() for name in allow_hosts} if loopback else None
         self._limits = _with_files(limits or ServeLimits())
         self._socket = _bound(host, port)
@@ -212,6 +215,13 @@ def _is_loopback(host: str) -> bool:
     except OSError as error:
         raise BadInput(f"there is no host {host!r} to listen on: {error}") from None
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _require_key_pair(certificate: str, key: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SourceError(f"{certificate} and {key} are no certificate with its key: {error}", certificate) from None
 
 
 def _bound(host: str, port: int) -> socket.socket:
