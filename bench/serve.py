@@ -3,7 +3,8 @@
 python -m bench.serve [--seconds S] [--quick] [--json]
 
 The server runs in a thread of this process with one thread of torch, the client in a process of its own; raw bodies and answers over
-connections that stay open. `in process` is the model in batches of 64, without anything around it.
+connections that stay open. `in process` is the model in batches of 64, without anything around it. Processor time is that of the whole
+server process, the model included: unlike a rate, it means something on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -56,14 +57,25 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     alone = [seconds_per_call(lambda: steady(rows), seconds / 2) for _ in range(RUNS)]
     own = BATCH / median(alone)
     one = median(seconds_per_call(lambda: steady(rows[:1]), seconds / 2) for _ in range(RUNS))
-    figures = [Figure("in process", own, "rows/s"), Figure("one row in process", one * 1e6, "us")]
+    start, calls = time.process_time(), 20
+    for _ in range(calls):
+        steady(rows)
+    own_cpu = (time.process_time() - start) / calls / BATCH * 1e6
+    figures = [
+        Figure("in process", own, "rows/s"),
+        Figure("  processor time", own_cpu, "us/row"),
+        Figure("one row in process", one * 1e6, "us"),
+    ]
     for wait_ms in (0.0, 2.0):
         with ModelServer(model, ServeLimits(batch_rows=BATCH, wait_ms=wait_ms), threads=1) as server:
 
             def ask(connections: int, count: int, port: int = server.port) -> dict[str, float]:
                 told = [str(port), str(connections), str(seconds), str(count), str(model.input.row_bytes)]
+                start = time.process_time()
                 runs = [in_process("bench.serve_client", *told) for _ in range(RUNS)]
+                spent = (time.process_time() - start) * 1e6
                 return {
+                    "cpu_us": spent / sum(run["requests"] for run in runs),
                     "rate": median(run["requests"] / run["seconds"] for run in runs),
                     "p50": median(run["p50_ms"] for run in runs),
                     "p99": median(run["p99_ms"] for run in runs),
@@ -73,7 +85,9 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
             whole, many, single = ask(8, BATCH), ask(64, 1), ask(1, 1)
         figures += [
             Figure(f"64-row requests{said}", whole["rate"] * BATCH, "rows/s", "", "in process", own),
+            Figure(f"  processor time{said}", whole["cpu_us"] / BATCH, "us/row", "", "in process", own_cpu),
             Figure(f"1-row requests{said}", many["rate"], "requests/s"),
+            Figure(f"  processor time{said}", many["cpu_us"], "us/request"),
             Figure(f"  p50, 64 clients{said}", many["p50"], "ms"),
             Figure(f"  p99, 64 clients{said}", many["p99"], "ms"),
             Figure(f"  p50, one client{said}", single["p50"], "ms"),

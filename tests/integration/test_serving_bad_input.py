@@ -95,6 +95,12 @@ BODIES: list[tuple[str, str, bytes, int]] = [
     ("a TIFF called a PNG", "image/png", b"II*\x00" + bytes(100), 400),
     ("EPS", "image/png", b"%!PS-Adobe-3.0 EPSF-3.0\n", 400),
     ("too many pixels", "image/png", png(101, 100), 413),
+    (
+        "pixels of several images",
+        JSON,
+        json.dumps({"images": [base64.b64encode(png(60, 100)).decode()] * 2}).encode(),
+        413,
+    ),
     ("no base64", JSON, json.dumps({"images": ["%%%"]}).encode(), 400),
     ("base64 of no image", JSON, json.dumps({"images": [base64.b64encode(b"x").decode()]}).encode(), 400),
     ("images that are no text", JSON, json.dumps({"images": [5]}).encode(), 422),

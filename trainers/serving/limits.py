@@ -22,7 +22,6 @@ OUTPUT_BYTES_MAX = 16 * MIB  # of one answer's tensor; with many classes a reque
 # A number of a JSON body: 17 digits of a float64, sign, point, exponent, comma and a space.
 JSON_NUMBER_BYTES_MAX = 26
 JSON_SLACK_BYTES = 4 * KIB  # of a JSON body beside its numbers: keys, brackets of small tensors
-IMAGES_EXPANSION = 4  # of a decoded image against the largest that is allowed, while it is converted
 # What is read of a body that is refused, so that its sender sees the answer and not a reset connection (nginx: lingering_close).
 LINGER_BYTES_MAX = 64 * MIB
 LINGER_S = 5.0
@@ -47,7 +46,7 @@ class ServeLimits:
     rows_max            rows of one request
     body_bytes_max      of one request
     bodies_bytes_max    of all requests that are being read or answered; more are refused (503)
-    pixels_max          of an encoded image: 16 million take 50 MB as RGB
+    pixels_max          of the encoded images of a request, together: 16 million take 50 MB as RGB and 0.2 s to decode
     connections_max     open at a time
     head_s              from the first byte (or the connection) to the last of the headers
     body_s              for all of a body

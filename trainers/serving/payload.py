@@ -95,7 +95,7 @@ class Reader:
         elif kind == SAFETENSORS:
             rows = self._safetensors(body)
         elif kind in IMAGES and self.decode is not None:
-            rows = self._image(body, "the image")[None]
+            rows = self._images([body], ["the image"])
         else:
             raise Refused("unsupported_type", f"content-type {kind!r:.100} is none of {', '.join(self.types)}")
         self._require_rows(len(rows))
@@ -112,7 +112,8 @@ class Reader:
             raise Refused("malformed", f"{name} must be a list of rows")
         self._require_rows(len(value))
         if name == "images":
-            return np.stack([self._base64(one, f"images[{at}]") for at, one in enumerate(value)])
+            names = [f"images[{at}]" for at in range(len(value))]
+            return self._images([_from_base64(one, name) for one, name in zip(value, names, strict=True)], names)
         if name == "texts":
             value = [_tokens(one, self.spec.shape[0], f"texts[{at}]") for at, one in enumerate(value)]
         flat = np.empty((len(value), self.spec.elements), self.spec.dtype)
@@ -157,31 +158,30 @@ class Reader:
         except OverflowError:
             self._refuse_range(where)
 
-    def _base64(self, text: Any, where: str) -> NDArray[Any]:
-        if not isinstance(text, str):
-            raise Refused("does_not_fit", f"{where} must be a string of base64")
-        try:
-            data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise Refused("malformed", f"{where} is no base64") from None
-        return self._image(data, where)
-
-    def _image(self, data: bytes, where: str) -> NDArray[Any]:
+    def _images(self, files: list[bytes], names: list[str]) -> NDArray[Any]:
+        """Their headers first: a small file may unpack to a large image, and many of them to hours of work."""
         assert self.decode is not None
-        if not any(is_one(data) for is_one in IMAGES.values()):
-            raise Refused("malformed", f"{where} is no image in {', '.join(IMAGES)}")
+        pixels = 0
+        for data, name in zip(files, names, strict=True):
+            if not any(is_one(data) for is_one in IMAGES.values()):
+                raise Refused("malformed", f"{name} is no image in {', '.join(IMAGES)}")
+            try:
+                info = images.probe(data, name)
+            except SourceError:
+                raise Refused("malformed", f"{name} is damaged, or no image that can be decoded") from None
+            pixels += info.height * info.width
+        if pixels > self.limits.pixels_max:
+            raise Refused("too_large", f"{pixels:,} pixels; a request may have {self.limits.pixels_max:,}")
+        return np.stack([self._decoded(data, name) for data, name in zip(files, names, strict=True)])
+
+    def _decoded(self, data: bytes, name: str) -> NDArray[Any]:
+        assert self.decode is not None
         try:
-            info = images.probe(data, where)
-            if info.height * info.width > self.limits.pixels_max:
-                raise Refused(
-                    "too_large",
-                    f"{where} has {info.height * info.width:,} pixels; at most {self.limits.pixels_max:,} are taken",
-                )
             return self.decode(data)
         except SourceError:
-            raise Refused("malformed", f"{where} is damaged, or no image that can be decoded") from None
+            raise Refused("malformed", f"{name} is damaged, or no image that can be decoded") from None
         except LeptonError:
-            raise Refused("does_not_fit", f"{where} cannot be brought to what the model takes: {self.spec}") from None
+            raise Refused("does_not_fit", f"{name} cannot be brought to what the model takes: {self.spec}") from None
 
     def _raw(self, body: bytes) -> NDArray[Any]:
         if not body or len(body) % self.spec.row_bytes:
@@ -246,6 +246,15 @@ def parse_json(body: bytes) -> Any:
         return json.loads(body.decode("utf-8"), parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         raise Refused("malformed", "the body is not valid JSON") from None
+
+
+def _from_base64(text: Any, name: str) -> bytes:
+    if not isinstance(text, str):
+        raise Refused("does_not_fit", f"{name} must be a string of base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused("malformed", f"{name} is no base64") from None
 
 
 def _length(row: Any, spec: TensorSpec, where: str) -> int:
