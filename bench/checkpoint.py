@@ -183,7 +183,7 @@ class Bench:
         blocked = []
         start = time.perf_counter()
         for step in range(self.steps_each):
-            for _ in range(12):
+            for _ in range(4):
                 left = torch.tanh(left @ right)
             change(self.tensors[step % 8 * count // 8 : (step % 8 + 1) * count // 8])
             if checkpointer is not None and (step + 1) % (self.steps_each // SAVES) == 0:

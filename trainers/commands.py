@@ -45,6 +45,9 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run.")
 @click.option("--auto-resume", is_flag=True, help="As --resume if the run has a checkpoint, else start it.")
+@click.option(
+    "--fallback", is_flag=True, help="Resume from the newest checkpoint that is whole, if that one is damaged."
+)
 @click.option("--max-steps", type=click.IntRange(min=1), help="Save and stop once the run has done this many steps.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save so often, and after every epoch.")
 @click.option("--threads", type=int, help="CPU threads of torch (default: torch's choice).")
@@ -53,6 +56,7 @@ TOLD_PHASES = ("setup", "data_wait", "h2d", "compute", "sync", "checkpoint", "ev
     "--metrics", metavar="FILE.jsonl", help="Where every step and epoch is logged (default: the result says it)."
 )
 @click.option(
+    "--log-to",  # torchrun takes a bare --log for its own --log-dir, as it does with --run
     "--log",
     "sinks",
     multiple=True,
@@ -77,6 +81,7 @@ def train(
     run: str | None,
     resume: bool,
     auto_resume: bool,
+    fallback: bool,
     max_steps: int | None,
     metrics: str | None,
     sinks: tuple[str, ...],
@@ -118,6 +123,7 @@ def train(
             cache=cache,
             run=run,
             resume=resume or ("auto" if auto_resume or _restarted() else False),
+            fallback=fallback,
             max_steps=max_steps,
             metrics=metrics,
             log=sinks,

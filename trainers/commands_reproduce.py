@@ -102,4 +102,4 @@ def _tell(found: Comparison) -> None:
 
 def _pair(label: str, recorded: str, here: str, equal: bool) -> None:
     told = here if equal else f"{here}, not {recorded}"
-    click.echo(f"  {'=' if equal else '!'} {label:<14} {told}")
+    click.echo(f"  {'=' if equal else '!'} {label:<18} {told}")

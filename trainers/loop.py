@@ -111,10 +111,13 @@ class Trainer:
         self._saved: tuple[Any, str] = ((), "")
         self._trained = 0  # rows, by this process
 
-    def fit(self, resume: bool | Literal["auto"] = False, max_steps: int | None = None) -> TrainResult:
+    def fit(
+        self, resume: bool | Literal["auto"] = False, max_steps: int | None = None, fallback: bool = False
+    ) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
         resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
+        fallback: resume from the newest checkpoint that is whole, with a warning about each that is not; all of it is read first.
         Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
         BadInput (a checkpoint of another training; out of memory; torch.compile failed), LossNotFinite, RankLost.
         """
@@ -130,7 +133,7 @@ class Trainer:
             )
             if resume == "auto":
                 resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
-            self._prepare(resume)
+            self._prepare(resume, fallback)
             self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
             while self.progress.epoch < self.config.epochs and not self._stopped_early:
@@ -145,7 +148,7 @@ class Trainer:
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, resume: bool) -> None:
+    def _prepare(self, resume: bool, fallback: bool) -> None:
         """Model, optimizer, loaders; then the state of the checkpoint, if there is one to resume from."""
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
@@ -163,7 +166,7 @@ class Trainer:
         self._factor = build_schedule(config.schedule, self._steps)
         self._provenance = Provenance(to_dict(config), world, config.not_reproducible)
         if resume:
-            self._restore(self._newest())
+            self._restore(self._newest(fallback))
         elif checkpoints.exists(self.store, self.run):
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
@@ -172,9 +175,9 @@ class Trainer:
     def _join(self) -> contextlib.AbstractContextManager[World]:
         return parallel.joined(self.config.device, self.config.parallel.mesh)
 
-    def _newest(self) -> checkpoints.Checkpoint:
+    def _newest(self, fallback: bool) -> checkpoints.Checkpoint:
         """The newest checkpoint that rank 0 sees, on every rank."""
-        found = checkpoints.load(self.store, self.run)
+        found = checkpoints.load(self.store, self.run, fallback=fallback)
         step = self._world.agreed(found.manifest["step"])
         return found if found.manifest["step"] == step else checkpoints.load(self.store, self.run, step)
 

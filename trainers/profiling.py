@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WARMUP_STEPS, ACTIVE_STEPS = 3, 10
 BEFORE_STEPS_MAX = 50  # by then caches are warm, and a profile of a long run need not be waited for
 OPERATIONS_SHOWN = 12
+# What ranks do for each other inside forward and backward passes.
+BETWEEN_RANKS = ("c10d::", "FSDP::", "gloo:", "nccl:", "ncclDevKernel", "record_param_comms")
 # From these shares of the steps' time on, something is worth changing.
 WAIT_SHARE, SYNC_SHARE, COPY_SHARE, SAVE_SHARE, OTHER_SHARE = 0.05, 0.15, 0.10, 0.05, 0.15
 
@@ -96,6 +98,7 @@ class Profile:
         self._outside: list[StepTime] = []
         self._skipped = False
         self._count = 0
+        self.reported = False
 
     def step(self, event: StepEvent) -> None:
         """A step of the run has ended. The first one is not looked at: it opens files and fills caches."""
@@ -132,6 +135,7 @@ class Profile:
         "dataset", "rows" (of a global batch), "precision", "compile", "asynchronous" (checkpoints).
         """
         self.close()
+        self.reported = True
         count = len(self._outside)
         phases = {name: sum(getattr(one, name) for one in self._outside) / max(1, count) for name in PHASES}
         operations = self._operations()
@@ -204,7 +208,7 @@ def advice(
         found.append(
             (
                 share["sync"],
-                f"{share['sync']:.0%} waits for other ranks: larger batches or --accumulate make it rarer; "
+                f"{share['sync']:.0%} waits for other ranks: larger batches or --set accumulate=N make it rarer; "
                 "ranks that differ in speed (look at their data_wait) make it longer",
             )
         )
@@ -213,7 +217,9 @@ def advice(
             (share["h2d"], f"{share['h2d']:.0%} copies batches to the device: let the loader copy ahead (device)")
         )
     if share["checkpoint"] >= SAVE_SHARE:
-        cure = "save less often" if facts.get("asynchronous") else "checkpoint.asynchronous, or save less often"
+        cure = (
+            "save less often" if facts.get("asynchronous") else "--set checkpoint.asynchronous=true, or save less often"
+        )
         found.append((share["checkpoint"], f"{share['checkpoint']:.0%} saves checkpoints: {cure}"))
     if share["other"] >= OTHER_SHARE:
         found.append(
@@ -238,6 +244,7 @@ def _of_compute(share: float, operations: list[Operation], facts: Mapping[str, A
     updates = sum(
         one.share for one in operations if "ptimizer" in one.name or "_foreach" in one.name or "_fused" in one.name
     )
+    between = sum(one.share for one in operations if one.name.startswith(BETWEEN_RANKS))
     calls = sum(one.calls for one in operations if one.name.startswith("aten::"))
     if heavy >= 0.5 * total and facts.get("precision") == "float32":
         found.append(
@@ -250,10 +257,13 @@ def _of_compute(share: float, operations: list[Operation], facts: Mapping[str, A
         found.append(
             (
                 share * updates,
-                f"{updates:.0%} of compute updates weights: larger batches, or --accumulate, make it rarer",
+                f"{updates:.0%} of compute updates weights: larger batches, or --set accumulate=N, make it rarer",
             )
         )
-    if heavy < 0.5 * total and not facts.get("compile") and calls >= 100:
+    if between >= SYNC_SHARE:
+        line = f"{between:.0%} of compute gathers and adds up between ranks: larger batches, or --set accumulate=N, make it rarer"
+        found.append((share * between, line))
+    elif heavy < 0.5 * total and not facts.get("compile") and calls >= 100:
         found.append((share * 0.2, f"a step is {calls:,.0f} small operations: --set compile=true makes fewer of them"))
     return found
 

@@ -59,8 +59,7 @@ def is_trusted(reference: Reference) -> bool:
     """Whether a stored reference may be followed without being confirmed. Objects were given by the caller."""
     if not isinstance(reference, str) or is_told(reference):
         return True
-    module = reference.partition(":")[0]
-    return any(module == trusted or module.startswith(f"{trusted}.") for trusted in TRUSTED_MODULES)
+    return _trusted_root(reference.partition(":")[0]) is not None
 
 
 def resolve(reference: Reference) -> Callable[..., Any]:
@@ -85,6 +84,13 @@ def resolve(reference: Reference) -> Callable[..., Any]:
         raise BadInput(f"{module_name!r} has no {attribute!r}{nearest(attribute, names)}")
     if not callable(found):
         raise BadInput(f"{reference!r} is {type(found).__name__}, not a function")
+    root, defined = _trusted_root(module_name), str(getattr(found, "__module__", ""))
+    if (
+        root is not None and _trusted_root(defined) != root
+    ):  # trusted is what these modules are for, not all that they import
+        raise BadInput(
+            f"{attribute!r} is not of {module_name}, but of {defined or 'another module'}, which {module_name} uses"
+        )
     return typing.cast(Callable[..., Any], found)
 
 
@@ -105,6 +111,11 @@ def require_takes(function: Callable[..., Any], what: str, *arguments: Any, **pa
         signature.bind(*arguments, **params)
     except TypeError as error:
         raise BadInput(f"{what} does not take these parameters: {error}") from None
+
+
+def _trusted_root(module: str) -> str | None:
+    """Which of TRUSTED_MODULES the module is, or is in."""
+    return next((root for root in TRUSTED_MODULES if module == root or module.startswith(f"{root}.")), None)
 
 
 def split(reference: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ a thread of their own (trainers.sinks.background). Callbacks run in the loop, an
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from leptonstore.errors import Stopped
+from leptonstore.errors import LeptonError, Stopped
 from trainers.metrics import MetricLog
 from trainers.sinks import BackgroundSink, Sink, open_sink
 
@@ -162,8 +163,9 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None and issubclass(kind, Stopped):
             self._status = "stopped"
-        if self.profile is not None:
-            self.profile.close()
+        if self.profile is not None and not self.profile.reported:  # a run that was stopped: what there is of it
+            with contextlib.suppress(LeptonError):  # what ended the run says why
+                self.profile.report({}, {})
         self._log.close()
         for sink in self._sinks:
             sink.end(self._status)

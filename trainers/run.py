@@ -51,6 +51,7 @@ def run_train(
     cache: Cache | None = None,
     run: str | None = None,
     resume: bool | Literal["auto"] = False,
+    fallback: bool = False,
     max_steps: int | None = None,
     metrics: str | Path | None = None,
     log: Iterable[str | Sink] = (),
@@ -63,13 +64,14 @@ def run_train(
 
     values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
     a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
-    not be given again. resume: "auto" starts when there is no checkpoint of the run yet.
+    not be given again. resume: "auto" starts when there is no checkpoint of the run yet. fallback: as of
+    `Trainer.fit`.
     prices: what tiers and devices cost, for the result's usage. metrics, log, profile, on_step, on_epoch: as of `Trainer`.
     Raises what `Trainer.fit` raises.
     """
     ds = open_dataset(store, dataset, cache)
     goes_on = run is not None and checkpoints.exists(store, run) if resume == "auto" else resume
-    config, train, validation = plan(store, ds, values or {}, run if goes_on else None)
+    config, train, validation = plan(store, ds, values or {}, run if goes_on else None, fallback)
     with parallel.joined(config.device, config.parallel.mesh) as world:
         trainer = Trainer(
             config,
@@ -84,20 +86,20 @@ def run_train(
             on_epoch=on_epoch,
             world=world,
         )
-        result = trainer.fit(resume=resume, max_steps=max_steps)
+        result = trainer.fit(resume=resume, max_steps=max_steps, fallback=fallback)
     told = result.to_dict()
     told["usage"]["cost"] = cost_of(result.usage, store.url, *prices)
     return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, "task": trainer.task.describe(), **told}
 
 
 def plan(
-    store: Store, ds: Dataset, values: Mapping[str, Any], resumed_run: str | None = None
+    store: Store, ds: Dataset, values: Mapping[str, Any], resumed_run: str | None = None, fallback: bool = False
 ) -> tuple[TrainConfig, Dataset, Dataset]:
     """(configuration, training rows, validation rows): the recipe for this dataset, or the resumed run's configuration,
     with `values` put in."""
     asked = with_values(TrainConfig(), values)  # refuses what is no configuration before anything is read
     if resumed_run is not None:
-        stored = checkpoints.load(store, resumed_run).config
+        stored = checkpoints.load(store, resumed_run, fallback=fallback).config
         require_trusted(stored, asked, f"run {resumed_run!r}")
         config = with_values(stored, values)
         return config, *split_dataset(ds, config.data)

@@ -222,7 +222,7 @@ class TrainStep:
     # -- buffers -----------------------------------------------------------------------------------------------
 
     def _buffers_before(self, targets: Tensor) -> list[Tensor] | None:
-        """Copies of the buffers, where the step may have to give them back: running statistics of no rows are not numbers."""
+        """Copies of the buffers, where the step may have to give them back: statistics of no rows may be no numbers."""
         if not self._buffers or (len(targets) and not self._skip):
             return None
         return [buffer.detach().clone() for buffer in self._buffers]

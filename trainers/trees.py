@@ -45,6 +45,8 @@ def _encode(value: Any, path: str, tensors: dict[str, Any], depth: int) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor | np.ndarray):
+        while path in tensors:  # of keys that are told alike: 1 and "1"
+            path += "'"
         tensors[path] = value.detach() if isinstance(value, Tensor) else value
         return {"tensor" if isinstance(value, Tensor) else "array": path}
     if isinstance(value, Mapping):

@@ -83,6 +83,7 @@ class Store:
         if (self._keys is None) != (config.encryption is None):
             raise WrongKey(f"{tier.url} is encrypted: open it with Store.open")
         self._lock = threading.RLock()
+        self._counting = threading.Lock()  # of its own: who puts does not wait for who publishes
         # How this store's documents are written: in the clear, or sealed.
         self.documents = framed if self._keys is None else self._keys.documents
         self._log = Log(tier, tier.url, self.documents)
@@ -473,7 +474,7 @@ class Store:
         """
         view = memoryview(data).cast("B")
         digest = digest_of(view)
-        with self._lock:
+        with self._counting:
             self.put_bytes += len(view)
         if self._found(digest):
             return digest
@@ -500,7 +501,7 @@ class Store:
         if len(view) > self.config.chunks.cut_above:
             self.put(view, content, plane_width=plane_width)
         elif not self._found(digest):
-            with self._lock:
+            with self._counting:
                 self.put_bytes += len(view)
             self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width=plane_width, encoded=encoded)
 
@@ -521,7 +522,7 @@ class Store:
         """
         view = memoryview(data).cast("B")
         digest = digest_of(view)
-        with self._lock:
+        with self._counting:
             self.put_bytes += len(view)
         if len(view) <= self.config.chunks.cut_above:
             self.put_reference_piece(view, root, spot, digest)
@@ -801,7 +802,7 @@ class Store:
 
     def after_fork(self) -> None:
         """In a child process: new locks, and none of the parent's unfinished packs."""
-        self._lock = threading.RLock()
+        self._lock, self._counting = threading.RLock(), threading.Lock()
         self._opened = OpenedPacks(self.tier, self.config.store_id, self._keys)
         self._writer.after_fork()
         self.references.after_fork()

@@ -32,6 +32,8 @@ import pandas  # noqa: F401  (this, and the next one, are imported when first ne
 import torch
 import torch._dynamo
 from torch import distributed, nn
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import RankLost
@@ -72,13 +74,19 @@ class Network(nn.Module):
         logits: torch.Tensor = self.last(x)
         return logits
 
+    def tensor_plan(self) -> dict[str, Any]:
+        """One layer by columns, one by rows."""
+        shared: dict[str, Any] = {"blocks.0.0": ColwiseParallel(output_layouts=Replicate())}
+        return {**shared, "last": RowwiseParallel(input_layouts=Replicate())}
+
 
 def config_of(kind: str, asynchronous: bool) -> TrainConfig:
     """Saves every second step, and keeps few checkpoints."""
     return quick_config(
         epochs=EPOCHS,
         checkpoint__asynchronous=asynchronous,
-        parallel__kind=kind,
+        parallel__kind="auto" if kind == "mesh" else kind,
+        parallel__mesh={"data": 2, "tensor": 2} if kind == "mesh" else {},
         checkpoint__every_steps=CHECKPOINT_STEPS,
         model__reference="tests.crash.train_kill:network",
         model__params={},
@@ -284,7 +292,7 @@ def run(kind: str, asynchronous: bool, ranks: int, kills: int, seed: int, place:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.train_kill", description=__doc__)
-    parser.add_argument("--kind", choices=["ddp", "fsdp2"], default="ddp")
+    parser.add_argument("--kind", choices=["ddp", "fsdp2", "mesh"], default="ddp", help="mesh: 2 x 2, by 4 ranks")
     parser.add_argument("--asynchronous", action="store_true", help="save in the background")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)

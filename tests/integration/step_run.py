@@ -66,14 +66,19 @@ class Network(nn.Module):
 
 
 class Normed(nn.Module):
-    """Batch normalisation over pixels, so that a share of one row is enough."""
+    """Statistics of its own beside torch's: the mean of no rows is not a number. Over pixels, so that a share of one row is enough."""
+
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.leave = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(8, 3)
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.norm(self.conv(images.unsqueeze(1).to(torch.float32) / 255))
+        if self.training:
+            self.seen.data.lerp_(hidden.detach().mean(), 0.1)
         logits: Tensor = self.leave(hidden.flatten(1))
         return logits
 
@@ -118,7 +123,7 @@ def trained(
             [outcome.loss if math.isfinite(outcome.loss) else None, outcome.stop, outcome.taken, outcome.norm]
         )
     wrap.share_buffers(model, world)
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    state: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     return {"weights": {name: value.tolist() for name, value in state.items()}, "outcomes": outcomes}
 
 

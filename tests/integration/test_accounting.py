@@ -16,7 +16,7 @@ from ranks import run_ranks
 from training_data import quick_config, quick_options, write_patterns
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput, LeptonWarning, MissingExtra
+from leptonstore.errors import BadInput, LeptonWarning, MissingExtra, Stopped
 from leptonstore.store import Store
 from leptonstore.store.prices import DEFAULT_TABLE, device_price_of, parse_device_prices, parse_prices
 from trainers.clock import RUN_PHASES, StepTime
@@ -165,6 +165,20 @@ def test_a_run_of_few_steps_can_be_profiled(store: Store, patterns: Dataset, tmp
     assert result.finished and result.profile is not None and result.profile["advice"]
 
 
+def test_a_run_that_is_stopped_leaves_the_profile_that_there_is(
+    store: Store, patterns: Dataset, tmp_path: Path
+) -> None:
+    def stop(event: StepEvent) -> None:
+        if event.step == 25:
+            trainer.stop.request()
+
+    trainer = Trainer(quick_config(epochs=9), store, patterns, run="run", profile=tmp_path / "profile", on_step=[stop])
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+    assert "compute" in (tmp_path / "profile" / "profile.txt").read_text()
+
+
 PHASES = {"data_wait": 0.0, "h2d": 0.0, "compute": 1.0, "sync": 0.0, "checkpoint": 0.0, "other": 0.0}
 CONVOLUTIONS = [Operation("aten::mkldnn_convolution", 0.9, 0.9, 1), Operation("Optimizer.step#Adam.step", 0.1, 0.1, 1)]
 
@@ -190,6 +204,16 @@ def test_advice_names_the_largest_share(changed: dict[str, float], facts: dict[s
 
     lines = advice({**PHASES, **changed}, CONVOLUTIONS, {"stages": {"gather": 2.0, "order": 1.0}}, facts)
     assert re.search(first, lines[0]), lines
+
+
+def test_advice_follows_from_the_operations_of_a_step() -> None:
+    between = [Operation("FSDP::all_gather", 0.5, 0.5, 1), *CONVOLUTIONS]
+    assert "gathers and adds up between ranks" in advice(PHASES, between, {}, {})[0]
+    small = [Operation("aten::add", 0.9, 0.9, 400), Operation("Optimizer.step#Adam.step", 0.1, 0.1, 1)]
+    assert "400 small operations: --set compile=true" in advice(PHASES, small, {}, {"compile": False})[0]
+    assert "nothing stands out" in advice(PHASES, small, {}, {"compile": True})[0]
+    updates = [Operation("Optimizer.step#Adam.step", 0.6, 0.6, 1), Operation("aten::mm", 0.4, 0.4, 1)]
+    assert "60% of compute updates weights" in advice(PHASES, updates, {}, {"compile": True})[0]
 
 
 # -- usage and prices ----------------------------------------------------------------------------------------------------

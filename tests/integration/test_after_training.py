@@ -116,6 +116,14 @@ def test_a_deployed_model_of_encoded_images_takes_files_and_rows(store: Store, p
         predict_images(open_model(store, "colours").model, [place / "broken.jpg"])
 
 
+@pytest.mark.parametrize("name", ["texts", "numbers"])
+def test_a_deployed_model_of_any_kind_is_judged_as_its_checkpoint(store: Store, name: str) -> None:
+    run_deploy(store, f"{name}-run", f"{name}-model")
+    built, deployed = (run_evaluate(store, model, name) for model in (f"checkpoint/{name}-run", f"{name}-model"))
+    assert deployed["loss"] == pytest.approx(built["loss"], rel=1e-5)
+    assert run_predict_dataset(store, f"{name}-model", name)["rows"] == len(Dataset.open(store, name))
+
+
 def test_every_text_gets_its_own_perplexity(store: Store) -> None:
     found = run_predict_dataset(store, "checkpoint/texts-run", "texts")
     ds = Dataset.open(store, found["dataset"])

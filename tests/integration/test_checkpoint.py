@@ -17,6 +17,7 @@ from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamag
 from leptonstore.format.pack import CONTENT_DATA
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
+from leptonstore.store.repair import repair_store
 from trainers.checkpoint import Checkpointer, Retention, Shards, branch_of, load, restore
 from trainers.checkpoint.cells import CELL_BYTES
 
@@ -316,7 +317,13 @@ def test_a_corrupt_cell_is_named_and_the_checkpoint_before_is_there_on_request(s
     restored = state_of(seed=2)
     restore(found, restored)
     assert equal(restored, first)
+    save(
+        store, 2, state_of(seed=1)
+    )  # the run comes to the same step again: the damaged chunk is not taken for one that is there
+    repair_store(store)
+    load(store, "run", 2).verify()
     damage(store, "model/weight", 0, step=1)
+    damage(store, "model/weight", 2, step=2)
     with pytest.warns(LeptonWarning), pytest.raises(ChunkCorrupt, match="step-000000002"):
         load(store, "run", fallback=True)
 

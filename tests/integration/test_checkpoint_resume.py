@@ -14,9 +14,17 @@ import torch
 from torch import nn
 from training_data import quick_config, write_patterns
 
-from leptonstore.dataset import Dataset, FileTable, list_refs, write_files
+from leptonstore.dataset import Dataset, FileTable, StoredValue, list_refs, write_files
 from leptonstore.dataset.branches import create_ref
-from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, RefMissing, Stopped
+from leptonstore.errors import (
+    BadInput,
+    ChunkCorrupt,
+    FormatDamaged,
+    FormatTooNew,
+    LeptonWarning,
+    RefMissing,
+    Stopped,
+)
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers.config import TrainConfig
@@ -269,6 +277,37 @@ def test_a_checkpoint_of_version_1_resumes_as_before(store: Store, patterns: Dat
     left, right = checkpoints.load(store, "whole"), checkpoints.load(store, "run")
     assert left.paths == right.paths and all(left.cells(path) == right.cells(path) for path in left.paths)
     assert whole.finished
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_on_request(store: Store, patterns: Dataset) -> None:
+    whole, _ = train(store, patterns, quick_config(), run="whole")
+    train(store, patterns, quick_config(checkpoint__every_steps=2, checkpoint__keep_last=4), max_steps=4)
+    newest = checkpoints.load(store, "run")
+    cell = newest.cell("model/network.conv.weight", 0)
+    assert isinstance(cell, StoredValue)
+    place = store.locate(cell.digest)
+    assert place is not None
+    pack = Path(store.url) / "packs" / place.pack[:2] / f"{place.pack}.pack"
+    data = bytearray(pack.read_bytes())
+    data[(place.row.offset + place.row.end) // 2] ^= 1
+    pack.write_bytes(data)
+    with pytest.raises(
+        ChunkCorrupt, match=r"checkpoint step-000000004 of run 'run', tensor 'model/network\.conv\.weight'"
+    ):
+        train(store, patterns, quick_config(), resume=True)
+    with pytest.warns(LeptonWarning, match="step-000000004 of run 'run' is damaged"):
+        resumed, result = train(store, patterns, quick_config(), resume=True, fallback=True)
+    assert result.finished and same_weights(whole, resumed)
+
+
+def test_saving_in_the_background_changes_nothing_but_the_time(store: Store, patterns: Dataset) -> None:
+    whole, _ = train(store, patterns, quick_config(checkpoint__every_steps=2), run="whole")
+    config = quick_config(checkpoint__every_steps=2, checkpoint__asynchronous=True)
+    train(store, patterns, config, max_steps=7)
+    resumed, result = train(store, patterns, config, resume=True)
+    assert same_weights(whole, resumed) and result.checkpoint == checkpoints.load(store, "run").commit
+    left, right = checkpoints.load(store, "whole"), checkpoints.load(store, "run")
+    assert all(left.cells(path) == right.cells(path) for path in {*left.paths, *right.paths})
 
 
 def test_a_stored_model_reference_is_not_followed_unasked(store: Store, patterns: Dataset, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from trainers.early_stop import EarlyStop
 from trainers.loop import Trainer
 from trainers.metrics import read_metrics
 from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent
+
+COMMANDS = click.Group(commands={"train": train_command})
 
 
 @pytest.fixture
@@ -189,7 +192,7 @@ def test_a_bad_loss_names_the_rows_of_the_dataset(store: Store) -> None:
     ds = write_patterns(store, name="unsplit", split=False)
     trainer = Trainer(quick_config(loss__reference=always_nan), store, ds, run="run")
     seen: list[torch.Tensor] = []
-    trainer.task = Watched(trainer.task, seen)  # type: ignore[assignment]
+    trainer.task = Watched(trainer.task, seen)
     with pytest.raises(
         LossNotFinite, match=r"the loss is nan at step 1 of 18 of run 'run' \(epoch 1\), of rows \d+, "
     ) as caught:
@@ -277,13 +280,13 @@ def test_the_command_line_takes_a_toml_file_and_options_over_it(
         global_batch_size = 10
         """
     )
-    arguments = ["patterns", "--store", str(store.url), "--config", str(path), "--run-name", "run", "--json"]
-    assert run(train_command, [*arguments, "--epochs", "1", "--set", "optimizer.lr=0.01"]) == 0
+    arguments = ["train", "patterns", "--store", str(store.url), "--config", str(path), "--run-name", "run", "--json"]
+    assert run(COMMANDS, [*arguments, "--epochs", "1", "--set", "optimizer.lr=0.01"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 5
     config = checkpoints.load(store, "run").config
     assert (config.epochs, config.optimizer.lr, config.clip_norm, config.model.params) == (1, 0.01, 1.0, {"hidden": 16})
     path.write_text("[optimiser]\nlr = 1")
-    assert run(train_command, arguments) == 2
+    assert run(COMMANDS, arguments) == 2
     assert "has no key 'optimiser'; did you mean 'optimizer'?" in capsys.readouterr().err
 
 
@@ -308,13 +311,23 @@ class Preempted(nn.Module):
 def test_a_preempted_command_saves_ends_with_130_and_goes_on(
     store: Store, patterns: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["patterns", "--store", str(store.url), "--json", "--threads", "1", "--model", f"{__name__}:Preempted"]
+    options = [
+        "train",
+        "patterns",
+        "--store",
+        str(store.url),
+        "--json",
+        "--threads",
+        "1",
+        "--model",
+        f"{__name__}:Preempted",
+    ]
     begin = [*options, "--epochs", "3", "--batch-size", "10", "--device", "cpu"]
-    assert run(train_command, [*begin, "--run-name", "parts"]) == 130
+    assert run(COMMANDS, [*begin, "--run-name", "parts"]) == 130
     said = capsys.readouterr().err
     assert "stopped after step 7 of 15 (epoch 2)" in said and "resume with --run-name parts --resume" in said
-    assert run(train_command, [*options, "--run-name", "parts", "--resume"]) == 0
+    assert run(COMMANDS, [*options, "--run-name", "parts", "--resume"]) == 0
     resumed = json.loads(capsys.readouterr().out)
-    assert run(train_command, [*begin, "--run-name", "whole"]) == 0
+    assert run(COMMANDS, [*begin, "--run-name", "whole"]) == 0
     whole = json.loads(capsys.readouterr().out)
     assert (resumed["history"], resumed["val_loss"]) == (whole["history"], whole["val_loss"])

@@ -258,6 +258,7 @@ def test_resolve_finds_a_function_or_says_which_part_is_wrong() -> None:
         ("no_such_package.models:cnn", "cannot import"),
         ("json:dump_s", "did you mean 'dumps'"),
         ("json:__name__", "not a function"),
+        ("trainers.schedule:resolve", "'resolve' is not of trainers.schedule, but of trainers.reference"),
     ):
         with pytest.raises(BadInput, match=said):
             resolve(reference)

@@ -40,9 +40,8 @@ def put_cell(store: Store, cell: OwnCell) -> Digest:
     if len(view) > store.config.chunks.cut_above:  # a store with smaller chunks cuts it as it likes
         return store.put(view, plane_width=width)
     digest = digest_of(view)
-    if not store.known(digest):
-        raw = Encoded(CODEC_RAW, view, len(view)) if width > 1 and not shrinks(view, width) else None
-        store.put_checked(digest, view, plane_width=width if width in PLANE_WIDTHS else 0, encoded=raw)
+    raw = Encoded(CODEC_RAW, view, len(view)) if width > 1 and not shrinks(view, width) else None
+    store.put_checked(digest, view, plane_width=width if width in PLANE_WIDTHS else 0, encoded=raw)
     return digest
 
 

@@ -153,7 +153,8 @@ def branch_of(step: int) -> str:
 def load(store: Store, run: str, step: int | None = None, fallback: bool = False) -> Checkpoint:
     """Open the newest checkpoint of `run`, or that of `step`.
 
-    fallback: read all of it first, and where something is missing or corrupt, warn (LeptonWarning names it) and take the one before.
+    fallback: read all of it first, and where something is missing or corrupt, warn (LeptonWarning names it) and take the one before. What
+    is in the damaged pack is written again by whoever saves it with this Store object; `lepton repair` takes the pack out of use.
     Raises RefMissing (no such run or step), FormatDamaged, FormatTooNew; with fallback the newest one's error when none is whole.
     """
     store.refresh()
@@ -178,6 +179,8 @@ def load(store: Store, run: str, step: int | None = None, fallback: bool = False
 
             warnings.warn(f"checkpoint {earlier} of run {run!r} is damaged: {caught}", LeptonWarning, stacklevel=2)
             error = error or caught
+            if isinstance(caught, ChunkCorrupt):  # what is saved again must not be taken for stored there
+                store.damaged_packs[caught.pack] = caught.why
     assert error is not None
     raise error
 
