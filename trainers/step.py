@@ -209,7 +209,8 @@ class TrainStep:
         if not math.isfinite(value):
             return None if self._scaler is not None else value
         if self._clip_norm is not None and value > self._clip_norm:
-            clip_grads_with_norm_(self._weights, self._clip_norm, norm)
+            for some in _by_mesh(self._weights):
+                clip_grads_with_norm_(some, self._clip_norm, norm)
         return value
 
     def _update(self) -> None:
@@ -234,10 +235,15 @@ class TrainStep:
 
 
 def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, of all ranks' shares of them. Gradients may be DTensors of several meshes."""
-    by_mesh: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        by_mesh.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
-    norms = [get_total_norm(some) for some in by_mesh.values()]
+    """The 2-norm of all gradients together, of all ranks' shares of them."""
+    norms = [get_total_norm(some) for some in _by_mesh(gradients)]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+
+
+def _by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors that one operation may take together: those of one mesh (tensor ranks share out some weights, and not others)."""
+    found: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(found.values())

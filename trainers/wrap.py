@@ -29,6 +29,7 @@ Buffers (running statistics) belong to rank 0: DDP hands them to all before each
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -127,6 +128,13 @@ def forwards_together(module: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
+def in_gathered_precision(model: nn.Module, world: World, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """For forward passes outside of a step: weights that FSDP2 gathers in 16 bits need torch.autocast there, too. Else nothing."""
+    if precision != "bf16" or not any(isinstance(module, FSDPModule) for module in model.modules()):
+        return contextlib.nullcontext()
+    return torch.autocast(world.device.type, torch.bfloat16)
+
+
 def reshard(model: nn.Module) -> None:
     """Let go of weights that FSDP2 still has whole after a forward pass without a backward one: until then the module's weights are
     not those that the optimizer has. For after an evaluation."""
@@ -193,15 +201,16 @@ def _shard(model: nn.Module, world: World, precision: str) -> None:
         weight
     ) in model.parameters():  # FSDP2 takes no other layout; convolutions of image models have channels_last ones
         weight.data = weight.data.contiguous()
-    policy = MixedPrecisionPolicy()
+    policy = root = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        root = dataclasses.replace(policy, output_dtype=torch.float32)
         for module in list(model.modules()):  # running statistics are float32, and so must be what meets them
             if isinstance(module, _BatchNorm):
                 fully_shard(module, mesh=mesh)
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=root)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
