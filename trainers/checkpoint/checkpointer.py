@@ -10,7 +10,6 @@ fills: the run has the checkpoints that it had; what was written is garbage that
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -20,12 +19,9 @@ from leptonstore.errors import BadInput
 from leptonstore.format.framed import canonical_json, parse_json
 from leptonstore.store import Store
 from trainers.checkpoint.leaves import State, flatten
+from trainers.checkpoint.put import put_threads
 from trainers.checkpoint.retention import Retention
 from trainers.checkpoint.saving import Described, RankOf, Ready, Saving
-
-# Of a save in the background: the other cores compute.
-BACKGROUND_THREADS = 1
-FOREGROUND_THREADS = 8  # at most; one more than cores, since each of them waits for the device now and then
 
 
 class Checkpointer:
@@ -90,9 +86,8 @@ class Checkpointer:
     def _finish(self, step: int, ready: Ready, manifest: dict[str, Any], metrics: dict[str, Any]) -> str:
         """Everything after staging; the commit (hex), on every rank."""
         saving = self._saving
-        cores = len(os.sched_getaffinity(0))
-        threads = BACKGROUND_THREADS if self.asynchronous else min(FOREGROUND_THREADS, cores + 1)
-        digests = saving.put(ready, threads, flush=False)
+        # In the background the other cores compute.
+        digests = saving.put(ready, 1 if self.asynchronous else put_threads(), flush=False)
 
         def publish() -> bytes:
             return saving.publish(step, ready.plan, digests, manifest, metrics).encode() if saving.is_main else b""

@@ -44,6 +44,7 @@ from leptonstore.errors import BadInput, FormatDamaged
 from leptonstore.store import Store
 from trainers.checkpoint.cells import Box
 from trainers.checkpoint.leaves import Leaf, torch_leaf
+from trainers.checkpoint.put import put_threads
 from trainers.checkpoint.read import Target
 from trainers.checkpoint.retention import Retention, step_of
 from trainers.checkpoint.saved import Checkpoint, branch_of, load
@@ -103,7 +104,7 @@ class StoreWriter(StorageWriter):
         """This rank's part, durable when it returns; a collective of all ranks."""
         self._saving.store.hand_over()  # the last one was published, or failed
         ready = self._saving.stage(lambda: _resolved(plan, planner), in_place=True)
-        self._written = ready, self._saving.put(ready, len(os.sched_getaffinity(0)), flush=True)
+        self._written = ready, self._saving.put(ready, put_threads(), flush=True)
         results: Future[list[WriteResult]] = Future()
         results.set_result([WriteResult(item.index, item.tensor_storage_size() or 0, None) for item in plan.items])
         return results
