@@ -40,6 +40,7 @@ VERSION = 2
 BRANCH = "main"
 # Another CPU adds in another order: relative to the largest output, float32 sums of 10^4 terms differ by about 1e-6.
 PARITY_TOLERANCE = 1e-4
+DECODE = "loaders.transforms:DecodeImage"
 REQUIRED = ("bundle.json", "program.json", "model.safetensors", "parity.safetensors")
 
 
@@ -75,9 +76,14 @@ class Bundle:
         """
         if not isinstance(self.task, ImageClassification):
             raise BadInput(f"model {self.name} takes no images")
-        if not self.task.transforms:
-            return images.fit(images.decode(image, name), self.task.shape)
-        return self.task.prepared([bytes(image)])[0].numpy()
+        task = self.task
+        if not task.transforms:
+            return images.fit(images.decode(image, name), task.shape)
+        if any(step.get("reference") == DECODE for step in task.transforms):
+            return task.prepared([bytes(image)])[0].numpy()
+        pixels = images.decode(image, name)  # the chain was for pixels of the dataset's kind
+        coloured = task.sample_shape[2:] == (3,)
+        return task.prepared([images.to_rgb(pixels) if coloured else images.to_grey(pixels)])[0].numpy()
 
     def __call__(self, inputs: Tensor | NDArray[Any]) -> Tensor:
         """`input` [b, ...], b >= 0 -> `output` [b, ...]. Raises BadInput for another dtype or shape."""

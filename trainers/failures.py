@@ -14,6 +14,7 @@ from trainers.config import TrainConfig
 ROWS_NAMED_MAX = 10  # in a message
 # What torch's CPU allocator and other backends say in plain RuntimeErrors.
 MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory")
+NOT_TRAINING = "its batches are of the task (trainers.tasks) and keep no gradients, so it is the model that is too large for this device"
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 
 
@@ -46,12 +47,14 @@ class BadStep(NamedTuple):
         )
 
 
-def told(error: Exception, config: TrainConfig, where: str) -> BadInput | None:
-    """The error that a user can act on, for what a step raised; None when it is none of those. where: "step 3 of 15 of run 'x'"."""
+def told(error: Exception, config: TrainConfig, where: str, training: bool = True) -> BadInput | None:
+    """The error that a user can act on, for what a step raised; None when it is none of those.
+
+    where: "step 3 of 15 of run 'x'". training: False for an evaluation, whose memory is the model's and a batch's, without gradients.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in MEMORY_WORDS):
-        return BadInput(
-            f"out of memory at {where}: {_less_memory(config)}; the last checkpoint is intact: go on with --resume"
-        )
+        advice = _less_memory(config) if training else NOT_TRAINING
+        return BadInput(f"out of memory at {where}: {advice}; the last checkpoint is intact: go on with --resume")
     if config.compile and type(error).__module__.startswith(COMPILER_MODULES):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return BadInput(f"torch.compile failed at {where}: {reason:.300}; train with compile = false")

@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from leptonstore.dataset import Dataset
 from leptonstore.digest import digest_of
@@ -62,7 +62,7 @@ class Trainer:
                 trainers.result. They may raise; that ends the run. `stop.request()` ends it after the next step.
     world:      the ranks, if the caller has joined them already; else `fit` joins and leaves.
 
-    After `fit`, `model` is the trained ImageClassifier (on the device of this rank). One thread; not reusable.
+    After `fit`, `model` is the trained model of the task (on the device of this rank). One thread; not reusable.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Trainer:
             self._early_stop.load_state_dict(body.get("early_stop", {}))
         self._loader.load_state_dict(body["loader"])
         self._provenance.resume(body)
-        self._saved = (self._place(), saved.commit)
+        self._saved = (self.progress.place, saved.commit)
 
     def _open_reporter(self, append: bool) -> Reporter:
         """On rank 0; what the others have says nothing."""
@@ -245,14 +245,19 @@ class Trainer:
             try:
                 outcome = self._step(batch, rows, self._factor(progress.step), self._asked)
             except Exception as error:
-                if (failure := failures.told(error, self.config, self._where())) is not None:
-                    raise failure from error
-                raise
+                self._raise_told(error, self._where())
             if not outcome.taken:
                 self._leave_out(outcome)
             self._after_step(outcome, rows)
             clock.lap("other")  # the log and the callbacks must not pass for waiting
         return True
+
+    def _raise_told(self, error: Exception, where: str, training: bool = True) -> NoReturn:
+        """Raise what was raised, as a line that can be acted on where it is of the known kinds."""
+        failure = failures.told(error, self.config, where, training)
+        if failure is None:
+            raise error
+        raise failure from error
 
     def _leave_out(self, outcome: StepOutcome) -> None:
         """Record a step that changed nothing, by the rows of its batch. Raises LossNotFinite when the run shall not go on."""
@@ -323,10 +328,7 @@ class Trainer:
         """The metrics after the last step, {"val_loss": …}, when they are asked for there and not known yet. Collective."""
         progress, config = self.progress, self.config
         epoch, ended = progress.epoch + 1, progress.step_in_epoch == self._steps_per_epoch
-        due = ended and (epoch == config.epochs or epoch % config.evaluate_every_epochs == 0)
-        if config.evaluate_every_steps is not None and progress.step > 0:
-            due = due or progress.step % config.evaluate_every_steps == 0
-        if not due or progress.evaluated == progress.step:
+        if not progress.evaluation_due(config, ended):
             return None
         self._evaluation = self._evaluated()
         progress.evaluated, took_s = progress.step, self._clock.lap("evaluation")
@@ -341,8 +343,13 @@ class Trainer:
     def _evaluated(self) -> Evaluation:
         self._clock.lap("other")
         wrap.share_buffers(self.model, self._world)
-        with wrap.in_gathered_precision(self.model, self._world, self.config.precision):
-            found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        try:
+            with wrap.in_gathered_precision(self.model, self._world, self.config.precision):
+                found = evaluate_loader(self.model, self._validation_loader, self.task, self._world)
+        except Exception as error:
+            self._raise_told(
+                error, f"the evaluation after step {self.progress.step} of run {self.run!r}", training=False
+            )
         wrap.reshard(self.model)
         return found
 
@@ -362,7 +369,7 @@ class Trainer:
     def _save(self) -> None:
         """Save the state between two steps. Collective; returns when it is durable, or may change (asynchronous)."""
         progress = self.progress
-        if self._saved[0] == self._place():
+        if self._saved[0] == self.progress.place:
             return
         self._clock.lap("other")
         self._reporter.flush()  # whoever resumes from this checkpoint finds every step up to it in the log
@@ -385,24 +392,11 @@ class Trainer:
             }
         state = checkpoints.state_of(self.model, self._optimizer, self._world.rank, self._world.device)
         self._settle_save()  # tell of the last one, which this one waits for
-        self._checkpointer.save(progress.step, state, manifest, self._metrics_here())
-        self._saved = (self._place(), "")
+        self._checkpointer.save(progress.step, state, manifest, self.progress.metrics_here())
+        self._saved = (self.progress.place, "")
         if not self.config.checkpoint.asynchronous:
             self._settle_save()
         self._clock.lap("checkpoint")
-
-    def _place(self) -> tuple[int, int, int]:
-        """Where the run stands: between the last step of an epoch and the next epoch there are two places."""
-        return self.progress.step, self.progress.epoch, self.progress.evaluated
-
-    def _metrics_here(self) -> dict[str, float]:
-        """Of the evaluation at this very step, and of the epoch that ended with it, if there are any: what a checkpoint is chosen by."""
-        progress, found = self.progress, {}
-        if progress.step_in_epoch == 0 and progress.history:
-            found = {key: value for key, value in progress.history[-1].items() if key != "epoch"}
-        elif progress.evaluations and progress.evaluations[-1]["step"] == progress.step:
-            found = {key: value for key, value in progress.evaluations[-1].items() if key != "step"}
-        return _finite(found)
 
     def _settle_save(self) -> None:
         """Wait until the last checkpoint is durable, and tell of it. Raises what a save in the background met, on every rank."""
@@ -487,8 +481,3 @@ class Trainer:
         """The same data and configuration give the same name, so that doing it again replaces it and nothing else."""
         told = canonical_json({"config": identity(self.config), "data": self.data})
         return f"{self.train_rows.name}-{digest_of(told).hex()[:8]}"
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """What JSON can hold of some metrics."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}

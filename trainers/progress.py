@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from leptonstore.errors import FormatDamaged
+from trainers.config import TrainConfig
 
 # Evaluations within epochs of which a run remembers the numbers: the newest. About 100 bytes each in every manifest.
 EVALUATIONS_MAX = 10_000
@@ -40,6 +42,30 @@ class Progress:
     def train_loss(self) -> float:
         """Mean over the unfinished epoch; 0 where every step was left out."""
         return self.loss_sum / max(1, self.count)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where the run stands: between the last step of an epoch and the next epoch there are two places."""
+        return self.step, self.epoch, self.evaluated
+
+    def evaluation_due(self, config: TrainConfig, ended: bool) -> bool:
+        """Whether an evaluation is asked for after the last step and not done yet. ended: whether it was the last of its epoch."""
+        epoch, every = self.epoch + 1, config.evaluate_every_steps
+        due = ended and (epoch == config.epochs or epoch % config.evaluate_every_epochs == 0)
+        due = due or (every is not None and self.step > 0 and self.step % every == 0)
+        return due and self.evaluated != self.step
+
+    def metrics_here(self) -> dict[str, float]:
+        """Of the evaluation at this very step, and of the epoch that ended with it, if there are any: what a checkpoint is chosen by.
+
+        Without those that are not finite, which JSON cannot hold.
+        """
+        found: dict[str, Any] = {}
+        if self.step_in_epoch == 0 and self.history:
+            found = {key: value for key, value in self.history[-1].items() if key != "epoch"}
+        elif self.evaluations and self.evaluations[-1]["step"] == self.step:
+            found = {key: value for key, value in self.evaluations[-1].items() if key != "step"}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def leave_out(self, loss: float, rows: list[int]) -> str:
         """Record that the step at hand changed nothing. Returns why the run should give up, or ""."""

@@ -64,7 +64,7 @@ class Provenance:
         self._earlier = Receipt.from_dict(manifest["receipt"]) if manifest.get("receipt") else None
 
     def to_dict(self) -> dict[str, Any]:
-        """ "provenance" of a manifest. The first call finds the code out, which takes some 10 ms."""
+        """ "provenance" of a manifest. The first call finds the code out, which takes some 30 ms."""
         if not self._begun:
             self._begun = True
             here = {

@@ -39,7 +39,7 @@ class Record:
     """What is to be made again, as its commit says it.
 
     checkpoint: the one that the weights are of, None when it is not kept any more. weights: their digest, "" when nobody knows it.
-    init: {run, step, commit} of the checkpoint that the first weights were of; empty when all were drawn.
+    init: {source, commit} of the checkpoint or model that the first weights were of; empty when all were drawn.
     """
 
     kind: str
@@ -282,14 +282,12 @@ def _config(store: Store, record: Record) -> TrainConfig:
         if isinstance(record.environment.get(key), kind):
             values[key] = record.environment[key]
     if record.init:
-        run, step = str(record.init.get("run")), record.init.get("step")
-        found = checkpoints.load(store, run, step if isinstance(step, int) else 0)
-        if found.commit != record.init.get("commit"):
+        source, wanted = str(record.init.get("source")), str(record.init.get("commit"))
+        if find(store, source)[2] != wanted:
             raise BadInput(
-                f"{record.kind} {record.name} began with commit {str(record.init.get('commit'))[:12]}, which was {found.whose}; "
-                "that run was trained anew since"
+                f"{record.kind} {record.name} began with commit {wanted[:12]}, which was {source}; that is another one by now"
             )
-        values["model.init"] = f"{run}@{found.branch}"
+        values["model.init"] = source
     return with_values(record.config, values)
 
 

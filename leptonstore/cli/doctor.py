@@ -24,6 +24,8 @@ _PARTS = {
     "cli": ("click", "rich"),
     "process": ("pillow", "scikit-learn", "jinja2"),
     "train": ("torch", "safetensors"),
+    "serve": ("starlette", "uvicorn", "prometheus-client"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
 
 

@@ -219,7 +219,7 @@ def _name_of(tree: Mapping[str, Any], path: str) -> tuple[str, str]:
     """(kind, name) of an object that names a commit: {"run", "branch"} is a checkpoint, {"name"} what its role says."""
     if isinstance(tree.get("run"), str):
         return "checkpoint", f"{tree['run']}@{tree.get('branch', '')}".rstrip("@")
-    told = tree.get("name", tree.get("dataset", ""))
+    told = next((tree[key] for key in ("name", "dataset", "source") if key in tree), "")
     label, role = told if isinstance(told, str) else "", path.rpartition(".")[2]
     kind, slash, rest = label.partition("/")
     if slash and kind in KINDS:  # as `lepton predict checkpoint/RUN` names it

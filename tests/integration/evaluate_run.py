@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ranks import start_ranks
 from task_data import image_data, text_data
+from torch.distributed.device_mesh import init_device_mesh
 
 from leptonstore.dataset import Dataset
 from leptonstore.store import Store
@@ -44,6 +45,11 @@ def run(rank: int, folder: Path) -> None:
             sharded = task.build(model, seed=1)
             wrap(sharded, world, "fsdp2")
             found[f"{name}, sharded"] = evaluate(sharded, ds, data, world, task=task).to_dict()
+            if name == "texts" and RANKS == 2:
+                mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+                tensor = World(rank, RANKS, mesh=mesh)
+                parted = wrap(task.build(model, seed=1), tensor, "fsdp2")
+                found["tensor ranks"] = evaluate(parted, ds, data, tensor, task=task).to_dict()
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from serving_client import get, post
 from task_data import chain, texts, write_jpegs, write_numbers, write_texts
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leptonstore.dataset import Dataset, FileTable, write_files
-from leptonstore.errors import BadInput, FormatDamaged
+from leptonstore.errors import BadInput, FormatDamaged, SourceError
 from leptonstore.format.framed import canonical_json
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
@@ -108,6 +111,21 @@ def test_an_encoded_image_passes_the_transforms_of_validation(store: Store) -> N
         reply = post(server.url, files[0], "image/jpeg")
         assert torch.equal(torch.tensor(reply.json()["logits"]), expected[:1])
         assert reply.json()["predictions"][0]["label"] in bundle.classes
+
+
+def test_a_file_passes_transforms_that_were_meant_for_pixels(store: Store) -> None:
+    """Of a dataset of decoded images, whose chain does not begin with decoding: a grey file becomes what was stored, then is cropped."""
+    made = load_bundle(store, "jpegs")
+    told = made.task.to_dict() | {
+        "transforms": [{"reference": "loaders.transforms:CenterCrop", "params": {"size": [16, 16]}}]
+    }
+    bundle = dataclasses.replace(made, task=task_from_dict(told))
+    pixels = np.arange(20 * 24, dtype=np.uint8).reshape(20, 24)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    assert (bundle.decode(out.getvalue()) == pixels[2:18, 4:20, None]).all()
+    with pytest.raises(SourceError, match="mine"):
+        bundle.decode(out.getvalue()[:60], "mine")
 
 
 def first_values(store: Store, name: str, column: str, count: int) -> list[bytes]:

@@ -26,6 +26,7 @@ from leptonstore.store.gc import collect
 from loaders.receipt import Receipt
 from loaders.verify import replay_of
 from trainers import checkpoint as checkpoints
+from trainers import provenance
 from trainers.deploy import deploy, load_bundle
 from trainers.loop import Trainer
 from trainers.predict import predict_dataset
@@ -120,6 +121,15 @@ def test_forgotten_history_is_told(store: Store, tmp_path: Path) -> None:
     assert "forgotten" in links[1].note
 
 
+def test_fine_tuning_leads_to_the_run_that_it_began_with(store: Store) -> None:
+    ds = write_patterns(store)
+    Trainer(quick_config(epochs=1), store, ds, run="first").fit()
+    Trainer(quick_config(epochs=1, model__init="first"), store, ds, run="tuned").fit()
+    links, _ = lineage(store, "tuned")
+    first = next(link for link in links[1:] if link.kind == "checkpoint")
+    assert (first.name, first.digest) == ("first@step-000000005", checkpoints.load(store, "first").commit)
+
+
 def test_a_limit_says_how_many_are_left(store: Store) -> None:
     for rows in range(50, 56):
         write_patterns(store, "grown", train=rows)
@@ -176,6 +186,13 @@ def test_the_receipt_of_a_checkpoint_holds_and_is_that_of_the_whole_run(store: S
     assert (checked.steps, checked.rows) == (15, 150)
 
 
+@pytest.fixture
+def same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits this project while its tests run changes the code in the middle of a run, and would be told so."""
+    monkeypatch.setattr(provenance, "code_revision", lambda *arguments: {"leptonstore": "1"})
+
+
+@pytest.mark.usefixtures("same_code")
 @pytest.mark.parametrize("at", [1, 5, 7])
 def test_a_run_that_was_interrupted_ends_with_the_very_same_commit(tmp_path: Path, at: int) -> None:
     """Time, host and metrics stand beside the commit: nothing in it says that the run was resumed where it had been."""
@@ -190,6 +207,7 @@ def test_a_run_that_was_interrupted_ends_with_the_very_same_commit(tmp_path: Pat
     assert commits[0] == commits[1]
 
 
+@pytest.mark.usefixtures("same_code")
 def test_another_environment_begins_a_stretch(store: Store) -> None:
     ds = write_patterns(store)
     Trainer(quick_config(), store, ds, run="run").fit(max_steps=7)

@@ -315,6 +315,19 @@ def test_requests_under_way_are_answered_when_the_server_stops() -> None:
         pass
 
 
+def test_what_is_still_under_way_when_the_time_is_over_is_told_so() -> None:
+    gate = Gate()
+    with ModelServer(numbers(gate), ServeLimits(drain_s=0.2)) as server:
+        gate.shut()
+        replies: list[Reply] = []
+        threads = [in_thread(server.url, three(1), replies)]
+        assert gate.entered.wait(60)
+        server.stop()
+        threads[0].join()
+        gate.open.set()
+    assert [(reply.status, reply.error) for reply in replies] == [(503, "draining")]
+
+
 def test_a_port_that_is_taken_and_an_address_of_others_are_refused() -> None:
     with pytest.raises(BadInput, match="other machines can reach"):
         ModelServer(numbers(), host="0.0.0.0")

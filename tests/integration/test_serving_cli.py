@@ -132,3 +132,10 @@ def test_help_needs_neither_torch_nor_a_server() -> None:
     code += "print(sorted({'torch','uvicorn','starlette','prometheus_client','onnx'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; import trainers.serving.server"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingExtra: serving a model needs an optional part" in done.stderr
+    assert 'pip install "leptonstore[serve]"' in done.stderr.splitlines()[-1]

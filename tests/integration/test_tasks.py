@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 import torch
 from ranks import run_ranks
 from task_data import STATISTICS, chain, image_data, text_data, texts, write_jpegs, write_numbers, write_texts
-from training_data import write_patterns
+from training_data import train_command, write_patterns
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput, FormatDamaged
 from leptonstore.store import Store
+from trainers import checkpoint as checkpoints
 from trainers.config import DataConfig, ModelConfig, TrainConfig, with_values
 from trainers.evaluate import evaluate
 from trainers.loop import Trainer
@@ -62,12 +64,29 @@ def test_every_kind_learns_and_resumes_to_the_bit(store: Store, name: str) -> No
     assert losses[-1] < losses[0]
 
 
+def test_three_ranks_train_on_a_text_as_one_does(store: Store, tmp_path: Path) -> None:
+    """Windows in batches of 7: shares of 2, 2 and 3, and a last batch of fewer. Losses are divided by tokens, whoever has them."""
+    values = {**QUICK, **TEXT, "data.global_batch_size": 7}
+    alone = run_train(store, "texts", values, run="alone")["history"]
+    settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    arguments = ["--run-name", "three", *(part for setting in settings for part in ("--set", setting))]
+    train_command(3, tmp_path / "store", arguments, {"XDG_CACHE_HOME": str(tmp_path)}, dataset="texts")
+    store.refresh()
+    together = checkpoints.load(store, "three").manifest["history"]
+    for one, three in zip(alone, together, strict=True):
+        assert three == pytest.approx(one, rel=1e-5)
+
+
 def test_evaluation_is_the_same_to_the_bit_for_any_number_of_ranks(store: Store, tmp_path: Path) -> None:
     """JPEGs through a normalising ResNet and a text through a transformer, by 1, 2 and 3 ranks, whole and sharded."""
     told = []
     for ranks in (1, 2, 3):
         (tmp_path / str(ranks)).mkdir()
         told += run_ranks("evaluate_run.py", tmp_path / str(ranks), ranks)
+    # The mlp of two tensor ranks adds up in another order; both ranks see every row, and it counts once.
+    for parted in [one.pop("tensor ranks") for one in told if "tensor ranks" in one]:
+        assert (parted["rows"], parted["tokens"]) == (told[0]["texts"]["rows"], told[0]["texts"]["tokens"])
+        assert parted["loss"] == pytest.approx(told[0]["texts"]["loss"], abs=1e-6)
     assert told == [told[0]] * 6
     assert told[0]["jpegs"] == told[0]["jpegs, sharded"] and told[0]["texts"] == told[0]["texts, sharded"]
     assert told[0]["texts"]["tokens"] == sum(map(len, texts(60))) - 1  # every one that has one before it

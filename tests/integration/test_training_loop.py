@@ -260,6 +260,23 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(store: Store, pattern
     assert [warning.split()[0] for warning in result.warnings] == ["accumulate"]
 
 
+def test_out_of_memory_in_an_evaluation_says_so(store: Store, patterns: Dataset) -> None:
+    class Grows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(36, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                raise MemoryError
+            logits: torch.Tensor = self.layer(images.flatten(1))
+            return logits
+
+    config = replace(quick_config(), model=ModelConfig(Grows()))
+    with pytest.raises(BadInput, match=r"out of memory at the evaluation after step 5 of run 'run': its batches"):
+        Trainer(config, store, patterns, run="run").fit()
+
+
 # -- the command line ----------------------------------------------------------------------------------------------
 
 

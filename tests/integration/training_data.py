@@ -77,10 +77,16 @@ def quick_options(config: TrainConfig) -> list[str]:
     ]
 
 
-def train_command(ranks: int, store: Path, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
+def train_command(
+    ranks: int,
+    store: Path,
+    arguments: list[str],
+    environment: Mapping[str, str] | None = None,
+    dataset: str = "patterns",
+) -> None:
     """`python -m trainers` under torchrun with `ranks` processes; fails with its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "trainers", "patterns", "--store", str(store), *arguments]
+    command += ["-m", "trainers", dataset, "--store", str(store), *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -80,6 +80,7 @@ def test_wandb_keeps_the_curves_of_an_offline_run(tmp_path: Path, monkeypatch: p
 
     wandb.teardown()  # what it had read of the environment
     write("wandb:team/project", range(1, 4))
+    wandb.teardown()  # waits for the process that writes the file
     (file,) = tmp_path.glob("wandb/offline-run-*/run-run.wandb")
     records = offline_records(file)
     begun = next(record.run for record in records if record.HasField("run"))

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 from trainers.checkpoint.checkpointer import Checkpointer
 from trainers.checkpoint.leaves import Shards, State
 from trainers.checkpoint.manifest import FORMAT, VERSION
-from trainers.checkpoint.objects import ObjectCheckpointer, restore_objects, save_objects
 from trainers.checkpoint.restore import restore
 from trainers.checkpoint.retention import Retention, apply_retention
 from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint
 
 if TYPE_CHECKING:
+    from trainers.checkpoint.objects import ObjectCheckpointer as ObjectCheckpointer
+    from trainers.checkpoint.objects import restore_objects as restore_objects
+    from trainers.checkpoint.objects import save_objects as save_objects
     from trainers.checkpoint.resume import build_stored_model as build_stored_model
     from trainers.checkpoint.resume import checkpointer_of as checkpointer_of
     from trainers.checkpoint.resume import environment_warnings as environment_warnings
@@ -44,20 +46,23 @@ if TYPE_CHECKING:
     from trainers.checkpoint.resume import state_of as state_of
     from trainers.checkpoint.resume import trained_names as trained_names
 
-# Resolved when they are first used: resume needs torch, which a training with JAX does not have.
-_OF_RESUME = (
-    "build_stored_model",
-    "checkpointer_of",
-    "environment_warnings",
-    "require_same_run",
-    "require_trusted",
-    "restore_model",
-    "restore_optimizer",
-    "restore_rng",
-    "rng_state",
-    "state_of",
-    "trained_names",
-)
+# Resolved when they are first used: these need torch, which a training with JAX does not have.
+_HOMES = {
+    "ObjectCheckpointer": "objects",
+    "build_stored_model": "resume",
+    "checkpointer_of": "resume",
+    "environment_warnings": "resume",
+    "require_same_run": "resume",
+    "require_trusted": "resume",
+    "restore_model": "resume",
+    "restore_objects": "objects",
+    "restore_optimizer": "resume",
+    "restore_rng": "resume",
+    "rng_state": "resume",
+    "save_objects": "objects",
+    "state_of": "resume",
+    "trained_names": "resume",
+}
 
 __all__ = [
     "FORMAT",
@@ -92,6 +97,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_RESUME:
+    if name not in _HOMES:
         raise AttributeError(f"module 'trainers.checkpoint' has no attribute {name!r}")
-    return getattr(importlib.import_module("trainers.checkpoint.resume"), name)
+    return getattr(importlib.import_module(f"trainers.checkpoint.{_HOMES[name]}"), name)

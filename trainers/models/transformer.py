@@ -17,6 +17,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 from torch.nn import functional
 
 from leptonstore.errors import BadInput
@@ -62,6 +63,11 @@ class Block(nn.Module):
         x = x + self.drop(self.attention(self.norm1(x)))
         found: Tensor = x + self.drop(self.output(functional.gelu(self.widen(self.norm2(x)))))
         return found
+
+    def tensor_plan(self) -> dict[str, ParallelStyle]:
+        """How tensor ranks share out the mlp (trainers.wrap; Shoeybi et al. 2019): each has a slice of its hidden units. Attention, which
+        has a third of the weights, is whole on each of them."""
+        return {"widen": ColwiseParallel(), "output": RowwiseParallel()}
 
 
 class Transformer(nn.Module):

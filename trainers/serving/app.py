@@ -26,22 +26,18 @@ T = TypeVar("T")
 
 
 class Routes:
-    """Answers requests with a model. `draining`: set it to let /readyz say that no more should come. For one event loop.
-
-    steady: a function, since the model is measured in the batcher's thread.
-    """
+    """Answers requests with a model. `draining`: set it to let /readyz say that no more should come. For one event loop."""
 
     def __init__(
         self,
         model: Served,
-        batcher: Batcher,
-        steady: Callable[[], Steady],
+        batcher: Batcher[Steady],
         metrics: Metrics,
         limits: ServeLimits,
         pool: ThreadPoolExecutor,
     ) -> None:
         self.draining = False
-        self._model, self._batcher, self._steady, self._metrics = model, batcher, steady, metrics
+        self._model, self._batcher, self._metrics = model, batcher, metrics
         self._limits, self._pool = limits, pool
         self._bodies = Bodies(limits.bodies_bytes_max, limits.body_s)
         metrics.held_bytes.set_function(lambda: float(self._bodies.held_bytes))
@@ -84,7 +80,7 @@ class Routes:
 
     async def schema(self, request: Request) -> Response:
         """What the model takes and gives, where it comes from, and what a request may have."""
-        model, limits, steady = self._model, self._limits, self._steady()
+        model, limits, steady = self._model, self._limits, self._batcher.runner
         return JSONResponse(
             {
                 "model": model.name,

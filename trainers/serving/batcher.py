@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Runner(Protocol):
     """What the worker runs: [n, ...] -> [n, ...]."""
 
     def __call__(self, rows: Tensor) -> Tensor: ...
+
+
+R = TypeVar("R", bound=Runner)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class _Waiting:
     future: asyncio.Future[Answer]
 
 
-class Batcher:
+class Batcher(Generic[R]):
     """`submit` from any event loop; `close` from any thread. Begins with a thread that makes the model, so that whatever torch
     keeps per thread (their number, for one) is that of the thread which runs it.
 
@@ -57,7 +60,7 @@ class Batcher:
 
     def __init__(
         self,
-        make: Callable[[], Runner],
+        make: Callable[[], R],
         *,
         batch_rows: int,
         wait_s: float,
@@ -71,7 +74,7 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # that wait
         self._closed = False
-        self._made: list[Runner | Exception] = []  # one, once it is made
+        self._made: list[R | Exception] = []  # one, once it is made
         self._thread = threading.Thread(target=self._work, args=(make,), name="lepton-model", daemon=True)
         self._thread.start()
         with self._changed:
@@ -80,6 +83,7 @@ class Batcher:
         if isinstance(made, Exception):
             self._thread.join()
             raise made
+        self.runner: R = made  # what `make` gave; to be run by the batcher's thread alone
 
     @property
     def waiting_rows(self) -> int:
@@ -116,9 +120,9 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join()
 
-    def _work(self, make: Callable[[], Runner]) -> None:
+    def _work(self, make: Callable[[], R]) -> None:
         try:
-            made: Runner | Exception = make()
+            made: R | Exception = make()
         except Exception as error:
             made = error
         with self._changed:

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainers.serving.limits import HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_S, REQUEST_ID_CHARS_MAX
+from trainers.serving.limits import HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_S, REQUEST_ID_CHARS_MAX, RETRY_AFTER_S
 from trainers.serving.metrics import Metrics
 from trainers.serving.refusal import TYPES, Refused
 from trainers.serving.tokens import TokenFile
@@ -121,6 +121,10 @@ class Guard:
             await self._refuse(exchange, Refused(kind, said), {"allow": allowed} if allowed else {})
         except ClientDisconnect:
             exchange.note.error = "client_gone"
+        except asyncio.CancelledError:  # drain_s is over: what is still under way is told so
+            if exchange.started:
+                raise
+            await self._refuse(exchange, Refused("draining", "this server has stopped", RETRY_AFTER_S))
         except Exception:
             log.exception("request %s failed", exchange.note.id)
             if exchange.started:  # its answer cannot be taken back: the connection ends in the middle of it
@@ -152,7 +156,7 @@ class Guard:
         if refused.retry_after_s is not None:
             more["retry-after"] = str(refused.retry_after_s)
         # Who is slow is not waited for again; who sends what is not HTTP as we know it may mean something else by the rest.
-        ends = refused.kind in ("timeout", "headers_too_large", "misdirected")
+        ends = refused.kind in ("timeout", "headers_too_large", "misdirected", "draining")
         if ends or not await exchange.drain():
             more["connection"] = "close"
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]

@@ -15,7 +15,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trainers.serving.limits import REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, ServeLimits
+from trainers.serving.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, ServeLimits
 from trainers.serving.metrics import Metrics
 from trainers.serving.refusal import TYPES
 
@@ -54,6 +54,8 @@ class BoundedProtocol(H11Protocol):
             self._turned_away, self.transport = True, transport
             transport.abort()
             return
+        if hasattr(transport, "max_size"):  # asyncio's own reads 256 KiB at a time, which many connections add up
+            transport.max_size = READ_BYTES
         super().connection_made(transport)
         if others >= self.limits.connections_max:
             self._turned_away = True

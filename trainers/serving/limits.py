@@ -1,7 +1,7 @@
 """Every bound of a served model, with its unit and the reason for its value. `ServeLimits` are those that a user may set.
 
-Together they bound the memory of a server, whatever is sent to it: connections x (head + read buffer), plus the bodies
-of all requests (`bodies_bytes_max`) and what is decoded from them, plus the rows that wait (`queue_rows_max`).
+Together they bound the memory of a server, whatever is sent to it: connections x about 150 KiB (READ_BYTES, uvicorn's buffer, a
+head), plus the bodies of all requests (`bodies_bytes_max`) and what is decoded from them, plus the rows that wait (`queue_rows_max`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from leptonstore.limits import KIB, MIB
 HEAD_BYTES_MAX = (
     16 * KIB
 )  # of a request line and its headers: h11's own bound, and what nginx and Apache allow twice over
+READ_BYTES = 64 * KIB  # of a connection at a time; as much again waits in uvicorn until a route takes it
 BODY_PART_INLINE_BYTES_MAX = (
     64 * KIB
 )  # a larger body is parsed in a thread, so that other requests are answered meanwhile

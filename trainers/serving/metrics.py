@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from leptonstore.errors import MissingExtra
 
 try:
@@ -27,13 +25,13 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class Metrics:
     """Of one server. Any thread."""
 
-    def __init__(self, model: str, commit: str, waiting_rows: Callable[[], float]) -> None:
+    def __init__(self, model: str, commit: str) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Gauge("lepton_model_info", "The model that is served", ["model", "commit"], registry=registry).labels(
             model, commit
         ).set(1)
-        Gauge("lepton_queue_rows", "Rows that wait for the model", registry=registry).set_function(waiting_rows)
+        self.queue_rows = Gauge("lepton_queue_rows", "Rows that wait for the model", registry=registry)
         self.held_bytes = Gauge("lepton_body_bytes_held", "Bytes of bodies in memory", registry=registry)
         self.requests = Counter("lepton_requests", "Requests answered", ["route", "status"], registry=registry)
         self.refused = Counter(

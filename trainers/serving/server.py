@@ -99,30 +99,26 @@ class ModelServer:
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM, SIGINT or `stop`. on_ready: called once, when requests are answered."""
-        limits = self._limits
-        steady: list[Steady] = []
+        limits, metrics = self._limits, Metrics(self._model.name, self._model.commit)
 
-        def make() -> Steady:
+        def measured() -> Steady:
             if self._threads is not None:
-                torch.set_num_threads(self._threads)
-            with torch.inference_mode():
-                steady.append(Steady(self._model.program, self._model.input, limits.batch_rows))
-            return steady[0]
+                torch.set_num_threads(self._threads)  # of the thread that is the batcher's
+            return Steady(self._model.program, self._model.input, limits.batch_rows)
 
-        counted: list[Metrics] = []
         batcher = Batcher(
-            make,
+            measured,
             batch_rows=limits.batch_rows,
             wait_s=limits.wait_ms / 1e3,
             queue_rows_max=limits.queue_rows_max,
-            on_batch=lambda rows, requests, seconds: counted[0].on_batch(rows, requests, seconds),
+            on_batch=metrics.on_batch,
         )
-        counted.append(Metrics(self._model.name, self._model.commit, lambda: float(batcher.waiting_rows)))
+        metrics.queue_rows.set_function(lambda: float(batcher.waiting_rows))
         try:
             with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="lepton-decode") as pool:
-                routes = Routes(self._model, batcher, lambda: steady[0], counted[0], limits, pool)
-                guard = Guard(routes.router, counted[0], tokens=self._tokens, hosts=self._hosts, access=self._access)
-                self._server = _Server(self._config(guard, counted[0]), limits.drain_wait_s, routes, on_ready)
+                routes = Routes(self._model, batcher, metrics, limits, pool)
+                guard = Guard(routes.router, metrics, tokens=self._tokens, hosts=self._hosts, access=self._access)
+                self._server = _Server(self._config(guard, metrics), limits.drain_wait_s, routes, on_ready)
                 self._server.run(sockets=[self._socket])
         finally:
             batcher.close()
