@@ -258,14 +258,19 @@ def _image_task(model: StoredModel) -> ImageClassification:
     return model.task
 
 
+def _owned(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """torch knows no read-only memory: what is mapped from the store, or decoded in place, is copied."""
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
 def _fit(one: str | Path | NDArray[np.uint8], name: str, task: ImageClassification) -> torch.Tensor:
     if isinstance(one, np.ndarray):
         if one.dtype != np.uint8 or one.ndim not in (2, 3) or one.size == 0:
             raise BadInput(f"{name} is {one.dtype} {one.shape}; give uint8 pixels (H, W), (H, W, 1) or (H, W, 3)")
-        return task.prepared([one])[0] if task.transforms else torch.from_numpy(images.fit(one, task.shape))
+        return task.prepared([one])[0] if task.transforms else _owned(images.fit(one, task.shape))
     data = _read(Path(one))
     if not task.transforms:
-        return torch.from_numpy(images.fit(images.decode(data, name), task.shape))
+        return _owned(images.fit(images.decode(data, name), task.shape))
     try:
         return task.prepared([data])[0]
     except LeptonError as error:

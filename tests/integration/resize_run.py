@@ -30,12 +30,13 @@ from trainers.loop import Trainer
 
 TRAIN_ROWS, TEST_ROWS, EPOCHS = 52, 23, 3  # 18 steps: five of ten rows an epoch, and one of two
 RUN = "run"
-# (kind, mesh, ranks, until which step)
+# name: (kind, mesh, ranks, until which step) of one run
 PARTS: dict[str, list[tuple[str, dict[str, int], int, int | None]]] = {
     "alone": [("auto", {}, 1, None)],
     "ddp": [("ddp", {}, 2, 5), ("ddp", {}, 3, 11), ("auto", {}, 1, None)],
     "fsdp2": [("fsdp2", {}, 2, 5), ("fsdp2", {}, 3, 11), ("auto", {}, 1, None)],
     "mixed": [("ddp", {}, 3, 4), ("fsdp2", {}, 2, 9), ("ddp", {}, 2, 13), ("auto", {}, 1, None)],
+    "bf16": [("fsdp2", {}, 2, None)],
     "mesh": [("auto", {"data": 2, "tensor": 2}, 4, 7), ("fsdp2", {}, 3, 12), ("auto", {}, 1, None)],
 }
 seen: list[list[str]] = []  # by this rank: of each training pass, what its rows are known by
@@ -80,7 +81,8 @@ def train(place: Path, number: int, part: tuple[str, dict[str, int], int, int | 
         distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
     config = quick_config(
         epochs=EPOCHS,
-        clip_norm=1.0,
+        clip_norm=0.05,
+        precision="bf16" if place.name == "bf16" else "float32",
         parallel__kind=kind,
         parallel__mesh=mesh,
         optimizer__name="sgd",

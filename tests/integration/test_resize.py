@@ -86,14 +86,22 @@ def test_receipts_are_those_of_one_rank(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", RESIZED)
 def test_losses_and_weights_are_those_of_one_rank_but_for_the_last_bits(folder: Path, name: str) -> None:
-    """Clipped gradients of 18 steps: what differs is the order of additions."""
+    """18 steps, all of whose gradients are clipped: what differs is the order of additions."""
     alone, other = steps(folder / "alone"), steps(folder / name)
+    assert all(event["grad_norm"] > 0.05 for event in alone)
     assert [event["step"] for event in other] == list(range(1, STEPS + 1))
     assert furthest([event["loss"] for event in alone], [event["loss"] for event in other]) < 1e-5
     assert furthest([event["grad_norm"] for event in alone], [event["grad_norm"] for event in other]) < 1e-5
     left, right = told(folder / "alone" / "weights.json"), told(folder / name / "weights.json")
     assert left.keys() == right.keys()
     assert max(furthest(left[path], right[path]) for path in left) < 1e-5
+
+
+def test_fsdp2_in_16_bits_trains_and_evaluates(folder: Path) -> None:
+    alone, low = steps(folder / "alone"), steps(folder / "bf16")
+    assert 0 < furthest([event["loss"] for event in alone], [event["loss"] for event in low]) < 0.05
+    histories = [told(folder / name / "0-0.json")["history"] for name in ("alone", "bf16")]
+    assert furthest(*([epoch["val_loss"] for epoch in history] for history in histories)) < 0.05
 
 
 def test_evaluation_is_identical_by_one_two_and_three_ranks(folder: Path) -> None:
