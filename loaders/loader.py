@@ -23,6 +23,7 @@ from loaders.decoded import DecodedColumns
 from loaders.epoch import EpochIterator, Position, Progress
 from loaders.faults import POLICIES, OnFault, Policy
 from loaders.follow import Follower
+from loaders.grouped import group_size, in_groups
 from loaders.ledger import Entries, Ledger
 from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStrategy, Rows
 from loaders.orders.limits import Limit, Limits
@@ -286,7 +287,10 @@ class Loader(Changing):
             clock = self.stats.clock
             stages = [clock.around(name, stage) for name, stage in timed_stages if stage is not None]
             gather = clock.around("fetch" if source.cold else "gather", self._gatherer(source))
-            return map(maker(gather, stages, self._valid if self.pad else None), steps)
+            made = map(maker(gather, stages, self._valid if self.pad else None), steps)
+            # A batch transform of the user's is called when its batch is asked for, and not before.
+            size = 1 if source.cold or self.transform else group_size(self._batch_bytes)
+            return made if size == 1 else in_groups(made, size)
         recipe = self._recipe(source)
         if not threads:
             return made_here(recipe, steps, note)
@@ -470,6 +474,11 @@ class Loader(Changing):
         """Of the columns with a fixed width."""
         assert self._source is not None
         return sum(spec.row_bytes for spec in self._source.columns if spec.fixed)
+
+    @property
+    def _batch_bytes(self) -> int:
+        """Of those columns, in a batch of this rank."""
+        return self._row_bytes * (self._rows_per_rank(self.batch_size) or 1)
 
     # -- checking arguments --------------------------------------------------------------------------------------------
 

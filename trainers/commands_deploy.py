@@ -50,7 +50,7 @@ class _Deploy(click.Group):
 def deploy() -> None:
     """Make a model bundle from a checkpoint; serve it; write it out for other tools.
 
-    `lepton deploy RUN [MODEL]` is short for `lepton deploy make RUN [MODEL]`.
+    `lepton deploy RUN [MODEL]` is short for `lepton deploy make RUN [MODEL]`. All take --json.
 
     \b
     Example:

@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import sync_run
 from click.testing import CliRunner
 from ranks import run_ranks
-from training_data import quick_config, quick_options, write_patterns
+from training_data import quick_config, quick_options
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput, LeptonWarning, MissingExtra, Stopped
@@ -28,17 +28,6 @@ from trainers.metrics import default_path, read_metrics
 from trainers.profiling import Operation, advice
 from trainers.result import EpochEvent, StepEvent
 from trainers.usage import cost_of
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
-@pytest.fixture
-def patterns(store: Store) -> Dataset:
-    return write_patterns(store)
 
 
 def test_the_times_of_a_run_add_up_to_its_wall_time_and_its_log_says_the_same(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ from trainers.importing import import_checkpoint, read_foreign
 from trainers.listing import list_checkpoints
 from trainers.loop import Trainer
 from trainers.weights import checkpoint_digest, weights_digest
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
 
 
 @pytest.fixture

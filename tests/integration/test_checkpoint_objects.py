@@ -29,12 +29,6 @@ from trainers.trees import decode, encode
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
-@pytest.fixture
 def ds(store: Store) -> Dataset:
     return write_patterns(store)
 

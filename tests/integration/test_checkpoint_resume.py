@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,6 @@ def with_dropout(sample_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 DROPOUT = {"model.reference": f"{__name__}:with_dropout", "model.params": {}}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
-@pytest.fixture
-def patterns(store: Store) -> Dataset:
-    return write_patterns(store)
 
 
 def train(

@@ -17,12 +17,6 @@ from trainers.loop import Trainer
 LINEAR = {"model__reference": "trainers.models:linear", "model__params": {}, "compile": True}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
 @pytest.fixture(autouse=True)
 def compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing of another test's compilations, in memory or on disk."""

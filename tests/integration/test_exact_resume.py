@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from training_data import quick_config, write_patterns
+from training_data import quick_config
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import Stopped
@@ -69,17 +69,6 @@ CASES: dict[str, dict[str, Any]] = {
     "left out": {**MODEL, "on_bad_loss": "skip", "loss.reference": f"{__name__}:poisoned", "evaluate_every_steps": 5},
     "of torch": {**MODEL, "optimizer.reference": "torch.optim:RMSprop", "schedule.name": "cosine"},
 }
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
-@pytest.fixture
-def patterns(store: Store) -> Dataset:
-    return write_patterns(store)
 
 
 def steps(log: Path) -> list[tuple[Any, ...]]:

@@ -35,12 +35,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
 def test_every_example_has_help_without_torch_and_a_configuration_that_is_one() -> None:
     assert NAMES == ["finetune", "pictures", "text"]
     for name in NAMES:

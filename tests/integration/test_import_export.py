@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from leptonstore.dataset.exporters import export_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.errors import BadInput
 from leptonstore.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
 
 
 def image_folder(root: Path) -> Path:

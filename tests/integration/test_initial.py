@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,12 +26,6 @@ BACKBONE = ("network.stem", "network.blocks", "network.norm")
 def config_of(epochs: int = 2, **model: Any) -> TrainConfig:
     base = quick_config(epochs=epochs)
     return with_values(TrainConfig(**{**vars(base), "model": ModelConfig()}), {"model": {**RESNET, **model}})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
 
 
 @pytest.fixture

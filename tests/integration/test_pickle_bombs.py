@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,6 @@ class Bomb:
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
     return tmp_path / "executed"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
 
 
 @pytest.fixture(params=[0, 2, 4])

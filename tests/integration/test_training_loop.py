@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,17 +28,6 @@ from trainers.metrics import read_metrics
 from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent
 
 COMMANDS = click.Group(commands={"train": train_command})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", cache_dir=tmp_path / "cache") as opened:
-        yield opened
-
-
-@pytest.fixture
-def patterns(store: Store) -> Dataset:
-    return write_patterns(store)
 
 
 # -- events and evaluation -----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainers.checkpoint.saved import Checkpoint
 
 READ_THREADS = 8  # at most
+THREADS_PER_CORE = 2  # one waits for the device while the other checks: 0.50 s for 510 MB, and 0.58 with one
 BATCH_CELLS = 8  # cells that a thread reads at a time
 BATCH_CELLS_FAR = 64  # where a request takes long: as many as the store keeps under way
 
@@ -54,7 +55,7 @@ def read_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None:
     jobs = [job for target in targets for job in _jobs(checkpoint, target)]
     size = BATCH_CELLS_FAR if checkpoint.store.tier.far else BATCH_CELLS
     batches = [jobs[at : at + size] for at in range(0, len(jobs), size)]
-    threads = min(READ_THREADS, len(os.sched_getaffinity(0)), len(batches))
+    threads = min(READ_THREADS, THREADS_PER_CORE * len(os.sched_getaffinity(0)), len(batches))
     if threads < 2:
         for batch in batches:
             _read(checkpoint, batch)
