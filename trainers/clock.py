@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass
 
 PHASES = ("data_wait", "h2d", "compute", "sync", "checkpoint", "other")
 RUN_PHASES = (*PHASES, "setup", "evaluation")
-# The device does nothing for the run meanwhile.
-IDLE_PHASES = ("data_wait", "sync", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,14 @@ class StepTime:
         return self.data_wait / self.training if self.training > 0 else 0.0
 
     @property
+    def idle(self) -> float:
+        """Seconds in which the device had nothing to do for the run: waits for data, ranks and saves."""
+        return self.data_wait + self.sync + self.checkpoint
+
+    @property
     def idle_fraction(self) -> float:
-        """Share of the wall time in which the device had nothing to do for the run: waits for data, ranks and saves."""
-        return (self.data_wait + self.sync + self.checkpoint) / self.wall if self.wall > 0 else 0.0
+        """Share of the wall time that was `idle`; 0 before the first step."""
+        return self.idle / self.wall if self.wall > 0 else 0.0
 
     def seconds(self) -> dict[str, float]:
         """{"data_wait_s": …, "wall_s": …}, for logs."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from leptonstore.errors import BadInput, MissingExtra, SourceError
+from leptonstore.tiers.durable import sync_directory
 from trainers.checkpoint import Checkpoint
 
 SAFETENSORS, TORCH = "safetensors", "torch"
@@ -136,7 +137,7 @@ def _whole(path: Path, replace: bool) -> Iterator[Path]:
                 part.replace(path)
             else:
                 os.link(part, path)
-            _sync_folder(path.parent)
+            sync_directory(path.parent)
         finally:
             part.unlink(missing_ok=True)
     except FileExistsError:
@@ -145,11 +146,3 @@ def _whole(path: Path, replace: bool) -> Iterator[Path]:
         raise SourceError(f"cannot write {path}: {error.strerror or error}", str(path)) from None
     except RuntimeError as error:  # torch's writer says so what an OSError says elsewhere
         raise SourceError(f"cannot write {path}: {str(error).splitlines()[0]}", str(path)) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from leptonstore.dataset import FileTable, list_refs
-from leptonstore.errors import BadInput, FormatDamaged, MissingExtra
+from leptonstore.errors import BadInput, FormatDamaged
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers.config import ModelConfig
@@ -28,6 +28,7 @@ from trainers.reference import nearest
 
 # The kinds of refs that hold weights, as prefixes of model.init.
 CHECKPOINT, MODEL = "checkpoint", "model"
+WEIGHTS = "model.safetensors"  # of a model
 PREPROCESS = "preprocess."  # what is done to inputs is the new task's, not the earlier model's
 NAMES_SHOWN = 4
 
@@ -125,16 +126,17 @@ def _open(store: Store, source: str) -> tuple[str, str, set[str], Callable[[str]
     if not slash or kind not in (CHECKPOINT, MODEL):
         kind, name = _kind_of(store, source), source
     if kind == MODEL:
+        from trainers.bundle import parse_safetensors  # not for runs that begin with what the seed says
+
         files = FileTable.open(store, MODEL, name)
-        tensors = _safetensors(files, name)
+        if WEIGHTS not in files.paths():
+            raise FormatDamaged(f"model {name} has no {WEIGHTS}")
+        tensors = parse_safetensors(files.read(WEIGHTS), f"{WEIGHTS} of model {name}")
         return f"{MODEL}/{name}", str(files.commit), set(tensors), tensors.__getitem__
-    run, _, branch = name.partition("@")
-    step = None
-    if branch:
-        digits = branch.removeprefix("step-")
-        if not digits.isdigit():
-            raise BadInput(f"model.init is {source!r}; a checkpoint is RUN or RUN@step-N")
-        step = int(digits)
+    try:
+        run, step = checkpoints.run_and_step(name)
+    except ValueError:
+        raise BadInput(f"model.init is {source!r}; a checkpoint is RUN or RUN@step-N") from None
     saved = checkpoints.load(store, run, step)
     prefix = "model/"
     names = {path.removeprefix(prefix) for path in saved.manifest["tensors"] if path.startswith(prefix)}
@@ -151,21 +153,6 @@ def _kind_of(store: Store, source: str) -> str:
         hint = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
         raise BadInput(f"model.init is {source!r}, and the store has no run or model of that name{hint}")
     return kinds[0]
-
-
-def _safetensors(files: FileTable, name: str) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError:
-        raise MissingExtra("a model of the store", "deploy", "safetensors") from None
-    if "model.safetensors" not in files.paths():
-        raise FormatDamaged(f"model {name} has no model.safetensors")
-    try:
-        found: dict[str, Tensor] = load(files.read("model.safetensors"))
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise FormatDamaged(f"model.safetensors of model {name} is damaged: {error}") from None
-    return found
 
 
 def _rest(module: nn.Module) -> None:

@@ -23,9 +23,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from leptonstore.errors import BadInput, FormatDamaged, MissingExtra
+from leptonstore.errors import BadInput, MissingExtra
 from trainers.checkpoint import Checkpoint, Checkpointer, Retention, Shards, load, restore
-from trainers.checkpoint.ranks import TOLD_BYTES_MAX, Ranks
+from trainers.checkpoint.ranks import Ranks
 from trainers.revision import code_revision
 
 try:
@@ -63,20 +63,9 @@ class JaxRanks(Ranks):
         self.rank, self.size = jax.process_index(), jax.process_count()
         self.background = self.size == 1
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """What each process gave, by number, on all of them."""
-        if self.size == 1:
-            return [data]
-        counts = np.asarray(multihost_utils.process_allgather(np.asarray([len(data)], np.int32))).reshape(-1)
-        longest = int(counts.max())
-        if longest > TOLD_BYTES_MAX:
-            raise FormatDamaged(f"a process tells {longest} bytes, over the limit of {TOLD_BYTES_MAX}")
-        if not longest:
-            return [b""] * self.size
-        mine = np.zeros(longest, np.uint8)
-        mine[: len(data)] = np.frombuffer(data, np.uint8)
-        every = np.asarray(multihost_utils.process_allgather(mine)).reshape(self.size, longest)
-        return [row[:count].tobytes() for row, count in zip(every, counts.tolist(), strict=True)]
+    def _all(self, mine: bytes) -> list[bytes]:
+        every = np.asarray(multihost_utils.process_allgather(np.frombuffer(mine, np.uint8)))
+        return [row.tobytes() for row in every.reshape(self.size, len(mine))]
 
     def exchange(
         self,

@@ -6,7 +6,6 @@ checkpoint/RUN[@step-N]         the newest checkpoint of a run, or that of a ste
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -75,13 +74,10 @@ def open_model(store: Store, name: str, reference: str | None = None) -> OpenedM
     if not name.startswith(PREFIX):
         bundle = load_bundle(store, name)
         return OpenedModel(bundle, _data_of(bundle.lineage.get("config", {})))
-    run, _, branch = name.removeprefix(PREFIX).partition("@")
-    step = None
-    if branch:
-        with contextlib.suppress(ValueError):
-            step = int(branch.removeprefix("step-"))
-        if step is None:
-            raise BadInput(f"{name!r} names no checkpoint: it is {PREFIX}RUN or {PREFIX}RUN@step-N")
+    try:
+        run, step = checkpoints.run_and_step(name.removeprefix(PREFIX))
+    except ValueError:
+        raise BadInput(f"{name!r} names no checkpoint: it is {PREFIX}RUN or {PREFIX}RUN@step-N") from None
     saved = checkpoints.load(store, run, step)
     module = checkpoints.build_stored_model(saved, reference).eval()
     told = f"{PREFIX}{run}@{saved.branch}"

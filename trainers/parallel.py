@@ -118,15 +118,6 @@ class World:
         distributed.all_reduce(total)
         return total.to(values.device)
 
-    def gather_bytes(self, data: Tensor) -> list[Tensor]:
-        """The uint8 vectors [n] of all ranks, by rank, on the CPU; n must be the same on every rank."""
-        if self.size == 1:
-            return [data]
-        mine = data.to(self.device)
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(parts, mine)
-        return [part.cpu() for part in parts]
-
     def barrier(self) -> None:
         """Returns when every rank has called it."""
         if self.size > 1:

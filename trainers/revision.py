@@ -144,40 +144,35 @@ def _environment() -> dict[str, str]:
 
 def _git(directory: Path, *arguments: str) -> str | None:
     """What git says, without the end of the line; None when it fails, or is not there."""
-    try:
-        done = subprocess.run(
-            _command(directory, arguments),
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return os.fsdecode(done.stdout).rstrip("\n") if done.returncode == 0 else None
+    done = _run(directory, arguments, subprocess.PIPE)
+    return None if done is None else os.fsdecode(done.stdout).rstrip("\n")
 
 
 def _diff(top: Path) -> tuple[bool | None, str | None]:
     """(whether tracked files differ from HEAD, BLAKE3 of how they do); None where git does not say. Memory: 1 MiB."""
     hasher, size = blake3(), 0
     with tempfile.TemporaryFile() as out:
-        try:
-            done = subprocess.run(
-                _command(top, _DIFF),
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.DEVNULL,
-                timeout=GIT_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None, None
-        if done.returncode != 0:
+        if _run(top, _DIFF, out) is None:
             return None, None
         out.seek(0)
         while part := out.read(_READ_BYTES):
             hasher.update(part)
             size += len(part)
     return size > 0, hasher.hexdigest() if size else None
+
+
+def _run(directory: Path, arguments: Iterable[str], out: Any) -> subprocess.CompletedProcess[bytes] | None:
+    """git, with its output to `out`; None when it fails, takes too long, or is not there."""
+    try:
+        done = subprocess.run(
+            _command(directory, arguments),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            timeout=GIT_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done if done.returncode == 0 else None

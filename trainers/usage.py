@@ -71,11 +71,10 @@ def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, moved:
     wrapped: the module that trained (trainers.wrap). time, moved: of this rank. steps: optimizer steps since `fit` began.
     """
     cores = torch.get_num_threads() if world.device.type == "cpu" else 1
-    idle = time.data_wait + time.sync + time.checkpoint
     # As many places on every rank, whatever each of them has read.
     tiers = list(moved.read)[:TIERS_MAX]
     reads = [float(moved.read[url]) for url in tiers] + [0.0] * (TIERS_MAX - len(tiers))
-    mine = [time.wall, idle, float(moved.data), float(moved.stored), float(cores), *reads]
+    mine = [time.wall, time.idle, float(moved.data), float(moved.stored), float(cores), *reads]
     walls, idles, data, stored, devices, *read = world.sum(
         [], votes=mine
     )  # of all ranks, those of a tensor dimension too

@@ -1,6 +1,7 @@
 """Ranks of a run for the tests: processes of a script of its own, as forks of a test's process would have the locks of its threads.
 
 test      told = run_ranks("mesh_run.py", folder, 4)     what each rank wrote to FOLDER/<rank>.json
+          run_script("wrap_run.py", folder)              the same for a script that starts several worlds
 script    start_ranks(run, 4)                            run(rank, folder) in a fork for each: torch is imported once
 """
 
@@ -20,11 +21,16 @@ SECONDS_MAX = 300
 
 def run_ranks(script: str, folder: Path, ranks: int, *arguments: str) -> list[dict[str, Any]]:
     """What the ranks of the script beside this file wrote. Fails with what it printed."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name(script), folder, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
-    assert done.returncode == 0, done.stderr
+    run_script(script, folder, *arguments, XDG_CACHE_HOME=str(folder / "cache"))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def run_script(script: str, folder: Path, *arguments: str, **environment: str) -> None:
+    """The script beside this file, on one thread of torch. Fails with what it printed."""
+    command = [sys.executable, Path(__file__).with_name(script), folder, *arguments]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def start_ranks(run: Callable[[int, Path], None], ranks: int) -> None:

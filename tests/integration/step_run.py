@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from counted_task import TASK, Counted, without_class_0
 from ranks import fork_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -26,28 +27,9 @@ from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.recompute import recompute_blocks
 from trainers.step import TrainStep
-from trainers.tasks import ImageClassification
 
-TASK = ImageClassification("image", "label", (4, 4), ("a", "b", "c"))
 BATCHES = (10, 10, 2, 10)  # rows of the global batches: with three ranks the third leaves one of them empty
 BAD = 1  # the step whose loss is not finite, on the last rank alone
-
-
-class Counted:
-    """A task whose loss is divided by what only the targets say, as that of tokens is: rows of class 0 count nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(TASK, name)
-
-    def count(self, targets: Tensor) -> int:
-        return int((targets != 0).sum())
-
-    def count_of(self, rows: int) -> None:
-        return None
-
-
-def without_class_0(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets, reduction="sum", ignore_index=0)
 
 
 class Network(nn.Module):

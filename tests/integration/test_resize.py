@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_script
 
 from loaders.receipt import Receipt
 from trainers.metrics import read_metrics
 
 pytest.importorskip("torch")
 
-SECONDS_MAX = 300
 RESIZED = ["ddp", "fsdp2", "mixed", "mesh"]
 STEPS = 18
 
@@ -25,10 +22,7 @@ STEPS = 18
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all runs left: see resize_run.py."""
     made = tmp_path_factory.mktemp("resize")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name("resize_run.py"), made]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
-    assert done.returncode == 0, done.stderr
+    run_script("resize_run.py", made)
     return made
 
 

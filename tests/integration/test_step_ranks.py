@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_script
 
 pytest.importorskip("torch")
 
-SECONDS_MAX = 300
 CASES = ("plain", "accumulated", "clipped", "recomputed", "counted", "left out")
 
 
@@ -22,10 +18,7 @@ CASES = ("plain", "accumulated", "clipped", "recomputed", "counted", "left out")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What each rank of each world wrote, by "<ranks>-<rank>"."""
     folder = tmp_path_factory.mktemp("steps")
-    command = [sys.executable, Path(__file__).with_name("step_run.py"), folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
-    assert done.returncode == 0, done.stderr
+    run_script("step_run.py", folder)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_script
 
 pytest.importorskip("torch")
 
 MESH, HYBRID = "4-dataxtensor", "4-replicatexshard"
 Found = dict[str, dict[str, Any]]
-SECONDS_MAX = 300
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each rank of each world wrote, by "<ranks>-<mesh><rank>"."""
     folder = tmp_path_factory.mktemp("wrap")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name("wrap_run.py"), folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
-    assert done.returncode == 0, done.stderr
+    run_script("wrap_run.py", folder)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

@@ -13,34 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leptonstore.errors import BadInput, FormatDamaged
+from tests.integration.counted_task import CLASSES, SHAPE, TASK, Counted, without_class_0
 from trainers.clock import StepClock
 from trainers.config import TrainConfig, with_values
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.recompute import recompute_blocks
 from trainers.step import StepOutcome, TrainStep
-from trainers.tasks import ImageClassification
 
-SHAPE, CLASSES = (4, 4), 3
-TASK = ImageClassification("image", "label", SHAPE, ("a", "b", "c"))
 SGD = {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.lr": 1.0}
-
-
-class Counted:
-    """A task whose loss is divided by what only the targets say, as that of tokens is: here, rows of class 0 count nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(TASK, name)
-
-    def count(self, targets: Tensor) -> int:
-        return int((targets != 0).sum())
-
-    def count_of(self, rows: int) -> None:
-        return None
-
-
-def without_class_0(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets, reduction="sum", ignore_index=0)
 
 
 def mean(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -53,7 +34,7 @@ class Network(nn.Module):
         self.enter = nn.Linear(16, 8)
         body = [nn.Linear(8, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.ReLU(), nn.Dropout(dropout)]
         self.blocks = nn.ModuleList([nn.Sequential(*body), nn.Sequential(nn.Linear(8, 8), nn.Tanh())])
-        self.leave = nn.Linear(8, CLASSES)
+        self.leave = nn.Linear(8, len(CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.enter(images.flatten(1).to(torch.float32) / 255)
@@ -71,7 +52,7 @@ def network(**arguments: Any) -> Network:
 def batch(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     drawn = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (rows, *SHAPE), dtype=torch.uint8, generator=drawn)
-    return images, torch.randint(0, CLASSES, (rows,), generator=drawn)
+    return images, torch.randint(0, len(CLASSES), (rows,), generator=drawn)
 
 
 def stepped(model: nn.Module, *batches: Any, task: Any = TASK, **values: Any) -> tuple[TrainStep, list[StepOutcome]]:

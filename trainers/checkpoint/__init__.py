@@ -28,7 +28,7 @@ from trainers.checkpoint.leaves import Shards, State
 from trainers.checkpoint.manifest import FORMAT, VERSION
 from trainers.checkpoint.restore import restore
 from trainers.checkpoint.retention import Retention, apply_retention
-from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint
+from trainers.checkpoint.saved import Checkpoint, branch_of, by_age, exists, load, open_checkpoint, run_and_step
 
 if TYPE_CHECKING:
     from trainers.checkpoint.objects import ObjectCheckpointer as ObjectCheckpointer
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from trainers.checkpoint.resume import restore_rng as restore_rng
     from trainers.checkpoint.resume import rng_state as rng_state
     from trainers.checkpoint.resume import state_of as state_of
-    from trainers.checkpoint.resume import trained_names as trained_names
 
 # Resolved when they are first used: these need torch, which a training with JAX does not have.
 _HOMES = {
@@ -61,7 +60,6 @@ _HOMES = {
     "rng_state": "resume",
     "save_objects": "objects",
     "state_of": "resume",
-    "trained_names": "resume",
 }
 
 __all__ = [
@@ -90,9 +88,9 @@ __all__ = [
     "restore_optimizer",
     "restore_rng",
     "rng_state",
+    "run_and_step",
     "save_objects",
     "state_of",
-    "trained_names",
 ]
 
 

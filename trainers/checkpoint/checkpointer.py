@@ -107,11 +107,6 @@ class Checkpointer:
             raise error
         return self._last
 
-    @property
-    def saving(self) -> bool:
-        """Whether a save is going on in the background."""
-        return self._thread is not None and self._thread.is_alive()
-
     def close(self) -> None:
         """Wait for what is in flight, and leave the group. Raises what that save met."""
         try:

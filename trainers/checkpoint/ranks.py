@@ -43,22 +43,23 @@ class Ranks:
         """What each rank gave, by rank, on all of them."""
         if self.size == 1:
             return [data]
-        import torch
-        from torch import distributed
-
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        distributed.all_gather(lengths, torch.tensor([len(data)]), group=self._group)
-        counts = [int(one) for one in lengths]
+        counts = [int.from_bytes(one, "little") for one in self._all(len(data).to_bytes(8, "little"))]
         longest = max(counts)
         if longest > TOLD_BYTES_MAX:
             raise FormatDamaged(f"a rank tells {longest} bytes, over the limit of {TOLD_BYTES_MAX}")
         if not longest:
             return [b""] * self.size
-        mine = torch.zeros(longest, dtype=torch.uint8)
-        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
-        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        distributed.all_gather(parts, mine, group=self._group)
-        return [part.numpy()[:count].tobytes() for part, count in zip(parts, counts, strict=True)]
+        return [one[:count] for one, count in zip(self._all(data.ljust(longest, b"\0")), counts, strict=True)]
+
+    def _all(self, mine: bytes) -> list[bytes]:
+        """`gather` of as many bytes from every rank, not none; there are several."""
+        import torch
+        from torch import distributed
+
+        own = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        distributed.all_gather(parts, own, group=self._group)
+        return [part.numpy().tobytes() for part in parts]
 
     def agree(self, data: bytes) -> bool:
         """Whether all ranks gave the same."""

@@ -111,11 +111,6 @@ def _of_optimizer(checkpoint: Checkpoint, path: str, names: list[str]) -> tuple[
     return key, name
 
 
-def trained_names(model: nn.Module) -> list[str]:
-    """Names of the weights that are trained, in the order of the model."""
-    return [name for name, weight in model.named_parameters() if weight.requires_grad]
-
-
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """The name of each weight that the optimizer has, in the order in which its state numbers them."""
     names = {id(weight): name for name, weight in model.named_parameters()}

@@ -150,6 +150,15 @@ def branch_of(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def run_and_step(spec: str) -> tuple[str, int | None]:
+    """RUN, RUN@step-N or RUN@N -> the run, and the step when one is named. Raises ValueError for anything else."""
+    run, _, branch = spec.partition("@")
+    digits = branch.removeprefix("step-")
+    if branch and not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{spec!r} names no step")
+    return run, int(digits) if branch else None
+
+
 def load(store: Store, run: str, step: int | None = None, fallback: bool = False) -> Checkpoint:
     """Open the newest checkpoint of `run`, or that of `step`.
 

@@ -46,6 +46,7 @@ from trainers.parallel import World
 from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.chains import chain_of, described, trusted_chain
 from trainers.tasks.columns import column_of
+from trainers.tasks.shuffled import shuffled_loader
 
 PIXELS_MAX = 1 << 28  # of one image that a model takes, in a stored description
 # What a person who has not said how files become images of one size can write.
@@ -202,17 +203,8 @@ class ImageClassification:
             return block_loader(rows, block_rows(row_bytes), world, as_tuple=columns, **options)
         training, validation = chains(config, self.inputs)
         chain = _without(training, _tail(training, validation)) if self.dtype == "uint8" else training
-        return DataLoader(
-            rows,
-            shuffle=True,
-            seed=seed,
-            global_batch_size=config.global_batch_size,
-            rank=world.data_rank,
-            world_size=world.data_size,
-            as_tuple=columns,
-            transforms={self.inputs: chain} if chain else None,
-            num_workers=config.workers,
-        )
+        transforms = {self.inputs: chain} if chain else None
+        return shuffled_loader(rows, config, seed, world, as_tuple=columns, transforms=transforms)
 
     def _validation_chain(self, config: DataConfig) -> list[Transform]:
         """From the configuration where that says it (it may name anybody's transforms), else from the description."""

@@ -24,6 +24,7 @@ from trainers.models import build_network
 from trainers.parallel import World
 from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.columns import column_of
+from trainers.tasks.shuffled import shuffled_loader
 
 VALUES_MAX = 1 << 24  # numbers of one row, in a stored description
 
@@ -112,16 +113,7 @@ class Regression:
         columns = (self.inputs, self.labels)
         if not train:
             return block_loader(rows, block_rows(4 * (self.features + self.targets)), world, as_tuple=columns)
-        return DataLoader(
-            rows,
-            shuffle=True,
-            seed=seed,
-            global_batch_size=config.global_batch_size,
-            rank=world.data_rank,
-            world_size=world.data_size,
-            as_tuple=columns,
-            num_workers=config.workers,
-        )
+        return shuffled_loader(rows, config, seed, world, as_tuple=columns)
 
     def split_batch(self, batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """(numbers [b, ...] as they are stored, float32 [b, targets])."""

@@ -34,6 +34,7 @@ from trainers.models.transformer import CONTEXT_MAX, VOCABULARY_MAX
 from trainers.parallel import World
 from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.columns import column_of
+from trainers.tasks.shuffled import shuffled_loader
 
 SEQUENCE_LENGTH = 128  # tokens of a window, where data.sequence_length is not given
 BYTES = 256  # the vocabulary of tokens that are bytes
@@ -148,15 +149,7 @@ class LanguageModelling:
             raise BadInput(
                 f"{rows.name} has fewer than {self.length + 1} tokens in {len(rows)} rows: lower data.sequence_length"
             )
-        return DataLoader(
-            windows,
-            shuffle=True,
-            seed=seed,
-            global_batch_size=config.global_batch_size,
-            rank=world.data_rank,
-            world_size=world.data_size,
-            num_workers=config.workers,
-        )
+        return shuffled_loader(windows, config, seed, world)
 
     def split_batch(self, batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """(int64 [b, length], int64 [b, length])."""
