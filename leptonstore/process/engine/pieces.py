@@ -1,0 +1,42 @@
+"""What flows through a pipeline: pieces of a table, and the steps that they go through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from leptonstore.dataset.values import Column
+from leptonstore.store import Store
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows. rows: their numbers in the version that is read, ascending. columns: as pages keep them (large values are references).
+
+    findings: what was found on the way (findings.SCHEMA; `row` is the row of the version), None: nothing.
+    """
+
+    rows: Rows
+    columns: dict[str, Column]
+    findings: pa.Table | None = None
+
+
+class Step(Protocol):
+    """A pickled callable that workers give pieces to: fewer rows may come back, in order. Threads: any, several at once."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of the version that its pieces must have."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the columns of the pieces that it returns, in this order."""
+
+    def __call__(self, piece: Piece, store: Store) -> Piece:
+        """store: where references of the piece are read, and where large values that it makes are put (values.intern)."""

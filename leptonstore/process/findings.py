@@ -1,0 +1,89 @@
+"""Findings: what checks have to say of rows. Each is a row of a table, with reason and score, so that people can look, sort and decide.
+
+    row     int64    the row, from 0, in the version that was searched
+    check   string   who says so: "duplicates", "undecodable", "near_duplicate_images", …, "failed" (quarantined by a pipeline)
+    column  string   where it was seen; several: joined by ", "
+    score   double   how strongly, as the check defines it (greater is worse); null where there is nothing to measure
+    detail  string   one line for people
+    other   int64    the row that this one repeats, leaks or contradicts; null: none
+    group   int64    rows that belong together have the same number (the lowest row among them); null: none
+    action  string   what was done: "keep" (nothing), "drop", "tag", "fix"
+
+Findings of a run are written as a version of the dataset NAME.findings, whose lineage names the commit that was searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("check", pa.string(), nullable=False),
+        pa.field("column", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("other", pa.int64()),
+        pa.field("group", pa.int64()),
+        pa.field("action", pa.string(), nullable=False),
+    ]
+)
+
+
+class Action(StrEnum):
+    """What becomes of a row that a check found. The user's choice; the default is to keep it.
+
+    KEEP: it stays as it is, and the finding is written. DROP: it is left out of the new version (and stays in the parent). TAG: its
+    `findings` column names the check. FIX: the check writes what it holds to be right.
+    """
+
+    KEEP = "keep"
+    DROP = "drop"
+    TAG = "tag"
+    FIX = "fix"
+
+
+def findings_table(
+    check: str,
+    column: str,
+    rows: Sequence[int] | NDArray[Any],
+    details: Iterable[str],
+    scores: Sequence[float] | NDArray[Any] | None = None,
+    others: Sequence[int | None] | NDArray[Any] | None = None,
+    groups: Sequence[int | None] | NDArray[Any] | None = None,
+    action: Action = Action.KEEP,
+) -> pa.Table:
+    """Findings of one check about one column, in the order given."""
+    count = len(rows)
+    none = pa.nulls(count, pa.int64())
+    arrays = [
+        pa.array(np.asarray(rows, np.int64)),
+        pa.array([check] * count, pa.string()),
+        pa.array([column] * count, pa.string()),
+        pa.nulls(count, pa.float64()) if scores is None else pa.array(scores, pa.float64()),
+        pa.array(list(details), pa.string()),
+        none if others is None else pa.array(others, pa.int64()),
+        none if groups is None else pa.array(groups, pa.int64()),
+        pa.array([action.value] * count, pa.string()),
+    ]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def joined(tables: Iterable[pa.Table | None]) -> pa.Table:
+    """All of them, by row, then in the order given."""
+    whole = pa.concat_tables([SCHEMA.empty_table(), *(table for table in tables if table is not None)])
+    order = np.argsort(whole["row"].to_numpy(), kind="stable")
+    return whole.take(pa.array(order)).combine_chunks()
+
+
+def counts(findings: pa.Table) -> dict[str, int]:
+    """Number of findings of each check, the most frequent first."""
+    found = pc.value_counts(findings["check"].combine_chunks()).to_pylist()
+    return {one["values"]: one["counts"] for one in sorted(found, key=lambda one: (-one["counts"], one["values"]))}

@@ -1,0 +1,109 @@
+"""What a pipeline is made of: operations, which look at some columns of a table of samples and say what becomes of its rows.
+
+    RowOperation     says for each row alone: decode, resize, mask, filter. Works on batches, in any order, on any worker.
+    TableOperation   has to know all rows: measures a few small features of each row (as a RowOperation would), then decides
+                     in one place: duplicates, outliers, label errors.
+
+An operation is a frozen dataclass; its fields are its parameters, plain enough for TOML and JSON. What it makes is a function of its
+recipe and of the values that it reads alone: no clock, no global random generator, no row number. Results are kept under (recipe,
+digests of the values) and found again (memo.py), whatever version or worker they come from.
+
+Made is said row for row. Nothing is dropped silently: a row that an operation leaves out has a finding that says why (findings.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from leptonstore.dataset import Dataset
+
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an operation made of n rows.
+
+    columns:  values that it wrote, by column, n each; they replace a column of that name or come after the others.
+    keep:     which rows go on; None: all.
+    findings: what it has to say of rows (findings.SCHEMA); `row` counts from 0 in these n rows. None: nothing.
+    failed:   rows that it could not work on (0 to n - 1), with why; what stands in `columns` for them is of no meaning (null, zeros). The
+              pipeline's policy decides what becomes of them: raise, or quarantine.
+    """
+
+    columns: Mapping[str, pa.Array] = field(default_factory=dict)
+    keep: Bits | None = None
+    findings: pa.Table | None = None
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """Common to all. Instances pickle, and may be called from several threads at once."""
+
+    name: ClassVar[str]  # as pipelines call it: "image.resize"
+    version: ClassVar[int] = 1  # raised whenever the same values would give something else
+    memoised: ClassVar[bool] = True  # False where computing costs less than looking up (comparing numbers)
+
+    def bound(self, source: Dataset, schema: pa.Schema) -> Self:
+        """Itself with what it has to know of the version that is read (an identity, another dataset's commit) among its parameters.
+
+        Called once, before anything runs. schema: of the rows that will come to it. Raises BadInput, NotFound.
+        """
+        return self
+
+    @abstractmethod
+    def reads(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The columns whose values it looks at. Raises SchemaError, naming column and fix, when it cannot work on rows like these."""
+
+    def output(self, schema: pa.Schema) -> pa.Schema:
+        """The schema of the rows that it leaves. Raises as `reads`."""
+        self.reads(schema)
+        return schema
+
+    def parameters(self) -> dict[str, Any]:
+        """Its fields, as JSON keeps them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def libraries(self) -> dict[str, str]:
+        """Versions of what else decides the result: {"pillow": "13.0.0"}. Code of the user's: {"code": its digest}."""
+        return {}
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result, for lineage and for looking up. JSON-able."""
+        found = {"operation": self.name, "version": self.version, **self.parameters()}
+        return found | ({"libraries": self.libraries()} if self.libraries() else {})
+
+
+class RowOperation(Operation):
+    """Says for each row alone."""
+
+    @abstractmethod
+    def apply(self, batch: pa.RecordBatch) -> Made:
+        """batch: the columns of `reads`, in that order, with plain values.
+
+        An exception other than LeptonError is taken to be about one of the rows: the pipeline finds out which.
+        """
+
+
+class TableOperation(Operation):
+    """Has to know all rows. `measure` runs wherever the rows are, `decide` once, with the features of all of them in memory."""
+
+    @abstractmethod
+    def features(self, schema: pa.Schema) -> pa.Schema:
+        """The schema of what `measure` gives; some ten to some hundred bytes a row. Raises as `reads`."""
+
+    @abstractmethod
+    def measure(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """One row of features for each row of `batch` (as in RowOperation.apply); nulls for a row that cannot be measured."""
+
+    @abstractmethod
+    def decide(self, features: pa.Table) -> Made:
+        """Of all rows, in row order. A function of the features (and the recipe) alone."""

@@ -1,0 +1,1 @@
+"""Operations that change values or rows; registry.py lists them by name."""
