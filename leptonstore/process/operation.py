@@ -3,7 +3,6 @@
     RowOperation     says for each row alone: decode, resize, mask, filter. Works on batches, in any order, on any worker.
     TableOperation   has to know all rows: measures a few small features of each row (as a RowOperation would), then decides
                      in one place: duplicates, outliers, label errors.
-    NewRowsOperation makes other rows of them: group by.
 
 An operation is a frozen dataclass; its fields are its parameters, plain enough for TOML and JSON. What it makes is a function of its
 recipe and of the values that it reads alone: no clock, no global random generator, no row number. Results are kept under (recipe,
@@ -108,16 +107,3 @@ class TableOperation(Operation):
     @abstractmethod
     def decide(self, features: pa.Table) -> Made:
         """Of all rows, in row order. A function of the features (and the recipe) alone."""
-
-
-class NewRowsOperation(Operation):
-    """Makes other rows than it is given (group by), in one place. What follows it counts its rows."""
-
-    @abstractmethod
-    def identity(self, schema: pa.Schema) -> tuple[str, ...]:
-        """The columns of `output` that identify the rows that it makes."""
-
-    @abstractmethod
-    def make(self, rows: pa.Table) -> pa.Table:
-        """rows: the columns of `reads`, in that order, of all rows that came to it, in row order, in memory. Returns a table of `output`'s
-        schema. A function of these values and the recipe alone."""
