@@ -397,3 +397,15 @@ CACHE_PINNED_RETRY_PUTS = (
 )
 CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
+
+# Collecting (leptonstore/process/collect).
+COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it
+COLLECT_FILE_BYTES_MAX = 1 << 30  # of one item, which is held in memory (so 16 GiB at worst: 2 x COLLECT_WORKERS)
+COLLECT_LIST_BYTES_MAX = 1 << 30  # of a plain list of URLs
+COLLECT_COMMIT_BYTES = 512 * MIB  # fetched, before a version is made: what Ctrl-C or a crash may cost
+COLLECT_COMMIT_ROWS = 10_000
+COLLECT_FLUSH_S = 30.0  # how long a Writer's rows wait
+COLLECT_HTTP_TRIES = 5
+COLLECT_HTTP_BACKOFF_S = 0.5  # doubles with each try: 0, 1, 2, 4, 8 s
+COLLECT_HTTP_WAIT_S_MAX = 120  # that a server may ask for by Retry-After
+COLLECT_HTTP_TIMEOUT_S = 60.0
