@@ -73,8 +73,9 @@ class Operation(ABC):
         return schema
 
     def parameters(self) -> dict[str, Any]:
-        """Its fields, as JSON keeps them."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """Its fields that can be given, as JSON keeps them: tuples are lists."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     def libraries(self) -> dict[str, str]:
         """Versions of what else decides the result: {"pillow": "13.0.0"}. Code of the user's: {"code": its digest}."""
