@@ -6,18 +6,20 @@ Choices are deterministic: the same version gives the same rows, so that two rep
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import SourceError
 from leptonstore.limits import REPORT_GALLERY_MAX, REPORT_SAMPLES_MAX
 from leptonstore.process import columns, images
-from leptonstore.process.clean import CleanReport, Finding, Reason
+from leptonstore.process.clean import CleanReport
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,19 @@ def sample_rows(ds: Dataset, rows: Sequence[int], captions: Iterable[str] = ()) 
 
 
 def finding_samples(ds: Dataset, report: CleanReport, count: int = REPORT_GALLERY_MAX) -> list[Sample]:
-    """Rows with findings, every reason represented; `ds` is the dataset that was searched."""
-    by_reason = {reason: [found for found in report.findings if found.reason == reason] for reason in Reason}
-    present = [found for found in by_reason.values() if found]
-    chosen: list[Finding] = []
-    for place, found in enumerate(present):
+    """Rows with findings, every check that found something represented; `ds` is the dataset that was searched."""
+    present = [report.findings.filter(pc.field("check") == check) for check in report.counts()]
+    chosen: list[dict[str, Any]] = []
+    for place, table in enumerate(present):
         share = max(1, (count - len(chosen)) // (len(present) - place))
-        chosen += found[:share]
-    captions = [f"{found.reason.replace('_', ' ')}: {found.detail}" for found in chosen]
-    return sample_rows(ds, [found.row for found in chosen], captions)
+        chosen += table.slice(0, share).to_pylist()
+    captions = [f"{one['check'].replace('_', ' ')}: {said(one)}" for one in chosen]
+    return sample_rows(ds, [one["row"] for one in chosen], captions)
+
+
+def said(finding: Mapping[str, Any]) -> str:
+    """What a finding says in words, with the other row where there is one."""
+    return str(finding["detail"]) + ("" if finding["other"] is None else f" (row {finding['other']:,})")
 
 
 def class_shown(names: Sequence[str], index: int) -> str:
