@@ -13,10 +13,10 @@ import numpy as np
 
 from leptonstore import limits
 from leptonstore.process import charts
-from leptonstore.process.analyse import Analysis, ClassBalance, ColumnAnalysis
 from leptonstore.process.clean import CleanReport
 from leptonstore.process.gallery import Sample, said, thumbnail
 from leptonstore.process.passages import Passage, leveled
+from leptonstore.process.statistics.results import Analysis, ClassBalance, ColumnAnalysis
 
 if TYPE_CHECKING:
     from leptonstore.process.report import EvaluationSection, Report, Version
