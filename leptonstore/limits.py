@@ -315,9 +315,16 @@ SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
-REPORT_THUMBNAIL_EDGES = (96, 64, 40, 24)  # pixels, tried in this order
+REPORT_THUMBNAIL_EDGES = (160, 96, 64, 40, 24)  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
+REPORT_CHECK_SAMPLES_MAX = 8  # of the rows that one check found
+REPORT_CLUSTERS_MAX = 12  # groups of rows that are alike
+REPORT_CLUSTER_ROWS_MAX = 6  # of one such group, side by side
+REPORT_TEXTS_MAX = 12  # passages of a text column
+REPORT_ROWS_MAX = 10  # of a table without pictures and texts
+REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
+REPORT_LINKS_MAX = 24  # versions of the picture of its lineage
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
@@ -410,3 +417,15 @@ CACHE_PINNED_RETRY_PUTS = (
 )
 CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
+
+# Collecting (leptonstore/process/collect).
+COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it
+COLLECT_FILE_BYTES_MAX = 1 << 30  # of one item, which is held in memory (so 16 GiB at worst: 2 x COLLECT_WORKERS)
+COLLECT_LIST_BYTES_MAX = 1 << 30  # of a plain list of URLs
+COLLECT_COMMIT_BYTES = 512 * MIB  # fetched, before a version is made: what Ctrl-C or a crash may cost
+COLLECT_COMMIT_ROWS = 10_000
+COLLECT_FLUSH_S = 30.0  # how long a Writer's rows wait
+COLLECT_HTTP_TRIES = 5
+COLLECT_HTTP_BACKOFF_S = 0.5  # doubles with each try: 0, 1, 2, 4, 8 s
+COLLECT_HTTP_WAIT_S_MAX = 120  # that a server may ask for by Retry-After
+COLLECT_HTTP_TIMEOUT_S = 60.0

@@ -17,7 +17,14 @@ from leptonstore.errors import BadInput, listed
 from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "image.decode": "operations.images:Decode",
+    "image.resize": "operations.images:Resize",
+    "image.crop": "operations.images:Crop",
+    "rows.split": "operations.rows:Split",
+    "rows.sample": "operations.rows:Sample",
+    "rows.select": "operations.rows:Select",
+}
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
