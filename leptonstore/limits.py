@@ -302,7 +302,13 @@ SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
-REPORT_THUMBNAIL_EDGES = (160, 96, 64, 40, 24)  # pixels, tried in this order; shown at about 110, on fine screens at 220
+REPORT_THUMBNAIL_EDGES = (
+    160,
+    96,
+    64,
+    40,
+    24,
+)  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
 REPORT_CHECK_SAMPLES_MAX = 8  # of the rows that one check found

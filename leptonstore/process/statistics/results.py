@@ -195,7 +195,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class SplitLeak:
-    """Rows of two splits whose values are equal in the columns of `SplitLeakage.columns`: `rows` of them in `first`, `others` in `second`."""
+    """Rows of two splits with equal values in the columns of `SplitLeakage.columns`: `rows` of `first`, `others` of `second`."""
 
     first: str
     second: str
@@ -216,7 +216,7 @@ class ColumnDrift:
     """How a column of two versions differs.
 
     level:           "none", "some" or "much"; see drift.py for the thresholds and their sources.
-    psi:             population stability index, over ten bins of equal share of the older version (values, lengths, pixels), or over categories
+    psi:             population stability index, over ten bins of equal share of the older version, or over categories
     ks:              greatest distance of the two distribution functions (Kolmogorov, Smirnov), None for categories
     total_variation: half the sum of the differences of the shares, of categories; None for numbers
     nulls_before, nulls_after: shares of the rows
