@@ -297,6 +297,19 @@ ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
+# Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
+MEMO_FREE_SHARE = 0.25
+MEMO_BYTES_MIN = 64 * MIB
+MEMO_BYTES_USUAL_MAX = 64 * GIB
+MEMO_SPARE_SHARE = 0.1  # of the budget: freed at a time, so that eviction is rare
+MEMO_DISK_FREE_BYTES_MIN = 256 * MIB  # what is left free of the device; nothing is kept when there is less
+MEMO_ROW_BYTES = 128  # of the index, for each row: LMDB's pages are half to three quarters full
+MEMO_VALUE_BYTES_MAX = 64 * KIB  # of a small value
+MEMO_VALUES_BYTES_MAX = (
+    256 * MIB
+)  # of all small values: two generations of half as much, of which the older goes as a whole
+MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor each
+MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
