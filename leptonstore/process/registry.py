@@ -21,6 +21,7 @@ OPERATIONS: dict[str, str] = {
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "rows.group_by": "operations.group_by:GroupBy",
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
