@@ -314,6 +314,14 @@ PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: ph
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
+TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
+# Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
+# TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
+TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
+TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
+TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
+TEXT_BUCKET_NEXT = 32  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
+TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,
