@@ -296,8 +296,8 @@ DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes
 ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
-# What a task of a pipeline reads at a time: as much as gives many row groups that follow each other (one or two at the end of such a stretch
-# are cut again), while several tasks under way fit into memory. Daft splits batches of more than 131,072 rows.
+# What a task of a pipeline reads at a time: many row groups that follow each other (one or two at the end of such a stretch are cut again),
+# and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
 ENGINE_TASK_ROWS = 65_536
 ENGINE_TASK_BYTES = 32 * MIB
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
