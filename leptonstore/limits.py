@@ -296,6 +296,11 @@ DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes
 ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
+# What a task of a pipeline reads at a time: many row groups that follow each other (one or two at the end of such a stretch are cut again),
+# and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
+ENGINE_TASK_ROWS = 65_536
+ENGINE_TASK_BYTES = 32 * MIB
+ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
 MEMO_FREE_SHARE = 0.25
