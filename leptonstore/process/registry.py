@@ -21,6 +21,8 @@ OPERATIONS: dict[str, str] = {
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "text.tokenise": "operations.tokenise:Tokenise",
+    "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
