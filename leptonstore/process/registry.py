@@ -24,6 +24,7 @@ OPERATIONS: dict[str, str] = {
     "text.tokenise": "operations.tokenise:Tokenise",
     "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
+    "rows.join": "operations.join:Join",
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",

@@ -2,8 +2,8 @@
 
     standard   (x - mean) / std          range   (x - low) / (high - low)
 
-The constants are given, or they are looked up in the version that is read before anything runs: over all rows, or over those of one split, so
-that nothing is learnt from rows that are held out. Either way they are parameters of what runs, and stand in the lineage of the result.
+The constants are given, or they are looked up in the version that is read before anything runs: over all rows, or over those of one
+split, so that nothing is learnt from rows that are held out. Either way they are parameters of what runs, and stand in the lineage.
 Sums are exact until they are rounded once (exact.py).
 """
 
@@ -89,7 +89,8 @@ class Normalise(RowOperation):
         if not found:
             where = f"split {self.split!r} of {source.label}" if self.split else source.label
             raise BadInput(f"{self.name}: column {self.column!r} has no finite value in {where}")
-        return replace(self, **dict(zip(_KINDS[self.kind], zip(*found, strict=True), strict=True)))
+        constants: dict[str, Any] = dict(zip(_KINDS[self.kind], zip(*found, strict=True), strict=True))
+        return replace(self, **constants, split="")
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The column of numbers."""
@@ -203,4 +204,6 @@ class _Gathered:
 
     def range(self) -> tuple[float, float]:
         """(low, high)."""
-        return self._low, self._high if self._high > self._low else self._low + 1.0
+        return self._low, self._high if self._high > self._low else max(
+            self._low + 1.0, math.nextafter(self._low, math.inf)
+        )
