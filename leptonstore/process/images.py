@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,22 @@ def decode(data: Buffer, name: str = "image", upright: bool = True) -> Pixels:
     except Exception as error:  # a decoder of untrusted bytes may raise anything
         raise SourceError(f"{name} is damaged: {error or type(error).__name__}; replace or remove it", name) from error
     return np.ascontiguousarray(orient(pixels) if orient else pixels)
+
+
+def decode_small(data: Buffer, edge_max: int, name: str = "image") -> Pixels:
+    """As `decode`, shrunk (never enlarged) so that the longer edge is at most `edge_max` pixels; a JPEG is decoded at a fraction of its size.
+
+    For people to look at: not the pixels that `resize` makes of `decode`. Raises as `decode` does.
+    """
+    image = _open(data, name)
+    try:
+        image.draft(None, (2 * edge_max, 2 * edge_max))  # twice the edge, so that the filter below still averages
+        image.load()
+        pixels = _pixels(image)
+        orient = _ORIENT.get(_orientation(image))
+    except Exception as error:  # as in decode
+        raise SourceError(f"{name} is damaged: {error or type(error).__name__}; replace or remove it", name) from error
+    return np.ascontiguousarray(shrink(orient(pixels) if orient else pixels, edge_max))
 
 
 def probe(data: Buffer, name: str = "image") -> ImageInfo:
@@ -160,24 +176,23 @@ def fit(image: Pixels, shape: tuple[int, ...]) -> Pixels:
     return resize(coloured, (shape[0], shape[1])).reshape(shape)
 
 
-def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
-    """The image as a PNG file, shrunk (never enlarged) so that its longer edge is at most `edge_max` pixels."""
-    pillow = _pillow()
+def shrink(image: Pixels, edge_max: int) -> Pixels:
+    """The image with its longer edge at most `edge_max` pixels; never enlarged."""
     height, width = image.shape[:2]
     scale = min(1.0, edge_max / max(height, width, 1))
-    small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-    flat = small[..., 0] if small.ndim == 3 and small.shape[-1] == 1 else small
-    out = io.BytesIO()
-    pillow.fromarray(flat).save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def encode(image: Pixels, format: str, quality: int = 90) -> bytes:
-    """The image as a file: "png", or "jpeg" with this quality (1 to 100, as libjpeg counts; colours at half the resolution)."""
+def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
+    """The image as a PNG file, shrunk (never enlarged) so that its longer edge is at most `edge_max` pixels."""
+    return encode(shrink(image, edge_max), "PNG", optimize=True)
+
+
+def encode(image: Pixels, format: str, **options: Any) -> bytes:
+    """The image as a file of that format of Pillow's ("PNG", "JPEG"), with its options."""
     flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     out = io.BytesIO()
-    options = {"quality": quality} if format == "jpeg" else {}
-    _pillow().fromarray(flat).save(out, format.upper(), **options)
+    _pillow().fromarray(flat).save(out, format, **options)
     return out.getvalue()
 
 

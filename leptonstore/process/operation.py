@@ -67,6 +67,13 @@ class Operation(ABC):
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The columns whose values it looks at. Raises SchemaError, naming column and fix, when it cannot work on rows like these."""
 
+    def by_digest(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Those of `reads` whose digests it is content with (digests.py): large values of these columns stay unread.
+
+        Its batch has digests in their place (`digests.digest_field`), or the values: it takes both (`digests.digests_in`).
+        """
+        return ()
+
     def output(self, schema: pa.Schema) -> pa.Schema:
         """The schema of the rows that it leaves. Raises as `reads`."""
         self.reads(schema)

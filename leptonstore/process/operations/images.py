@@ -146,7 +146,10 @@ class _Sized(RowOperation):
         before = images.probe(file).format.lower()
         wanted = ("jpeg" if before == "jpeg" else "png") if self.format == KEEP else self.format
         made = self.sized(pixels)
-        return file if wanted == before and made.shape == pixels.shape else images.encode(made, wanted, self.quality)
+        if wanted == before and made.shape == pixels.shape:
+            return file
+        options = {"quality": self.quality} if wanted == "jpeg" else {}
+        return images.encode(made, wanted.upper(), **options)
 
     def _made(self, field: pa.Field) -> pa.Field:
         name, shape = self.into or self.column, tensor_shape(field)
