@@ -18,6 +18,13 @@ from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
 OPERATIONS: dict[str, str] = {
+    "check.nulls": "checks.nulls:Nulls",
+    "check.rules": "checks.rules:Rules",
+    "check.labels_out_of_range": "checks.labels:LabelsOutOfRange",
+    "check.duplicates": "checks.duplicates:Duplicates",
+    "check.leakage": "checks.leakage:Leakage",
+    "check.outliers": "checks.outliers:Outliers",
+    "check.class_balance": "checks.balance:ClassBalance",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
