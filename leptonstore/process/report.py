@@ -27,11 +27,11 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput, MissingExtra
 from leptonstore.process import charts
-from leptonstore.process.analyse import Analysis
 from leptonstore.process.clean import CleanReport
 from leptonstore.process.gallery import Sample
 from leptonstore.process.passages import Passage
 from leptonstore.process.report_view import sections
+from leptonstore.process.statistics.results import Analysis
 from leptonstore.tiers.durable import full_disk_named
 from leptonstore.version import __version__
 
