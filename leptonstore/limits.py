@@ -300,6 +300,22 @@ DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
+# Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
+# of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.
+STATISTICS_BLOCK_GROUPS_AVG = 16
+STATISTICS_BLOCK_GROUPS_MAX = 64
+STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
+STATISTICS_EXACT_VALUES = 1_024  # different values of a block that are counted one by one
+STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
+STATISTICS_POINTS_MAX = 16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
+STATISTICS_FREQUENT = 1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
+STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
+STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
+STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is damaged
+STATISTICS_TOP = 20  # frequent values that are shown
+CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (96, 64, 40, 24)  # pixels, tried in this order
