@@ -297,6 +297,19 @@ ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
+# Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
+MEMO_FREE_SHARE = 0.25
+MEMO_BYTES_MIN = 64 * MIB
+MEMO_BYTES_USUAL_MAX = 64 * GIB
+MEMO_SPARE_SHARE = 0.1  # of the budget: freed at a time, so that eviction is rare
+MEMO_DISK_FREE_BYTES_MIN = 256 * MIB  # what is left free of the device; nothing is kept when there is less
+MEMO_ROW_BYTES = 128  # of the index, for each row: LMDB's pages are half to three quarters full
+MEMO_VALUE_BYTES_MAX = 64 * KIB  # of a small value
+MEMO_VALUES_BYTES_MAX = (
+    256 * MIB
+)  # of all small values: two generations of half as much, of which the older goes as a whole
+MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor each
+MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
@@ -317,10 +330,31 @@ STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
+TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
+# Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
+# TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
+TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
+TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
+TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
+TEXT_BUCKET_NEXT = 32  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
+TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
-REPORT_THUMBNAIL_EDGES = (96, 64, 40, 24)  # pixels, tried in this order
+REPORT_THUMBNAIL_EDGES = (
+    160,
+    96,
+    64,
+    40,
+    24,
+)  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
+REPORT_CHECK_SAMPLES_MAX = 8  # of the rows that one check found
+REPORT_CLUSTERS_MAX = 12  # groups of rows that are alike
+REPORT_CLUSTER_ROWS_MAX = 6  # of one such group, side by side
+REPORT_TEXTS_MAX = 12  # passages of a text column
+REPORT_ROWS_MAX = 10  # of a table without pictures and texts
+REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
+REPORT_LINKS_MAX = 24  # versions of the picture of its lineage
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
@@ -413,3 +447,15 @@ CACHE_PINNED_RETRY_PUTS = (
 )
 CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
+
+# Collecting (leptonstore/process/collect).
+COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it
+COLLECT_FILE_BYTES_MAX = 1 << 30  # of one item, which is held in memory (so 16 GiB at worst: 2 x COLLECT_WORKERS)
+COLLECT_LIST_BYTES_MAX = 1 << 30  # of a plain list of URLs
+COLLECT_COMMIT_BYTES = 512 * MIB  # fetched, before a version is made: what Ctrl-C or a crash may cost
+COLLECT_COMMIT_ROWS = 10_000
+COLLECT_FLUSH_S = 30.0  # how long a Writer's rows wait
+COLLECT_HTTP_TRIES = 5
+COLLECT_HTTP_BACKOFF_S = 0.5  # doubles with each try: 0, 1, 2, 4, 8 s
+COLLECT_HTTP_WAIT_S_MAX = 120  # that a server may ask for by Retry-After
+COLLECT_HTTP_TIMEOUT_S = 60.0

@@ -17,7 +17,15 @@ from leptonstore.errors import BadInput, listed
 from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "image.decode": "operations.images:Decode",
+    "image.resize": "operations.images:Resize",
+    "image.crop": "operations.images:Crop",
+    "rows.group_by": "operations.group_by:GroupBy",
+    "rows.split": "operations.rows:Split",
+    "rows.sample": "operations.rows:Sample",
+    "rows.select": "operations.rows:Select",
+}
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:

@@ -13,21 +13,21 @@ import numpy as np
 
 from leptonstore import limits
 from leptonstore.process import charts
-from leptonstore.process.clean import CleanReport, Reason
-from leptonstore.process.gallery import Sample, thumbnail
+from leptonstore.process.clean import CleanReport
+from leptonstore.process.gallery import Sample, said, thumbnail
 from leptonstore.process.passages import Passage, leveled
 from leptonstore.process.statistics.results import Analysis, ClassBalance, ColumnAnalysis
 
 if TYPE_CHECKING:
     from leptonstore.process.report import EvaluationSection, Report, Version
 
-REASONS = {
-    Reason.NULL: ("Null values", "a column that allows none holds a null"),
-    Reason.UNDECODABLE: ("Undecodable images", "empty, truncated, damaged or no image"),
-    Reason.CONSTANT: ("Constant images", "every pixel is the same"),
-    Reason.LABEL_OUT_OF_RANGE: ("Labels out of range", "the index belongs to no class"),
-    Reason.DUPLICATE: ("Duplicates", "the same image as an earlier row of its split"),
-    Reason.LEAKAGE: ("Leakage", "the same image as a row of another split"),
+MEANINGS = {  # of checks, where their name does not say everything
+    "nulls": "a column that allows none holds a null",
+    "undecodable": "empty, truncated, damaged or no image",
+    "constant": "every pixel is the same",
+    "labels_out_of_range": "the index belongs to no class",
+    "duplicates": "the same image as an earlier row of its split",
+    "leakage": "the same image as a row of another split",
 }
 CONFUSIONS_MAX = 8  # most frequent mistakes that are named
 TABLE_ROWS_MAX = 40  # of findings, epochs and lineage entries
@@ -225,19 +225,23 @@ def _saved(after: str, ratio: float, otherwise: str) -> str:
 
 
 def findings(clean: CleanReport) -> dict[str, Any]:
-    """Every reason with its count (0 is worth saying), and the first findings one by one."""
+    """Every check with its count (0 is worth saying), and the first findings one by one."""
     counts = clean.counts()
-    listed = clean.findings[:TABLE_ROWS_MAX]
+    listed = clean.findings.slice(0, TABLE_ROWS_MAX).to_pylist()
     return {
         "clean": clean,
         "rows_found": len(clean.rows_found()),
         "reasons": [
-            {"name": name, "meaning": meaning, "count": counts.get(reason, 0)}
-            for reason, (name, meaning) in REASONS.items()
+            {"name": _named(check), "meaning": MEANINGS.get(check, ""), "count": counts.get(check, 0)}
+            for check in dict.fromkeys((*clean.checks, *counts))
         ],
-        "listed": [(one.reason.replace("_", " ").capitalize(), one) for one in listed],
+        "listed": [(_named(one["check"]), one | {"detail": said(one)}) for one in listed],
         "left_out": len(clean.findings) - len(listed),
     }
+
+
+def _named(check: str) -> str:
+    return check.replace("_", " ").capitalize()
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
