@@ -324,6 +324,22 @@ TOKENS_KNOWN_MAX = 1 << 20  # of a tokenizer that is trained
 JOIN_ROWS_MAX = 50_000_000  # of the other dataset of a join: 16 bytes a row, and its key, in each process
 JOIN_BYTES_MAX = 1 * GIB  # of its keys
 HISTOGRAM_BINS = 32
+# Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
+# of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.
+STATISTICS_BLOCK_GROUPS_AVG = 16
+STATISTICS_BLOCK_GROUPS_MAX = 64
+STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
+STATISTICS_EXACT_VALUES = 1_024  # different values of a block that are counted one by one
+STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
+STATISTICS_POINTS_MAX = 16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
+STATISTICS_FREQUENT = 1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
+STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
+STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
+STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is damaged
+STATISTICS_TOP = 20  # frequent values that are shown
+CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
 # Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
