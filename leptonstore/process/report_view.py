@@ -142,7 +142,7 @@ def _card(column: ColumnAnalysis) -> dict[str, Any]:
         order = column.distinct[: limits.REPORT_CLASSES_MAX]
         chart = charts.counts_chart([one.rows for one in order], [one.name or str(one.value) for one in order], what)
         figures = [("distinct", charts.whole(len(column.distinct)))]
-    elif stats is not None and stats.histogram is not None:
+    elif stats is not None and stats.histogram is not None and stats.min != stats.max:
         chart = charts.histogram_chart(stats.histogram, what)
     if stats is not None and column.semantic != "class_label":
         figures = [(name, charts.short(getattr(stats, name))) for name in ("min", "mean", "max", "std")]
@@ -335,9 +335,17 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             rows += _flat(inner, f"{prefix}{key}.")
         elif isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
             for place, one in enumerate(inner[:LISTED_MAX], 1):
-                rows += _flat(one, f"{prefix}{key} {place}.")
+                rows += _file(one, f"{prefix}{key} {place}") or _flat(one, f"{prefix}{key} {place}.")
             if len(inner) > LISTED_MAX:
                 rows.append((f"{prefix}{key}", f"and {charts.whole(len(inner) - LISTED_MAX)} more"))
         else:
             rows.append((prefix + str(key), inner))
     return rows
+
+
+def _file(one: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    """A source file in one row; none when it is something else."""
+    if not isinstance(one.get("name"), str) or not isinstance(one.get("bytes"), int):
+        return []
+    digest = f", {one['digest'][:12]}" if isinstance(one.get("digest"), str) else ""
+    return [(key, f"{one['name']}, {charts.as_bytes(one['bytes'])}{digest}")]
