@@ -359,13 +359,13 @@ REPORT_THUMBNAIL_EDGES = (
 )  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
-REPORT_CHECK_SAMPLES_MAX = 8  # of the rows that one check found
+REPORT_CHECK_SAMPLES_MAX = 7  # of the rows that one check found: a line of the page
 REPORT_CLUSTERS_MAX = 12  # groups of rows that are alike
 REPORT_CLUSTER_ROWS_MAX = 6  # of one such group, side by side
 REPORT_TEXTS_MAX = 12  # passages of a text column
 REPORT_ROWS_MAX = 10  # of a table without pictures and texts
 REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
-REPORT_LINKS_MAX = 24  # versions of the picture of its lineage
+REPORT_LINKS_MAX = 8  # versions in the picture of its lineage; more are told as a number
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
