@@ -189,19 +189,10 @@ def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
 
 
 def encode(image: Pixels, format: str, **options: Any) -> bytes:
-    """The image as a file of that format of Pillow's."""
+    """The image as a file of that format of Pillow's ("PNG", "JPEG"), with its options."""
     flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     out = io.BytesIO()
     _pillow().fromarray(flat).save(out, format, **options)
-    return out.getvalue()
-
-
-def encode(image: Pixels, format: str, quality: int = 90) -> bytes:
-    """The image as a file: "png", or "jpeg" with this quality (1 to 100, as libjpeg counts; colours at half the resolution)."""
-    flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-    out = io.BytesIO()
-    options = {"quality": quality} if format == "jpeg" else {}
-    _pillow().fromarray(flat).save(out, format.upper(), **options)
     return out.getvalue()
 
 

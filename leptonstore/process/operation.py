@@ -36,7 +36,7 @@ class Made:
 
     columns:  values that it wrote, by column, n each; they replace a column of that name or come after the others.
     keep:     which rows go on; None: all.
-    findings: what it has to say of rows (findings.SCHEMA); `row` counts from 0 in these n rows. None: nothing.
+    findings: what it has to say of rows (findings.SCHEMA); `row`, `other` and `group` count from 0 in these n rows. None: nothing.
     failed:   rows that it could not work on (0 to n - 1), with why; what stands in `columns` for them is of no meaning (null, zeros). The
               pipeline's policy decides what becomes of them: raise, or quarantine.
     """
