@@ -42,7 +42,7 @@ def publish_tree(
 ) -> Dataset:
     """Publish rows that are stored already, made from `ds`, as the new head of `into` (a dataset, and a branch of it).
 
-    Nothing is written when that is there already. Raises BadInput (a tag), RuleBroken, Conflict (somebody else moved the branch), StoreFull.
+    Nothing is written when that is there already. Raises BadInput (a tag), RuleBroken, Conflict (somebody moved the branch), StoreFull.
     """
     store.refresh()
     name, branch = into

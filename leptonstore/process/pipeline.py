@@ -66,7 +66,7 @@ class Result:
 
     def dropped(self) -> dict[str, int]:
         """Rows that were left out, by the operation that did it; those that failed, of all operations, as "failed"."""
-        out = {}
+        out: dict[str, int] = {}
         for one in self.counts:
             gone = one["in"] - one["out"] - one["failed"]
             if gone > 0 and not one.get("groups"):
@@ -77,7 +77,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """dataset: NAME[@REF], the version that is read. operations: in order. into: NAME[@BRANCH] of the result; None: the branch that is read.
+    """dataset: NAME[@REF], the version that is read. operations: in order.
+
+    into: NAME[@BRANCH] of the result; None: the branch that is read (main, for a tag or a commit).
 
     on_error: what becomes of a row that an operation fails on: "raise" ends the run with OperationFailed, "quarantine" leaves the row out,
     with a finding that says why. message: of the commit. Raises BadInput.
@@ -270,8 +272,8 @@ class _Run:
             known = self._counts.get(number, Counter())  # of one that no row came to there are none
             come = known["in"] if known else 0
             rows = known["kept"] if known else 0
-            one = {"operation": operation.name, "in": come, "out": rows, "failed": known["failed"]}
-            counts.append(one | ({"groups": True} if isinstance(end, GroupEnd) and end.operation is operation else {}))
+            said = {"operation": operation.name, "in": come, "out": rows, "failed": known["failed"]}
+            counts.append(said | ({"groups": True} if isinstance(end, GroupEnd) and end.operation is operation else {}))
         totals = sum(self._counts.values(), Counter())
         return tree, joined(self._findings), tuple(counts), totals
 

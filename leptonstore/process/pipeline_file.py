@@ -44,7 +44,9 @@ def read_pipeline(path: Path) -> Pipeline:
     except OSError as error:
         raise SourceError(f"pipeline file {path}: {error.strerror or error}; check the path", str(path)) from None
     if len(data) > limits.PIPELINE_FILE_BYTES_MAX:
-        raise BadInput(f"{path} has {len(data):,} bytes, and a pipeline file at most {limits.PIPELINE_FILE_BYTES_MAX:,}")
+        raise BadInput(
+            f"{path} has {len(data):,} bytes, and a pipeline file at most {limits.PIPELINE_FILE_BYTES_MAX:,}"
+        )
     try:
         return parse_pipeline(data.decode("utf-8"), path.name)
     except UnicodeDecodeError:

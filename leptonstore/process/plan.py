@@ -1,5 +1,5 @@
-"""The plan of a pipeline: all that can be known before anything runs. Operations are bound to the version, each is held against the rows that
-come to it, and they are put into chains and passes.
+"""The plan of a pipeline: all that can be known before anything runs. Operations are bound to the version, each is held against the
+rows that come to it, and they are put into chains and passes.
 """
 
 from __future__ import annotations
