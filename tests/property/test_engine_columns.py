@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,7 +55,7 @@ def test_columns_are_the_same_after_daft_cut_and_joined_them(
     back = MicroPartition.concat(pieces[::-1]).to_arrow()
     columns = carried.unpack([whole(back[name]) for name in carried.schema.names])
     made = pa.Table.from_arrays(
-        [resolve(store, one, field.type) for one, field in zip(columns, table.schema)], schema=table.schema
+        [resolve(store, one, field.type) for one, field in zip(columns, table.schema, strict=True)], schema=table.schema
     )
     assert canonical(made) == canonical(table)
 
