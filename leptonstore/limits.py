@@ -300,6 +300,15 @@ ORDER_ROWS_MAX = 1 << 48
 # and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
 ENGINE_TASK_ROWS = 65_536
 ENGINE_TASK_BYTES = 32 * MIB
+ENGINE_TRIES_MAX = (
+    5  # that end without one more row done, because the cluster lost something that Daft does not replace
+)
+# Of each node of a cluster of our own: only results pass through it, and what does not fit is spilled.
+ENGINE_OBJECT_STORE_BYTES = 128 * MIB
+ENGINE_CLUSTER_WAIT_S = 10.0  # for an address to take a connection
+# A cluster whose head does not answer for so long is lost. Ray itself would end this process without a word after 60 s.
+ENGINE_CLUSTER_SILENT_S_MAX = 20.0
+ENGINE_CLUSTER_LOOK_S = 2.0  # between two looks whether it is there
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
