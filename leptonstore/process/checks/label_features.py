@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +26,7 @@ EDGE, CELLS, DIRECTIONS = 28, 4, 8
 CELL = EDGE // CELLS
 IMAGE_FEATURES = (CELLS - 1) ** 2 * 4 * DIRECTIONS + CELLS * CELLS * 3
 WORDS_MAX = 256  # different words and pairs of a text that count, the first ones: 1 KiB
-IMAGES_AT_A_TIME = 256  # so that what is made of them stays in the processor's cache
+IMAGES_AT_A_TIME = 64  # so that what is made of them stays in the processor's cache
 _DARK = np.float32(1e-2)  # keeps noise in an empty block from looking like a shape
 # A word; of writing without spaces each sign.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
@@ -70,9 +71,9 @@ def _fitted(array: pa.Array, image: ImageColumn) -> list[images.Pixels | None]:
 
 def _described(pixels: images.Pixels) -> NDArray[np.uint8]:
     """(n, EDGE, EDGE), with 1 or 3 channels or none -> (n, IMAGE_FEATURES)."""
-    colours = images.to_rgb(pixels) if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=-1)
-    grey = images.to_grey(pixels) if pixels.ndim == 4 else pixels
     count = len(pixels)
+    colours = pixels.reshape(count, EDGE, EDGE, -1)
+    grey = images.to_grey(pixels) if pixels.ndim == 4 else pixels
     light = np.sqrt(grey.astype(np.float32) / np.float32(255))
     across, down = np.zeros_like(light), np.zeros_like(light)
     np.subtract(light[:, :, 2:], light[:, :, :-2], out=across[:, :, 1:-1])
@@ -80,20 +81,28 @@ def _described(pixels: images.Pixels) -> NDArray[np.uint8]:
     square = across * across + down * down
     cube = square * np.sqrt(square) + np.float32(1e-12)
     cells = np.empty((count, CELLS, CELLS, DIRECTIONS), np.float32)
-    for at in range(DIRECTIONS):
-        angle = 2 * np.pi * at / DIRECTIONS
+    half = DIRECTIONS // 2
+    for at in range(half):  # a direction, and the one opposite to it
+        angle = np.pi * at / half
         along = across * np.float32(np.cos(angle)) + down * np.float32(np.sin(angle))
-        np.maximum(along, 0, out=along)
-        along *= along
-        along *= along
-        along /= cube
-        cells[..., at] = along.reshape(count, CELLS, CELL, CELLS, CELL).sum(axis=4).sum(axis=2)
+        strength = along * along
+        strength *= strength
+        strength /= cube
+        forth = strength * (along > 0)
+        cells[..., at], cells[..., at + half] = _summed(forth), _summed(strength - forth)
     corners = [(y, x) for y in (0, 1) for x in (0, 1)]
     blocks = np.concatenate([cells[:, y : CELLS - 1 + y, x : CELLS - 1 + x] for y, x in corners], axis=3)
     blocks /= np.sqrt((blocks * blocks).sum(axis=3, keepdims=True) + _DARK)
-    means = colours.reshape(count, CELLS, CELL, CELLS, CELL, 3).mean(axis=(2, 4), dtype=np.float32)
+    sums = [_summed(colours[..., at].astype(np.int32)) for at in range(colours.shape[-1])]
+    means = np.stack([sums[at % len(sums)] for at in range(3)], axis=-1) / np.float32(CELL * CELL)
     shape = np.rint(blocks.reshape(count, -1) * 255).astype(np.uint8)
     return np.concatenate([shape, np.rint(means.reshape(count, -1)).astype(np.uint8)], axis=1)
+
+
+def _summed(values: NDArray[Any]) -> NDArray[Any]:
+    """(n, EDGE, EDGE) -> (n, CELLS, CELLS), rows first: numpy sums along long runs."""
+    count = len(values)
+    return values.reshape(count, CELLS, CELL, EDGE).sum(axis=2).reshape(count, CELLS, CELLS, CELL).sum(axis=3)
 
 
 def text_features(array: pa.Array) -> pa.Array:
