@@ -305,6 +305,7 @@ DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
 CHAIN_BATCH_BYTES = 32 * MIB
 CHAIN_BATCH_ROWS = 4_000
+PIPELINE_FILE_BYTES_MAX = 1 * MIB
 FAILURE_CHARS_MAX = 500  # of what an operation says when it fails on a row
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
 MEMO_FREE_SHARE = 0.25

@@ -37,6 +37,7 @@ OPERATIONS: dict[str, str] = {
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
 }
+_FUNCTION = "operations.function:Function"
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
@@ -45,6 +46,8 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     Raises BadInput: an unknown name or parameter (with the nearest that there is), a missing one, a value that does not fit.
     """
     place = OPERATIONS.get(name)
+    if place is None and ":" in name:
+        place, parameters = _FUNCTION, {**parameters, "call": name}
     if place is None:
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"
