@@ -296,7 +296,16 @@ DIRECTORY_ROW_BYTES_MAX = 64  # of a page of references: a reference is 40 bytes
 ORDER_ROWS_MAX = 1 << 48
 
 # -- processing --------------------------------------------------------------------------------------------------
+# What a task of a pipeline reads at a time: many row groups that follow each other (one or two at the end of such a stretch are cut again),
+# and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
+ENGINE_TASK_ROWS = 65_536
+ENGINE_TASK_BYTES = 32 * MIB
+ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
+# Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
+CHAIN_BATCH_BYTES = 32 * MIB
+CHAIN_BATCH_ROWS = 4_000
+FAILURE_CHARS_MAX = 500  # of what an operation says when it fails on a row
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
 MEMO_FREE_SHARE = 0.25
 MEMO_BYTES_MIN = 64 * MIB
@@ -312,6 +321,12 @@ MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor 
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
+TEXT_BYTES_MAX = 16 * MIB  # of one text that is tokenised: what comes of it takes some 50 times its bytes
+TOKENISE_BATCH_BYTES = 4 * MIB  # of text that is tokenised at a time
+TOKENIZER_BYTES_MAX = 64 * MIB  # of a tokenizer.json; one of 256,000 tokens has 33 MB
+TOKENS_KNOWN_MAX = 1 << 20  # of a tokenizer that is trained
+JOIN_ROWS_MAX = 50_000_000  # of the other dataset of a join: 16 bytes a row, and its key, in each process
+JOIN_BYTES_MAX = 1 * GIB  # of its keys
 HISTOGRAM_BINS = 32
 # Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
 # of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.
@@ -336,7 +351,7 @@ TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is ma
 TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
 TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
-TEXT_BUCKET_NEXT = 32  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
+TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
@@ -348,13 +363,13 @@ REPORT_THUMBNAIL_EDGES = (
 )  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
-REPORT_CHECK_SAMPLES_MAX = 8  # of the rows that one check found
+REPORT_CHECK_SAMPLES_MAX = 7  # of the rows that one check found: a line of the page
 REPORT_CLUSTERS_MAX = 12  # groups of rows that are alike
 REPORT_CLUSTER_ROWS_MAX = 6  # of one such group, side by side
 REPORT_TEXTS_MAX = 12  # passages of a text column
 REPORT_ROWS_MAX = 10  # of a table without pictures and texts
 REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
-REPORT_LINKS_MAX = 24  # versions of the picture of its lineage
+REPORT_LINKS_MAX = 8  # versions in the picture of its lineage; more are told as a number
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data

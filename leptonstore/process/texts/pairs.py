@@ -11,9 +11,9 @@ are not whole: an unbiased estimate from a random sample of the union of at leas
 Whether two texts are a pair depends on these two alone, with one exception: of a band's bucket with more than TEXT_BUCKET_ROWS_MAX texts,
 each is compared with the next TEXT_BUCKET_NEXT and the first only.
 
-Memory: beside the features, TEXT_PART_ROWS keys at a time (24 bytes each), TEXT_PAIR_VALUES hashes of sketches (some 60 bytes each), and the
-likely pairs, 16 bytes each: beyond SPILL_BYTES they go to sorted runs on disk (store/runs.py). Their number grows with that of pairs
-that are more or less similar: at most TEXT_BUCKET_NEXT + 1 a text and band.
+Memory, beside the features: TEXT_PART_ROWS keys at a time (24 bytes each), TEXT_PAIR_VALUES hashes of sketches (some 60 bytes each),
+and the pairs, 25 bytes each. Likely pairs, 16 bytes each, go to sorted runs on disk beyond SPILL_BYTES (store/runs.py). They grow with
+the number of texts that are more or less alike: at most TEXT_BUCKET_NEXT + 1 for each text and band.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -94,20 +94,18 @@ def _hash_of_code(ascii_only: bool) -> Hashes:
     return made
 
 
-@cache
 def _powers(count: int) -> tuple[Hashes, Hashes]:
-    """Powers of the base and of its inverse, `count` each."""
-    made = []
-    for base in (_BASE, _BASE_INVERSE):
-        each = np.full(count, base, np.uint64)
-        each[:1] = 1
-        made.append(np.multiply.accumulate(each))
-    return made[0], made[1]
+    """Powers of the base and of its inverse, `count` at least."""
+    usual = limits.TEXT_BLOCK_BYTES + 1
+    return _usual_powers(usual) if count <= usual else _usual_powers.__wrapped__(count)
 
 
-def _power_table(count: int) -> tuple[Hashes, Hashes]:
-    """At least `count` of them: one table serves all blocks but those of a text that is longer than a block."""
-    return _powers(max(limits.TEXT_BLOCK_BYTES + 1, 1 << (count - 1).bit_length()))
+@lru_cache(maxsize=1)
+def _usual_powers(count: int) -> tuple[Hashes, Hashes]:
+    each = np.full((2, count), [[_BASE], [_BASE_INVERSE]], np.uint64)
+    each[:, :1] = 1
+    powers, inverse = np.multiply.accumulate(each, axis=1)
+    return powers, inverse
 
 
 def _borders(text: Characters, kind: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -127,7 +125,7 @@ def _borders(text: Characters, kind: NDArray[np.uint8]) -> tuple[NDArray[np.int6
 def _words(text: Characters, kind: NDArray[np.uint8]) -> tuple[Hashes, NDArray[np.int64]]:
     """The hash of each word, and where those of each text begin."""
     begins, ends = _borders(text, kind)
-    powers, inverse = _power_table(len(kind) + 1)
+    powers, inverse = _powers(len(kind) + 1)
     running = np.zeros(len(kind) + 1, np.uint64)
     np.cumsum(_hash_of_code(text.codes.dtype == np.uint8)[text.codes] * powers[: len(kind)], out=running[1:])
     hashes = (running[ends] - running[begins]) * inverse[begins]
@@ -160,7 +158,7 @@ def _shingles(hashes: Hashes, offsets: NDArray[np.int64], size: int) -> Sets:
     left = np.repeat(offsets[1:], counts) - np.arange(len(hashes))
     for step in range(1, size):
         factor = np.multiply(factor, _NEXT)
-        runs[:-step] += np.where(left[:-step] > step, hashes[step:] * factor, np.uint64(0)) if step < len(runs) else 0
+        runs[:-step] += np.where(left[:-step] > step, hashes[step:] * factor, np.uint64(0))
     whole = left >= size
     short = np.flatnonzero((counts > 0) & (counts < size))
     whole[offsets[short]] = True
@@ -173,8 +171,3 @@ def _shingles(hashes: Hashes, offsets: NDArray[np.int64], size: int) -> Sets:
     keys = keys[first]
     borders = np.searchsorted(keys, np.arange(len(counts) + 1, dtype=np.uint64) << np.uint64(32))
     return Sets((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), borders)
-
-
-def row_of_values(sets: Sets) -> NDArray[np.int64]:
-    """The text of each value."""
-    return np.repeat(np.arange(len(sets.offsets) - 1), np.diff(sets.offsets))
