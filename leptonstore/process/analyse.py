@@ -9,6 +9,7 @@
     images              sizes with their counts, mean and deviation of each channel, statistics of the pixel values: exact
     class balance       rows per class, over all rows and in each split: exact
     correlation         of all pairs of number columns
+    leakage             samples that stand in several splits
     drift               against another version: see statistics/drift.py
     sizes               logical and stored bytes, what deduplication and compression each save
 
@@ -25,7 +26,8 @@ from leptonstore.process.columns import SPLIT, split_names
 from leptonstore.process.memo import Memo
 from leptonstore.process.statistics.drift import drift_of
 from leptonstore.process.statistics.gather import Gathered, gather
-from leptonstore.process.statistics.results import Analysis, Drift, Sizes
+from leptonstore.process.statistics.leakage import split_leakage
+from leptonstore.process.statistics.results import Analysis, Drift, Sizes, SplitLeakage
 
 __all__ = ["Analysis", "analyse"]
 
@@ -35,12 +37,14 @@ def analyse(
     columns: Sequence[str] | None = None,
     against: Dataset | None = None,
     threads: int | None = None,
+    leakage: bool = True,
     keep: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Analysis:
     """Describe a version, or a view.
 
     columns: those that are asked for; None: all.  against: an older version (or a view), to say what has changed since.
+    leakage:  whether samples are looked for that several splits share; reads the columns of images, texts and tokens (no large value).
     threads:  None: as many as there are processors.  keep: whether sketches are kept for the next time (in the store's cache directory).
     progress: is told how many rows are done, of `ds` and then of `against`.
 
@@ -55,10 +59,10 @@ def analyse(
         told = None if progress is None else lambda rows: progress(len(ds) + rows)
         before = gather(against, both, Memo.of(against.store) if keep else None, threads, told)
         drift = drift_of(found, before, against, ds.schema if columns is None else None)
-    return _analysis(ds, found, drift)
+    return _analysis(ds, found, drift, split_leakage(ds) if leakage and columns is None else None)
 
 
-def _analysis(ds: Dataset, found: Gathered, drift: Drift | None) -> Analysis:
+def _analysis(ds: Dataset, found: Gathered, drift: Drift | None, leakage: SplitLeakage | None) -> Analysis:
     stats = ds.stats()
     correlation = None
     names, left_out = found.correlated
@@ -74,6 +78,7 @@ def _analysis(ds: Dataset, found: Gathered, drift: Drift | None) -> Analysis:
         balance=tuple(one.result(tables) for one, tables in zip(found.classes, found.tables, strict=True)),
         sizes=Sizes(stats.logical_bytes, stats.unique_bytes, stats.stored_bytes),
         correlation=correlation,
+        leakage=leakage,
         drift=drift,
         blocks=found.blocks,
         reused=found.reused,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from leptonstore.errors import FormatDamaged, SourceError
 from leptonstore.process import columns, images
-from leptonstore.process.statistics.numbers import NumberSketch, counted
+from leptonstore.process.statistics.numbers import NumberSketch, bit_counts
 from leptonstore.process.statistics.record import Arrays, take
 from leptonstore.process.statistics.results import ImageStats, SizeCount
 
@@ -110,24 +109,11 @@ def _channel_counts(pixels: images.Pixels) -> Counts:
     `pixels` is (n, H, W) or (n, H, W, C).
     """
     if pixels.ndim == 4 and pixels.shape[-1] == 3:
-        return np.stack([_counts(pixels[..., channel]) for channel in range(3)])
-    return _counts(pixels)[None]
-
-
-def _counts(values: NDArray[Any]) -> Counts:
-    different, rows = counted(values)
-    table = np.zeros(256, np.int64)
-    table[different.astype(np.int64)] = rows
-    return table
+        return np.stack([bit_counts(pixels[..., channel]) for channel in range(3)])
+    return bit_counts(pixels)[None]
 
 
 def _size_and_counts(image: images.Pixels) -> tuple[Size, Counts]:
     """Size and pixel counts of one decoded image; runs in a decoding thread."""
     height, width, channels = (*image.shape, 1)[:3]
     return (height, width, channels), _channel_counts(image[None])
-
-
-def merged_images(parts: Sequence[ImageSketch | None]) -> ImageSketch | None:
-    """Of all parts that there are."""
-    found = [part for part in parts if part is not None]
-    return ImageSketch.merged(found) if found else None
