@@ -271,6 +271,16 @@ HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five o
 HTML_IMAGE_PIXELS_MAX = 4 << 20
 HTML_THUMBNAIL_EDGE = 48  # pixels
 
+# -- looking through rows in a terminal ----------------------------------------------------------------------------
+BROWSE_BLOCK_ROWS = 64  # rows that are read together: a screen or two
+BROWSE_BLOCKS_MAX = 1_024  # blocks of a column that are kept as text: some 10 MB
+BROWSE_CELL_CHARS_MAX = 200  # of a value in a line
+BROWSE_VALUE_BYTES_MAX = (
+    256 * KIB
+)  # of a text in a line; longer ones are told by their size, and read when the row is opened
+BROWSE_TEXT_CHARS_MAX = 200_000  # of a value of an opened row: what a terminal wraps in an instant
+BROWSE_SEARCH_ROWS = 4_096  # rows that are searched before the screen hears of it
+
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 # Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
@@ -302,7 +312,13 @@ SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 HISTOGRAM_BINS = 32
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
-REPORT_THUMBNAIL_EDGES = (160, 96, 64, 40, 24)  # pixels, tried in this order; shown at about 110, on fine screens at 220
+REPORT_THUMBNAIL_EDGES = (
+    160,
+    96,
+    64,
+    40,
+    24,
+)  # pixels, tried in this order; shown at about 110, on fine screens at 220
 REPORT_SAMPLES_MAX = 50  # of the sample grid
 REPORT_GALLERY_MAX = 24  # of every other gallery (findings, wrong answers, predictions)
 REPORT_CHECK_SAMPLES_MAX = 7  # of the rows that one check found: a line of the page
