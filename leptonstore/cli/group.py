@@ -20,6 +20,7 @@ from leptonstore.version import __version__
 SUMMARIES = {
     "init": "Make a new store.",
     "import": "Put data into the store as a new version of a dataset.",
+    "collect": "Fetch what is new at a place, of a list of URLs, or of a query.",
     "append": "Add rows to a dataset.",
     "upsert": "Add rows, or replace those with the same keys.",
     "update": "Set columns of rows that exist, by their keys.",

@@ -16,7 +16,7 @@ of at most 65,536 counted values, 16 for each distinct length.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,113 +27,16 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import class_names, semantic_of
 from leptonstore.errors import SourceError
 from leptonstore.process import columns, images
-from leptonstore.process.moments import Numbers, NumberStats, counter_for
-
-
-@dataclass(frozen=True)
-class ValueCount:
-    """One distinct value, the name of its class ("" without one), and the rows that have it."""
-
-    value: int
-    name: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class SizeCount:
-    """Images of one size; channels is 1 or 3."""
-
-    height: int
-    width: int
-    channels: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class ImageStats:
-    """Sizes (most frequent first) and the mean and deviation of each channel over all pixels, on the scale 0 to 255.
-
-    Grey images count in all three channels when there are coloured ones too. `undecodable` rows count nowhere else.
-    """
-
-    sizes: tuple[SizeCount, ...]
-    channel_means: tuple[float, ...]
-    channel_stds: tuple[float, ...]
-    undecodable: int
-
-
-@dataclass(frozen=True)
-class ColumnAnalysis:
-    """One column. `numeric` speaks of values (pixels of an image), `lengths` of values of varying length."""
-
-    name: str
-    type: str
-    semantic: str
-    rows: int
-    nulls: int
-    numeric: NumberStats | None = None
-    distinct: tuple[ValueCount, ...] | None = None
-    lengths: NumberStats | None = None
-    image: ImageStats | None = None
-
-
-@dataclass(frozen=True)
-class ClassBalance:
-    """Rows per class of one label column; lists follow `names`. `unnamed` rows have a null or an index without name."""
-
-    column: str
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
-    splits: dict[str, tuple[int, ...]]
-    unnamed: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of the whole version: as plain values, after deduplication, and as they lie in the store."""
-
-    logical_bytes: int
-    unique_bytes: int
-    stored_bytes: int
-
-    @property
-    def dedup_ratio(self) -> float:
-        """Logical bytes per unique byte; 1.0 when nothing occurs twice."""
-        return self.logical_bytes / self.unique_bytes if self.unique_bytes else 1.0
-
-    @property
-    def compression_ratio(self) -> float:
-        """Unique bytes per stored byte."""
-        return self.unique_bytes / self.stored_bytes if self.stored_bytes else 1.0
-
-    @property
-    def total_ratio(self) -> float:
-        """Logical bytes per stored byte."""
-        return self.logical_bytes / self.stored_bytes if self.stored_bytes else 1.0
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything about one version, or about the view that `fingerprint` names."""
-
-    dataset: str
-    commit: str
-    fingerprint: str
-    rows: int
-    splits: dict[str, int]
-    columns: tuple[ColumnAnalysis, ...]
-    balance: tuple[ClassBalance, ...]
-    sizes: Sizes
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able; numbers are plain Python numbers, and None stands for what an empty column does not have."""
-        document = asdict(self)
-        document["sizes"] |= {
-            "dedup_ratio": self.sizes.dedup_ratio,
-            "compression_ratio": self.sizes.compression_ratio,
-            "total_ratio": self.sizes.total_ratio,
-        }
-        return document
+from leptonstore.process.moments import Numbers, counter_for
+from leptonstore.process.statistics.results import (
+    Analysis,
+    ClassBalance,
+    ColumnAnalysis,
+    ImageStats,
+    SizeCount,
+    Sizes,
+    ValueCount,
+)
 
 
 def analyse(ds: Dataset) -> Analysis:

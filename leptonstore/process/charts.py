@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leptonstore.process.moments import Histogram
+from leptonstore.process.statistics.results import Histogram
 
 WIDTH = 320
 HEIGHT = 100

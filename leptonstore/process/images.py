@@ -118,13 +118,20 @@ def map_decoded(
     Decoding runs in a few threads (Pillow releases the GIL). Only results are kept, so memory is bounded by them and
     by one image per thread. `function` must be safe to call from several threads.
     """
+    return map_decoded_files(lambda pixels, _: function(pixels), values, name)
+
+
+def map_decoded_files(
+    function: Callable[[Pixels, Buffer], T], values: Sequence[Buffer], name: str = "image"
+) -> list[T | SourceError]:
+    """As `map_decoded`, for functions that look at the file, too."""
 
     def one(value: Buffer) -> T | SourceError:
         try:
             pixels = decode(value, name)
         except SourceError as error:
             return error
-        return function(pixels)
+        return function(pixels, value)
 
     threads = min(os.cpu_count() or 1, 8, len(values))
     if threads <= 1:
@@ -182,11 +189,24 @@ def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
 
 
 def encode(image: Pixels, format: str, **options: Any) -> bytes:
-    """The image as a file of that format of Pillow's."""
+    """The image as a file of that format of Pillow's ("PNG", "JPEG"), with its options."""
     flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     out = io.BytesIO()
     _pillow().fromarray(flat).save(out, format, **options)
     return out.getvalue()
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of what decides the bytes of an image that is written."""
+    _pillow()
+    from PIL import features
+
+    found = {
+        "libjpeg": features.version("jpg"),
+        "libjpeg_turbo": features.version("libjpeg_turbo"),
+        "zlib": features.version("zlib"),
+    }
+    return {"pillow": pillow_version()} | {name: version for name, version in found.items() if version}
 
 
 def pillow_version() -> str:

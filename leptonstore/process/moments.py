@@ -15,35 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonstore.limits import COUNT_VALUES_BYTES_MAX, HISTOGRAM_BINS
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """`counts[i]` values lie in [edges[i], edges[i + 1]), the last bin including its upper edge."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class NumberStats:
-    """Statistics of `count` finite values; None where there are none, or where float64 cannot hold the result:
-    `histogram` when min and max are too close or too far apart for bins, `mean` and `std` when their sums overflow."""
-
-    count: int
-    not_finite: int
-    min: int | float | None
-    max: int | float | None
-    mean: float | None
-    std: float | None
-    histogram: Histogram | None
+from leptonstore.process.statistics.results import Histogram, NumberStats
 
 
 class Numbers:

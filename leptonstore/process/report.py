@@ -31,12 +31,12 @@ from leptonstore.dataset.lineage import Link, lineage
 from leptonstore.dataset.reflog import Published
 from leptonstore.errors import BadInput, MissingExtra, RefMissing
 from leptonstore.process import charts
-from leptonstore.process.analyse import Analysis
 from leptonstore.process.clean import CleanReport
 from leptonstore.process.clusters import Cluster
 from leptonstore.process.gallery import RowTable, Sample
 from leptonstore.process.passages import Passage
 from leptonstore.process.report_view import sections
+from leptonstore.process.statistics.results import Analysis
 from leptonstore.tiers.durable import full_disk_named
 from leptonstore.version import __version__
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from leptonstore import limits
 from leptonstore.process import charts
-from leptonstore.process.analyse import Analysis, ClassBalance, ColumnAnalysis
 from leptonstore.process.gallery import Sample
 from leptonstore.process.passages import Passage, leveled
 from leptonstore.process.report_findings import clusters, finding_galleries, findings
 from leptonstore.process.report_gallery import gallery
 from leptonstore.process.report_graph import graphs
+from leptonstore.process.statistics.results import Analysis, ClassBalance, ColumnAnalysis
 
 if TYPE_CHECKING:
     from leptonstore.process.report import EvaluationSection, Report, SizesSection, Version

@@ -13,7 +13,8 @@ from process_data import encode, encoded_table, noise, tensor, tensor_table, wri
 
 from leptonstore.dataset.schema import tensor_field
 from leptonstore.process.analyse import analyse
-from leptonstore.process.moments import NumberStats, counter_for
+from leptonstore.process.moments import counter_for
+from leptonstore.process.statistics.results import NumberStats
 from leptonstore.store import Store
 
 ROWS = 9_000  # more than one row group
