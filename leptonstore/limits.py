@@ -271,6 +271,16 @@ HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five o
 HTML_IMAGE_PIXELS_MAX = 4 << 20
 HTML_THUMBNAIL_EDGE = 48  # pixels
 
+# -- looking through rows in a terminal ----------------------------------------------------------------------------
+BROWSE_BLOCK_ROWS = 64  # rows that are read together: a screen or two
+BROWSE_BLOCKS_MAX = 1_024  # blocks of a column that are kept as text: some 10 MB
+BROWSE_CELL_CHARS_MAX = 200  # of a value in a line
+BROWSE_VALUE_BYTES_MAX = (
+    256 * KIB
+)  # of a text in a line; longer ones are told by their size, and read when the row is opened
+BROWSE_TEXT_CHARS_MAX = 200_000  # of a value of an opened row: what a terminal wraps in an instant
+BROWSE_SEARCH_ROWS = 4_096  # rows that are searched before the screen hears of it
+
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 # Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
