@@ -24,6 +24,7 @@ OPERATIONS: dict[str, str] = {
     "check.duplicates": "checks.duplicates:Duplicates",
     "check.leakage": "checks.leakage:Leakage",
     "check.outliers": "checks.outliers:Outliers",
+    "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
