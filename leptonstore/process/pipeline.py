@@ -187,9 +187,13 @@ class Pipeline:
         """The result, when the version that is to be read is the result itself, on its own branch."""
         here = Dataset.open(store, self.dataset)
         lineage = here.commit_object.lineage
-        if (here.name, here.ref) == (name, branch) and lineage.get("pipeline") == declared(self):
-            return _there(store, here, branch)
-        return None
+        if (here.name, here.ref) != (name, branch) or lineage.get("pipeline") != declared(self):
+            return None
+        try:  # what operations found outside of the version (a tokenizer, a joined dataset) must be the same, too
+            before = self.with_changes(dataset=f"{name}@{lineage['read']['commit']}").plan(store)
+        except LeptonError:
+            return None
+        return _there(store, here, branch) if before.made(lineage) else None
 
     def _write_findings(
         self, store: Store, ds: Dataset, made: Dataset, findings: pa.Table, branch: str, author: str

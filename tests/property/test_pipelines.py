@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.property.pipeline_operations import OPERATIONS, SCHEMA, Row, Said, calls, expected
 
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.errors import BadInput
 from leptonstore.process.operation import Operation
 from leptonstore.process.pipeline import Pipeline, Result
 from leptonstore.store import Store
+from tests.property.pipeline_operations import OPERATIONS, SCHEMA, Row, Said, calls, expected
 
 row_of = st.fixed_dictionaries(
     {
