@@ -53,6 +53,26 @@ def published(store: Store, ds: Dataset, written: Written) -> Dataset:
     return Dataset(store, "made", "main", publish_commit(store, commit, "dataset/made/main", None))
 
 
+def test_a_cluster_that_goes_away_is_told_and_the_next_one_does_the_work(
+    store: Store, ds: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ENGINE_CLUSTER_SILENT_S_MAX", 1.0)
+    monkeypatch.setattr(limits, "ENGINE_CLUSTER_LOOK_S", 0.5)
+    killed: list[int] = []
+
+    def kill(rows: int) -> None:
+        if not killed and rows > ROWS // 3:
+            killed.extend([*_processes("gcs_server"), *_processes("raylet/raylet")])
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    before = dict(store.state.refs)
+    with pytest.raises(ClusterLost, match=r"the Ray cluster on this host went away"):
+        write_rows(ds, Sieve(ds.schema, by=3), ("id",), RAY, kill)
+    assert killed and store.state.refs == before
+    assert write_rows(ds, Same(ds.schema), ("id",), RAY).tree.root == ds.commit_object.root
+
+
 def test_two_workers_make_the_tree_findings_and_rows_of_the_native_runner(store: Store, ds: Dataset) -> None:
     sieve = Sieve(ds.schema, by=3)
     native, seen = write_rows(ds, sieve, ("id",), NATIVE), []
@@ -136,26 +156,6 @@ def test_garbage_collection_in_mid_run_spares_what_workers_wrote(store: Store, d
 def test_no_cluster_at_an_address_is_told_before_anything_is_done(ds: Dataset) -> None:
     with pytest.raises(ClusterLost, match=r"no Ray cluster answers at 127.0.0.1:9"):
         write_rows(ds, Same(ds.schema), ("id",), Runner("ray", address="127.0.0.1:9"))
-
-
-def test_a_cluster_that_goes_away_is_told_and_the_next_one_does_the_work(
-    store: Store, ds: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_SILENT_S_MAX", 1.0)
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_LOOK_S", 0.5)
-    killed: list[int] = []
-
-    def kill(rows: int) -> None:
-        if not killed and rows > ROWS // 3:
-            killed.extend([*_processes("gcs_server"), *_processes("raylet/raylet")])
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
-
-    before = dict(store.state.refs)
-    with pytest.raises(ClusterLost, match=r"the Ray cluster on this host went away"):
-        write_rows(ds, Sieve(ds.schema, by=3), ("id",), RAY, kill)
-    assert killed and store.state.refs == before
-    assert write_rows(ds, Same(ds.schema), ("id",), RAY).tree.root == ds.commit_object.root
 
 
 def _processes(name: str) -> list[int]:
