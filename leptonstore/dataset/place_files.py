@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 class Named(NamedTuple):
-    """An entry of a folder. size: bytes of a file, -1 when nobody says."""
+    """An entry of a folder. size: bytes of a file, -1 when nobody says. tag: what changes when the file does, "" when nobody says."""
 
     name: str
     is_folder: bool
     size: int
+    tag: str = ""
 
 
 class Files(Protocol):
@@ -82,7 +83,10 @@ class BucketFiles:
 
     def names(self, path: str) -> list[Named]:
         objects, folders = self._client.list_folder(path)
-        found = [Named(entry.path.rpartition("/")[2], False, entry.size) for entry in objects]
+        found = [
+            Named(entry.path.rpartition("/")[2], False, entry.size, entry.etag or f"{entry.size}-{entry.modified}")
+            for entry in objects
+        ]
         return found + [Named(folder.rstrip("/").rpartition("/")[2], True, 0) for folder in folders]
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:
@@ -287,7 +291,9 @@ class FsspecFiles:
         for entry in entries:
             size, is_folder = entry.get("size"), entry.get("type") == "directory"
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            found.append(Named(name, is_folder, 0 if is_folder else -1 if size is None else int(size)))
+            # A time alone would miss a change within its tick; an ETag, where there is one, says it.
+            tag = next((str(entry[key]) for key in ("ETag", "etag", "md5", "md5Hash") if entry.get(key)), "")
+            found.append(Named(name, is_folder, 0 if is_folder else -1 if size is None else int(size), tag))
         return found
 
     def open(self, path: str) -> tuple[io.RawIOBase, int]:

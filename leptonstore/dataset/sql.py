@@ -67,7 +67,7 @@ def open_query(store: Store, statement: str, names: Sequence[str] = ()) -> Itera
     with duckdb.connect(":memory:", config=_OPTIONS) as connection, _Interruptible(connection) as run:
 
         def begin() -> pa.RecordBatchReader:
-            _require_one_that_reads(connection, statement)
+            require_one_that_reads(connection, statement)
             for table, dataset in _tables(store, connection.get_table_names(statement), names).items():
                 connection.register(table, _Watched(dataset, errors.of_scans))
             connection.execute(_LOCK)
@@ -102,7 +102,8 @@ class _Interruptible:
         self._pool.shutdown(wait=True)
 
 
-def _require_one_that_reads(connection: Any, statement: str) -> None:
+def require_one_that_reads(connection: Any, statement: str) -> None:
+    """Raises BadInput for several statements, and for one that changes something."""
     found = connection.extract_statements(statement)
     if len(found) != 1 or found[0].type.name not in _READ:
         kinds = ", ".join(one.type.name for one in found) or "nothing"

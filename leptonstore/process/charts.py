@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leptonstore.process.moments import Histogram
+from leptonstore.process.statistics.results import Histogram
 
 WIDTH = 320
 HEIGHT = 100
@@ -24,6 +24,10 @@ LOGARITHMIC_FROM = 40
 
 class Drawn(str):
     """Text made here from numbers alone: as long as it needs to be, where text from the data is cut short."""
+
+
+class LongText(str):
+    """Text from the data that is there to be read: it is cut at REPORT_PASSAGE_CHARS_MAX, where names are cut sooner."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 What is found, in this order; a row that fails one of the first four takes no part in the search for duplicates, so
 that the copy which is kept is a good one:
 
-    null                a null in a column that the schema says has none
-    undecodable         an encoded image that is empty, truncated, damaged, too large or no image at all
-    constant            an image whose pixels are all equal (a tensor column of one pixel per row is left alone)
-    label_out_of_range  a class index below 0 or without a name
-    duplicate           the same image value as an earlier row of the same split; the first row is kept
-    leakage             the same image value as a row of another split. The more held-out row is kept (test, then
-                        any other split, then train), so that evaluation stays whole and training loses the copy
+    nulls                a null in a column that the schema says has none
+    undecodable          an encoded image that is empty, truncated, damaged, too large or no image at all
+    constant             an image whose pixels are all equal (a tensor column of one pixel per row is left alone)
+    labels_out_of_range  a class index below 0 or without a name
+    duplicates           the same image value as an earlier row of the same split; the first row is kept
+    leakage              the same image value as a row of another split. The more held-out row is kept (test, then
+                         any other split, then train), so that evaluation stays whole and training loses the copy
 
 Rows are equal when all their image columns hold equal values (BLAKE3 of the stored value: the encoded file, or the
 tensor's bytes). A dataset without image columns is not searched for duplicates: equal rows of a table are no mistake.
@@ -20,10 +20,8 @@ stay readable in the parent commit. Memory: 32 bytes of digest, 8 of row number 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,50 +33,32 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.source import Source
 from leptonstore.errors import BadInput, SourceError
 from leptonstore.process import columns, images
+from leptonstore.process import findings as findings_
 from leptonstore.process.derive import publish_derived
 from leptonstore.store import Store
 
-
-class Reason(StrEnum):
-    """Why a row is reported; the values stand in lineage and JSON."""
-
-    NULL = "null"
-    UNDECODABLE = "undecodable"
-    CONSTANT = "constant"
-    LABEL_OUT_OF_RANGE = "label_out_of_range"
-    DUPLICATE = "duplicate"
-    LEAKAGE = "leakage"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One reason against one row. `row` and `kept_row` count from 0 in the dataset that was searched."""
-
-    row: int
-    reason: Reason
-    column: str
-    detail: str
-    kept_row: int | None = None
+CHECKS = ("nulls", "undecodable", "constant", "labels_out_of_range", "duplicates", "leakage")
 
 
 @dataclass(frozen=True)
 class CleanReport:
-    """What `find` saw in `rows` rows of the version `commit`; findings are sorted by row, then in order of reasons."""
+    """What `find` saw in `rows` rows of the version `commit`. findings: findings.SCHEMA, by row. checks: what was searched for."""
 
     dataset: str
     commit: str
     fingerprint: str
     rows: int
-    findings: tuple[Finding, ...] = field(default=())
+    findings: pa.Table = field(default_factory=findings_.SCHEMA.empty_table)
+    checks: tuple[str, ...] = CHECKS
 
     def counts(self) -> dict[str, int]:
-        """Number of findings for each reason that occurs, in the order of `Reason`."""
-        seen = Counter(finding.reason for finding in self.findings)
-        return {reason.value: seen[reason] for reason in Reason if seen[reason]}
+        """Number of findings of each check that found any, in the order of `checks`."""
+        found = findings_.counts(self.findings)
+        return {check: found[check] for check in (*self.checks, *found) if check in found}
 
     def rows_found(self) -> NDArray[np.int64]:
         """The row numbers that have a finding, each once, ascending."""
-        return np.unique(np.array([finding.row for finding in self.findings], dtype=np.int64))
+        return findings_.rows_found(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able: identity, counts and every finding."""
@@ -87,8 +67,9 @@ class CleanReport:
             "commit": self.commit,
             "rows": self.rows,
             "rows_found": len(self.rows_found()),
+            "checks": list(self.checks),
             "counts": self.counts(),
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": self.findings.to_pylist(),
         }
 
 
@@ -100,10 +81,12 @@ def find(ds: Dataset) -> CleanReport:
     scan = _Scan(ds.schema)
     for start, batch in ds.iter_batches():
         scan.add(start, batch)
-    findings = sorted(
-        scan.findings + scan.duplicates(), key=lambda found: (found.row, list(Reason).index(found.reason))
-    )
-    return CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), tuple(findings))
+    found = sorted(scan.findings + scan.duplicates(), key=lambda one: (one[0], CHECKS.index(one[1])))
+    tables = [
+        findings_.findings_table(check, column, [row], [detail], others=[other])
+        for row, check, column, detail, other in found
+    ]
+    return CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), findings_.joined(tables))
 
 
 def apply_clean(store: Store, ds: Dataset, report: CleanReport, branch: str = "main") -> Dataset:
@@ -136,7 +119,7 @@ def apply_clean(store: Store, ds: Dataset, report: CleanReport, branch: str = "m
         rows=len(ds) - len(drop),
         lineage=lineage,
     )
-    reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in report.counts().items())
+    reasons = ", ".join(f"{count} {check.replace('_', ' ')}" for check, count in report.counts().items())
     message = f"clean: {len(drop)} of {len(ds)} rows removed ({reasons})"
     return publish_derived(store, ds, source, message, branch)
 
@@ -154,6 +137,9 @@ def _without(ds: Dataset, drop: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
             yield batch.take(pa.array(np.flatnonzero(keep)))
 
 
+_Finding = tuple[int, str, str, str, int | None]  # row, check, column, detail, other
+
+
 class _Scan:
     """One pass over the rows: findings about single rows, and the digests that tell duplicates afterwards."""
 
@@ -162,7 +148,7 @@ class _Scan:
         self.images = columns.image_columns(schema)
         self.labels = columns.label_columns(schema)
         self.splits = columns.split_names(schema)
-        self.findings: list[Finding] = []
+        self.findings: list[_Finding] = []
         self._digests: list[NDArray[np.uint8]] = []
         self._rows: list[NDArray[np.int64]] = []
         self._split: list[NDArray[np.int64]] = []
@@ -179,7 +165,7 @@ class _Scan:
             self._range(start, batch.column(name), name, names)
         if self.images:
             good = np.ones(batch.num_rows, dtype=bool)
-            good[[found.row - start for found in self.findings[before:]]] = False
+            good[[found[0] - start for found in self.findings[before:]]] = False
             self._remember(start, batch, np.flatnonzero(good))
 
     def _nulls(self, start: int, batch: pa.RecordBatch) -> None:
@@ -187,7 +173,7 @@ class _Scan:
             if not field_.nullable and array.null_count:
                 for row in np.flatnonzero(columns.null_mask(array)).tolist():
                     detail = "null in a column that allows none"
-                    self.findings.append(Finding(start + row, Reason.NULL, field_.name, detail))
+                    self.findings.append((start + row, "nulls", field_.name, detail, None))
 
     def _image(self, start: int, batch: pa.RecordBatch, image: columns.ImageColumn) -> None:
         array = batch.column(image.name)
@@ -203,13 +189,13 @@ class _Scan:
         results = images.map_decoded(_constant_colour, [value for _, value in present], "the file")
         for (row, _), result in zip(present, results, strict=True):
             if isinstance(result, SourceError):
-                self.findings.append(Finding(start + row, Reason.UNDECODABLE, image.name, _fact(result)))
+                self.findings.append((start + row, "undecodable", image.name, _fact(result), None))
             elif result is not None:
                 self._constant(start + row, image.name, result)
 
     def _constant(self, row: int, column: str, colour: NDArray[np.uint8]) -> None:
         shown = ", ".join(str(value) for value in np.atleast_1d(colour).tolist())
-        self.findings.append(Finding(row, Reason.CONSTANT, column, f"every pixel is {shown}"))
+        self.findings.append((row, "constant", column, f"every pixel is {shown}", None))
 
     def _range(self, start: int, array: pa.Array, name: str, names: list[str]) -> None:
         if not names:
@@ -218,7 +204,7 @@ class _Scan:
         wrong = ((values < 0) | (values >= len(names))) & ~columns.null_mask(array)
         for row in np.flatnonzero(wrong).tolist():
             detail = f"{int(values[row])} is not one of {len(names)} classes (0 to {len(names) - 1})"
-            self.findings.append(Finding(start + row, Reason.LABEL_OUT_OF_RANGE, name, detail))
+            self.findings.append((start + row, "labels_out_of_range", name, detail, None))
 
     def _remember(self, start: int, batch: pa.RecordBatch, good: NDArray[np.int64]) -> None:
         """Keep digest, split and label of the good rows; a row with a null image has no image to compare."""
@@ -236,7 +222,7 @@ class _Scan:
         label = next((name for name, names in self.labels.items() if names), None)
         self._label.append(columns.indices(batch.column(label))[good] if label is not None else none)
 
-    def duplicates(self) -> list[Finding]:
+    def duplicates(self) -> list[_Finding]:
         """Every row but the kept one of each group of equal images."""
         if not self._rows:
             return []
@@ -250,17 +236,14 @@ class _Scan:
         kept = np.maximum.accumulate(np.where(starts, np.arange(len(rows)), 0))
         return [self._copy(at, int(kept[at]), rows, split, label) for at in np.flatnonzero(~starts).tolist()]
 
-    def _copy(self, at: int, kept: int, rows: NDArray[Any], split: NDArray[Any], label: NDArray[Any]) -> Finding:
+    def _copy(self, at: int, kept: int, rows: NDArray[Any], split: NDArray[Any], label: NDArray[Any]) -> _Finding:
         crosses = bool(split[at] != split[kept])
-        detail = f"same image as row {int(rows[kept])}"
-        if crosses:
-            detail += f" of {(*self.splits, 'no split')[split[kept]]}"
+        detail = f"the same image stands in {(*self.splits, 'no split')[split[kept]]}" if crosses else "the same image"
         if label[at] != label[kept]:
             names = (*next(names for names in self.labels.values() if names), "nothing")
-            detail += f", which is labelled {names[label[kept]]} and this one {names[label[at]]}"
+            detail += f", labelled {names[label[kept]]} there and {names[label[at]]} here"
         column = ", ".join(image.name for image in self.images)
-        reason = Reason.LEAKAGE if crosses else Reason.DUPLICATE
-        return Finding(int(rows[at]), reason, column, detail, int(rows[kept]))
+        return int(rows[at]), "leakage" if crosses else "duplicates", column, detail, int(rows[kept])
 
 
 def _exposure(split: str) -> int:

@@ -4,7 +4,7 @@
     check   string   who says so: "duplicates", "undecodable", "near_duplicate_images", …, "failed" (quarantined by a pipeline)
     column  string   where it was seen; several: joined by ", "
     score   double   how strongly, as the check defines it (greater is worse); null where there is nothing to measure
-    detail  string   one line for people
+    detail  string   one line for people; it names no row by its number (`other` does: rows are renumbered on their way through a pipeline)
     other   int64    the row that this one repeats, leaks or contradicts; null: none
     group   int64    rows that belong together have the same number (the lowest row among them); null: none
     action  string   what was done: "keep" (nothing), "drop", "tag", "fix"
@@ -52,7 +52,7 @@ class Action(StrEnum):
 
 def findings_table(
     check: str,
-    column: str,
+    column: str | Sequence[str],
     rows: Sequence[int] | NDArray[Any],
     details: Iterable[str],
     scores: Sequence[float] | NDArray[Any] | None = None,
@@ -60,13 +60,13 @@ def findings_table(
     groups: Sequence[int | None] | NDArray[Any] | None = None,
     action: Action = Action.KEEP,
 ) -> pa.Table:
-    """Findings of one check about one column, in the order given."""
+    """Findings of one check, in the order given. column: of all of them, or of each."""
     count = len(rows)
     none = pa.nulls(count, pa.int64())
     arrays = [
         pa.array(np.asarray(rows, np.int64)),
         pa.array([check] * count, pa.string()),
-        pa.array([column] * count, pa.string()),
+        pa.array([column] * count if isinstance(column, str) else list(column), pa.string()),
         pa.nulls(count, pa.float64()) if scores is None else pa.array(scores, pa.float64()),
         pa.array(list(details), pa.string()),
         none if others is None else pa.array(others, pa.int64()),
@@ -81,6 +81,12 @@ def joined(tables: Iterable[pa.Table | None]) -> pa.Table:
     whole = pa.concat_tables([SCHEMA.empty_table(), *(table for table in tables if table is not None)])
     order = np.argsort(whole["row"].to_numpy(), kind="stable")
     return whole.take(pa.array(order)).combine_chunks()
+
+
+def rows_found(findings: pa.Table) -> NDArray[np.int64]:
+    """The rows that have a finding, each once, ascending."""
+    found: NDArray[np.int64] = np.unique(findings["row"].to_numpy())
+    return found
 
 
 def counts(findings: pa.Table) -> dict[str, int]:

@@ -1,31 +1,43 @@
-"""Samples to look at: which rows, their pixels, and their thumbnails as data URIs.
+"""Rows to look at: which ones, their pictures or texts, and thumbnails as data URIs.
 
-Choices are deterministic: the same version gives the same rows, so that two reports can be compared.
+Choices are deterministic: the same version gives the same rows, so that two reports can be compared. Pictures are shrunk as they are
+read, a few at a time, so that a gallery of photographs costs megabytes.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from leptonstore import limits
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.schema import class_names, semantic_of
+from leptonstore.dataset.shown import shown
 from leptonstore.errors import SourceError
-from leptonstore.limits import REPORT_GALLERY_MAX, REPORT_SAMPLES_MAX
 from leptonstore.process import columns, images
-from leptonstore.process.clean import CleanReport, Finding, Reason
+from leptonstore.process.clean import CleanReport
+
+READ_ROWS = 8  # rows with pictures that are read at a time: as many files of up to IMAGE_FILE_BYTES_MAX are in memory
+TINY_EDGE = 64  # pixels; smaller pictures are enlarged without smoothing, so that pixels stay visible
+TEXT_CHARS_MIN = 32  # mean length from which on a string column without a semantic type is taken for text
+_PROBED_ROWS = 16
+_ROW_COLUMNS_MAX = 8  # of a row that is told in a line
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a report: uint8 H x W or H x W x C pixels (None: there is nothing to show), and what to say.
+    """One row of a report: uint8 H x W or H x W x C pixels (None: there is no picture), and what to say.
 
     row: its number in the dataset, None when it comes from elsewhere. label: the class, or what was predicted.
-    caption: one more line. A sample with `wrong` is marked as a mistake.
+    caption: one more line. A sample with `wrong` is marked as a mistake. text: what the row says, where it is text or a table.
+    about: the check that found it, or anything else that a gallery is parted by.
     """
 
     row: int | None
@@ -33,9 +45,11 @@ class Sample:
     label: str = ""
     caption: str = ""
     wrong: bool = False
+    text: str = ""
+    about: str = ""
 
 
-def pick_samples(ds: Dataset, count: int = REPORT_SAMPLES_MAX) -> list[Sample]:
+def pick_samples(ds: Dataset, count: int = limits.REPORT_SAMPLES_MAX) -> list[Sample]:
     """About `count` rows, spread evenly over the classes and, within each, over the dataset; class by class.
 
     Without a label column the rows are spread over the dataset; without an image column there are none.
@@ -48,51 +62,103 @@ def pick_samples(ds: Dataset, count: int = REPORT_SAMPLES_MAX) -> list[Sample]:
     name = next(iter(labels))
     parts = [columns.indices(batch.column(0)) for _, batch in ds.iter_batches(columns=[name])]
     classes, index = np.unique(np.concatenate(parts), return_inverse=True)
-    shown = _spread(len(classes), count)
-    each = max(1, count // len(shown))
+    chosen = _spread(len(classes), count)
+    each = max(1, count // len(chosen))
     rows: list[int] = []
-    for chosen in shown.tolist():
-        members = np.flatnonzero(index == chosen)
+    for one in chosen.tolist():
+        members = np.flatnonzero(index == one)
         rows += members[_spread(len(members), each)].tolist()
     return sample_rows(ds, rows)
 
 
+def pick_texts(ds: Dataset, count: int = limits.REPORT_TEXTS_MAX) -> list[Sample]:
+    """Rows of the text column, spread evenly over the dataset; none without such a column, or where there are pictures."""
+    if columns.image_columns(ds.schema) or text_column(ds) is None:
+        return []
+    return sample_rows(ds, _spread(len(ds), count).tolist())
+
+
+def text_column(ds: Dataset) -> str | None:
+    """The column that holds what people read: the first with semantic type text, else the longest strings, None where all are short."""
+    strings = [one for one in ds.schema if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)]
+    told = [one.name for one in strings if semantic_of(one) == "text"]
+    plain = [one.name for one in strings if not semantic_of(one)]
+    if told or not plain or not len(ds):
+        return told[0] if told else None
+    some = ds.take(_spread(len(ds), _PROBED_ROWS), columns=plain)
+    means = [np.mean([len(value or "") for value in some[name].to_pylist()]) for name in plain]
+    longest = int(np.argmax(means))
+    return plain[longest] if means[longest] >= TEXT_CHARS_MIN else None
+
+
 def sample_rows(ds: Dataset, rows: Sequence[int], captions: Iterable[str] = ()) -> list[Sample]:
-    """The given rows with their pixels and class names; `captions` follow `rows`. No image column: no pixels."""
+    """The given rows with their pictures, texts and class names; `captions` follow `rows`. Neither picture nor text: the row in a line."""
     if not len(rows):
         return []
+    said = list(captions) or [""] * len(rows)
     found = columns.image_columns(ds.schema)
     labels = columns.label_columns(ds.schema)
+    text = text_column(ds)
+    label = next(iter(labels), None)
     wanted = [found[0].name] if found else []
-    wanted += [next(iter(labels))] if labels else []
-    said = list(captions) or [""] * len(rows)
-    if not wanted:
-        return [Sample(row, None, "", caption) for row, caption in zip(rows, said, strict=True)]
-    table = ds.take(np.asarray(rows, dtype=np.int64), columns=wanted)
-    pixels: list[NDArray[np.uint8] | None] = [None] * len(rows)
-    shown = [""] * len(rows)
-    at = 0
-    for batch in table.to_batches():
-        for row in range(batch.num_rows):
-            if found:
-                pixels[at + row] = _pixels(batch.column(found[0].name).slice(row, 1), found[0])
-        if labels:
-            values = columns.indices(batch.column(wanted[-1])).tolist()
-            shown[at : at + batch.num_rows] = [class_shown(labels[wanted[-1]], value) for value in values]
-        at += batch.num_rows
-    return [Sample(*parts) for parts in zip(rows, pixels, shown, said, strict=True)]
+    wanted += [name for name in (label, text) if name is not None]
+    if not found and text is None:
+        wanted = list(dict.fromkeys([*wanted, *ds.column_names]))[:_ROW_COLUMNS_MAX]
+    step = READ_ROWS if found and found[0].shape is None else max(len(rows), 1)
+    samples = []
+    for first in range(0, len(rows), step):
+        some = list(rows[first : first + step])
+        table = ds.take(np.asarray(some, dtype=np.int64), columns=wanted).combine_chunks()
+        batch = pa.RecordBatch.from_arrays([_one(column) for column in table.columns], schema=table.schema)
+        names = [""] * len(some)
+        if label is not None:
+            names = [class_shown(labels[label], value) for value in columns.indices(batch.column(label)).tolist()]
+        for at, row in enumerate(some):
+            picture = _pixels(batch.column(found[0].name).slice(at, 1), found[0]) if found else None
+            words = batch.column(text)[at].as_py() if text is not None else "" if found else _line(batch, at, label)
+            cut = (words or "")[: limits.REPORT_PASSAGE_CHARS_MAX + 1]
+            samples.append(Sample(row, picture, names[at], said[first + at], text=cut))
+    return samples
 
 
-def finding_samples(ds: Dataset, report: CleanReport, count: int = REPORT_GALLERY_MAX) -> list[Sample]:
-    """Rows with findings, every reason represented; `ds` is the dataset that was searched."""
-    by_reason = {reason: [found for found in report.findings if found.reason == reason] for reason in Reason}
-    present = [found for found in by_reason.values() if found]
-    chosen: list[Finding] = []
-    for place, found in enumerate(present):
-        share = max(1, (count - len(chosen)) // (len(present) - place))
-        chosen += found[:share]
-    captions = [f"{found.reason.replace('_', ' ')}: {found.detail}" for found in chosen]
-    return sample_rows(ds, [found.row for found in chosen], captions)
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """The whole column as one array (an extension type's chunks do not combine)."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if isinstance(column.type, pa.ExtensionType):
+        storage = pa.concat_arrays([chunk.storage for chunk in column.chunks])
+        return pa.ExtensionArray.from_storage(column.type, storage)
+    return pa.concat_arrays(column.chunks)
+
+
+def _line(batch: pa.RecordBatch, row: int, label: str | None) -> str:
+    """A row of a table in one line. The label stands elsewhere."""
+    said = [
+        f"{field.name} {shown(batch.column(at)[row].as_py(), field)}"
+        for at, field in enumerate(batch.schema)
+        if field.name != label
+    ]
+    return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The first rows of a table as text. numbers: which columns stand to the right. left_out: columns that are not shown."""
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[bool]
+    total: int
+    left_out: int = 0
+
+
+def first_rows(ds: Dataset, count: int = limits.REPORT_ROWS_MAX) -> RowTable:
+    """The first rows, of as many columns as a page shows side by side."""
+    names = ds.column_names[: limits.HTML_COLUMNS_MAX]
+    fields = ds.fields(names)
+    rows = [[shown(row[field.name], field) for field in fields] for row in ds.head(count, names)]
+    numbers = [columns.is_number(field.type) and class_names(field) is None for field in fields]
+    return RowTable(names, rows, numbers, len(ds), len(ds.column_names) - len(names))
 
 
 def class_shown(names: Sequence[str], index: int) -> str:
@@ -112,14 +178,18 @@ class Thumbnail:
 
 
 def thumbnail(image: NDArray[np.uint8] | None, edge_max: int) -> Thumbnail:
-    """A PNG data URI whose longer edge is at most `edge_max` pixels."""
+    """A data URI whose longer edge is at most `edge_max` pixels: PNG, or JPEG where that is smaller (photographs)."""
     if image is None or not image.size:
         return Thumbnail("", 1, 1, False)
-    height, width = image.shape[:2]
-    scale = min(1.0, edge_max / max(height, width))
-    uri = "data:image/png;base64," + base64.b64encode(images.thumbnail_png(image, edge_max)).decode("ascii")
-    shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return Thumbnail(uri, *shrunk, tiny=max(shrunk) < 64 and scale == 1.0)
+    small = images.shrink(image, edge_max)
+    height, width = small.shape[:2]
+    kind, data = "png", images.encode(small, "PNG", optimize=True)
+    if max(height, width) >= TINY_EDGE:
+        photograph = images.encode(small, "JPEG", quality=85)
+        if len(photograph) < len(data):
+            kind, data = "jpeg", photograph
+    uri = f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
+    return Thumbnail(uri, width, height, tiny=max(height, width) < TINY_EDGE and small.shape == image.shape)
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:
@@ -129,13 +199,35 @@ def _spread(size: int, count: int) -> NDArray[np.int64]:
 
 
 def _pixels(array: pa.Array, image: columns.ImageColumn) -> NDArray[np.uint8] | None:
-    """Pixels of a column slice of one row; None when it is null or does not decode."""
+    """Pixels of a column slice of one row, as large as a page shows them; None when it is null or does not decode."""
     if columns.null_mask(array)[0]:
         return None
+    edge = limits.REPORT_THUMBNAIL_EDGES[0]
     if image.shape is not None:
-        return np.asarray(columns.tensor_values(array)[0])
+        return images.shrink(np.array(columns.tensor_values(array)[0]), edge)
     value = columns.byte_values(array)[0]
     try:
-        return None if value is None else images.decode(value, image.name)
+        return None if value is None else images.decode_small(value, edge, image.name)
     except SourceError:
         return None
+
+
+def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_CHECK_SAMPLES_MAX) -> list[Sample]:
+    """Rows with findings, at most `each` of every check that found something, the worst first; `ds` is the version that was searched."""
+    rows: list[int] = []
+    captions: list[str] = []
+    about: list[str] = []
+    for check in report.counts():
+        found = report.findings.filter(pc.field("check") == check)
+        scores = pc.fill_null(found["score"], -np.inf).to_numpy()
+        worst = found.take(pa.array(np.argsort(-scores, kind="stable")[:each]))  # findings stand in row order
+        rows += worst["row"].to_pylist()
+        captions += [said(one) for one in worst.to_pylist()]
+        about += [check] * len(worst)
+    samples = sample_rows(ds, rows, captions)
+    return [replace(sample, about=check) for sample, check in zip(samples, about, strict=True)]
+
+
+def said(finding: Mapping[str, Any]) -> str:
+    """What a finding says in words, with the other row where there is one."""
+    return str(finding["detail"]) + ("" if finding["other"] is None else f" (row {finding['other']:,})")

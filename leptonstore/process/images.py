@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,22 @@ def decode(data: Buffer, name: str = "image", upright: bool = True) -> Pixels:
     return np.ascontiguousarray(orient(pixels) if orient else pixels)
 
 
+def decode_small(data: Buffer, edge_max: int, name: str = "image") -> Pixels:
+    """As `decode`, shrunk (never enlarged) so that the longer edge is at most `edge_max` pixels; a JPEG is decoded smaller at once.
+
+    For people to look at: not the pixels that `resize` makes of `decode`. Raises as `decode` does.
+    """
+    image = _open(data, name)
+    try:
+        image.draft(None, (2 * edge_max, 2 * edge_max))  # twice the edge, so that the filter below still averages
+        image.load()
+        pixels = _pixels(image)
+        orient = _ORIENT.get(_orientation(image))
+    except Exception as error:  # as in decode
+        raise SourceError(f"{name} is damaged: {error or type(error).__name__}; replace or remove it", name) from error
+    return np.ascontiguousarray(shrink(orient(pixels) if orient else pixels, edge_max))
+
+
 def probe(data: Buffer, name: str = "image") -> ImageInfo:
     """Size, channels and format from the header; pixels stay undecoded (except TIFF, whose header is not enough).
 
@@ -102,13 +118,20 @@ def map_decoded(
     Decoding runs in a few threads (Pillow releases the GIL). Only results are kept, so memory is bounded by them and
     by one image per thread. `function` must be safe to call from several threads.
     """
+    return map_decoded_files(lambda pixels, _: function(pixels), values, name)
+
+
+def map_decoded_files(
+    function: Callable[[Pixels, Buffer], T], values: Sequence[Buffer], name: str = "image"
+) -> list[T | SourceError]:
+    """As `map_decoded`, for functions that look at the file, too."""
 
     def one(value: Buffer) -> T | SourceError:
         try:
             pixels = decode(value, name)
         except SourceError as error:
             return error
-        return function(pixels)
+        return function(pixels, value)
 
     threads = min(os.cpu_count() or 1, 8, len(values))
     if threads <= 1:
@@ -153,16 +176,37 @@ def fit(image: Pixels, shape: tuple[int, ...]) -> Pixels:
     return resize(coloured, (shape[0], shape[1])).reshape(shape)
 
 
-def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
-    """The image as a PNG file, shrunk (never enlarged) so that its longer edge is at most `edge_max` pixels."""
-    pillow = _pillow()
+def shrink(image: Pixels, edge_max: int) -> Pixels:
+    """The image with its longer edge at most `edge_max` pixels; never enlarged."""
     height, width = image.shape[:2]
     scale = min(1.0, edge_max / max(height, width, 1))
-    small = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-    flat = small[..., 0] if small.ndim == 3 and small.shape[-1] == 1 else small
+    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def thumbnail_png(image: Pixels, edge_max: int) -> bytes:
+    """The image as a PNG file, shrunk (never enlarged) so that its longer edge is at most `edge_max` pixels."""
+    return encode(shrink(image, edge_max), "PNG", optimize=True)
+
+
+def encode(image: Pixels, format: str, **options: Any) -> bytes:
+    """The image as a file of that format of Pillow's ("PNG", "JPEG"), with its options."""
+    flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     out = io.BytesIO()
-    pillow.fromarray(flat).save(out, "PNG", optimize=True)
+    _pillow().fromarray(flat).save(out, format, **options)
     return out.getvalue()
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of what decides the bytes of an image that is written."""
+    _pillow()
+    from PIL import features
+
+    found = {
+        "libjpeg": features.version("jpg"),
+        "libjpeg_turbo": features.version("libjpeg_turbo"),
+        "zlib": features.version("zlib"),
+    }
+    return {"pillow": pillow_version()} | {name: version for name, version in found.items() if version}
 
 
 def pillow_version() -> str:

@@ -9,7 +9,7 @@ Invariants:
   one would be given back by a child that closes the environment, while the parent goes on using it.
 - Files are opened, and moved away when they are damaged, under a lock between processes: nobody pairs an old lock file with new data.
 
-Databases, all small integers little-endian in values and big-endian in keys:
+Databases of an index, all small integers little-endian in values and big-endian in keys:
 
     chunks   digest                 -> place: pack's ordinal u32, offset u64, stored u32, raw u32, kind, codec, flags, plane width u8,
                                        dictionary u32. The place that came first.
@@ -35,7 +35,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lmdb
 
@@ -43,7 +43,6 @@ from leptonstore import limits
 from leptonstore.errors import StoreFull
 
 _T = TypeVar("_T")
-_DATABASES = (b"chunks", b"copies", b"packs", b"names", b"members", b"meta")
 _FULL_BYTES = 1 << 20  # of free space: less than this, and a failed write is put down to that
 # What LMDB says of a file that is not (any longer) what it wrote.
 DAMAGE = (
@@ -57,14 +56,25 @@ DAMAGE = (
 
 
 class Environment:
-    """One open LMDB environment. Methods: any thread; `work` must neither block nor call another method of this."""
+    """One open LMDB environment. Methods: any thread; `work` must neither block nor call another method of this.
+
+    databases: their names, each an attribute of an open one; transactions and `get` use the first unless told otherwise.
+    """
+
+    databases: ClassVar[tuple[str, ...]] = ("chunks", "copies", "packs", "names", "members", "meta")
+    chunks: Any
+    copies: Any
+    packs: Any
+    names: Any
+    members: Any
+    meta: Any
 
     def __init__(self, path: str) -> None:
         # Databases are opened here: LMDB allows no other transaction meanwhile (two threads in `open_db` hang).
         self._lmdb = lmdb.open(
             path,
             map_size=limits.INDEX_MAP_BYTES,
-            max_dbs=len(_DATABASES),
+            max_dbs=len(self.databases),
             max_readers=limits.INDEX_READERS_MAX,
             readahead=False,
             metasync=False,  # power loss may take the last transaction, which is synced again from the log
@@ -72,9 +82,9 @@ class Environment:
         )
         try:
             self._lmdb.reader_check()
-            self.chunks, self.copies, self.packs, self.names, self.members, self.meta = (
-                self._lmdb.open_db(name) for name in _DATABASES
-            )
+            for name in self.databases:
+                setattr(self, name, self._lmdb.open_db(name.encode()))
+            self._first = getattr(self, self.databases[0])
         except BaseException:
             self._lmdb.close()
             raise
@@ -89,12 +99,12 @@ class Environment:
     # -- transactions --------------------------------------------------------------------------------------------
 
     def read(self, work: Callable[[Any], _T]) -> _T:
-        """`work(txn)` in a read transaction whose default database is `chunks`."""
+        """`work(txn)` in a read transaction whose default database is the first."""
         for attempt in range(3):
             try:
                 # Thread ids are addresses of stacks: the lower bits are all the same.
                 with self._stripes[(get_ident() >> 12) % len(self._stripes)]:
-                    txn = self._lmdb.begin(self.chunks)
+                    txn = self._lmdb.begin(self._first)
                     try:
                         return work(txn)
                     finally:
@@ -109,10 +119,10 @@ class Environment:
         raise lmdb.MapResizedError(f"{self.path} grows faster than it can be read")
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key` in `chunks`: `read`, without its closure."""
+        """The value of `key` in the first database: `read`, without its closure."""
         try:
             with self._stripes[(get_ident() >> 12) % len(self._stripes)]:
-                txn = self._lmdb.begin(self.chunks)
+                txn = self._lmdb.begin(self._first)
                 try:
                     value: bytes | None = txn.get(key)
                     return value
@@ -122,7 +132,7 @@ class Environment:
             return self.read(lambda txn: txn.get(key))
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of `keys` in `chunks`, from one read transaction."""
+        """The values of `keys` in the first database, from one read transaction."""
 
         def work(txn: Any) -> list[bytes | None]:
             get = txn.get
@@ -146,7 +156,7 @@ class Environment:
                     if not isinstance(error, lmdb.DiskError) and shutil.disk_usage(self.path).free >= _FULL_BYTES:
                         raise
                     raise StoreFull(
-                        f"no space left for the index in {self.path} ({error}): free some space there, or set XDG_CACHE_HOME to "
+                        f"no space left for {self.path} ({error}): free some space there, or set XDG_CACHE_HOME to "
                         "a directory on another disk, and run the command again; the store itself is not touched by this"
                     ) from None
 
@@ -198,6 +208,7 @@ class Environment:
 
 # -- the registry ----------------------------------------------------------------------------------------------------
 
+_E = TypeVar("_E", bound=Environment)
 _environments: dict[str, Environment] = {}  # real path -> the process's environment
 _lock = threading.Lock()  # taken before any lock of an environment
 _flocks: set[int] = set()  # file descriptors that hold a lock between processes
@@ -226,10 +237,10 @@ def between_processes(path: Path, what: str) -> Iterator[None]:
             os.close(fd)
 
 
-def open_environment(path: Path, user: object) -> Environment:
+def open_environment(path: Path, user: object, kind: type[_E] = Environment) -> _E:  # type: ignore[assignment]
     """The process's environment for directory `path`, made when it does not exist. Raises OSError or lmdb.Error.
 
-    `user` shares it until `leave_environment`, or as long as it lives.
+    `user` shares it until `leave_environment`, or as long as it lives. kind: which databases it has; the same for all users of a path.
     """
     key = os.path.realpath(path)
     with _lock:
@@ -240,7 +251,8 @@ def open_environment(path: Path, user: object) -> Environment:
         if environment is None:
             with between_processes(Path(key), "open"):
                 os.makedirs(key, exist_ok=True)
-                environment = _environments[key] = Environment(key)
+                environment = _environments[key] = kind(key)
+        assert isinstance(environment, kind)
         environment.users.add(user)
         return environment
 

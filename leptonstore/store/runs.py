@@ -59,6 +59,12 @@ class SortedRuns:
         for key in keys:
             self.add(key)
 
+    def add_block(self, keys: Keys) -> None:
+        """Add many keys, in any order. They are copied."""
+        step = max(1, limits.SPILL_BYTES // self._width)
+        for start in range(0, len(keys), step):
+            self.add(keys[start : start + step].tobytes())
+
     def add_sorted(self, keys: Keys) -> None:
         """Add keys that are sorted already, each once. They are not copied."""
         if len(keys):

@@ -14,7 +14,7 @@ from process_data import encode, encoded_table, noise, tensor, tensor_table, wri
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import class_label_field, tensor_field
 from leptonstore.errors import BadInput
-from leptonstore.process.clean import CleanReport, Reason, _Scan, apply_clean, find
+from leptonstore.process.clean import CleanReport, _Scan, apply_clean, find
 from leptonstore.store import Store
 
 NAMES = ["a", "b", "c"]
@@ -27,13 +27,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def found(report: CleanReport) -> list[tuple[int, str, int | None]]:
-    return [(one.row, str(one.reason), one.kept_row) for one in report.findings]
+    return [(one["row"], one["check"], one["other"]) for one in report.findings.to_pylist()]
 
 
 def test_clean_data_has_no_findings_and_no_new_version(store: Store) -> None:
     ds = write(store, "d", tensor_table(noise(9_000, 4, 4), np.arange(9_000) % 3, NAMES), ["id"])
     report = find(ds)
-    assert report.findings == () and report.counts() == {} and report.rows == 9_000
+    assert len(report.findings) == 0 and report.counts() == {} and report.rows == 9_000
     assert apply_clean(store, ds, report) is ds
 
 
@@ -49,18 +49,18 @@ def test_what_was_planted_in_tensors_is_found_exactly(store: Store) -> None:
     ds = write(store, "d", tensor_table(images, labels, NAMES), ["id"])
     report = find(ds)
     assert found(report) == [
-        (20, "duplicate", 17),
+        (20, "duplicates", 17),
         (40, "constant", None),
         (41, "constant", None),
-        (99, "label_out_of_range", None),
-        (8_000, "duplicate", 17),
+        (99, "labels_out_of_range", None),
+        (8_000, "duplicates", 17),
     ]
-    assert "labelled" not in report.findings[0].detail
-    assert report.findings[4].detail == "same image as row 17, which is labelled c and this one b"
+    assert "labelled" not in report.findings["detail"][0].as_py()
+    assert report.findings["detail"][4].as_py() == "the same image, labelled c there and b here"
     assert json.loads(json.dumps(report.to_json()))["counts"] == {
         "constant": 2,
-        "label_out_of_range": 1,
-        "duplicate": 2,
+        "labels_out_of_range": 1,
+        "duplicates": 2,
     }
 
 
@@ -77,10 +77,10 @@ def test_what_was_planted_in_files_is_found_exactly(store: Store) -> None:
         (3, "undecodable", None),
         (4, "undecodable", None),
         (5, "constant", None),
-        (20, "duplicate", 10),
+        (20, "duplicates", 10),
         (21, "undecodable", None),
     ]
-    assert report.findings[2].detail == "every pixel is 9, 8, 7"
+    assert report.findings["detail"][2].as_py() == "every pixel is 9, 8, 7"
 
 
 def test_the_kept_copy_is_a_good_one(store: Store) -> None:
@@ -88,7 +88,7 @@ def test_the_kept_copy_is_a_good_one(store: Store) -> None:
     images[6] = images[2]
     labels[2] = 77
     report = find(write(store, "d", tensor_table(images, labels, NAMES), ["id"]))
-    assert found(report) == [(2, "label_out_of_range", None)]
+    assert found(report) == [(2, "labels_out_of_range", None)]
 
 
 def test_leakage_is_removed_from_train_and_kept_in_test(store: Store) -> None:
@@ -100,17 +100,17 @@ def test_leakage_is_removed_from_train_and_kept_in_test(store: Store) -> None:
     splits = ["train"] * 5 + ["val"] * 3 + ["test"] * 4
     report = find(write(store, "d", tensor_table(images, [0] * 12, NAMES, splits), ["id"]))
     assert found(report) == [(1, "leakage", 9), (2, "leakage", 9), (6, "leakage", 11), (7, "leakage", 11)]
-    assert report.findings[0].detail == "same image as row 9 of test"
+    assert report.findings["detail"][0].as_py() == "the same image stands in test"
 
 
 def test_images_that_cannot_be_constant_are_left_alone(store: Store) -> None:
     pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
-    assert find(write(store, "d", tensor_table(pixels, [0] * 5, NAMES), ["id"])).findings == ()
+    assert find(write(store, "d", tensor_table(pixels, [0] * 5, NAMES), ["id"])).findings.num_rows == 0
 
 
 def test_equal_rows_of_a_table_without_images_are_no_mistake(store: Store) -> None:
     table = pa.table({"x": [1, 1, 1, 2]})
-    assert find(write(store, "d", table, ["x"])).findings == ()
+    assert find(write(store, "d", table, ["x"])).findings.num_rows == 0
 
 
 def test_nulls_where_none_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_nulls_where_none_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pa.RecordBatch.from_arrays([tensor(noise(3, 2, 2)), pa.array([0, None, 1], type=pa.uint8())], schema=schema)
     scan = _Scan(schema)
     scan.add(100, batch)
-    assert [(one.row, one.reason, one.column) for one in scan.findings] == [(101, Reason.NULL, "label")]
+    assert [one[:3] for one in scan.findings] == [(101, "nulls", "label")]
     assert scan.duplicates() == []
 
 
@@ -134,7 +134,7 @@ def naive_duplicates(images: np.ndarray, splits: list[str]) -> list[tuple[int, s
         kept = min(rows, key=lambda row: (rank[splits[row]], row))
         for row in rows:
             if row != kept:
-                expected.append((row, "duplicate" if splits[row] == splits[kept] else "leakage", kept))
+                expected.append((row, "duplicates" if splits[row] == splits[kept] else "leakage", kept))
     return sorted(expected)
 
 
@@ -158,7 +158,7 @@ def test_the_new_version_lacks_exactly_the_rows_found(store: Store) -> None:
     kept = np.setdiff1d(np.arange(9_000), [0, 4_000, 8_999])
     assert cleaned.to_arrow(columns=["id"]).column("id").to_pylist() == kept.tolist()
     assert np.array_equal(cleaned[0]["image"], images[1])
-    assert find(cleaned).findings == ()
+    assert find(cleaned).findings.num_rows == 0
     commit = cleaned.commit_object
     assert [parent.hex() for parent in commit.parents] == [ds.commit]
     assert commit.lineage["removed"] == {"constant": 3} and commit.lineage["rows_removed"] == 3

@@ -1,0 +1,220 @@
+"""check.near_duplicate_texts: texts that share most of their shingles with another one.
+
+Each text becomes the set of its shingles (texts/shingles.py: case, spaces and punctuation do not count), of which a signature is made
+(texts/minhash.py). Texts that share a key of it are compared by their sets, and are near duplicates from `threshold` Jaccard similarity
+on (texts/pairs.py). What pairs connect is a group; one row of it is kept: the most held-out one (test, then any other split, then train),
+then the lowest.
+
+Findings: one for each row that is not kept. `other` is the kept row where the two are near duplicates themselves, else the row of its group
+that it resembles most; `score` is the Jaccard similarity to it; `group` the lowest row of the group. Where the two stand in different
+splits, `detail` says so: that is leakage.
+
+Sources: Broder, On the resemblance and containment of documents (1997); Lee et al., Deduplicating training data makes language models
+better (2022), for what near duplicates do to training and evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from leptonstore import limits
+from leptonstore.dataset import Dataset
+from leptonstore.errors import BadInput
+from leptonstore.process import columns
+from leptonstore.process.checks.check import Found, TableCheck
+from leptonstore.process.findings import findings_table
+from leptonstore.process.texts.characters import versions
+from leptonstore.process.texts.column import blocks, text_column
+from leptonstore.process.texts.minhash import band_keys, bands_for, set_digests, signatures, sketches
+from leptonstore.process.texts.pairs import Features, Pairs, Rows, groups, same_sets, similar_pairs
+from leptonstore.process.texts.shingles import Sets, shingle_sets
+
+_UNITS = ("words", "characters")
+_NO_SPLIT = -1
+
+
+@dataclass(frozen=True)
+class NearDuplicateTexts(TableCheck):
+    """Parameters.
+
+    column:    of texts; None: the only one.
+    threshold: Jaccard similarity of two sets of shingles from which on they are near duplicates, over 0, at most 1.
+    shingles:  "words" or "characters": what runs are made of. Characters forgive spelling, and suit texts of a few words.
+    size:      words (or characters) of a shingle, 1 to 64. One changed word changes so many shingles.
+    hashes:    places of the signature, a power of two from 16 to 256. More find pairs at the threshold with fewer comparisons.
+    sketch:    shingles by which two texts are compared, at least 64; longer texts by an estimate from so many.
+    splits:    names of the classes of column "split" (found in the schema of the version; none: no splits).
+    """
+
+    name: ClassVar[str] = "check.near_duplicate_texts"
+    version: ClassVar[int] = 1
+
+    column: str | None = None
+    threshold: float = 0.8
+    shingles: str = "words"
+    size: int = 3
+    hashes: int = 128
+    sketch: int = limits.TEXT_SKETCH_HASHES
+    splits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold <= 1:
+            raise BadInput(f"{self.name}: threshold is over 0 and at most 1, not {self.threshold}")
+        if self.shingles not in _UNITS:
+            raise BadInput(f'{self.name}: shingles are "words" or "characters", not {self.shingles!r}')
+        if not 1 <= self.size <= 64:
+            raise BadInput(f"{self.name}: size is 1 to 64, not {self.size}")
+        if self.hashes not in (16, 32, 64, 128, 256):
+            raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes}")
+        if self.sketch < 64:
+            raise BadInput(f"{self.name}: sketch is 64 or more, not {self.sketch}")
+        object.__setattr__(self, "splits", tuple(self.splits))
+
+    def bound(self, source: Dataset, schema: pa.Schema) -> Self:
+        """With the column's name, and those of the splits."""
+        column = text_column(schema, self.column, self.name)
+        return replace(self, column=column, splits=tuple(columns.split_names(schema)))
+
+    def libraries(self) -> dict[str, str]:
+        """Unicode's version says what is a letter."""
+        return versions()
+
+    def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The texts, and the splits where there are any."""
+        column = text_column(schema, self.column, self.name)
+        return (column, columns.SPLIT) if columns.split_names(schema) else (column,)
+
+    def measures(self, schema: pa.Schema) -> pa.Schema:
+        """Digest and size of the set of shingles, the keys of bands, the sketch; the split. Nulls where a text has no shingle."""
+        bands, _ = bands_for(self.threshold, self.hashes)
+        fields = [
+            pa.field("digest", pa.uint64()),
+            pa.field("count", pa.int64()),
+            pa.field("keys", pa.list_(pa.uint64(), bands)),
+            pa.field("sketch", pa.list_(pa.uint32())),
+        ]
+        return pa.schema([*fields, pa.field("split", pa.int64())] if len(self.looks_at(schema)) > 1 else fields)
+
+    def measured(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Of texts, in any order; the features of each are its own."""
+        texts = batch.column(0)
+        parts = [self._of_block(part) for _, part in blocks(texts, limits.TEXT_BLOCK_BYTES)] or [self._of_block(texts)]
+        arrays = [pa.concat_arrays(list(column)) for column in zip(*parts, strict=True)]
+        if columns.SPLIT in batch.schema.names[1:]:
+            arrays.append(pa.array(columns.indices(batch.column(batch.schema.names.index(columns.SPLIT, 1)))))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.measures(batch.schema))
+
+    def _of_block(self, texts: pa.Array) -> list[pa.Array]:
+        bands, rows = bands_for(self.threshold, self.hashes)
+        sets = shingle_sets(texts, self.size, self.shingles)
+        counts = np.diff(sets.offsets)
+        none = counts == 0
+        keys = band_keys(signatures(sets, self.hashes), bands, rows)
+        sketch = sketches(sets, self.sketch)
+        listed = pa.ListArray.from_arrays(
+            pa.array(sketch.offsets, pa.int32()), pa.array(sketch.values), mask=pa.array(none)
+        )
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), bands, mask=pa.array(none))
+        return [pa.array(set_digests(sets), mask=none), pa.array(counts, mask=none), flat, listed]
+
+    def find_in(self, features: pa.Table) -> Found:
+        """One finding for each row that is not kept."""
+        measured = pc.is_valid(features["count"])
+        rows = np.flatnonzero(measured.to_numpy())
+        split = np.full(len(features), _NO_SPLIT, np.int64)
+        if "split" in features.schema.names:
+            split = pc.fill_null(features["split"], _NO_SPLIT).to_numpy()
+        texts = features_of(features.filter(measured) if len(rows) < len(features) else features)
+        exposure = np.array([exposed(name) for name in (*self.splits, "")])[split[rows]]  # -1, no split, is the last
+        found = choices(same_sets(texts), similar_pairs(texts, self.threshold), exposure)
+        own, theirs = split[rows[found.row]].tolist(), split[rows[found.other]].tolist()
+        others, scores = rows[found.other], found.score
+        said = zip(others.tolist(), scores.tolist(), found.exact.tolist(), own, theirs, strict=True)
+        details = [self._detail(*one) for one in said]
+        column = self.column or "text"
+        return Found(findings_table(self.tag, column, rows[found.row], details, scores, others, rows[found.group]))
+
+    def _detail(self, other: int, score: float, exact: bool, own: int, theirs: int) -> str:
+        about = "" if exact else "about "
+        said = f"near duplicate of row {other}" if score < 1 else f"same words as row {other}"
+        said += f" (Jaccard {about}{score:.2f})"
+        if own == theirs:
+            return said
+        names = (*self.splits, "no split")
+        return f"{said}; leakage: that is a row of {names[theirs]}, this one of {names[own]}"
+
+
+def exposed(split: str) -> int:
+    """How freely training looks at a split: 0 test, 1 other held-out rows, 2 train. Of two rows the one that is looked at less is kept."""
+    return {"test": 0, "train": 2, "training": 2}.get(split.lower(), 1)
+
+
+def features_of(table: pa.Table) -> Features:
+    """A table of features without nulls as arrays; keys stay in the pieces that they came in."""
+    sketch = table["sketch"].combine_chunks().cast(pa.large_list(pa.uint32()))
+    offsets = sketch.offsets.to_numpy() - (sketch.offsets[0].as_py() if len(sketch) else 0)
+    keys = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in table["keys"].chunks if len(chunk)]
+    sets = Sets(sketch.flatten().to_numpy(), offsets)
+    return Features(table["digest"].to_numpy(), table["count"].to_numpy(), sets, keys)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Texts that are not kept, ascending: which one each repeats, how similar the two are, and the lowest of its group."""
+
+    row: Rows
+    other: Rows
+    score: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    group: Rows
+
+
+def choices(alike: Rows, pairs: Pairs, exposure: NDArray[np.int64]) -> Choices:
+    """alike: for each text the first with the same set. pairs: among those first ones. exposure: the lower, the rather it is kept."""
+    count = len(alike)
+    every = np.arange(count)
+    group = groups(count, np.concatenate([alike, pairs.first]), np.concatenate([every, pairs.second]))
+    kept, preferred = _best(group, exposure), _best(alike, exposure)
+    row = np.flatnonzero(kept != every)
+    own, keeper = alike[row], alike[kept[row]]
+    other, score, exact = kept[row], np.ones(len(row)), np.ones(len(row), np.bool_)
+
+    names = pairs.first * count + pairs.second
+    wanted = np.minimum(own, keeper) * count + np.maximum(own, keeper)
+    at = np.minimum(np.searchsorted(names, wanted), max(len(names) - 1, 0))
+    direct = (names[at] == wanted) if len(names) else np.zeros(len(row), np.bool_)
+    score[direct], exact[direct] = pairs.score[at[direct]], pairs.exact[at[direct]]
+
+    rest = np.flatnonzero((own != keeper) & ~direct)
+    twin = preferred[own[rest]] != row[rest]
+    other[rest[twin]] = preferred[own[rest[twin]]]
+    single = rest[~twin]
+    if len(single):
+        nearest = _nearest(pairs, own[single])
+        neighbour = np.where(pairs.first[nearest] == own[single], pairs.second[nearest], pairs.first[nearest])
+        other[single], score[single], exact[single] = preferred[neighbour], pairs.score[nearest], pairs.exact[nearest]
+    return Choices(row, other, score, exact, group[row])
+
+
+def _best(group: Rows, exposure: NDArray[np.int64]) -> Rows:
+    """For each text the one of its group that is kept: of the least exposure, then the first."""
+    order = np.lexsort((np.arange(len(group)), exposure, group))
+    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
+    best = np.empty(len(group), np.int64)
+    best[group[order[begins]]] = order[begins]
+    return best[group]
+
+
+def _nearest(pairs: Pairs, texts: Rows) -> Rows:
+    """For each of `texts` (all have one) the pair in which it is most similar; of equal ones that with the lowest text."""
+    ends = np.concatenate([pairs.first, pairs.second])
+    number = np.tile(np.arange(len(pairs.first)), 2)
+    order = np.lexsort((np.concatenate([pairs.second, pairs.first]), -np.tile(pairs.score, 2), ends))
+    return number[order[np.searchsorted(ends[order], texts)]]

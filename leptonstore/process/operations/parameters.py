@@ -1,0 +1,68 @@
+"""What operations ask of their parameters and of the columns that they work on, so that all refuse in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from leptonstore.dataset import Dataset
+from leptonstore.errors import BadInput, SchemaError, listed
+
+
+def texts(operation: str, parameter: str, value: Any) -> tuple[str, ...]:
+    """A parameter that is a list of names. Raises BadInput."""
+    found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(isinstance(one, str) and one for one in found) or len(set(found)) != len(found):
+        raise BadInput(f"{operation}: {parameter} is a list of different names, not {value!r}")
+    return found
+
+
+def whole_numbers(
+    operation: str, parameter: str, value: Any, counts: tuple[int, ...], least: int = 1
+) -> tuple[int, ...]:
+    """A parameter that is a list of integers. counts: how many there may be. Raises BadInput."""
+    found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    fits = all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in found)
+    if not fits or len(found) not in counts:
+        many = " or ".join(map(str, counts))
+        raise BadInput(f"{operation}: {parameter} is a list of {many} whole numbers from {least} on, not {value!r}")
+    return found
+
+
+def numbers(operation: str, parameter: str, value: Any) -> tuple[float, ...]:
+    """A parameter that is a number or a list of numbers. Raises BadInput."""
+    found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in found):
+        raise BadInput(f"{operation}: {parameter} is a number or a list of numbers, not {value!r}")
+    return tuple(float(one) for one in found)
+
+
+def one_of(operation: str, parameter: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises BadInput for a word that is not one of these."""
+    known = list(allowed)
+    if value not in known:
+        raise BadInput(f"{operation}: {parameter} is one of {', '.join(known)}, not {value!r}")
+
+
+def field_of(operation: str, schema: pa.Schema, column: str) -> pa.Field:
+    """The field of a column. Raises SchemaError, naming the columns that there are."""
+    if schema.names.count(column) != 1:
+        raise SchemaError(f"{operation}: there is no column {column!r}; there are {listed(schema.names)}")
+    return schema.field(column)
+
+
+def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:
+    """`schema` with `field` in place of the column of its name, or after the others."""
+    at = schema.get_field_index(field.name)
+    return schema.append(field) if at < 0 else schema.set(at, field)
+
+
+def require_stored(operation: str, source: Dataset, schema: pa.Schema, column: str, fix: str) -> None:
+    """Raises BadInput when a column is not as the version that is read has it, so that nothing can be looked up there."""
+    at = source.schema.get_field_index(column)
+    if at < 0 or not source.schema.field(at).equals(schema.field(column), check_metadata=True):
+        raise BadInput(
+            f"{operation}: column {column!r} is made by an operation before, so it cannot be looked up: {fix}"
+        )
