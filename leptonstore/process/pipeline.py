@@ -187,9 +187,13 @@ class Pipeline:
         """The result, when the version that is to be read is the result itself, on its own branch."""
         here = Dataset.open(store, self.dataset)
         lineage = here.commit_object.lineage
-        if (here.name, here.ref) == (name, branch) and lineage.get("pipeline") == declared(self):
-            return _there(store, here, branch)
-        return None
+        if (here.name, here.ref) != (name, branch) or lineage.get("pipeline") != declared(self):
+            return None
+        try:  # what operations found outside of the version (a tokenizer, a joined dataset) must be the same, too
+            before = self.with_changes(dataset=f"{name}@{lineage['read']['commit']}").plan(store)
+        except LeptonError:
+            return None
+        return _there(store, here, branch) if before.made(lineage) else None
 
     def _write_findings(
         self, store: Store, ds: Dataset, made: Dataset, findings: pa.Table, branch: str, author: str
@@ -199,7 +203,15 @@ class Pipeline:
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
         if not len(findings) and branch not in before:
             return
-        lineage = {"operation": "findings", "version": ds.commit, "result": {"commit": made.commit}}
+        # The rows are those of the version that was searched: that is the one commit which a reader of lineage is to find here.
+        lineage = {
+            "operation": "findings",
+            "searched": {"commit": ds.commit, "name": f"dataset/{ds.name}"},
+            "checks": sorted(
+                {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
+            ),
+            "result": made.commit,
+        }
         source = Source(
             SCHEMA, ("row", "check"), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
         )
@@ -231,7 +243,7 @@ def _there(store: Store, made: Dataset, branch: str) -> Result:
     for info in list_refs(store, "dataset", name):
         if info.branch == branch:
             found = Dataset(store, name, branch, info.commit)
-            if found.commit_object.lineage.get("result") == {"commit": made.commit}:
+            if found.commit_object.lineage.get("result") == made.commit:
                 findings = pa.Table.from_batches((batch for _, batch in found.iter_batches()), SCHEMA)
     counts = tuple(lineage.get("counts", ()))
     return Result(made, findings, counts, rows_in=int(lineage.get("rows_before", 0)), written=False)
