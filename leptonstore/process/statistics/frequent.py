@@ -1,8 +1,9 @@
 """Which values are frequent: counts of at most STATISTICS_FREQUENT values, exact while there are no more.
 
-With more, the count of the first one too many is taken from all, and those that are left with nothing are forgotten (Misra, Gries 1982, in the
-mergeable form of Agarwal and others 2012). Whatever is taken at once is taken from STATISTICS_FREQUENT + 1 values, so that no count is too low
-by more than rows / (STATISTICS_FREQUENT + 1); `error` says by how much at most. A column of different values costs one a block.
+With more, the count of the first one too many is taken from all, and those that are left with nothing are forgotten (Misra, Gries 1982,
+in the mergeable form of Agarwal and others 2012). Whatever is taken at once is taken from STATISTICS_FREQUENT + 1 values (of a block with
+long texts: from 480 at least), so no count is too low by more than that part of the rows. `error` says by how much at most, which is mostly
+far less: a column of different values costs one a block.
 
 Values are known by 64 bits: numbers are those bits, texts have a hash (texts.py) and are kept beside it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,9 @@ class Frequent:
         """Of all rows of all parts."""
         keys = np.concatenate([part.keys for part in parts])
         rows = np.concatenate([part.rows for part in parts])
-        texts = [text for part in parts for text in part.texts] if all(part.texts is not None for part in parts) else None
+        texts: list[bytes] | None = [] if all(part.texts is not None for part in parts) else None
+        if texts is not None:
+            texts += [text for part in parts for text in part.texts or ()]
         error = sum(part.error for part in parts)
         order = np.argsort(keys, kind="stable")
         keys, rows = keys[order], rows[order]
@@ -59,11 +63,10 @@ class Frequent:
         return cls(keys[left], rows[left] - taken, error + taken, kept)
 
     def top(self, most: int) -> list[int]:
-        """Places of the most frequent; those that are equally frequent in the order of their texts, or keys."""
+        """Places of the most frequent, which have more rows than `error`: equally frequent ones in the order of their texts, or keys."""
         names: Sequence[Any] = self.keys.tolist() if self.texts is None else self.texts
-        chosen = np.arange(len(self.rows))
-        if len(self.rows) > most:
-            chosen = np.flatnonzero(self.rows >= np.partition(self.rows, -most)[-most])
+        least = np.partition(self.rows, -most)[-most] if len(self.rows) > most else 0
+        chosen = np.flatnonzero((self.rows >= least) & (self.rows > self.error))
         return sorted(chosen.tolist(), key=lambda at: (-int(self.rows[at]), names[at]))[:most]
 
     def arrays(self) -> Arrays:
@@ -87,7 +90,7 @@ class Frequent:
         ends = np.cumsum(take(arrays, "lengths", "<u4", len(keys)), dtype=np.int64)
         data = take(arrays, "texts", "u1", int(ends[-1]) if len(ends) else 0).tobytes()
         starts = [0, *ends.tolist()]
-        return cls(keys, rows, error, tuple(data[start:end] for start, end in zip(starts, starts[1:], strict=False)))
+        return cls(keys, rows, error, tuple(data[start:end] for start, end in pairwise(starts)))
 
 
 def taken_from(rows: Counts, capacity: int) -> int:

@@ -1,11 +1,11 @@
 """Where values stand in order: quantiles, distribution function and histogram, from a summary that merges.
 
 A summary is values with weights. While there are few different values, each has the number of its rows, and all is exact. Else the sorted
-values are cut into buckets of about equal weight, each of which its middle value stands for: a rank is off by half a bucket at most, whatever
-the values are. Towards both ends buckets shrink to single values (1, 1, 2, 2, 4, 4, …), so that tails are as fine as t-digest has them.
-Merging is putting the points of two summaries together: the errors add up (as shares of the values: stay what they are). What has too many
-points is cut again, which adds half a bucket. Deterministic: no random numbers, unlike KLL; no adversary, unlike t-digest, whose errors are
-those of average data. (Agarwal, Cormode, Huang, Phillips, Wei, Yi: Mergeable summaries, 2012, section 4.)
+values are cut into buckets of about equal weight, each of which its middle value stands for: a rank is off by half a bucket at most,
+whatever the values are. Towards both ends buckets shrink to single values (1, 1, 2, 2, 4, 4, …), so that tails are as fine as t-digest
+has them. Merging is putting the points of two summaries together: the errors add up (as shares of the values: stay what they are). What
+has too many points is cut again, which adds half a bucket. Deterministic: no random numbers, unlike KLL; no adversary, unlike t-digest,
+whose errors are those of average data. (Agarwal, Cormode, Huang, Phillips, Wei, Yi: Mergeable summaries, 2012, section 4.)
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ class Ranks:
         if not len(self.values) or not math.isfinite(float(high) - float(low)):
             return None
         try:
-            inside = self.values.clip(low, high)
-            counts, edges = np.histogram(inside, limits.HISTOGRAM_BINS, (low, high), weights=self.weights)
+            counts, edges = np.histogram(self.values, limits.HISTOGRAM_BINS, (low, high), weights=self.weights)
         except ValueError:  # min and max are so close that floating point knows no 31 numbers between them
             return None
-        return Histogram(tuple(edges.tolist()), tuple(counts.astype(np.int64).tolist()), min(2 * self.error, self.count))
+        return Histogram(
+            tuple(edges.tolist()), tuple(counts.astype(np.int64).tolist()), min(2 * self.error, self.count)
+        )
 
     def arrays(self) -> Arrays:
         """To be kept; of a block, whose weights fit in 32 bits."""
@@ -141,7 +142,10 @@ def summed(values: Sequence[NDArray[Any]], weights: Sequence[Counts]) -> tuple[N
 
 def runs(ordered: NDArray[Any]) -> tuple[NDArray[Any], Counts]:
     """The different values of a sorted array, and how often each occurs."""
-    starts = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1))
+    new = ordered[1:] != ordered[:-1]
+    if new.all():
+        return ordered, np.ones(len(ordered), np.int64)
+    starts = np.concatenate(([0], np.flatnonzero(new) + 1))
     return ordered[starts], np.diff(starts, append=len(ordered))
 
 

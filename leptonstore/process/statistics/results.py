@@ -76,8 +76,8 @@ class TopValue:
 class TopValues:
     """The most frequent values, most frequent first.
 
-    error: counts may be too low by so many rows; a value that is not listed has no more rows than the last one listed and `error`
-    together. 0: counts and order are exact.
+    error: counts may be too low by so many rows, and only values with more rows than that are listed. A value that is not has at most the
+    rows of the last one listed and `error` together, or twice `error`, whichever is more. 0: counts and order are exact.
     """
 
     values: tuple[TopValue, ...]
