@@ -68,8 +68,7 @@ def pick_clusters(
 def _details(findings: pa.Table) -> dict[tuple[str, int], str]:
     checks, rows = findings["check"].to_pylist(), findings["row"].to_pylist()
     return {
-        (check, row): detail
-        for check, row, detail in zip(checks, rows, findings["detail"].to_pylist(), strict=True)
+        (check, row): detail for check, row, detail in zip(checks, rows, findings["detail"].to_pylist(), strict=True)
     }
 
 
@@ -125,5 +124,3 @@ def _words(text: str) -> list[str]:
         words.append(part + " ")
     words[-1] = words[-1][:-1]
     return words
-
-

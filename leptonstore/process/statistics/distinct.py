@@ -20,7 +20,9 @@ Registers = NDArray[np.uint8]
 REGISTERS = 1 << BITS
 RANK_MAX = 53  # of the lower 52 bits, which a float64 holds exactly: its exponent is their logarithm
 ERROR = 1.04 / math.sqrt(REGISTERS)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele, Lea, Flood 2014): a bijection, so different values never have equal hashes
+_GOLDEN = np.uint64(
+    0x9E3779B97F4A7C15
+)  # splitmix64 (Steele, Lea, Flood 2014): a bijection, so different values never have equal hashes
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -49,7 +51,9 @@ def registers_of(hashes: U64) -> Registers:
         rank = np.minimum(1023 + 52 - (low.view(np.int64) >> 52), RANK_MAX)
         keys = ((hashes >> np.uint64(52)).astype(np.uint32) << np.uint32(6)) | rank.astype(np.uint32)
         keys.sort()
-        found[keys >> np.uint32(6)] = (keys & np.uint32(63)).astype(np.uint8)  # of equal places the last one stays: the greatest
+        found[keys >> np.uint32(6)] = (keys & np.uint32(63)).astype(
+            np.uint8
+        )  # of equal places the last one stays: the greatest
     return found
 
 

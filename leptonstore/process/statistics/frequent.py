@@ -46,7 +46,9 @@ class Frequent:
         """Of all rows of all parts."""
         keys = np.concatenate([part.keys for part in parts])
         rows = np.concatenate([part.rows for part in parts])
-        texts = [text for part in parts for text in part.texts] if all(part.texts is not None for part in parts) else None
+        texts = (
+            [text for part in parts for text in part.texts] if all(part.texts is not None for part in parts) else None
+        )
         error = sum(part.error for part in parts)
         order = np.argsort(keys, kind="stable")
         keys, rows = keys[order], rows[order]

@@ -35,7 +35,9 @@ class Moments:
             return cls()
         count = len(values) if weights is None else int(weights.sum())
         total = None if values.dtype.kind == "f" else _exact_sum(values, weights)
-        with np.errstate(over="ignore", invalid="ignore"):  # what float64 cannot hold becomes infinite, and is told as None
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # what float64 cannot hold becomes infinite, and is told as None
             wide = values.astype(np.float64)
             if total is not None:
                 mean = total / count

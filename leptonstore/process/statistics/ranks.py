@@ -105,7 +105,9 @@ class Ranks:
             counts, edges = np.histogram(inside, limits.HISTOGRAM_BINS, (low, high), weights=self.weights)
         except ValueError:  # min and max are so close that floating point knows no 31 numbers between them
             return None
-        return Histogram(tuple(edges.tolist()), tuple(counts.astype(np.int64).tolist()), min(2 * self.error, self.count))
+        return Histogram(
+            tuple(edges.tolist()), tuple(counts.astype(np.int64).tolist()), min(2 * self.error, self.count)
+        )
 
     def arrays(self) -> Arrays:
         """To be kept; of a block, whose weights fit in 32 bits."""

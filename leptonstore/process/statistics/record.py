@@ -1,7 +1,7 @@
 """LSK1: a sketch as bytes, to be kept. Named flat arrays, nothing else; whoever reads them checks what they mean.
 
-    0 magic "LSK1" | 4 arrays u16 | for each: name length u8, name (ASCII), type u8 (an index of _TYPES), values u32
-    then the values of each, one after another       (all little-endian)
+0 magic "LSK1" | 4 arrays u16 | for each: name length u8, name (ASCII), type u8 (an index of _TYPES), values u32
+then the values of each, one after another       (all little-endian)
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Flat arrays of the types that there are -> bytes."""
     head = [_HEAD.pack(_MAGIC, len(arrays))]
     for name, values in arrays.items():
-        head.append(_LENGTH.pack(len(name)) + name.encode("ascii") + _ENTRY.pack(_TYPES.index(values.dtype), len(values)))
+        head.append(
+            _LENGTH.pack(len(name)) + name.encode("ascii") + _ENTRY.pack(_TYPES.index(values.dtype), len(values))
+        )
     return b"".join([*head, *(np.ascontiguousarray(values).tobytes() for values in arrays.values())])
 
 
@@ -71,5 +73,7 @@ def within(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
 
 def part_of(prefix: str, arrays: Arrays) -> Arrays | None:
     """Those of a part under their own names; None when there are none."""
-    found = {name.removeprefix(f"{prefix}."): values for name, values in arrays.items() if name.startswith(f"{prefix}.")}
+    found = {
+        name.removeprefix(f"{prefix}."): values for name, values in arrays.items() if name.startswith(f"{prefix}.")
+    }
     return found or None
