@@ -18,6 +18,12 @@ from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
 OPERATIONS: dict[str, str] = {
+    "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
+    "check.text_charset": "checks.text_charset:TextCharset",
+    "check.text_language": "checks.text_language:TextLanguage",
+    "check.text_length": "checks.text_length:TextLength",
+    "check.text_quality": "checks.text_quality:TextQuality",
+    "text.mask_pii": "operations.mask_pii:MaskPii",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",

@@ -16,7 +16,7 @@ better (2022), for what near duplicates do to training and evaluation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +29,9 @@ from leptonstore.errors import BadInput
 from leptonstore.process import columns
 from leptonstore.process.checks.check import Found, TableCheck
 from leptonstore.process.findings import findings_table
+from leptonstore.process.operations.parameters import one_of
 from leptonstore.process.texts.characters import versions
-from leptonstore.process.texts.column import blocks, text_column
+from leptonstore.process.texts.column import blocks, number_in, text_column, whole_number_in
 from leptonstore.process.texts.minhash import band_keys, bands_for, set_digests, signatures, sketches
 from leptonstore.process.texts.pairs import Features, Pairs, Rows, groups, same_sets, similar_pairs
 from leptonstore.process.texts.shingles import Sets, shingle_sets
@@ -65,19 +66,17 @@ class NearDuplicateTexts(TableCheck):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise BadInput(f"{self.name}: threshold is over 0 and at most 1, not {self.threshold}")
-        if self.shingles not in _UNITS:
-            raise BadInput(f'{self.name}: shingles are "words" or "characters", not {self.shingles!r}')
-        if not 1 <= self.size <= 64:
-            raise BadInput(f"{self.name}: size is 1 to 64, not {self.size}")
+        number_in(self.name, "threshold", self.threshold, 0, 1)
+        if self.threshold == 0:
+            raise BadInput(f"{self.name}: threshold is over 0: all texts are alike at 0")
+        one_of(self.name, "shingles", self.shingles, _UNITS)
+        whole_number_in(self.name, "size", self.size, 1, 64)
         if self.hashes not in (16, 32, 64, 128, 256):
-            raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes}")
-        if self.sketch < 64:
-            raise BadInput(f"{self.name}: sketch is 64 or more, not {self.sketch}")
+            raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes!r}")
+        whole_number_in(self.name, "sketch", self.sketch, 64, 1 << 20)
         object.__setattr__(self, "splits", tuple(self.splits))
 
-    def bound(self, source: Dataset, schema: pa.Schema) -> Self:
+    def bound(self, source: Dataset, schema: pa.Schema) -> NearDuplicateTexts:
         """With the column's name, and those of the splits."""
         column = text_column(schema, self.column, self.name)
         return replace(self, column=column, splits=tuple(columns.split_names(schema)))
@@ -135,20 +134,25 @@ class NearDuplicateTexts(TableCheck):
         exposure = np.array([exposed(name) for name in (*self.splits, "")])[split[rows]]  # -1, no split, is the last
         found = choices(same_sets(texts), similar_pairs(texts, self.threshold), exposure)
         own, theirs = split[rows[found.row]].tolist(), split[rows[found.other]].tolist()
-        others, scores = rows[found.other], found.score
-        said = zip(others.tolist(), scores.tolist(), found.exact.tolist(), own, theirs, strict=True)
-        details = [self._detail(*one) for one in said]
-        column = self.column or "text"
-        return Found(findings_table(self.tag, column, rows[found.row], details, scores, others, rows[found.group]))
+        details = map(self._detail, found.score.tolist(), found.exact.tolist(), own, theirs)
+        table = findings_table(
+            self.tag,
+            self.column or "text",
+            rows[found.row],
+            details,
+            found.score,
+            rows[found.other],
+            rows[found.group],
+        )
+        return Found(table)
 
-    def _detail(self, other: int, score: float, exact: bool, own: int, theirs: int) -> str:
-        about = "" if exact else "about "
-        said = f"near duplicate of row {other}" if score < 1 else f"same words as row {other}"
-        said += f" (Jaccard {about}{score:.2f})"
+    def _detail(self, score: float, exact: bool, own: int, theirs: int) -> str:
+        said = "near duplicate" if score < 1 else f"the same {self.shingles}"
+        said += f" (Jaccard {'' if exact else 'about '}{score:.2f})"
         if own == theirs:
             return said
         names = (*self.splits, "no split")
-        return f"{said}; leakage: that is a row of {names[theirs]}, this one of {names[own]}"
+        return f"{said}; leakage: the other one is of {names[theirs]}, this one of {names[own]}"
 
 
 def exposed(split: str) -> int:

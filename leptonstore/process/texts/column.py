@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore.dataset.schema import semantic_of
-from leptonstore.errors import SchemaError, listed
+from leptonstore.errors import BadInput, SchemaError, listed
 
 
 def is_text(field: pa.Field) -> bool:
@@ -37,6 +38,25 @@ def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
     if len(declared) > 1:
         raise SchemaError(f"{who}: several columns are texts; say which one with column = ({listed(declared)})")
     return declared[0]
+
+
+def number_in(who: str, parameter: str, value: Any, least: float, most: float = math.inf) -> None:
+    """Raises BadInput for what is no number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        until = "" if most == math.inf else f" to {most}"
+        raise BadInput(f"{who}: {parameter} is a number from {least}{until}, not {value!r}")
+
+
+def whole_number_in(who: str, parameter: str, value: Any, least: int, most: float = math.inf) -> None:
+    """Raises BadInput for what is no whole number from `least` to `most`."""
+    number_in(who, parameter, value, least, most)
+    if not isinstance(value, int):
+        raise BadInput(f"{who}: {parameter} is a whole number, not {value!r}")
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 word", "2 words"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 @dataclass(frozen=True)
