@@ -5,9 +5,9 @@ Each text becomes the set of its shingles (texts/shingles.py: case, spaces and p
 on (texts/pairs.py). What pairs connect is a group; one row of it is kept: the most held-out one (test, then any other split, then train),
 then the lowest.
 
-Findings: one for each row that is not kept. `other` is the kept row where the two are near duplicates themselves, else the row of its group
-that it resembles most; `score` is the Jaccard similarity to it; `group` the lowest row of the group. Where the two stand in different
-splits, `detail` says so: that is leakage.
+Findings: one for each row that is not kept. `other` is the kept row where the two are near duplicates themselves; else, of texts with the
+same set, the one that would be kept among them; else the most similar row. `score` is the Jaccard similarity to it; `group` the lowest row
+of the group. Where the two stand in different splits, `detail` says so: that is leakage.
 
 Sources: Broder, On the resemblance and containment of documents (1997); Lee et al., Deduplicating training data makes language models
 better (2022), for what near duplicates do to training and evaluation.
