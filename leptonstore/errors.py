@@ -6,6 +6,7 @@
     │   ├── SchemaError         a table or a batch does not fit the schema
     │   ├── DuplicateKey        two rows have one key, in a table in which it names one row
     │   ├── RuleBroken          rows break a validation rule of the dataset
+    │   ├── OperationFailed     an operation of a pipeline fails on a row: correct it, or let such rows be left out
     │   ├── LossNotFinite       a training step gave no number: look at its rows, or lower the learning rate
     │   └── WrongKey            no passphrase or key file was given, or it opens no key of the store
     ├── NotFound            a name that does not exist: list what does
@@ -26,6 +27,7 @@
     │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
+    ├── ClusterLost         a cluster cannot be reached, or went away: look after it, and run it again
     ├── RankLost            another process of a training has ended or does not answer: start all again, and resume
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
 
@@ -88,6 +90,14 @@ class RuleBroken(BadInput):
     def __init__(self, message: str, rule: str, column: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rule, self.column, self.rows = rule, column, rows
+
+
+class OperationFailed(BadInput):
+    """An operation of a pipeline fails. Fields: `operation` (its name), `row` of the version that was read (None: not about one), `reason`."""
+
+    def __init__(self, message: str, operation: str, row: int | None, reason: str) -> None:
+        super().__init__(message)
+        self.operation, self.row, self.reason = operation, row, reason
 
 
 class LossNotFinite(BadInput):
@@ -254,6 +264,10 @@ class MissingExtra(LeptonError):
 
 class LeptonWarning(UserWarning):
     """Something that a caller should know although what was asked for was done. The command line prints it in one line."""
+
+
+class ClusterLost(LeptonError):
+    """A cluster that was to do work cannot be reached, or went away meanwhile. Nothing was published."""
 
 
 class RankLost(LeptonError):

@@ -42,6 +42,8 @@ SUMMARIES = {
     "export": "Write a version out in the formats that other tools read.",
     "head": "Print the first rows of a dataset.",
     "sql": "Query datasets with SQL.",
+    "report": "Write one HTML file that shows a version.",
+    "browse": "Look through the rows of a dataset in the terminal.",
     "checkout": "Write a version out: another name of export.",
     "key": "Show, add, remove or rotate the keys of an encrypted store.",
     "forget": "Forget old versions, so that gc can free what only they need.",

@@ -246,13 +246,14 @@ class Pages:
                     self._kept.move_to_end(key)
                     found[key] = kept
         # Read outside the lock, so that several threads decode several pages at once; two of one page is harmless.
-        for key, column in zip(missing, self._read(list(missing.values())), strict=True):
+        for key, column in zip(missing, self.read(list(missing.values())), strict=True):
             found[key] = column
             if keep and (not self._on_host or missing[key].is_directory):
                 self._keep(key, column)
         return [found[stretch.first, stretch.field.name] for stretch in wanted]
 
-    def _read(self, missing: list[Stretch]) -> Iterator[Column]:
+    def read(self, missing: list[Stretch]) -> Iterator[Column]:
+        """The values of each, read together and not kept. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place."""
         try:
             pages = self._chunks.get_many([part.digest for stretch in missing for part in stretch.parts])
             for stretch in missing:

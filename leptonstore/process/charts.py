@@ -26,6 +26,10 @@ class Drawn(str):
     """Text made here from numbers alone: as long as it needs to be, where text from the data is cut short."""
 
 
+class LongText(str):
+    """Text from the data that is there to be read: it is cut at REPORT_PASSAGE_CHARS_MAX, where names are cut sooner."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """One bar in chart units; `title` is its tooltip."""

@@ -29,6 +29,7 @@ _ONE_AT = 72 * _BITS  # the bit that is worth 1
 _MANTISSA_BITS = 53
 _HALF_BITS = 27
 _PLACES = 256  # room for a place in a key; sums need 140
+_EXACT_COUNT = 1 << 18  # values of 34 bits whose sum is below 2^53
 # Counted instead of summed up; far apart, so that what is carried over meets nothing.
 _NAN, _PLUS, _MINUS = 200, 210, 220
 
@@ -57,16 +58,20 @@ class Sums:
 
 def sums(values: NDArray[Any], groups: Ints | None = None) -> Sums:
     """Σ x of the values of each group. values: integers (64 bits at most) or floats; groups: of each value (None: all 0)."""
+    if values.dtype.kind in "iub" and values.dtype.itemsize <= 4:  # 2^32 of these fit 64 bits
+        return _added(*_summed(groups, values.astype(np.int64, copy=False)), None)
     if values.dtype == np.uint64:  # which int64 does not hold
         halves = (values >> np.uint64(1)).astype(np.int64), (values & np.uint64(1)).astype(np.int64)
         one = np.ones(len(values), np.int64)
-        return _added(_group(groups, values), [(halves[0], one), (halves[1], 0 * one)], None)
+        return _added(groups, [(halves[0], one), (halves[1], 0 * one)], None)
     mantissas, exponents, special = _parts(values)
-    return _added(_group(groups, values), [(mantissas, exponents)], special)
+    return _added(groups, [(mantissas, exponents)], special)
 
 
 def square_sums(values: NDArray[Any], groups: Ints | None = None) -> Sums:
     """Σ x² of the values of each group; integers beyond 2^53 are rounded to float64 first."""
+    if values.dtype.kind in "iub" and values.dtype.itemsize <= 2:
+        return _added(*_summed(groups, np.square(values.astype(np.int64))), None)
     mantissas, exponents, special = _parts(values.astype(np.float64))
     high, low = mantissas >> _HALF_BITS, mantissas & ((1 << _HALF_BITS) - 1)
     double = 2 * exponents
@@ -77,7 +82,7 @@ def square_sums(values: NDArray[Any], groups: Ints | None = None) -> Sums:
     ]
     if special is not None:
         special[special == _MINUS] = _PLUS
-    return _added(_group(groups, values), terms, special)
+    return _added(groups, terms, special)
 
 
 def merged(groups: Ints, places: pa.Array, amounts: pa.Array) -> Sums:
@@ -131,25 +136,39 @@ def _parts(values: NDArray[Any]) -> tuple[Ints, Ints, NDArray[np.int16] | None]:
     return np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64), exponents.astype(np.int64) - _MANTISSA_BITS, special
 
 
-def _group(groups: Ints | None, values: NDArray[Any]) -> Ints:
-    return np.zeros(len(values), np.int64) if groups is None else groups
+def _summed(groups: Ints | None, values: Ints) -> tuple[Ints | None, list[tuple[Ints, Ints]]]:
+    """Sums that fit 64 bits, as one value of each group."""
+    groups, values = (None, values.sum(keepdims=True)) if groups is None else _by_key(groups, values)
+    return groups, [(values, np.zeros(len(values), np.int64))]
 
 
-def _added(groups: Ints, terms: Sequence[tuple[Ints, Ints]], special: NDArray[np.int16] | None) -> Sums:
+def _added(groups: Ints | None, terms: Sequence[tuple[Ints, Ints]], special: NDArray[np.int16] | None) -> Sums:
+    """Sums of terms, each of which has an m · 2^e for every value; groups None: all in group 0."""
     found: list[tuple[Ints, Ints, Ints]] = []
     for mantissas, exponents in terms:
         at = exponents + _ONE_AT
         place, shift = at >> 5, at & (_BITS - 1)
         # m · 2^shift has 94 bits: its lower half and its upper half, shifted alone, have 63 each.
         low, high = (mantissas & _MASK) << shift, (mantissas >> _BITS) << shift
-        found.append((groups, place, low & _MASK))
-        found.append((groups, place + 1, (low >> _BITS) + (high & _MASK)))
-        found.append((groups, place + 2, high >> _BITS))
+        for up, amounts in enumerate((low & _MASK, (low >> _BITS) + (high & _MASK), high >> _BITS)):
+            found.append(_of_one(place + up, amounts) if groups is None else (groups, place + up, amounts))
     if special is not None:
         rows = np.flatnonzero(special)
-        found.append((groups[rows], special[rows].astype(np.int64), np.ones(len(rows), np.int64)))
-    together = [np.concatenate(part) for part in zip(*found, strict=True)]
-    return _grouped(*together)
+        where = np.zeros(len(rows), np.int64) if groups is None else groups[rows]
+        found.append((where, special[rows].astype(np.int64), np.ones(len(rows), np.int64)))
+    groups_, places, amounts_ = (np.concatenate(part) for part in zip(*found, strict=True))
+    return _grouped(groups_, places, amounts_)
+
+
+def _of_one(places: Ints, amounts: Ints) -> tuple[Ints, Ints, Ints]:
+    """(0, each place, its amount), several times: of 2^18 values at a time, so that float64, in which numpy counts, is exact."""
+    counted = []
+    for start in range(0, len(places), _EXACT_COUNT):
+        part = slice(start, start + _EXACT_COUNT)
+        counted.append(np.bincount(places[part], amounts[part].astype(np.float64), _PLACES).astype(np.int64))
+    used = np.array(counted).reshape(-1, _PLACES)
+    rows, found = np.nonzero(used)
+    return np.zeros(len(rows), np.int64), found, used[rows, found]
 
 
 def _grouped(groups: Ints, places: Ints, amounts: Ints) -> Sums:

@@ -52,7 +52,7 @@ class Action(StrEnum):
 
 def findings_table(
     check: str,
-    column: str,
+    column: str | Sequence[str],
     rows: Sequence[int] | NDArray[Any],
     details: Iterable[str],
     scores: Sequence[float] | NDArray[Any] | None = None,
@@ -60,13 +60,13 @@ def findings_table(
     groups: Sequence[int | None] | NDArray[Any] | None = None,
     action: Action = Action.KEEP,
 ) -> pa.Table:
-    """Findings of one check about one column, in the order given."""
+    """Findings of one check, in the order given. column: of all of them, or of each."""
     count = len(rows)
     none = pa.nulls(count, pa.int64())
     arrays = [
         pa.array(np.asarray(rows, np.int64)),
         pa.array([check] * count, pa.string()),
-        pa.array([column] * count, pa.string()),
+        pa.array([column] * count if isinstance(column, str) else list(column), pa.string()),
         pa.nulls(count, pa.float64()) if scores is None else pa.array(scores, pa.float64()),
         pa.array(list(details), pa.string()),
         none if others is None else pa.array(others, pa.int64()),

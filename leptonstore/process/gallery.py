@@ -143,7 +143,7 @@ def _line(batch: pa.RecordBatch, row: int, label: str | None) -> str:
 
 @dataclass(frozen=True)
 class RowTable:
-    """The first rows of a table as text. numbers: of each column, whether it is aligned to the right. left_out: columns that are not shown."""
+    """The first rows of a table as text. numbers: which columns stand to the right. left_out: columns that are not shown."""
 
     names: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -219,8 +219,8 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     about: list[str] = []
     for check in report.counts():
         found = report.findings.filter(pc.field("check") == check)
-        order = [("score", "descending"), ("row", "ascending")]
-        worst = found.take(pc.sort_indices(found, sort_keys=order, null_placement="at_end")).slice(0, each)
+        scores = pc.fill_null(found["score"], -np.inf).to_numpy()
+        worst = found.take(pa.array(np.argsort(-scores, kind="stable")[:each]))  # findings stand in row order
         rows += worst["row"].to_pylist()
         captions += [said(one) for one in worst.to_pylist()]
         about += [check] * len(worst)

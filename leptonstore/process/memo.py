@@ -175,9 +175,12 @@ class Memo:
         return [None if one is None or len(one) != _PLACE.size else Place(*_PLACE.unpack(one)) for one in found]
 
     def outcomes(
-        self, block: bytes, keys: Sequence[bytes], rows: Sequence[int], types: Sequence[pa.DataType]
+        self, block: bytes, keys: Sequence[bytes], rows: Sequence[int], types: Sequence[pa.DataType | None]
     ) -> Outcomes | None:
-        """What a block holds, over its mapped file, if it has `keys` at these rows and columns of these types; None: it is absent."""
+        """What a block holds, over its mapped file, if it has `keys` at these rows and columns of these types (None: not wanted).
+
+        None: it is absent.
+        """
         mapped = self._mapping(block)
         if mapped is None:
             return None
@@ -220,7 +223,7 @@ class Memo:
     def put_rows(self, keys: Sequence[bytes], outcomes: Outcomes) -> None:
         """Keep what became of rows, at most ROW_GROUP_ROWS_MAX; nothing happens where there is no room."""
         assert len(keys) == len(outcomes) <= limits.ROW_GROUP_ROWS_MAX
-        size = sum(column.nbytes for column in outcomes.columns) + outcomes.said.nbytes
+        size = sum(column.nbytes for column in outcomes.columns if column is not None) + outcomes.said.nbytes
         budget = self._held()[1]
         if size > budget // 4 or not self._device_has(size):
             return

@@ -5,7 +5,7 @@
     sections, each at a multiple of 64, with zeros between                                             (all little-endian)
 
     section 0    a key of 32 bytes for each row              section 1    fates, i16 for each row (outcomes.py)
-    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on
+    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on; empty: as it was
 
 It may be damaged, cut short or somebody else's: the head is checked when it is opened, a section when it is first read, and a page is
 parsed as pages of a store are. What does not pass is not there.
@@ -39,7 +39,10 @@ _FIXED_SECTIONS = 3
 
 def write_block(file: BinaryIO, keys: bytes, outcomes: Outcomes) -> int:
     """Write a block; returns its bytes. keys: 32 bytes a row. Raises OSError."""
-    pages = [encode_page(outcomes.said), *(encode_page(column) for column in outcomes.columns)]
+    pages = [
+        encode_page(outcomes.said),
+        *(b"" if column is None else encode_page(column) for column in outcomes.columns),
+    ]
     sections: list[Buffer] = [keys, outcomes.fates.astype("<i2").tobytes(), *pages]
     at = _HEAD.size + len(sections) * _SECTION.size + DIGEST_BYTES
     table = []
@@ -81,7 +84,7 @@ class Block:
             raise FormatDamaged("a memo block has too many rows")
         self._sections = list(_SECTION.iter_unpack(self._view[_HEAD.size : end]))
         self._checked: set[int] = set()
-        self._outcomes: tuple[tuple[pa.DataType, ...], Outcomes] | None = None
+        self._columns: dict[int, tuple[pa.DataType, pa.Array | None]] = {}
 
     def _section(self, number: int) -> memoryview:
         offset, length, digest = self._sections[number]
@@ -101,21 +104,24 @@ class Block:
             raise FormatDamaged("a memo block has too few keys")
         return np.frombuffer(data, np.uint8).reshape(self.rows, DIGEST_BYTES)
 
-    def outcomes(self, types: Sequence[pa.DataType]) -> Outcomes:
-        """What became of its rows, over the mapped file. types: of the columns."""
-        known = self._outcomes
-        if known is not None and known[0] == tuple(types):
-            return known[1]
+    def outcomes(self, types: Sequence[pa.DataType | None]) -> Outcomes:
+        """What became of its rows, over the mapped file. types: of the columns; None: it is not wanted, and not read."""
         fates = self._section(1)
         if len(self._sections) != _FIXED_SECTIONS + len(types) or len(fates) != 2 * self.rows:
             raise FormatDamaged("a memo block has other columns")
-        made = Outcomes(
-            np.frombuffer(fates, "<i2"),
-            decode_page(self._section(2), pa.string()).values,
-            tuple(decode_page(self._section(_FIXED_SECTIONS + at), one).values for at, one in enumerate(types)),
-        )
-        kept = int(made.kept.sum())
-        if len(made.said) != self.rows or any(len(column) != kept for column in made.columns):
-            raise FormatDamaged("a memo block has columns of another length")
-        self._outcomes = tuple(types), made
-        return made
+        known = np.frombuffer(fates, "<i2")
+        kept = int((known == 0).sum())
+        said = self._page(2, pa.string(), self.rows)
+        assert said is not None
+        columns = (None if one is None else self._page(_FIXED_SECTIONS + at, one, kept) for at, one in enumerate(types))
+        return Outcomes(known, said, tuple(columns))
+
+    def _page(self, number: int, data_type: pa.DataType, rows: int) -> pa.Array | None:
+        known = self._columns.get(number)
+        if known is None or known[0] != data_type:
+            data = self._section(number)
+            array = decode_page(data, data_type).values if len(data) or number < _FIXED_SECTIONS else None
+            if array is not None and len(array) != rows:
+                raise FormatDamaged("a memo block has columns of another length")
+            known = self._columns[number] = data_type, array
+        return known[1]

@@ -36,7 +36,7 @@ class Made:
 
     columns:  values that it wrote, by column, n each; they replace a column of that name or come after the others.
     keep:     which rows go on; None: all.
-    findings: what it has to say of rows (findings.SCHEMA); `row` counts from 0 in these n rows. None: nothing.
+    findings: what it has to say of rows (findings.SCHEMA); `row`, `other` and `group` count from 0 in these n rows. None: nothing.
     failed:   rows that it could not work on (0 to n - 1), with why; what stands in `columns` for them is of no meaning (null, zeros). The
               pipeline's policy decides what becomes of them: raise, or quarantine.
     """
@@ -79,6 +79,12 @@ class Operation(ABC):
         self.reads(schema)
         return schema
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The columns that it may write; others pass untouched. What it says of here and leaves out of `Made.columns` stays as it was."""
+        after, reads = self.output(schema), self.reads(schema)
+        changed = [field.name for field in after if _changed(schema, field)]
+        return tuple(dict.fromkeys((*(name for name in reads if name in after.names), *changed)))
+
     def parameters(self) -> dict[str, Any]:
         """Its fields that can be given, as JSON keeps them: tuples are lists."""
         found = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
@@ -92,6 +98,11 @@ class Operation(ABC):
         """What decides the result, for lineage and for looking up. JSON-able."""
         found = {"operation": self.name, "version": self.version, **self.parameters()}
         return found | ({"libraries": self.libraries()} if self.libraries() else {})
+
+
+def _changed(before: pa.Schema, field: pa.Field) -> bool:
+    at = before.get_field_index(field.name)
+    return at < 0 or not before.field(at).equals(field, check_metadata=True)
 
 
 class RowOperation(Operation):

@@ -2,14 +2,14 @@
 
     fates    int16, n    0: the row went on; k: operation k (from 1) of the chain left it out; -k: operation k failed on it
     said     string, n   JSON of the row's findings, or why it failed; null: nothing
-    columns  what the chain wrote, of the rows that went on, in order
+    columns  of the rows that went on, in order: each column that the chain may write; None: it left that as it was
 
 All of it is a function of the values that the chain read and of its recipe; nothing in it says which rows these were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Outcomes:
 
     fates: Fates
     said: pa.StringArray
-    columns: tuple[pa.Array, ...]
+    columns: tuple[pa.Array | None, ...]
 
     def __len__(self) -> int:
         return len(self.fates)
@@ -49,8 +49,14 @@ class Part:
     to: Rows
 
 
-def assembled(parts: Sequence[Part], count: int, types: Sequence[pa.DataType]) -> Outcomes:
-    """The whole of `count` rows, each of which is in one part. types: of the columns."""
+def assembled(
+    parts: Sequence[Part], count: int, types: Sequence[pa.DataType | None], original: Callable[[int, Rows], pa.Array]
+) -> Outcomes:
+    """The whole of `count` rows, each of which is in one part.
+
+    types: of the columns, None: it is not wanted. original(column, rows): the values that a column has where a part left it as it was;
+    asked only when another part wrote it.
+    """
     if len(parts) == 1 and parts[0].rows is None and bool((parts[0].to == np.arange(count)).all()):
         return parts[0].outcomes
     fates = np.zeros(count, np.int16)
@@ -58,17 +64,28 @@ def assembled(parts: Sequence[Part], count: int, types: Sequence[pa.DataType]) -
         fates[part.to] = part.outcomes.fates if part.rows is None else part.outcomes.fates[part.rows]
     kept = fates == 0
     rank = np.cumsum(kept) - 1
-    places: list[tuple[Rows, Rows]] = []  # of the kept rows of each part: in its columns, and in the whole's
+    places: list[
+        tuple[Rows, Rows, Rows]
+    ] = []  # of the kept rows of each part: in its columns, in the whole's, in the whole
     for part in parts:
         inner = np.cumsum(part.outcomes.kept) - 1
         goes_on = kept[part.to]
         rows = np.arange(len(part.outcomes)) if part.rows is None else part.rows
-        places.append((inner[rows[goes_on]], rank[part.to[goes_on]]))
-    columns = tuple(
-        _column([part.outcomes.columns[at] for part in parts], places, int(kept.sum()), one)
-        for at, one in enumerate(types)
-    )
-    return Outcomes(fates, _said(parts, count), columns)
+        to = part.to[goes_on]
+        places.append((inner[rows[goes_on]], rank[to], to))
+    columns: list[pa.Array | None] = []
+    for at, one in enumerate(types):
+        arrays = [part.outcomes.columns[at] for part in parts]
+        if one is None or all(array is None for array in arrays):
+            columns.append(None)
+            continue
+        sources = []
+        for array, (inner_rows, to_kept, to) in zip(arrays, places, strict=True):
+            if array is None:
+                array, inner_rows = original(at, to), np.arange(len(to))
+            sources.append((array, inner_rows, to_kept))
+        columns.append(_column(sources, int(kept.sum()), one))
+    return Outcomes(fates, _said(parts, count), tuple(columns))
 
 
 def _said(parts: Sequence[Part], count: int) -> pa.StringArray:
@@ -78,13 +95,14 @@ def _said(parts: Sequence[Part], count: int) -> pa.StringArray:
     return _ordered(pa.concat_arrays(said), np.concatenate([part.to for part in parts]))
 
 
-def _column(arrays: list[pa.Array], places: list[tuple[Rows, Rows]], count: int, data_type: pa.DataType) -> pa.Array:
+def _column(sources: list[tuple[pa.Array, Rows, Rows]], count: int, data_type: pa.DataType) -> pa.Array:
+    """sources: (array, its rows, where these belong)."""
     width = fixed_width(data_type)
-    if width is None or any(_has_nulls(array) for array in arrays):
-        picked = [_taken(array, rows) for array, (rows, _) in zip(arrays, places, strict=True)]
-        return _ordered(_joined(picked, data_type), np.concatenate([to for _, to in places]))
+    if width is None or any(_has_nulls(array) for array, _, _ in sources):
+        picked = [_taken(array, rows) for array, rows, _ in sources]
+        return _ordered(_joined(picked, data_type), np.concatenate([to for _, _, to in sources]))
     out = np.empty((count, width), np.uint8)
-    for array, (rows, to) in zip(arrays, places, strict=True):
+    for array, rows, to in sources:
         values = np.frombuffer(canonical_values(array), np.uint8).reshape(len(array), width)
         # Row for row: values may be large, and picking first would copy them twice.
         if width >= _LARGE_BYTES:

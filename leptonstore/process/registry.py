@@ -18,20 +18,32 @@ from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
 OPERATIONS: dict[str, str] = {
+    "check.nulls": "checks.nulls:Nulls",
+    "check.rules": "checks.rules:Rules",
+    "check.labels_out_of_range": "checks.labels:LabelsOutOfRange",
+    "check.duplicates": "checks.duplicates:Duplicates",
+    "check.leakage": "checks.leakage:Leakage",
+    "check.outliers": "checks.outliers:Outliers",
+    "check.label_errors": "checks.label_errors:LabelErrors",
+    "check.class_balance": "checks.balance:ClassBalance",
     "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
     "check.text_charset": "checks.text_charset:TextCharset",
     "check.text_language": "checks.text_language:TextLanguage",
     "check.text_length": "checks.text_length:TextLength",
     "check.text_quality": "checks.text_quality:TextQuality",
-    "text.mask_pii": "operations.mask_pii:MaskPii",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "text.mask_pii": "operations.mask_pii:MaskPii",
+    "text.tokenise": "operations.tokenise:Tokenise",
+    "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
+    "rows.join": "operations.join:Join",
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
 }
+_FUNCTION = "operations.function:Function"
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
@@ -40,6 +52,8 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     Raises BadInput: an unknown name or parameter (with the nearest that there is), a missing one, a value that does not fit.
     """
     place = OPERATIONS.get(name)
+    if place is None and ":" in name:
+        place, parameters = _FUNCTION, {**parameters, "call": name}
     if place is None:
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"

@@ -15,7 +15,8 @@ import os
 import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,14 @@ from numpy.typing import NDArray
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput, MissingExtra
+from leptonstore.dataset.graph import parents_of, read_commit
+from leptonstore.dataset.lineage import Link, lineage
+from leptonstore.dataset.reflog import Published
+from leptonstore.errors import BadInput, MissingExtra, RefMissing
 from leptonstore.process import charts
 from leptonstore.process.clean import CleanReport
-from leptonstore.process.gallery import Sample
+from leptonstore.process.clusters import Cluster
+from leptonstore.process.gallery import RowTable, Sample
 from leptonstore.process.passages import Passage
 from leptonstore.process.report_view import sections
 from leptonstore.process.statistics.results import Analysis
@@ -38,7 +43,7 @@ from leptonstore.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 HISTORY_COMMITS_MAX = 12  # of the lineage section; older ones are reached by `lepton log`
 
 
@@ -70,6 +75,17 @@ class EvaluationSection:
 
 
 @dataclass(frozen=True)
+class SizesSection:
+    """What a version takes. columns: as DatasetStats has them. other: the version that shares stored bytes with it ("" for none);
+    own_bytes: of stored_bytes what that one does not need."""
+
+    columns: Mapping[str, Mapping[str, Any]]
+    stored_bytes: int
+    other: str = ""
+    own_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report shows. Pass what there is.
 
@@ -79,7 +95,12 @@ class Report:
     versions:    identity and history, newest first, instead of those of `dataset`.
     analysis, clean: results of the modules of these names. `clean` may be about a parent of `dataset`.
     findings:    pictures of rows in `clean` (see gallery.finding_samples).
-    samples:     pictures of the dataset (see gallery.pick_samples).
+    clusters:    groups of rows that are alike (see clusters.pick_clusters), of clusters_total.
+    samples:     pictures or texts of the dataset (see gallery.pick_samples, pick_texts).
+    rows:        the first rows of a table (see gallery.first_rows).
+    sizes:       what columns take, and what is shared with another version, beside the sizes in `analysis`.
+    links:       the chain that the lineage is drawn from (dataset/lineage.py), and how many more it names.
+    notes:       sentences below the key figures: what was not looked for, say.
     training:    one mapping per epoch or step: "epoch" or "step", and numbers; those whose name ends in "loss" or
                  "accuracy" (accuracies are shares, 0 to 1) are drawn, all are listed.
     evaluation:  see EvaluationSection; its wrong samples are shown in the order given: put the worst first.
@@ -96,7 +117,14 @@ class Report:
     analysis: Analysis | None = None
     clean: CleanReport | None = None
     findings: Sequence[Sample] = ()
+    clusters: Sequence[Cluster] = ()
+    clusters_total: int = 0
     samples: Sequence[Sample] = ()
+    rows: RowTable | None = None
+    sizes: SizesSection | None = None
+    links: Sequence[Link] = ()
+    links_left_out: int = 0
+    notes: Sequence[str] = ()
     training: Sequence[Mapping[str, Any]] = ()
     evaluation: EvaluationSection | None = None
     passages: Sequence[Passage] = ()
@@ -126,7 +154,11 @@ def render(report: Report) -> str:
     if report.evaluation is not None:
         _check(report.evaluation)
     versions = list(report.versions) or (history(report.dataset) if report.dataset is not None else [])
-    template = _environment().from_string(resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
+    if report.dataset is not None and not report.links:
+        ds = report.dataset
+        links, more = lineage(ds.store, f"{ds.name}@{ds.commit}", "dataset", limits.REPORT_LINKS_MAX)
+        report = replace(report, links=links, links_left_out=more)
+    template = _environment().get_template(TEMPLATE)
     size = 0
     for edge in limits.REPORT_THUMBNAIL_EDGES:
         page = template.render(report=report, version=__version__, **sections(report, versions, edge))
@@ -141,13 +173,18 @@ def render(report: Report) -> str:
 def history(ds: Dataset) -> list[Version]:
     """The version that `ds` shows and its first parents, newest first, at most HISTORY_COMMITS_MAX."""
     found: list[Version] = []
-    while True:
-        commit = ds.commit_object
-        parents = tuple(parent.hex() for parent in commit.parents)
-        found.append(Version(ds.name, ds.commit, parents, commit.message, commit.lineage))
-        if not parents or len(found) == HISTORY_COMMITS_MAX:
-            return found
-        ds = Dataset.open(ds.store, f"{ds.name}@{parents[0]}")
+    commit = ds.commit
+    while len(found) < HISTORY_COMMITS_MAX:
+        try:
+            read = read_commit(ds.store, commit)
+        except RefMissing:  # it was forgotten, or never came here; the picture of the lineage says so
+            break
+        parents = parents_of(ds.store, commit)
+        found.append(Version(ds.name, commit, parents, read.message, read.lineage))
+        if not parents:
+            break
+        commit = parents[0]
+    return found
 
 
 def _check(evaluation: EvaluationSection) -> None:
@@ -165,12 +202,13 @@ def _check(evaluation: EvaluationSection) -> None:
 
 def _environment() -> Environment:
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtra("writing a report", "process", "jinja2") from error
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_harmless
-    )
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_harmless,
+    )  # fmt: skip
     environment.filters.update(
         whole=charts.whole,
         short=charts.short,
@@ -178,9 +216,19 @@ def _environment() -> Environment:
         bytes=charts.as_bytes,
         ratio=charts.as_ratio,
         seconds=charts.as_seconds,
+        when=_when,
         compact=lambda value: json.dumps(value, ensure_ascii=False, default=str),
     )
     return environment
+
+
+def _when(told: Published) -> str:
+    """When a version was published, and by whom."""
+    return f"published {datetime.fromtimestamp(told.time_s, UTC):%Y-%m-%d %H:%M} UTC by {told.author}"
+
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
 def _harmless(value: Any) -> Any:
@@ -192,8 +240,9 @@ def _harmless(value: Any) -> Any:
         return ""
     if not isinstance(value, str) or hasattr(value, "__html__") or isinstance(value, charts.Drawn):
         return value
-    if len(value) > limits.REPORT_TEXT_CHARS_MAX:
-        value = value[: limits.REPORT_TEXT_CHARS_MAX - 1] + "…"
+    most = limits.REPORT_PASSAGE_CHARS_MAX if isinstance(value, charts.LongText) else limits.REPORT_TEXT_CHARS_MAX
+    if len(value) > most:
+        value = value[: most - 1] + "…"
     if value.isprintable():
         return value
     return "".join(mark if _is_harmless(mark) else "�" for mark in value)

@@ -6,34 +6,27 @@ Values stay numbers as far as the template can format them; this file decides wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leptonstore import limits
 from leptonstore.process import charts
-from leptonstore.process.clean import CleanReport
-from leptonstore.process.gallery import Sample, said, thumbnail
+from leptonstore.process.gallery import Sample
 from leptonstore.process.passages import Passage, leveled
+from leptonstore.process.report_findings import clusters, finding_galleries, findings
+from leptonstore.process.report_gallery import gallery
+from leptonstore.process.report_graph import graphs
 from leptonstore.process.statistics.results import Analysis, ClassBalance, ColumnAnalysis
 
 if TYPE_CHECKING:
-    from leptonstore.process.report import EvaluationSection, Report, Version
+    from leptonstore.process.report import EvaluationSection, Report, SizesSection, Version
 
-MEANINGS = {  # of checks, where their name does not say everything
-    "nulls": "a column that allows none holds a null",
-    "undecodable": "empty, truncated, damaged or no image",
-    "constant": "every pixel is the same",
-    "labels_out_of_range": "the index belongs to no class",
-    "duplicates": "the same image as an earlier row of its split",
-    "leakage": "the same image as a row of another split",
-}
 CONFUSIONS_MAX = 8  # most frequent mistakes that are named
 TABLE_ROWS_MAX = 40  # of findings, epochs and lineage entries
+LISTED_MAX = 4  # mappings of one list in a lineage: source files, say
 STEPS_MAX = 100
 PASSAGES_MAX = 12
-SHORT_LABEL_CHARS_MAX = 6  # labels of a narrow gallery; longer ones get wider pictures
 METRICS_MAX = 8  # columns of the table of epochs
 
 
@@ -46,10 +39,12 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
     few = limits.REPORT_GALLERY_MAX
     found = {
         "samples": pictures(report.samples, limits.REPORT_SAMPLES_MAX),
+        "rows": report.rows,
         "balance": balance(report.analysis) if report.analysis else None,
         "columns": column_cards(report.analysis) if report.analysis else None,
-        "storage": storage(report.analysis) if report.analysis else None,
+        "storage": storage(report.analysis, report.sizes) if report.analysis else None,
         "findings": findings(report.clean) if report.clean else None,
+        "clusters": clusters(report.clusters, report.clusters_total, edge) if report.clusters else None,
         "training": training(report.training) if report.training else None,
         "evaluation": evaluation(report.evaluation) if report.evaluation else None,
         "passages": passages(report.passages) if report.passages else None,
@@ -57,11 +52,14 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
         "steps": steps(report.steps) if report.steps else None,
         "lineage": lineage(versions) if versions else None,
     }
+    counts = report.clean.counts() if report.clean else {}
     return found | {
         "head": versions[0] if versions else None,
         "facts": facts(report),
-        "finding_pictures": pictures(report.findings, few),
+        "finding_pictures": finding_galleries(report.findings, counts, edge),
         "wrong_pictures": pictures(report.evaluation.wrong, few) if report.evaluation else None,
+        "published": {link.digest: link.published for link in report.links if link.published},
+        "graphs": graphs(report.links, report.links_left_out),
         "present": [name for name, content in found.items() if content],
     }
 
@@ -81,38 +79,6 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.evaluation:
         shown.append(("Accuracy", charts.as_percent(report.evaluation.accuracy)))
     return shown
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of a gallery."""
-
-    uri: charts.Drawn
-    width: int
-    height: int
-    tiny: bool
-    label: str
-    caption: str
-    row: int | None
-    wrong: bool
-    alt: str
-
-
-def gallery(samples: Sequence[Sample], most: int, edge: int) -> dict[str, Any]:
-    """At most `most` pictures, and how many there were."""
-    pictures = []
-    for sample in samples[:most]:
-        small = thumbnail(sample.image, edge)
-        where = f"row {sample.row}" if sample.row is not None else "picture"
-        alt = ", ".join(part for part in (where, sample.label, sample.caption) if part)
-        pictures.append(
-            Picture(
-                charts.Drawn(small.uri), small.width, small.height, small.tiny,
-                sample.label, sample.caption, sample.row, sample.wrong, alt,
-            )
-        )  # fmt: skip
-    wordy = any(sample.caption or len(sample.label) > SHORT_LABEL_CHARS_MAX for sample in samples)
-    return {"pictures": pictures, "total": len(samples), "wordy": wordy}
 
 
 def balance(analysis: Analysis) -> dict[str, Any] | None:
@@ -176,7 +142,7 @@ def _card(column: ColumnAnalysis) -> dict[str, Any]:
         order = column.distinct[: limits.REPORT_CLASSES_MAX]
         chart = charts.counts_chart([one.rows for one in order], [one.name or str(one.value) for one in order], what)
         figures = [("distinct", charts.whole(len(column.distinct)))]
-    elif stats is not None and stats.histogram is not None:
+    elif stats is not None and stats.histogram is not None and stats.min != stats.max:
         chart = charts.histogram_chart(stats.histogram, what)
     if stats is not None and column.semantic != "class_label":
         figures = [(name, charts.short(getattr(stats, name))) for name in ("min", "mean", "max", "std")]
@@ -202,19 +168,50 @@ def _image_figures(column: ColumnAnalysis) -> list[tuple[str, str]]:
     return found
 
 
-def storage(analysis: Analysis) -> dict[str, Any]:
-    """Three bars: plain, after deduplication, as stored."""
-    sizes = analysis.sizes
-    peak = max(sizes.logical_bytes, sizes.unique_bytes, sizes.stored_bytes, 1)
+def storage(analysis: Analysis, sizes: SizesSection | None) -> dict[str, Any]:
+    """Three bars: plain, after deduplication, as stored. With `sizes` what columns take, and what is shared with another version."""
+    found = analysis.sizes
+    peak = max(found.logical_bytes, found.unique_bytes, found.stored_bytes, 1)
     bars = [
-        ("Logical", sizes.logical_bytes, "all values, plain"),
-        ("Unique", sizes.unique_bytes, _saved("after deduplication", sizes.dedup_ratio, "nothing repeats")),
-        ("Stored", sizes.stored_bytes, _saved("after compression", sizes.compression_ratio, "with metadata")),
+        ("Logical", found.logical_bytes, "all values, plain"),
+        ("Unique", found.unique_bytes, _saved("after deduplication", found.dedup_ratio, "nothing repeats")),
+        ("Stored", found.stored_bytes, _saved("after compression", found.compression_ratio, "with metadata")),
     ]
     return {
-        "headline": _saved("", sizes.total_ratio, "No smaller"),
+        "headline": _saved("", found.total_ratio, "No smaller"),
         "bars": [{"name": name, "bytes": n, "note": note, "width": round(n / peak * 100, 3)} for name, n, note in bars],
+        "shared": _shared(sizes) if sizes and sizes.other else None,
+        **(_column_sizes(sizes) if sizes else {"columns": [], "left_out": 0}),
     }
+
+
+def _shared(sizes: SizesSection) -> dict[str, Any]:
+    """How much of the stored bytes another version has, too."""
+    stored, own = sizes.stored_bytes, sizes.own_bytes
+    return {
+        "other": sizes.other,
+        "shared": stored - own,
+        "own": own,
+        "share": (stored - own) / stored if stored else 0.0,
+        "width": round((stored - own) / max(stored, 1) * 100, 3),
+    }
+
+
+def _column_sizes(sizes: SizesSection) -> dict[str, Any]:
+    """Columns by what they take, the largest first."""
+    ordered = sorted(sizes.columns.items(), key=lambda one: -one[1]["stored_bytes"])
+    peak = max((one["stored_bytes"] for _, one in ordered), default=0) or 1
+    shown = [
+        {
+            "name": name,
+            "logical": one["logical_bytes"],
+            "stored": one["stored_bytes"],
+            "chunks": one["chunks"],
+            "width": round(one["stored_bytes"] / peak * 100, 3),
+        }
+        for name, one in ordered[:TABLE_ROWS_MAX]
+    ]
+    return {"columns": shown, "left_out": len(ordered) - len(shown)}
 
 
 def _saved(after: str, ratio: float, otherwise: str) -> str:
@@ -222,26 +219,6 @@ def _saved(after: str, ratio: float, otherwise: str) -> str:
     if ratio < 1.005:
         return otherwise
     return f"{after}, {charts.as_ratio(ratio)} smaller" if after else f"{charts.as_ratio(ratio)} smaller"
-
-
-def findings(clean: CleanReport) -> dict[str, Any]:
-    """Every check with its count (0 is worth saying), and the first findings one by one."""
-    counts = clean.counts()
-    listed = clean.findings.slice(0, TABLE_ROWS_MAX).to_pylist()
-    return {
-        "clean": clean,
-        "rows_found": len(clean.rows_found()),
-        "reasons": [
-            {"name": _named(check), "meaning": MEANINGS.get(check, ""), "count": counts.get(check, 0)}
-            for check in dict.fromkeys((*clean.checks, *counts))
-        ],
-        "listed": [(_named(one["check"]), one | {"detail": said(one)}) for one in listed],
-        "left_out": len(clean.findings) - len(listed),
-    }
-
-
-def _named(check: str) -> str:
-    return check.replace("_", " ").capitalize()
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -351,14 +328,24 @@ def lineage(versions: Sequence[Version]) -> list[dict[str, Any]]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings, and lists of mappings, as dotted keys; other lists stay whole."""
+    """Nested mappings, and the first of lists of mappings, as dotted keys; other lists stay whole."""
     rows: list[tuple[str, Any]] = []
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             rows += _flat(inner, f"{prefix}{key}.")
         elif isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
-            for place, one in enumerate(inner, 1):
-                rows += _flat(one, f"{prefix}{key} {place}.")
+            for place, one in enumerate(inner[:LISTED_MAX], 1):
+                rows += _file(one, f"{prefix}{key} {place}") or _flat(one, f"{prefix}{key} {place}.")
+            if len(inner) > LISTED_MAX:
+                rows.append((f"{prefix}{key}", f"and {charts.whole(len(inner) - LISTED_MAX)} more"))
         else:
             rows.append((prefix + str(key), inner))
     return rows
+
+
+def _file(one: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    """A source file in one row; none when it is something else."""
+    if not isinstance(one.get("name"), str) or not isinstance(one.get("bytes"), int):
+        return []
+    digest = f", {one['digest'][:12]}" if isinstance(one.get("digest"), str) else ""
+    return [(key, f"{one['name']}, {charts.as_bytes(one['bytes'])}{digest}")]

@@ -14,7 +14,8 @@ from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import class_names, semantic_of, tensor_field, tensor_shape
 from leptonstore.errors import BadInput, SourceError
 from leptonstore.process import images
-from leptonstore.process.preprocess import prepare, split_side
+from leptonstore.process.identity import split_side
+from leptonstore.process.preprocess import prepare
 from leptonstore.store import Store
 
 NAMES = ["a", "b"]
@@ -43,7 +44,7 @@ def test_grey_files_become_one_tensor_of_the_most_common_size(store: Store) -> N
         assert rows[original["path"]]["label"] == original["label"]
     commit = done.commit_object
     assert [parent.hex() for parent in commit.parents] == [ds.commit]
-    assert [step["operation"] for step in commit.lineage["steps"]] == ["decode", "split"]
+    assert [step["operation"] for step in commit.lineage["steps"]] == ["image.decode", "rows.split"]
     assert commit.lineage["steps"][0]["shape"] == [5, 4]
 
 

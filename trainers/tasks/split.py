@@ -6,7 +6,7 @@ import numpy as np
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
-from leptonstore.process.preprocess import split_side
+from leptonstore.process.identity import split_side
 from trainers.config import DataConfig
 
 VALIDATION_SPLITS = ("val", "validation", "test")

@@ -24,8 +24,11 @@ TAGS = "findings"  # the column of tags: list<string>, the checks that found the
 
 @dataclass(frozen=True)
 class Found:
-    """What a check found in n rows. findings: `row` counts from 0 in them. fixed: columns with what the check holds to be right, n values
-    each (rows without a finding as they were)."""
+    """What a check found in n rows.
+
+    findings: `row`, `other` and `group` count from 0 in them. fixed: columns with what the check holds to be right, n values each (rows
+    without a finding as they were).
+    """
 
     findings: pa.Table
     fixed: Mapping[str, pa.Array] | None = None

@@ -25,7 +25,7 @@ from leptonstore.errors import BadInput, SchemaError, SourceError
 from leptonstore.limits import IMAGE_PIXELS_MAX, PREPARED_EDGE_MAX
 from leptonstore.process import columns, images
 from leptonstore.process.operation import Made, Operation, RowOperation
-from leptonstore.process.operations.parameters import field_of, one_of, replaced, whole_numbers
+from leptonstore.process.operations.parameters import field_of, one_of, replaced, require_stored, whole_numbers
 
 Bits = NDArray[np.bool_]
 FORMATS = ("jpeg", "png")
@@ -58,9 +58,7 @@ class Decode(RowOperation):
         if self.shape:
             return self
         self._field(schema)
-        here = source.schema.get_field_index(self.column)
-        if here < 0 or not source.schema.field(here).equals(schema.field(self.column), check_metadata=True):
-            raise BadInput(f"{self.name}: column {self.column!r} is made by an earlier operation; give `shape`")
+        require_stored(self.name, source, schema, self.column, "give `shape`")
         return replace(self, shape=common_shape(source, self.column))
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput, SchemaError, listed
 
 
@@ -56,3 +57,12 @@ def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:
     """`schema` with `field` in place of the column of its name, or after the others."""
     at = schema.get_field_index(field.name)
     return schema.append(field) if at < 0 else schema.set(at, field)
+
+
+def require_stored(operation: str, source: Dataset, schema: pa.Schema, column: str, fix: str) -> None:
+    """Raises BadInput when a column is not as the version that is read has it, so that nothing can be looked up there."""
+    at = source.schema.get_field_index(column)
+    if at < 0 or not source.schema.field(at).equals(schema.field(column), check_metadata=True):
+        raise BadInput(
+            f"{operation}: column {column!r} is made by an operation before, so it cannot be looked up: {fix}"
+        )

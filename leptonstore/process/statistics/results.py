@@ -76,8 +76,8 @@ class TopValue:
 class TopValues:
     """The most frequent values, most frequent first.
 
-    error: counts may be too low by so many rows, and no value that is not listed has more rows than the last one listed and `error` together.
-    0: counts and order are exact.
+    error: counts may be too low by so many rows, and only values with more rows than that are listed. A value that is not has at most the
+    rows of the last one listed and `error` together, or twice `error`, whichever is more. 0: counts and order are exact.
     """
 
     values: tuple[TopValue, ...]
@@ -195,7 +195,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class SplitLeak:
-    """Rows of two splits with equal values in the columns of `SplitLeakage.columns`: `rows` of `first`, `others` of `second`."""
+    """Rows of two splits with equal values in `SplitLeakage.columns`: `rows` of them in `first`, `others` in `second`."""
 
     first: str
     second: str
@@ -217,7 +217,7 @@ class ColumnDrift:
 
     level:           "none", "some" or "much"; see drift.py for the thresholds and their sources.
     psi:             population stability index, over ten bins of equal share of the older version, or over categories
-    ks:              greatest distance of the two distribution functions (Kolmogorov, Smirnov), None for categories
+    ks:              greatest distance of the two distribution functions (Kolmogorov, Smirnov); None for categories
     total_variation: half the sum of the differences of the shares, of categories; None for numbers
     nulls_before, nulls_after: shares of the rows
     what:            "values", "lengths" or "categories": what was compared; "" when there was nothing

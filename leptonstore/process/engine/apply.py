@@ -1,0 +1,94 @@
+"""The Step as a Daft UDF: stored columns of some rows -> a struct for each row, with what the step made of it.
+
+    row i64 | keep bool | found large_binary | the step's columns (carrier.py, prefix MADE)
+
+A UDF of Daft gives as many rows as it takes: those that the step leaves out keep their number, without `keep` and with nulls. So whoever
+gets the rows knows of all of them, in whatever pieces Daft hands them on. `found` has the findings of a batch, on its first row.
+
+Threads: Daft calls it from one thread for each core, in this process and in each worker of Ray's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import daft
+import numpy as np
+import pyarrow as pa
+
+from leptonstore.dataset.scan import slice_ends
+from leptonstore.dataset.values import Column, concat, resolve, take
+from leptonstore.errors import BadInput, SchemaError
+from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.failures import told
+from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row, whole
+from leptonstore.process.engine.pieces import Piece, Rows, Step
+from leptonstore.process.engine.workers import Lent
+from leptonstore.process.findings import joined
+from leptonstore.store import Store
+
+
+def applied(frame: daft.DataFrame, step: Step, read: pa.Schema, lent: Lent, plain: bool) -> daft.DataFrame:
+    """`frame` (of a VersionSource with the columns `read`) with the step applied. plain: large values that it gives are looked up."""
+    made = flow_schema(step.schema)
+    function = _Applied(step, read, lent, plain)
+    wrapped: Any = daft.func.batch(
+        return_dtype=daft.DataType.from_arrow_type(pa.struct(list(made))), unnest=True, use_process=False
+    )(function.__call__)
+    return frame.select(wrapped(*(frame[name] for name in frame.column_names)))
+
+
+class _Applied:
+    """What Daft calls, with a Series for each column. Pickles."""
+
+    def __init__(self, step: Step, read: pa.Schema, lent: Lent, plain: bool) -> None:
+        self._step, self._read, self._lent, self._plain = step, read, lent, plain
+
+    def __call__(self, *series: Any) -> pa.Array:
+        with told(self._lent):
+            arrays = [whole(one.to_arrow()) for one in series]
+            rows = arrays[0].to_numpy()
+            columns = Carried(self._read).unpack(arrays[1:])
+            return self._struct(rows, columns)
+
+    def _struct(self, rows: Rows, columns: list[Column]) -> pa.Array:
+        if (np.diff(rows) <= 0).any():  # Daft may join batches
+            order = np.argsort(rows)
+            rows, columns = rows[order], [take(column, order) for column in columns]
+        store = self._lent.store()
+        pieces = []
+        start = 0
+        for end in slice_ends(columns, len(rows)):
+            some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
+            pieces.append(self._stepped(Piece(rows[start:end], some), store))
+            start = end
+        kept = np.concatenate([piece.rows for piece in pieces])
+        made = [concat([piece.columns[name] for piece in pieces]) for name in self._step.schema.names]
+        arrays = Carried(self._step.schema, MADE).pack(made)
+        keep = np.ones(len(rows), np.bool_)
+        if len(kept) < len(rows):
+            keep = np.isin(rows, kept, assume_unique=True)
+            places = pa.array(np.cumsum(keep) - 1, mask=~keep)
+            arrays = [array.take(places) for array in arrays]
+        found = joined(piece.findings for piece in pieces)
+        head = [pa.array(rows), pa.array(keep), on_first_row(found, len(rows))]
+        return pa.StructArray.from_arrays([*head, *arrays], fields=list(flow_schema(self._step.schema)))
+
+    def _stepped(self, piece: Piece, store: Store) -> Piece:
+        made = self._step(piece, store)
+        if not len(made.rows) <= len(piece.rows) or not np.isin(made.rows, piece.rows).all():
+            raise BadInput("a step gave rows that it was not given")
+        if (np.diff(made.rows) <= 0).any():
+            raise BadInput("a step gave rows out of order")
+        columns = {}
+        for field in self._step.schema:
+            column = made.columns[field.name]
+            if len(column.values) != len(made.rows):
+                raise BadInput(
+                    f"a step gave {len(column.values)} values of column {field.name!r} for {len(made.rows)} rows"
+                )
+            if not field.nullable and column.values.null_count:
+                row = made.rows[int(column.values.is_null().to_numpy(zero_copy_only=False).argmax())]
+                raise SchemaError(f"column {field.name!r} is null in row {row}, but is declared without")
+            columns[field.name] = Column(resolve(store, column, field.type)) if self._plain else column
+        return Piece(made.rows, columns, made.findings)

@@ -1,0 +1,201 @@
+"""A pass over the rows of a version: read, step, and what it gives comes to the caller (`rows_of`) or into the store (`write_rows`).
+
+Each result says which rows it stands for. Until all rows are done, what is missing is given out again; what was done twice counts once. So
+a worker that dies costs what it was at, and nothing is decided by who was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from leptonstore import limits
+from leptonstore.dataset import Dataset
+from leptonstore.dataset.schema import check_semantics
+from leptonstore.dataset.tree import Tree
+from leptonstore.errors import SchemaError, listed
+from leptonstore.format.keys import check_key
+from leptonstore.format.schema import schema_to_json
+from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.failures import received
+from leptonstore.process.engine.flow import ROW, row_ranges, whole
+from leptonstore.process.engine.pieces import Step
+from leptonstore.process.engine.runner import Runner, is_loss
+from leptonstore.process.engine.stitch import RESULTS, Run, stitch
+from leptonstore.process.engine.workers import Lent, lend
+from leptonstore.process.findings import joined
+
+Progress = Callable[[int], None]
+Range = tuple[int, int]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Written:
+    """tree: durable, and nothing refers to it yet. findings: of all rows, in row order (findings.SCHEMA)."""
+
+    tree: Tree
+    findings: pa.Table
+
+
+def rows_of(
+    ds: Dataset, step: Step, runner: Runner, progress: Progress = lambda rows: None
+) -> tuple[pa.Table, pa.Table]:
+    """What the step gives of all rows, in row order: "row" (int64), then step.schema with plain values; and the findings. All in memory.
+
+    Rows are numbered as they stand in `ds`, a version or a view. progress: told the number of rows that are done.
+    Raises MissingExtra, SchemaError, what the step raises, ChunkMissing, ChunkCorrupt, and TierUnavailable when a cluster goes away.
+    """
+    schema = pa.schema([pa.field(ROW, pa.int64(), nullable=False), *step.schema])
+
+    def read(part: Any) -> list[_Rows]:
+        return list(_stretches(part.to_arrow(), step.schema, schema))
+
+    done = _all_rows(ds, step, runner, progress, lambda frame, lent: _plan(frame, step, ds, lent, plain=True), read)
+    table = pa.concat_tables([schema.empty_table(), *(one.table for one in done)])
+    return table, joined(found for one in done for found in one.findings)
+
+
+def write_rows(
+    ds: Dataset,
+    step: Step,
+    identity: tuple[str, ...],
+    runner: Runner,
+    progress: Progress = lambda rows: None,
+    keyed: bool = False,
+) -> Written:
+    """Store what the step gives of all rows, as write_dataset would store the same rows. No ref is moved.
+
+    identity: columns of step.schema; keyed: they are a key, and rows stand in its order. progress: as `rows_of`.
+    What is written is durable and known to the log when this returns, and claimed until the store of `ds` publishes or is closed.
+    Raises as `rows_of` does, StoreFull, and DuplicateKey of a keyed table.
+    """
+    check_table(step.schema, identity, keyed)
+    store = ds.store
+
+    def plan(frame: Any, lent: Lent) -> Any:
+        from leptonstore.process.engine.sink import RowSink
+
+        sink = RowSink(lent, step.schema, identity, keyed)
+        return _plan(frame, step, ds, lent, plain=False).write_datasink(sink.name(), sink)
+
+    def read(part: Any) -> list[Run]:
+        runs = [one.result for one in part.to_pydict()[RESULTS]]
+        for run in runs:
+            store.rely_on(run.packs)
+        return runs
+
+    done = _all_rows(ds, step, runner, progress, plan, read)
+    tree = stitch(store, step.schema, identity, keyed, done)
+    store.flush()
+    return Written(tree, joined(found for run in done for found in run.findings))
+
+
+def check_table(schema: pa.Schema, identity: Sequence[str], keyed: bool) -> None:
+    """Raise SchemaError when no dataset can have this schema and identity."""
+    schema_to_json(schema)
+    check_semantics(schema)
+    missing = [name for name in identity if name not in schema.names]
+    if missing or not identity:
+        raise SchemaError(f"identity columns {missing} are not in the schema; there are {listed(schema.names)}")
+    if keyed:
+        check_key(schema, tuple(identity))
+
+
+class _Done(Protocol):
+    """A result: of the rows [first, end) that were read."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+_D = TypeVar("_D", bound=_Done)
+
+
+def _all_rows(
+    ds: Dataset,
+    step: Step,
+    runner: Runner,
+    progress: Progress,
+    plan: Callable[[Any, Lent], Any],
+    read: Callable[[Any], list[_D]],
+) -> list[_D]:
+    """The results of all rows, in row order and without overlap."""
+    runner.require()
+    from leptonstore.process.engine.source import VersionSource, ranges
+
+    done: list[_D] = []
+    tries = 0
+    whole = list(ranges(ds, step.reads, runner.parallel))
+    with lend(ds.store, progress) as (lent, caller):
+        while todo := missing(whole, done):
+            before = len(done)
+            frame = VersionSource(ds, lent, step.reads, todo).read()
+            try:
+                for part in runner.results(plan(frame, lent)):
+                    done += read(part)
+                    if not caller.rows:
+                        progress(min(len(ds), sum(one.end - one.first for one in done)))
+            except Exception as error:
+                tries = tries + 1 if len(done) == before else 0
+                told = caller.failure or received(error)
+                if told is not None or not is_loss(error) or tries == limits.ENGINE_TRIES_MAX:
+                    raise told or error from None
+            done = chosen(done)
+    return done
+
+
+def chosen(done: Sequence[_D]) -> list[_D]:
+    """Results in row order, of those that overlap the first one."""
+    out: list[_D] = []
+    for one in sorted(done, key=lambda one: (one.first, -one.end)):
+        if not out or one.first >= out[-1].end:
+            out.append(one)
+    return out
+
+
+def missing(whole: Sequence[Range], done: Sequence[_Done]) -> list[Range]:
+    """What of the ranges `whole`, which follow each other, no result stands for. done: in row order, without overlap."""
+    out = []
+    results = iter(done)
+    current = next(results, None)
+    for first, end in whole:
+        at = first
+        while current is not None and current.first < end:
+            if current.first > at:
+                out.append((at, current.first))
+            at = max(at, min(current.end, end))
+            if current.end > end:
+                break
+            current = next(results, None)
+        if at < end:
+            out.append((at, end))
+    return out
+
+
+@dataclass(frozen=True)
+class _Rows:
+    first: int
+    end: int
+    table: pa.Table
+    findings: tuple[pa.Table, ...]
+
+
+def _stretches(table: pa.Table, made: pa.Schema, schema: pa.Schema) -> Iterator[_Rows]:
+    """A part of what `applied` gave, row range by row range."""
+    for first, end, kept, findings in row_ranges(table):
+        columns = Carried(made, "o").unpack([whole(kept[name]) for name in Carried(made, "o").schema.names])
+        arrays = [whole(kept[ROW]), *(column.values for column in columns)]
+        yield _Rows(first, end, pa.Table.from_arrays(arrays, schema=schema), findings)
+
+
+def _plan(frame: Any, step: Step, ds: Dataset, lent: Lent, plain: bool) -> Any:
+    from leptonstore.process.engine.apply import applied
+
+    return applied(frame, step, pa.schema(ds.fields(step.reads)), lent, plain)._builder

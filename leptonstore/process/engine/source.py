@@ -1,0 +1,107 @@
+"""A dataset version as a Daft DataSource: each task reads a range of row groups and gives one record batch of stored columns.
+
+Daft takes whatever a task gives into a queue without bounds, so a range is what fits into memory: ENGINE_TASK_ROWS rows or
+ENGINE_TASK_BYTES of what their nodes say that their pages have, but at least one row group. Tasks that run ahead are bounded by the runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import daft
+import numpy as np
+import pyarrow as pa
+from daft.io.source import DataSource, DataSourceTask
+from daft.recordbatch import RecordBatch
+
+from leptonstore import limits
+from leptonstore.dataset import Dataset
+from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.failures import told
+from leptonstore.process.engine.flow import ROW
+from leptonstore.process.engine.workers import Lent
+
+if TYPE_CHECKING:
+    from daft.io.pushdowns import Pushdowns
+
+Range = tuple[int, int]  # rows [first, end) of the dataset or view
+
+
+def ranges(ds: Dataset, columns: Sequence[str], workers: int) -> Iterator[Range]:
+    """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker."""
+    indices = [ds.schema.get_field_index(name) for name in columns]
+    rows_most = max(limits.ROW_GROUP_ROWS_MIN, min(limits.ENGINE_TASK_ROWS, len(ds) // (4 * workers)))
+    start = end = held = 0
+    for position, leaf, rows in ds.spans():
+        count = leaf.end - leaf.first if rows is None else len(rows)
+        group = ds.leaves.read(leaf)
+        size = sum(part.page_bytes for at in indices for part in group.columns[at]) * count // group.rows
+        if position > start and (end - start + count > rows_most or held + size > limits.ENGINE_TASK_BYTES):
+            yield start, end
+            start, held = end, 0
+        end, held = position + count, held + size
+    if end > start:
+        yield start, end
+
+
+class VersionSource(DataSource):
+    """Rows `todo` of a dataset or view: their numbers in it (int64, "row"), and columns as pages keep them (carrier.py)."""
+
+    def __init__(self, ds: Dataset, lent: Lent, columns: Sequence[str], todo: Sequence[Range]) -> None:
+        self._ds, self._lent, self._columns, self._todo = ds, lent, tuple(columns), list(todo)
+
+    @property
+    def name(self) -> str:
+        """For people: NAME@REF."""
+        return self._ds.label
+
+    @property
+    def schema(self) -> daft.Schema:
+        """Of the batches."""
+        return daft.Schema.from_pyarrow_schema(_schema(self._ds, self._columns))
+
+    async def get_tasks(self, pushdowns: Pushdowns) -> AsyncIterator[DataSourceTask]:
+        """One for each range."""
+        for first, end in self._todo:
+            yield RangeTask(self._ds, self._lent, self._columns, first, end)
+
+
+def _schema(ds: Dataset, columns: Sequence[str]) -> pa.Schema:
+    carried = Carried(pa.schema(ds.fields(columns)))
+    return pa.schema([pa.field(ROW, pa.int64()), *carried.schema])
+
+
+class RangeTask(DataSourceTask):
+    """Rows [first, end). Pickles: a worker reads through a store of its own (workers.py)."""
+
+    def __init__(self, ds: Dataset, lent: Lent, columns: tuple[str, ...], first: int, end: int) -> None:
+        # A view's rows travel with the tasks that need them, not with each task all of them.
+        self._ds = ds if ds.selection is None else ds._view(ds.selection[first:end], ds.cache)
+        self._lent, self._columns, self._first, self._end = lent, columns, first, end
+
+    @property
+    def schema(self) -> daft.Schema:
+        """Of the batch."""
+        return daft.Schema.from_pyarrow_schema(_schema(self._ds, self._columns))
+
+    async def read(self) -> AsyncIterator[RecordBatch]:
+        """The one batch. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
+        # Daft's event loop is one thread: what reads and decodes does so in others.
+        yield await asyncio.get_running_loop().run_in_executor(None, self._read)
+
+    def _read(self) -> RecordBatch:
+        with told(self._lent):
+            return self._batch()
+
+    def _batch(self) -> RecordBatch:
+        ds = self._lent.dataset(self._ds)
+        fields = ds.fields(self._columns)
+        numbers = np.arange(self._first, self._end, dtype=np.int64)
+        base = numbers if ds.selection is None else ds.selection
+        columns = ds.pages.gather(base, fields, keep=False) if fields else []
+        carried = Carried(pa.schema(fields))
+        arrays = [pa.array(numbers), *carried.pack(columns)]
+        names = [ROW, *carried.schema.names]
+        return RecordBatch.from_arrow_table(pa.Table.from_arrays(arrays, names=names))
