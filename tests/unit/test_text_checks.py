@@ -262,7 +262,7 @@ def test_the_held_out_row_is_kept_and_leakage_is_told() -> None:
         {"row": 0, "other": 1, "group": 0},
         {"row": 2, "other": 1, "group": 0},
     ]
-    assert found(made)[0][1] == "near duplicate (Jaccard 0.90); leakage: the other one is of test, this one of train"
+    assert found(made)[0][1] == "near duplicate (Jaccard 0.90); leakage: the other one stands in test"
 
 
 def test_texts_longer_than_a_sketch_are_estimated() -> None:

@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 
 from leptonstore.dataset.schema import semantic_of
 from leptonstore.errors import BadInput, SchemaError, listed
-
-
-def is_text(field: pa.Field) -> bool:
-    """Whether values are strings."""
-    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+from leptonstore.process.checks.chosen import is_text
 
 
 def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
@@ -25,7 +21,7 @@ def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
 
     A column that is declared to be text goes before other strings. Raises SchemaError.
     """
-    strings = [field.name for field in schema if is_text(field)]
+    strings = [field.name for field in schema if is_text(field.type)]
     if wanted is not None:
         if wanted not in schema.names:
             raise SchemaError(f"{who}: there is no column {wanted!r}; columns of texts: {listed(strings, 'none')}")
