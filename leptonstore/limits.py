@@ -365,6 +365,10 @@ STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
+PII_CONTEXT_CHARS = 16  # before a number of four parts, in which a word may say that it is a version
+PII_PHONE_CHARS_MAX = 128  # of a run of digits and what stands between them that libphonenumber is given at a time: numbers have 30
+PII_PHONE_TRIES = 16  # of its attempts in such a piece: what a piece costs is bounded
+TEXT_LANGUAGE_CHARS_MAX = 4_096  # of a text by which its language is told: some ms in pure Python, and more make it no surer
 TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
 # Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
 # TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
