@@ -39,7 +39,10 @@ _FIXED_SECTIONS = 3
 
 def write_block(file: BinaryIO, keys: bytes, outcomes: Outcomes) -> int:
     """Write a block; returns its bytes. keys: 32 bytes a row. Raises OSError."""
-    pages = [encode_page(outcomes.said), *(b"" if column is None else encode_page(column) for column in outcomes.columns)]
+    pages = [
+        encode_page(outcomes.said),
+        *(b"" if column is None else encode_page(column) for column in outcomes.columns),
+    ]
     sections: list[Buffer] = [keys, outcomes.fates.astype("<i2").tobytes(), *pages]
     at = _HEAD.size + len(sections) * _SECTION.size + DIGEST_BYTES
     table = []
@@ -110,9 +113,7 @@ class Block:
         kept = int((known == 0).sum())
         said = self._page(2, pa.string(), self.rows)
         assert said is not None
-        columns = (
-            None if one is None else self._page(_FIXED_SECTIONS + at, one, kept) for at, one in enumerate(types)
-        )
+        columns = (None if one is None else self._page(_FIXED_SECTIONS + at, one, kept) for at, one in enumerate(types))
         return Outcomes(known, said, tuple(columns))
 
     def _page(self, number: int, data_type: pa.DataType, rows: int) -> pa.Array | None:

@@ -64,7 +64,9 @@ def assembled(
         fates[part.to] = part.outcomes.fates if part.rows is None else part.outcomes.fates[part.rows]
     kept = fates == 0
     rank = np.cumsum(kept) - 1
-    places: list[tuple[Rows, Rows, Rows]] = []  # of the kept rows of each part: in its columns, in the whole's, in the whole
+    places: list[
+        tuple[Rows, Rows, Rows]
+    ] = []  # of the kept rows of each part: in its columns, in the whole's, in the whole
     for part in parts:
         inner = np.cumsum(part.outcomes.kept) - 1
         goes_on = kept[part.to]

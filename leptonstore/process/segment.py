@@ -178,19 +178,24 @@ class Segment:
         return column if column.references is not None else intern(store, column.values, inline_bytes(one))
 
     def _partials(
-        self, group: GroupOperation, rows: Rows, columns: Mapping[str, Column], store: Store, findings: list[pa.Table | None]
+        self,
+        group: GroupOperation,
+        rows: Rows,
+        columns: Mapping[str, Column],
+        store: Store,
+        findings: list[pa.Table | None],
     ) -> Piece:
         """The groups of a piece: no more rows than it has; their numbers mean nothing."""
         assert self.group_schema is not None
         fields = [self.group_schema.field(name) for name in group.reads(self.group_schema)]
         every = np.arange(len(rows))
-        arrays = [resolved(store, columns[one.name], one, every, rows, self.dataset) for one in fields] if len(rows) else []
+        arrays = (
+            [resolved(store, columns[one.name], one, every, rows, self.dataset) for one in fields] if len(rows) else []
+        )
         made = group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))) if len(rows) else None
         counted = _tally(len(self.stages) + 1, rows, {"in": len(rows), "kept": len(rows)}) if len(rows) else None
         some = 0 if made is None else made.num_rows
-        out = {
-            one.name: Column(_empty(one.type) if made is None else made.column(one.name)) for one in self.schema
-        }
+        out = {one.name: Column(_empty(one.type) if made is None else made.column(one.name)) for one in self.schema}
         return Piece(rows[:some], out, joined([*findings, counted]))
 
 
