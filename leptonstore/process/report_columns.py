@@ -59,8 +59,16 @@ def _figures(column: ColumnAnalysis, stats: NumberStats | None, label: bool) -> 
     elif stats is not None and not label:
         about = "≈ " if stats.rank_error else ""
         median = stats.quantile(0.5)
-        found = [("min", charts.short(stats.min)), ("median", about + charts.short(median))]
-        found += [(name, charts.short(getattr(stats, name))) for name in ("mean", "max", "std")]
+        length = " length" if stats is column.lengths else ""
+        names = ("shortest", "longest") if length else ("min", "max")
+        found = [
+            (names[0], charts.short(stats.min)),
+            (f"median{length}", about + charts.short(median)),
+            (f"mean{length}", charts.short(stats.mean)),
+            (names[1], charts.short(stats.max)),
+        ]
+        if not length:
+            found.append(("std", charts.short(stats.std)))
         if stats.not_finite:
             found.append(("not finite", charts.whole(stats.not_finite)))
     if column.cardinality is not None and not column.image:
