@@ -310,11 +310,21 @@ ORDER_ROWS_MAX = 1 << 48
 # and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
 ENGINE_TASK_ROWS = 65_536
 ENGINE_TASK_BYTES = 32 * MIB
+ENGINE_TRIES_MAX = (
+    5  # that end without one more row done, because the cluster lost something that Daft does not replace
+)
+# Of each node of a cluster of our own: only results pass through it, and what does not fit is spilled.
+ENGINE_OBJECT_STORE_BYTES = 128 * MIB
+ENGINE_CLUSTER_WAIT_S = 10.0  # for an address to take a connection
+# A cluster whose head does not answer for so long is lost. Ray itself would end this process without a word after 60 s.
+ENGINE_CLUSTER_SILENT_S_MAX = 20.0
+ENGINE_CLUSTER_LOOK_S = 2.0  # between two looks whether it is there
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
 CHAIN_BATCH_BYTES = 32 * MIB
 CHAIN_BATCH_ROWS = 4_000
+PIPELINE_FILE_BYTES_MAX = 1 * MIB
 FAILURE_CHARS_MAX = 500  # of what an operation says when it fails on a row
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
 MEMO_FREE_SHARE = 0.25
@@ -371,6 +381,8 @@ TEXT_PART_ROWS = (
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
+LABEL_TRAIN_ROWS_MAX = 200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+LABEL_FOLDS_MAX = 20
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,

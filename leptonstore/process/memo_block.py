@@ -5,7 +5,7 @@
     sections, each at a multiple of 64, with zeros between                                             (all little-endian)
 
     section 0    a key of 32 bytes for each row              section 1    fates, i16 for each row (outcomes.py)
-    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on; empty: left as it was
+    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on; empty: as it was
 
 It may be damaged, cut short or somebody else's: the head is checked when it is opened, a section when it is first read, and a page is
 parsed as pages of a store are. What does not pass is not there.

@@ -54,8 +54,8 @@ def assembled(
 ) -> Outcomes:
     """The whole of `count` rows, each of which is in one part.
 
-    types: of the columns, None: it is not wanted. original(column, rows): the values that a column has where a part left it as it was; asked
-    only when another part wrote it.
+    types: of the columns, None: it is not wanted. original(column, rows): the values that a column has where a part left it as it was;
+    asked only when another part wrote it.
     """
     if len(parts) == 1 and parts[0].rows is None and bool((parts[0].to == np.arange(count)).all()):
         return parts[0].outcomes

@@ -24,6 +24,7 @@ OPERATIONS: dict[str, str] = {
     "check.duplicates": "checks.duplicates:Duplicates",
     "check.leakage": "checks.leakage:Leakage",
     "check.outliers": "checks.outliers:Outliers",
+    "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
@@ -36,6 +37,7 @@ OPERATIONS: dict[str, str] = {
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
 }
+_FUNCTION = "operations.function:Function"
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
@@ -44,6 +46,8 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     Raises BadInput: an unknown name or parameter (with the nearest that there is), a missing one, a value that does not fit.
     """
     place = OPERATIONS.get(name)
+    if place is None and ":" in name:
+        place, parameters = _FUNCTION, {**parameters, "call": name}
     if place is None:
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"
