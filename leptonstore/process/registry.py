@@ -17,7 +17,12 @@ from leptonstore.errors import BadInput, listed
 from leptonstore.process.operation import Operation
 
 _PACKAGE = "leptonstore.process."
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "check.undecodable": "checks.undecodable:Undecodable",
+    "check.constant": "checks.constant:Constant",
+    "check.image_size": "checks.image_size:ImageSize",
+    "check.image_quality": "checks.image_quality:ImageQuality",
+}
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
