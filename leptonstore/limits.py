@@ -353,11 +353,17 @@ HISTOGRAM_BINS = 32
 STATISTICS_BLOCK_GROUPS_AVG = 16
 STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
-STATISTICS_EXACT_VALUES = 1_024  # different values of a block that are counted one by one
+STATISTICS_EXACT_VALUES = (
+    4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
+)
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
-STATISTICS_POINTS_MAX = 16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+STATISTICS_POINTS_MAX = (
+    16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+)
 STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
-STATISTICS_FREQUENT = 1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+STATISTICS_FREQUENT = (
+    1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+)
 STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
 STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
 STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
@@ -366,18 +372,28 @@ STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
 PII_CONTEXT_CHARS = 16  # before a number of four parts, in which a word may say that it is a version
-PII_PHONE_CHARS_MAX = 128  # of a run of digits and what stands between them that libphonenumber is given at a time: numbers have 30
+PII_PHONE_CHARS_MAX = (
+    128  # of a run of digits and what stands between them that libphonenumber is given at a time: numbers have 30
+)
 PII_PHONE_TRIES = 16  # of its attempts in such a piece: what a piece costs is bounded
-TEXT_LANGUAGE_CHARS_MAX = 4_096  # of a text by which its language is told: some ms in pure Python, and more make it no surer
-TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
+TEXT_LANGUAGE_CHARS_MAX = (
+    4_096  # of a text by which its language is told: some ms in pure Python, and more make it no surer
+)
+TEXT_BLOCK_BYTES = (
+    256 * KIB
+)  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
 # Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
 # TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
 TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
-TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
+TEXT_PART_ROWS = (
+    4 << 20
+)  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
-LABEL_TRAIN_ROWS_MAX = 200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+LABEL_TRAIN_ROWS_MAX = (
+    200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+)
 LABEL_FOLDS_MAX = 20
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
@@ -398,6 +414,7 @@ REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
 REPORT_LINKS_MAX = 8  # versions in the picture of its lineage; more are told as a number
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
+REPORT_CORRELATION_MAX = 24  # columns of the matrix: what stands side by side on a page
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
 
 # -- tiers -------------------------------------------------------------------------------------------------------

@@ -58,8 +58,7 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"
         raise BadInput(f"{where}: there is no operation {name!r}; {hint}")
-    module, _, kind_name = place.partition(":")
-    kind = getattr(import_module(_PACKAGE + module), kind_name)
+    kind = _kind(place)
     known = {one.name: one for one in fields(kind) if one.init}
     for given in parameters:
         if given not in known:
@@ -74,3 +73,14 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     return made
+
+
+def kind_named(name: str) -> type[Operation]:
+    """The class of an operation that there is."""
+    return _kind(OPERATIONS[name])
+
+
+def _kind(place: str) -> type[Operation]:
+    module, _, kind_name = place.partition(":")
+    kind: type[Operation] = getattr(import_module(_PACKAGE + module), kind_name)
+    return kind

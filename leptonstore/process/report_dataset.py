@@ -49,7 +49,7 @@ def dataset_report(
     """
     against = against if against is not None else parent_of(ds)
     told("reading every column")
-    analysis = analyse(ds)
+    analysis = analyse(ds, against=against)
     told("looking for findings")
     found = Found(ds, find(ds)) if check else findings_about(ds)
     told("picking samples")
