@@ -27,6 +27,7 @@
     │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
     ├── MissingExtra        an optional dependency is not installed: install the named extra
+    ├── ClusterLost         a cluster cannot be reached, or went away: look after it, and run it again
     ├── RankLost            another process of a training has ended or does not answer: start all again, and resume
     └── Stopped             stopped on request (SIGINT, SIGTERM); what was acknowledged is kept
 
@@ -263,6 +264,10 @@ class MissingExtra(LeptonError):
 
 class LeptonWarning(UserWarning):
     """Something that a caller should know although what was asked for was done. The command line prints it in one line."""
+
+
+class ClusterLost(LeptonError):
+    """A cluster that was to do work cannot be reached, or went away meanwhile. Nothing was published."""
 
 
 class RankLost(LeptonError):

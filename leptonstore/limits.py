@@ -271,6 +271,16 @@ HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five o
 HTML_IMAGE_PIXELS_MAX = 4 << 20
 HTML_THUMBNAIL_EDGE = 48  # pixels
 
+# -- looking through rows in a terminal ----------------------------------------------------------------------------
+BROWSE_BLOCK_ROWS = 64  # rows that are read together: a screen or two
+BROWSE_BLOCKS_MAX = 1_024  # blocks of a column that are kept as text: some 10 MB
+BROWSE_CELL_CHARS_MAX = 200  # of a value in a line
+BROWSE_VALUE_BYTES_MAX = (
+    256 * KIB
+)  # of a text in a line; longer ones are told by their size, and read when the row is opened
+BROWSE_TEXT_CHARS_MAX = 200_000  # of a value of an opened row: what a terminal wraps in an instant
+BROWSE_SEARCH_ROWS = 4_096  # rows that are searched before the screen hears of it
+
 # -- loaders -----------------------------------------------------------------------------------------------------
 ARENA_BYTES_MAX = 4 * GIB  # fixed-width columns up to this size become one contiguous array per process
 # Float columns of one filter whose bounds are used: each doubles what is looked at (once as NaN, decisions/0022).
@@ -300,11 +310,21 @@ ORDER_ROWS_MAX = 1 << 48
 # and little enough for several tasks under way. Daft splits batches of more than 131,072 rows.
 ENGINE_TASK_ROWS = 65_536
 ENGINE_TASK_BYTES = 32 * MIB
+ENGINE_TRIES_MAX = (
+    5  # that end without one more row done, because the cluster lost something that Daft does not replace
+)
+# Of each node of a cluster of our own: only results pass through it, and what does not fit is spilled.
+ENGINE_OBJECT_STORE_BYTES = 128 * MIB
+ENGINE_CLUSTER_WAIT_S = 10.0  # for an address to take a connection
+# A cluster whose head does not answer for so long is lost. Ray itself would end this process without a word after 60 s.
+ENGINE_CLUSTER_SILENT_S_MAX = 20.0
+ENGINE_CLUSTER_LOOK_S = 2.0  # between two looks whether it is there
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
 CHAIN_BATCH_BYTES = 32 * MIB
 CHAIN_BATCH_ROWS = 4_000
+PIPELINE_FILE_BYTES_MAX = 1 * MIB
 FAILURE_CHARS_MAX = 500  # of what an operation says when it fails on a row
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
 MEMO_FREE_SHARE = 0.25
@@ -333,11 +353,17 @@ HISTOGRAM_BINS = 32
 STATISTICS_BLOCK_GROUPS_AVG = 16
 STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
-STATISTICS_EXACT_VALUES = 4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
+STATISTICS_EXACT_VALUES = (
+    4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
+)
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
-STATISTICS_POINTS_MAX = 16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+STATISTICS_POINTS_MAX = (
+    16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+)
 STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
-STATISTICS_FREQUENT = 1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+STATISTICS_FREQUENT = (
+    1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+)
 STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
 STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
 STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
@@ -345,14 +371,30 @@ STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
-TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
+PII_CONTEXT_CHARS = 16  # before a number of four parts, in which a word may say that it is a version
+PII_PHONE_CHARS_MAX = (
+    128  # of a run of digits and what stands between them that libphonenumber is given at a time: numbers have 30
+)
+PII_PHONE_TRIES = 16  # of its attempts in such a piece: what a piece costs is bounded
+TEXT_LANGUAGE_CHARS_MAX = (
+    4_096  # of a text by which its language is told: some ms in pure Python, and more make it no surer
+)
+TEXT_BLOCK_BYTES = (
+    256 * KIB
+)  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
 # Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
 # TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
 TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
-TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
+TEXT_PART_ROWS = (
+    4 << 20
+)  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
+LABEL_TRAIN_ROWS_MAX = (
+    200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+)
+LABEL_FOLDS_MAX = 20
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,
@@ -372,6 +414,7 @@ REPORT_PASSAGE_CHARS_MAX = 600  # of one text of the data
 REPORT_LINKS_MAX = 8  # versions in the picture of its lineage; more are told as a number
 REPORT_CLASSES_MAX = 40  # of charts and of the confusion matrix; more are told in numbers
 REPORT_COLUMNS_MAX = 64
+REPORT_CORRELATION_MAX = 24  # columns of the matrix: what stands side by side on a page
 REPORT_TEXT_CHARS_MAX = 240  # of a name or value that came from the data
 
 # -- tiers -------------------------------------------------------------------------------------------------------

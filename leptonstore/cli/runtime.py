@@ -33,6 +33,7 @@ EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
     (errors.MissingExtra, 8),
     (errors.TierUnavailable, 11),
     (errors.RankLost, 12),
+    (errors.ClusterLost, 13),
     (errors.Stopped, EXIT_INTERRUPTED),
 )
 DEFAULT_STORE = ".lepton"

@@ -50,6 +50,9 @@ class RowReader:
                 if page.references is not None and page.references[place]:
                     elsewhere.append((len(out), index, REFERENCE.unpack(page.values[place].as_py())[0]))
                     values[name] = None  # keeps its place among the columns
+                elif page.references is not None:  # such a page holds bytes, whatever the column's type is
+                    inline = page.values[place].as_py()
+                    values[name] = None if inline is None else self._typed(inline, row, fields[index])
                 else:
                     values[name] = _value(page, place)
             out.append(values)

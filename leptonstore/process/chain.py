@@ -212,13 +212,13 @@ class Chain:
             alive = alive[stays]
         final = self.schemas[-1]
         names = self.writes
-        made_columns = tuple(values.written.get(name) if len(alive) else _none(final.field(name).type) for name in names)
+        made_columns = tuple(
+            values.written.get(name) if len(alive) else _none(final.field(name).type) for name in names
+        )
         texts = [None if one is None else one if isinstance(one, str) else json.dumps(one) for one in said]
         return Outcomes(fates, pa.array(texts, pa.string()), made_columns)
 
-    def _applied(
-        self, at: int, batch: pa.RecordBatch, rows: Rows
-    ) -> tuple[Made, NDArray[np.int64], dict[int, str]]:
+    def _applied(self, at: int, batch: pa.RecordBatch, rows: Rows) -> tuple[Made, NDArray[np.int64], dict[int, str]]:
         """(what operation `at` made, of which rows of the batch, why it failed on the others)."""
         operation = self.operations[at]
         good, failed = np.arange(batch.num_rows), dict[int, str]()
@@ -338,9 +338,7 @@ class _Values:
             del self.written[gone]
 
 
-def resolved(
-    store: Store, column: Column, field: pa.Field, some: Rows, rows: Rows, dataset: str
-) -> pa.Array:
+def resolved(store: Store, column: Column, field: pa.Field, some: Rows, rows: Rows, dataset: str) -> pa.Array:
     """Plain values of the rows `some` of a column. rows: the numbers of all of the column's, for messages."""
     chosen, numbers = _taken(column, some), rows[some]
     if chosen.references is None:
@@ -363,7 +361,7 @@ def _tried(operation: RowOperation, batch: pa.RecordBatch) -> tuple[Made | None,
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return None, text[:limits.FAILURE_CHARS_MAX]
+        return None, text[: limits.FAILURE_CHARS_MAX]
 
 
 def _failing(operation: RowOperation, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, str]]:
@@ -455,4 +453,3 @@ def linked(operations: Sequence[tuple[RowOperation, pa.Schema]]) -> list[list[in
         touched |= reads | writes
         written |= writes
     return chains
-

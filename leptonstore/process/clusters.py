@@ -44,9 +44,9 @@ def pick_clusters(
     """
     by_check: list[list[tuple[str, list[int]]]] = []
     for check in report.counts():
-        members = _grouped(report.findings, check)
-        if members:
-            by_check.append([(check, one) for one in sorted(members, key=lambda one: (-len(one), one[0]))])
+        groups = _grouped(report.findings, check)
+        if groups:
+            by_check.append([(check, one) for one in sorted(groups, key=lambda one: (-len(one), one[0]))])
     total = sum(len(one) for one in by_check)
     turns = [one[at] for at in range(count) for one in by_check if at < len(one)][:count]
     chosen = sorted(turns, key=lambda one: list(report.counts()).index(one[0]))  # the groups of one check together
@@ -68,8 +68,7 @@ def pick_clusters(
 def _details(findings: pa.Table) -> dict[tuple[str, int], str]:
     checks, rows = findings["check"].to_pylist(), findings["row"].to_pylist()
     return {
-        (check, row): detail
-        for check, row, detail in zip(checks, rows, findings["detail"].to_pylist(), strict=True)
+        (check, row): detail for check, row, detail in zip(checks, rows, findings["detail"].to_pylist(), strict=True)
     }
 
 
@@ -125,5 +124,3 @@ def _words(text: str) -> list[str]:
         words.append(part + " ")
     words[-1] = words[-1][:-1]
     return words
-
-

@@ -56,11 +56,13 @@ def is_binary(value_type: pa.DataType) -> bool:
 
 
 def tensor_values(array: pa.Array) -> NDArray[Any]:
-    """A fixed-shape tensor column as an (n, *shape) array, without copying; null rows hold what the buffer holds."""
+    """A fixed-shape tensor column as an (n, *shape) array, without copying where there are no nulls; null rows hold what the buffer holds."""
     shape = tuple(array.type.shape)
     size = int(np.prod(shape, dtype=np.int64))
     storage = array.storage
     flat = storage.values.slice(storage.offset * size, len(array) * size)
+    if flat.null_count:  # below null rows, as Arrow's own functions leave them; with nulls, numpy would get floats
+        flat = flat.fill_null(0)
     return flat.to_numpy(zero_copy_only=False).reshape(len(array), *shape)
 
 

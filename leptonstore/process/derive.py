@@ -1,4 +1,4 @@
-"""Publish a version that was made from another one: the one way in which clean and preprocess write.
+"""Publish a version that was made from another one: the one way in which processing writes.
 
 The first parent of a derived version is the version that was read. When the branch holds something else by then (an
 older result of the same pipeline, say), that becomes the second parent, so that nothing falls out of history. Running
@@ -7,19 +7,71 @@ the same operation on the same version again finds its own result and adds nothi
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyarrow as pa
+
 from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
+from leptonstore.dataset.refs import writable_ref
+from leptonstore.dataset.rules import check_unique
+from leptonstore.dataset.tree import Tree
+from leptonstore.dataset.write import publish_commit
+from leptonstore.digest import parse_hex
+from leptonstore.format.commit import Commit
 from leptonstore.store import Store
 
 
 def publish_derived(store: Store, ds: Dataset, source: Source, message: str, branch: str) -> Dataset:
     """Write `source`, made from `ds`, as the new head of `branch`. Raises as write_dataset does."""
     store.refresh()
-    refs = list_refs(store, "dataset", ds.name)
-    head = next((info.commit for info in refs if info.branch == branch), None)
-    parents: tuple[str, ...] = (ds.commit,)
-    if head is not None and head != ds.commit:
-        old = Dataset.open(store, f"{ds.name}@{head}").commit_object
-        before = tuple(parent.hex() for parent in old.parents)
-        again = before[:1] == parents and old.lineage == source.lineage
-        parents = before if again else (*parents, head)
+    parents = _parents(store, ds, (ds.name, branch), source.lineage)
     return write_dataset(store, ds.name, source, message=message, branch=branch, parents=parents)
+
+
+def publish_tree(
+    store: Store,
+    ds: Dataset,
+    tree: Tree,
+    schema: pa.Schema,
+    identity: tuple[str, ...],
+    keyed: bool,
+    lineage: dict[str, Any],
+    message: str,
+    into: tuple[str, str],
+    author: str = "",
+) -> Dataset:
+    """Publish rows that are stored already, made from `ds`, as the new head of `into` (a dataset, and a branch of it).
+
+    Nothing is written when that is there already. Raises BadInput (a tag), RuleBroken, Conflict (somebody moved the branch), StoreFull.
+    """
+    store.refresh()
+    name, branch = into
+    parents = _parents(store, ds, into, lineage)
+    ref, record = writable_ref(store, "dataset", name, branch)
+    commit = Commit(
+        kind="dataset",
+        schema=schema,
+        identity=identity,
+        root=tree.root,
+        rows=tree.rows,
+        plain_bytes=tree.plain_bytes,
+        parents=tuple(parse_hex(parent) for parent in parents),
+        message=message,
+        lineage=lineage,
+        keyed=keyed,
+    )
+    check_unique(store, name, branch, commit)
+    digest = publish_commit(store, commit, ref, record.commit if record else None, author=author)
+    return Dataset(store, name, branch, digest)
+
+
+def _parents(store: Store, ds: Dataset, into: tuple[str, str], lineage: dict[str, Any]) -> tuple[str, ...]:
+    name, branch = into
+    head = next((info.commit for info in list_refs(store, "dataset", name) if info.branch == branch), None)
+    parents: tuple[str, ...] = (ds.commit,)
+    if head is None or head == ds.commit:
+        return parents
+    old = Dataset(store, name, branch, head).commit_object
+    before = tuple(parent.hex() for parent in old.parents)
+    again = before[:1] == parents and old.lineage == lineage
+    return before if again else (*parents, head)

@@ -143,7 +143,7 @@ def _line(batch: pa.RecordBatch, row: int, label: str | None) -> str:
 
 @dataclass(frozen=True)
 class RowTable:
-    """The first rows of a table as text. numbers: of each column, whether it is aligned to the right. left_out: columns that are not shown."""
+    """The first rows of a table as text. numbers: which columns stand to the right. left_out: columns that are not shown."""
 
     names: Sequence[str]
     rows: Sequence[Sequence[str]]

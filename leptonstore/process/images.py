@@ -79,7 +79,7 @@ def decode(data: Buffer, name: str = "image", upright: bool = True) -> Pixels:
 
 
 def decode_small(data: Buffer, edge_max: int, name: str = "image") -> Pixels:
-    """As `decode`, shrunk (never enlarged) so that the longer edge is at most `edge_max` pixels; a JPEG is decoded at a fraction of its size.
+    """As `decode`, shrunk (never enlarged) so that the longer edge is at most `edge_max` pixels; a JPEG is decoded smaller at once.
 
     For people to look at: not the pixels that `resize` makes of `decode`. Raises as `decode` does.
     """

@@ -5,7 +5,7 @@
     sections, each at a multiple of 64, with zeros between                                             (all little-endian)
 
     section 0    a key of 32 bytes for each row              section 1    fates, i16 for each row (outcomes.py)
-    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on; empty: left as it was
+    section 2    `said`, an LPG1 page (format/page.py)        section 3…   columns, LPG1 pages of the rows that went on; empty: as it was
 
 It may be damaged, cut short or somebody else's: the head is checked when it is opened, a section when it is first read, and a page is
 parsed as pages of a store are. What does not pass is not there.
@@ -39,7 +39,10 @@ _FIXED_SECTIONS = 3
 
 def write_block(file: BinaryIO, keys: bytes, outcomes: Outcomes) -> int:
     """Write a block; returns its bytes. keys: 32 bytes a row. Raises OSError."""
-    pages = [encode_page(outcomes.said), *(b"" if column is None else encode_page(column) for column in outcomes.columns)]
+    pages = [
+        encode_page(outcomes.said),
+        *(b"" if column is None else encode_page(column) for column in outcomes.columns),
+    ]
     sections: list[Buffer] = [keys, outcomes.fates.astype("<i2").tobytes(), *pages]
     at = _HEAD.size + len(sections) * _SECTION.size + DIGEST_BYTES
     table = []
@@ -110,9 +113,7 @@ class Block:
         kept = int((known == 0).sum())
         said = self._page(2, pa.string(), self.rows)
         assert said is not None
-        columns = (
-            None if one is None else self._page(_FIXED_SECTIONS + at, one, kept) for at, one in enumerate(types)
-        )
+        columns = (None if one is None else self._page(_FIXED_SECTIONS + at, one, kept) for at, one in enumerate(types))
         return Outcomes(known, said, tuple(columns))
 
     def _page(self, number: int, data_type: pa.DataType, rows: int) -> pa.Array | None:

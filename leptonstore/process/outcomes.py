@@ -54,8 +54,8 @@ def assembled(
 ) -> Outcomes:
     """The whole of `count` rows, each of which is in one part.
 
-    types: of the columns, None: it is not wanted. original(column, rows): the values that a column has where a part left it as it was; asked
-    only when another part wrote it.
+    types: of the columns, None: it is not wanted. original(column, rows): the values that a column has where a part left it as it was;
+    asked only when another part wrote it.
     """
     if len(parts) == 1 and parts[0].rows is None and bool((parts[0].to == np.arange(count)).all()):
         return parts[0].outcomes
@@ -64,7 +64,9 @@ def assembled(
         fates[part.to] = part.outcomes.fates if part.rows is None else part.outcomes.fates[part.rows]
     kept = fates == 0
     rank = np.cumsum(kept) - 1
-    places: list[tuple[Rows, Rows, Rows]] = []  # of the kept rows of each part: in its columns, in the whole's, in the whole
+    places: list[
+        tuple[Rows, Rows, Rows]
+    ] = []  # of the kept rows of each part: in its columns, in the whole's, in the whole
     for part in parts:
         inner = np.cumsum(part.outcomes.kept) - 1
         goes_on = kept[part.to]

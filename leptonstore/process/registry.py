@@ -24,10 +24,17 @@ OPERATIONS: dict[str, str] = {
     "check.duplicates": "checks.duplicates:Duplicates",
     "check.leakage": "checks.leakage:Leakage",
     "check.outliers": "checks.outliers:Outliers",
+    "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
+    "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
+    "check.text_charset": "checks.text_charset:TextCharset",
+    "check.text_language": "checks.text_language:TextLanguage",
+    "check.text_length": "checks.text_length:TextLength",
+    "check.text_quality": "checks.text_quality:TextQuality",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "text.mask_pii": "operations.mask_pii:MaskPii",
     "text.tokenise": "operations.tokenise:Tokenise",
     "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
@@ -36,6 +43,7 @@ OPERATIONS: dict[str, str] = {
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
 }
+_FUNCTION = "operations.function:Function"
 
 
 def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the pipeline") -> Operation:
@@ -44,12 +52,13 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     Raises BadInput: an unknown name or parameter (with the nearest that there is), a missing one, a value that does not fit.
     """
     place = OPERATIONS.get(name)
+    if place is None and ":" in name:
+        place, parameters = _FUNCTION, {**parameters, "call": name}
     if place is None:
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"
         raise BadInput(f"{where}: there is no operation {name!r}; {hint}")
-    module, _, kind_name = place.partition(":")
-    kind = getattr(import_module(_PACKAGE + module), kind_name)
+    kind = _kind(place)
     known = {one.name: one for one in fields(kind) if one.init}
     for given in parameters:
         if given not in known:
@@ -64,3 +73,14 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     return made
+
+
+def kind_named(name: str) -> type[Operation]:
+    """The class of an operation that there is."""
+    return _kind(OPERATIONS[name])
+
+
+def _kind(place: str) -> type[Operation]:
+    module, _, kind_name = place.partition(":")
+    kind: type[Operation] = getattr(import_module(_PACKAGE + module), kind_name)
+    return kind

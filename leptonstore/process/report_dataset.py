@@ -1,9 +1,9 @@
 """The report of a dataset version: everything that there is to show of it, gathered from the store.
 
-    samples, first rows     gallery.py          statistics          analyse.py
-    findings, groups        the newest version of NAME.findings that is about this version or one before it, or a search now
-    sizes                   stats, and what is shared with the version that it is compared with
-    lineage                 dataset/lineage.py
+samples, first rows     gallery.py          statistics          analyse.py
+findings, groups        the newest version of NAME.findings that is about this version or one before it, or a search now
+sizes                   stats, and what is shared with the version that it is compared with
+lineage                 dataset/lineage.py
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def dataset_report(
     """
     against = against if against is not None else parent_of(ds)
     told("reading every column")
-    analysis = analyse(ds)
+    analysis = analyse(ds, against=against)
     told("looking for findings")
     found = Found(ds, find(ds)) if check else findings_about(ds)
     told("picking samples")
@@ -89,7 +89,7 @@ def findings_about(ds: Dataset) -> Found | None:
     Damage in NAME.findings is raised, what is not there is not.
     """
     name = f"{ds.name}.findings"
-    refs = [one for one in list_refs(ds.store, "dataset", name)]
+    refs = list_refs(ds.store, "dataset", name)
     if not refs:
         return None
     order = {commit: at for at, commit in enumerate(ancestry(ds.store, ds.commit))}
@@ -111,7 +111,9 @@ def findings_about(ds: Dataset) -> Found | None:
 
 def _loaded(ds: Dataset, about: str, table: Dataset) -> Found | None:
     """The findings of a version of NAME.findings. None when its columns are not those of findings: then it is somebody else's."""
-    if any(one not in table.schema.names or table.schema.field(one).type != SCHEMA.field(one).type for one in SCHEMA.names):
+    if any(
+        one not in table.schema.names or table.schema.field(one).type != SCHEMA.field(one).type for one in SCHEMA.names
+    ):
         return None
     searched = ds if about == ds.commit else ds.at(about[:12], about)
     rows = table.to_arrow(SCHEMA.names).cast(SCHEMA)
@@ -133,5 +135,7 @@ def _notes(ds: Dataset, found: Found | None) -> list[str]:
     if found is None:
         return [f"It was not searched for what spoils training: lepton report {ds.label} --check, or lepton clean."]
     if found.ds.commit != ds.commit:
-        return [f"Findings are about {found.ds.commit[:12]}, the version before it that was searched; row numbers there are those of that one."]
+        return [
+            f"Findings are about {found.ds.commit[:12]}, the version before it that was searched; row numbers there are those of that one."
+        ]
     return []

@@ -92,14 +92,20 @@ def _name(link: Link) -> str:
     """NAME@REF, by a ref that leads to it where there is one, else NAME."""
     name, _, ref = link.name.partition("@")
     mine = [one for one in link.refs if one.startswith(f"{name}@")]
-    return link.name if link.name in link.refs else mine[0] if mine else name if link.digest.startswith(ref) else link.name
+    return (
+        link.name if link.name in link.refs else mine[0] if mine else name if link.digest.startswith(ref) else link.name
+    )
 
 
 def _files(link: Link, files: Sequence[dict[str, Any]]) -> _Node:
     names = [str(one["name"]) for one in files]
     size = sum(one["bytes"] for one in files if isinstance(one.get("bytes"), int))
     first = names[0].rpartition("/")[2] or names[0]
-    lines = (first, "1 file" if len(files) == 1 else f"and {whole(len(files) - 1)} more files", as_bytes(size) if size else "")
+    lines = (
+        first,
+        "1 file" if len(files) == 1 else f"and {whole(len(files) - 1)} more files",
+        as_bytes(size) if size else "",
+    )
     title = f"{whole(len(files))} source file{'' if len(files) == 1 else 's'}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
     return _Node(f"files {link.digest}", lines, title, "files", ())
 
@@ -127,7 +133,9 @@ def _laid_out(nodes: dict[str, _Node], ranks: dict[str, tuple[int, int]], across
     """across: ranks from left to right; else from top to bottom."""
     last = max(rank for rank, _ in ranks.values())
     lanes = max(lane for _, lane in ranks.values())
-    step = (BOX_WIDTH + GAP_ALONG, BOX_HEIGHT + GAP_ACROSS) if across else (BOX_WIDTH + GAP_ACROSS, BOX_HEIGHT + GAP_ALONG)
+    step = (
+        (BOX_WIDTH + GAP_ALONG, BOX_HEIGHT + GAP_ACROSS) if across else (BOX_WIDTH + GAP_ACROSS, BOX_HEIGHT + GAP_ALONG)
+    )
 
     def corner(key: str) -> tuple[int, int]:
         rank, lane = ranks[key]
@@ -135,7 +143,8 @@ def _laid_out(nodes: dict[str, _Node], ranks: dict[str, tuple[int, int]], across
         return 1 + x * step[0], 1 + y * step[1]
 
     boxes = [
-        Box(*corner(key), [_cut(line) for line in node.lines if line], node.title, node.kind) for key, node in nodes.items()
+        Box(*corner(key), [_cut(line) for line in node.lines if line], node.title, node.kind)
+        for key, node in nodes.items()
     ]
     paths = [
         Drawn(_path(corner(key), corner(source), across)) for key, node in nodes.items() for source in node.sources
@@ -151,9 +160,7 @@ def _path(made: tuple[int, int], source: tuple[int, int], across: bool) -> str:
         x, y = made[0] + BOX_WIDTH, made[1] + BOX_HEIGHT // 2
         to_x, to_y = source[0], source[1] + BOX_HEIGHT // 2
         bend = GAP_ALONG // 2
-        return (
-            f"M{x + 1} {y}l6 -4M{x + 1} {y}l6 4M{x + 1} {y}C{x + bend} {y} {x + bend} {to_y} {x + GAP_ALONG} {to_y}L{to_x} {to_y}"
-        )
+        return f"M{x + 1} {y}l6 -4M{x + 1} {y}l6 4M{x + 1} {y}C{x + bend} {y} {x + bend} {to_y} {x + GAP_ALONG} {to_y}L{to_x} {to_y}"
     x, y = made[0] + BOX_WIDTH // 2, made[1] + BOX_HEIGHT
     to_x, to_y = source[0] + BOX_WIDTH // 2, source[1]
     bend = GAP_ALONG // 2

@@ -24,6 +24,7 @@ from leptonstore.dataset import values as column_values
 from leptonstore.dataset.rules import check_rows, rules_of
 from leptonstore.dataset.schema import inline_bytes
 from leptonstore.dataset.values import Column, intern
+from leptonstore.errors import LeptonError, OperationFailed
 from leptonstore.process.chain import Chain, resolved
 from leptonstore.process.engine.pieces import Piece, Rows
 from leptonstore.process.findings import SCHEMA, Action, findings_table, joined
@@ -83,7 +84,7 @@ class Measuring(RowOperation):
 
     def recipe(self) -> dict[str, Any]:
         """Of the features alone."""
-        return {"features of": self.operation.recipe()}
+        return {"features of": self.operation.features_recipe()}
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Measure."""
@@ -110,6 +111,7 @@ class Segment:
     memo: bool = True
     group: GroupOperation | None = None
     group_schema: pa.Schema | None = None
+    group_number: int = 0
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -178,19 +180,37 @@ class Segment:
         return column if column.references is not None else intern(store, column.values, inline_bytes(one))
 
     def _partials(
-        self, group: GroupOperation, rows: Rows, columns: Mapping[str, Column], store: Store, findings: list[pa.Table | None]
+        self,
+        group: GroupOperation,
+        rows: Rows,
+        columns: Mapping[str, Column],
+        store: Store,
+        findings: list[pa.Table | None],
     ) -> Piece:
         """The groups of a piece: no more rows than it has; their numbers mean nothing."""
         assert self.group_schema is not None
         fields = [self.group_schema.field(name) for name in group.reads(self.group_schema)]
         every = np.arange(len(rows))
-        arrays = [resolved(store, columns[one.name], one, every, rows, self.dataset) for one in fields] if len(rows) else []
-        made = group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))) if len(rows) else None
-        counted = _tally(len(self.stages) + 1, rows, {"in": len(rows), "kept": len(rows)}) if len(rows) else None
+        arrays = (
+            [resolved(store, columns[one.name], one, every, rows, self.dataset) for one in fields] if len(rows) else []
+        )
+        made = None
+        if len(rows):
+            try:
+                made = group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+            except (LeptonError, MemoryError):
+                raise
+            except Exception as error:
+                raise OperationFailed(
+                    f"operation {self.group_number} ({group.name}) failed on rows {rows[0]} to {rows[-1]} of {self.dataset}: "
+                    f"{type(error).__name__}: {error}",
+                    group.name,
+                    None,
+                    str(error),
+                ) from error
+        counted = _tally(self.group_number, rows, {"in": len(rows), "kept": len(rows)}) if len(rows) else None
         some = 0 if made is None else made.num_rows
-        out = {
-            one.name: Column(_empty(one.type) if made is None else made.column(one.name)) for one in self.schema
-        }
+        out = {one.name: Column(_empty(one.type) if made is None else made.column(one.name)) for one in self.schema}
         return Piece(rows[:some], out, joined([*findings, counted]))
 
 
@@ -198,9 +218,8 @@ def _judged(
     verdict: Verdict, rows: Rows, columns: Mapping[str, Column], wanted: frozenset[str]
 ) -> tuple[Rows, dict[str, Column]]:
     at = np.searchsorted(verdict.rows, rows)
-    there = (at < len(verdict.rows)) & (verdict.rows[np.minimum(at, len(verdict.rows) - 1)] == rows)
-    if not len(verdict.rows):
-        there = np.zeros(len(rows), np.bool_)
+    there = at < len(verdict.rows)
+    there[there] = verdict.rows[at[there]] == rows[there]
     stays = there.copy()
     if verdict.keep is not None:
         stays[there] = verdict.keep[at[there]]

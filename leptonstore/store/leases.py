@@ -89,6 +89,12 @@ class Claims:
         """Whether something is claimed, also where that could not be shown."""
         return bool(self._claimed)
 
+    @property
+    def packs(self) -> frozenset[str]:
+        """What is claimed."""
+        with self._guard:
+            return frozenset(self._claimed)
+
     def claim(self, pack: str) -> None:
         """Ask for `pack` to be spared, before it is sealed or relied on."""
         with self._guard:

@@ -621,6 +621,17 @@ class Store:
         """
         self._writer.handed_over()
 
+    @property
+    def claimed(self) -> frozenset[str]:
+        """The packs that garbage collection spares for this object: of what it put, and of what it found there instead, until a ref reaches
+        that (or `hand_over`)."""
+        return self._writer.claimed
+
+    def rely_on(self, packs: Iterable[str]) -> None:
+        """Count on published packs as on those of our own work: another process put a part of it, and tells what it `claimed`."""
+        for pack in packs:
+            self._writer.rely_on(pack)
+
     def publish(self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset()) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 

@@ -114,6 +114,11 @@ class Writer:
             self._relied[pack] = self._round
 
     @property
+    def claimed(self) -> frozenset[str]:
+        """The packs that are to be spared for this writer."""
+        return self._claims.packs
+
+    @property
     def relied(self) -> set[str]:
         """The published packs that work of this writer counts on, its own included."""
         with self._lock:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ CONTRAST_MIN = 4.5  # WCAG 2.2, AA, text of any size
 
 def _written(store: Store, name: str, table: pa.Table, identity: str, message: str, **lineage: Any) -> Dataset:
     batches = table.combine_chunks().to_batches()
-    return write_dataset(store, name, Source(table.schema, (identity,), lambda: iter(batches), len(table), lineage), message)
+    return write_dataset(
+        store, name, Source(table.schema, (identity,), lambda: iter(batches), len(table), lineage), message
+    )
 
 
 def _photographs(store: Store) -> Dataset:
@@ -72,7 +76,13 @@ def _photographs(store: Store) -> Dataset:
     _written(store, "photographs", table.slice(0, 60), "path", "the first sixty", format="image-folder", files=sources)
     ds = _written(store, "photographs", table, "path", "all of them", format="image-folder", files=sources)
     near = findings_table(
-        "near_duplicate_images", "image", range(86, 92), ["shifted by two pixels"] * 6, np.linspace(0.91, 0.99, 6), range(6), range(6)
+        "near_duplicate_images",
+        "image",
+        range(86, 92),
+        ["shifted by two pixels"] * 6,
+        np.linspace(0.91, 0.99, 6),
+        range(6),
+        range(6),
     )
     _written(store, "photographs.findings", near, "row", "findings", searched={"name": ds.name, "commit": ds.commit})
     return ds
@@ -81,9 +91,15 @@ def _photographs(store: Store) -> Dataset:
 def _texts(store: Store) -> Dataset:
     """Reviews, some of them nearly the same, with findings."""
     rng = np.random.default_rng(1)
-    words = np.array("the a film plot actor was rather quite good bad long short and but I we liked hated it loved never".split())
+    words = np.array(
+        re.findall(
+            r"\w+", "the a film plot actor was rather quite good bad long short and but I we liked hated it loved never"
+        )
+    )
     texts = [" ".join(rng.choice(words, int(size))) for size in rng.integers(20, 300, 200)]
-    texts[3] = "a film that I liked: long and quite good, the plot was never bad and the actor is loved by the two of us"
+    texts[3] = (
+        "a film that I liked: long and quite good, the plot was never bad and the actor is loved by the two of us"
+    )
     texts[150] = texts[3] + " indeed"
     texts[151] = texts[3].replace("film", "book")
     texts[9] = "<b>bold</b> \u202e\x1b[31m & a longwordwithoutanyspace" + "x" * 300
@@ -94,7 +110,9 @@ def _texts(store: Store) -> Dataset:
     ds = _written(store, "reviews", table, "id", "two hundred reviews")
     found = joined(
         [
-            findings_table("near_duplicate_texts", "review", [150, 151], ["reads like it"] * 2, [0.97, 0.82], [3, 3], [3, 3]),
+            findings_table(
+                "near_duplicate_texts", "review", [150, 151], ["reads like it"] * 2, [0.97, 0.82], [3, 3], [3, 3]
+            ),
             findings_table("text_charset", "review", [9], ["characters that move a cursor"]),
         ]
     )
@@ -144,8 +162,13 @@ def opened(browser: Any, pages: dict[str, Path]) -> Callable[..., Any]:
         context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
         page = context.new_page()
         wrong: list[str] = []
-        page.on("request", lambda one: wrong.append(one.url[:200]) if one.url != url and not one.url.startswith("data:") else None)
-        page.on("console", lambda one: wrong.append(f"{one.type}: {one.text}") if one.type in ("error", "warning") else None)
+        page.on(
+            "request",
+            lambda one: wrong.append(one.url[:200]) if one.url != url and not one.url.startswith("data:") else None,
+        )
+        page.on(
+            "console", lambda one: wrong.append(f"{one.type}: {one.text}") if one.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda one: wrong.append(str(one)))
         page.goto(url)
         yield page
@@ -160,7 +183,9 @@ def opened(browser: Any, pages: dict[str, Path]) -> Callable[..., Any]:
 def test_a_page_loads_nothing_and_fits(opened: Callable[..., Any], name: str, scheme: str, width: int) -> None:
     with opened(name, scheme, width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        pictures = page.evaluate("Promise.all([...document.images].map(async i => (await i.decode(), [i.naturalWidth, i.alt])))")
+        pictures = page.evaluate(
+            "Promise.all([...document.images].map(async i => (await i.decode(), [i.naturalWidth, i.alt])))"
+        )
         assert all(natural > 0 and alt.strip() for natural, alt in pictures)
         assert (len(pictures) > 0) == (name in ("demo", "photographs"))
 
@@ -181,7 +206,7 @@ def test_headings_are_in_order(opened: Callable[..., Any], name: str) -> None:
     with opened(name) as page:
         levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(one => +one.tagName[1])")
         assert levels[0] == 1 and levels.count(1) == 1
-        assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+        assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -253,7 +278,8 @@ _CONTRASTS = """() => {
     const style = getComputedStyle(element), colour = rgba(element instanceof SVGElement ? style.fill : style.color);
     if (!colour[3]) continue;  // a zero in a matrix: for those who listen
     const back = behind(element), [a, b] = [light(over(colour, back)), light(back)].sort((x, y) => y - x);
-    seen.push({text: text.slice(0, 40), contrast: Math.round((a + 0.05) / (b + 0.05) * 100) / 100, of: element.className.baseVal ?? element.className});
+    const contrast = Math.round((a + 0.05) / (b + 0.05) * 100) / 100;
+    seen.push({text: text.slice(0, 40), contrast, of: element.className.baseVal ?? element.className});
   }
   return seen;
 }"""

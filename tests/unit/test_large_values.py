@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from leptonstore.dataset import Source, write_dataset
 from leptonstore.dataset.large_values import LargeValues
 from leptonstore.dataset.values import Asked, Column, intern, resolve
 from leptonstore.errors import ChunkCorrupt, ChunkMissing
@@ -66,3 +67,11 @@ def test_what_is_missing_or_altered_is_told(store: Store) -> None:
     path.write_bytes(data)
     with pytest.raises(ChunkCorrupt):
         all_of(store, column, pa.binary())
+
+
+def test_a_short_text_beside_a_long_one_is_text_when_a_row_is_read(store: Store) -> None:
+    """A page with references keeps bytes: `ds[i]` gave short texts out as bytes, where there was a long one in their row group."""
+    table = pa.table({"id": range(4), "said": ["short é", "x" * 20_000, None, ""]})
+    ds = write_dataset(store, "d", Source(table.schema, ("id",), lambda: iter(table.to_batches()), 4))
+    assert [ds[row]["said"] for row in range(4)] == table["said"].to_pylist()
+    assert [row["said"] for row in ds.head(4)] == table["said"].to_pylist()

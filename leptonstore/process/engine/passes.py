@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.tree import Tree
@@ -22,7 +23,7 @@ from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.failures import received
 from leptonstore.process.engine.flow import ROW, row_ranges, whole
 from leptonstore.process.engine.pieces import Step
-from leptonstore.process.engine.runner import Runner, require_daft
+from leptonstore.process.engine.runner import Runner, is_loss
 from leptonstore.process.engine.stitch import RESULTS, Run, stitch
 from leptonstore.process.engine.workers import Lent, lend
 from leptonstore.process.findings import joined
@@ -82,7 +83,10 @@ def write_rows(
         return _plan(frame, step, ds, lent, plain=False).write_datasink(sink.name(), sink)
 
     def read(part: Any) -> list[Run]:
-        return [one.result for one in part.to_pydict()[RESULTS]]
+        runs = [one.result for one in part.to_pydict()[RESULTS]]
+        for run in runs:
+            store.rely_on(run.packs)
+        return runs
 
     done = _all_rows(ds, step, runner, progress, plan, read)
     tree = stitch(store, step.schema, identity, keyed, done)
@@ -123,21 +127,26 @@ def _all_rows(
     read: Callable[[Any], list[_D]],
 ) -> list[_D]:
     """The results of all rows, in row order and without overlap."""
-    require_daft()
+    runner.require()
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
+    tries = 0
     whole = list(ranges(ds, step.reads, runner.parallel))
     with lend(ds.store, progress) as (lent, caller):
         while todo := missing(whole, done):
+            before = len(done)
             frame = VersionSource(ds, lent, step.reads, todo).read()
             try:
                 for part in runner.results(plan(frame, lent)):
                     done += read(part)
                     if not caller.rows:
-                        progress(sum(one.end - one.first for one in done))
+                        progress(min(len(ds), sum(one.end - one.first for one in done)))
             except Exception as error:
-                raise caller.failure or received(error) or error from None
+                tries = tries + 1 if len(done) == before else 0
+                told = caller.failure or received(error)
+                if told is not None or not is_loss(error) or tries == limits.ENGINE_TRIES_MAX:
+                    raise told or error from None
             done = chosen(done)
     return done
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from leptonstore import limits
@@ -44,17 +45,52 @@ class Runner:
         return self.workers or os.cpu_count() or 1
 
     def results(self, plan: Any) -> Iterator[Any]:
-        """The micropartitions that a plan (a Daft logical plan builder) gives, as they are made, in any order."""
+        """The micropartitions that a plan (a Daft logical plan builder) gives, as they are made, in any order.
+
+        Raises what Daft or Ray make of errors, MissingExtra, ClusterLost.
+        """
+        if self.kind == "ray":
+            from leptonstore.process.engine.cluster import ray_results
+
+            yield from ray_results(plan, self.address, self.parallel)
+            return
         from daft.context import execution_config_ctx
         from daft.runners.native_runner import NativeRunner
 
         with execution_config_ctx(scantask_max_parallel=limits.ENGINE_TASKS_AHEAD):
             yield from NativeRunner().run_iter_tables(plan)
 
+    def require(self) -> None:
+        """Raise MissingExtra when what it needs is not installed."""
+        for module, extra in (("daft", "process"), ("ray", "cluster")):
+            if module == "daft" or self.kind == "ray":
+                try:
+                    import_module(module)
+                except ImportError as error:
+                    raise MissingExtra(f"the runner {self.kind}", extra, error.name or module) from None
 
-def require_daft() -> None:
-    """Raises MissingExtra."""
-    try:
-        import daft  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("processing", "process", error.name or "daft") from None
+
+# Of Ray, by name: it is not imported for that. Daft sometimes keeps the text of an exception alone.
+_LOSSES = (
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectFetchTimedOutError",
+    "ObjectLostError",
+    "OwnerDiedError",
+    "RaySystemError",
+    "WorkerCrashedError",
+)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an exception says that a part of a cluster went away, so that the work may be given to others."""
+    seen: BaseException | None = error
+    while seen is not None:
+        known = {kind.__name__ for kind in type(seen).__mro__}
+        if any(name in known or name in str(seen) for name in _LOSSES):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

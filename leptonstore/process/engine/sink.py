@@ -12,6 +12,7 @@ In the caller's own process rows go to the caller's store, and nothing is flushe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import daft
 import pyarrow as pa
@@ -50,8 +51,9 @@ class RowSink(DataSink[Run]):
             with told(self._lent):
                 store = self._lent.store()
                 runs = list(self._runs(store, part.to_arrow()))
-                if not self._lent.here:
+                if runs and not self._lent.here:
                     store.flush()
+                    runs[0] = replace(runs[0], packs=self._lent.new_claims())
             for run in runs:
                 yield WriteResult(run, 0, run.rows)
 

@@ -31,7 +31,7 @@ class Run:
     """What became of the rows [first, end) that were read: `rows` of them, in `groups`. open: whether the last group has no cut at its end.
 
     keys: of a keyed table, the encoded keys of the first and the last row; None when there are no rows, or they are not in the order of
-    their keys (then `groups` know no keys).
+    their keys (then `groups` know no keys). packs: that are claimed for it on the worker, of those that were not told of before.
     """
 
     first: int
@@ -41,6 +41,7 @@ class Run:
     open: bool
     keys: tuple[bytes, bytes] | None
     findings: tuple[pa.Table, ...]
+    packs: tuple[str, ...] = ()
 
 
 def stitch(store: Store, schema: pa.Schema, identity: Sequence[str], keyed: bool, runs: Sequence[Run]) -> Tree:

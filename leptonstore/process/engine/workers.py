@@ -19,7 +19,7 @@ from leptonstore.store.keys import SecretSource
 
 _guard = threading.Lock()
 _lent: dict[str, Caller] = {}  # by run: callers in this process
-_opened: dict[str, tuple[str, Store]] = {}  # by URL: the run that used it last, and the store
+_opened: dict[str, Opened] = {}  # by URL
 
 
 @dataclass
@@ -30,6 +30,15 @@ class Caller:
     progress: Callable[[int], None]
     failure: Exception | None = None  # the first
     rows: int = 0  # that are done
+
+
+@dataclass
+class Opened:
+    """A store of a worker's own. run: that used it last. told: the packs claimed for it of which the caller was told."""
+
+    run: str
+    store: Store
+    told: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,22 @@ class Lent:
         with _guard:
             if self.run in _lent:
                 return _lent[self.run].store
-            run, store = _opened.get(self.url, ("", None))
-            if store is None:
-                store = Store.open(self.url, unlock=self.secret_source)
-            elif run != self.run:
-                store.hand_over()
-                store.refresh()
-            _opened[self.url] = self.run, store
-            return store
+            opened = _opened.get(self.url)
+            if opened is None:
+                opened = _opened[self.url] = Opened(self.run, Store.open(self.url, unlock=self.secret_source))
+            elif opened.run != self.run:
+                opened.store.hand_over()
+                opened.store.refresh()
+                _opened[self.url] = opened = Opened(self.run, opened.store)
+            return opened.store
+
+    def new_claims(self) -> tuple[str, ...]:
+        """On a worker of another process: the packs claimed for this run that this did not give before."""
+        with _guard:
+            opened = _opened[self.url]
+            claimed = opened.store.claimed
+            new, opened.told = claimed - opened.told, claimed
+            return tuple(sorted(new))
 
     def dataset(self, ds: Dataset) -> Dataset:
         """`ds`, read through that store."""

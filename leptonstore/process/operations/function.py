@@ -1,0 +1,198 @@
+"""A function of the user's as an operation: "package.module:function".
+
+    def shouted(batch, mark="!"):                                   [[operation]]
+        texts = batch.column("text")                                use = "my_package.texts:shouted"
+        return {"loud": pc.binary_join_element_wise(                columns = ["text"]
+            pc.utf8_upper(texts), mark, "")}                        returns = {loud = "string"}
+                                                                    arguments = {mark = "!!"}
+
+It is called with a pyarrow.RecordBatch of `columns` and with its arguments, and returns columns (a mapping or a RecordBatch), each with a
+value for each row; `keep`, booleans, says which rows go on. It must be a function of these values alone, as its results are kept: batches
+have any number of rows, in any order. An exception is about a row: the pipeline finds out which. On a cluster the module must be importable
+on every worker.
+
+What decides the result is taken to be the module that it stands in: a digest of its source is part of the recipe. Not seen are modules
+that it imports, files that it reads, and what was compiled: change `revision` when these change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from leptonstore.dataset.schema import image_field, path_field, tensor_field, text_field, tokens_field
+from leptonstore.digest import digest_of
+from leptonstore.errors import BadInput, listed
+from leptonstore.process.operation import Made, RowOperation
+from leptonstore.process.operations.parameters import field_of, replaced, texts
+
+KEEP = "keep"
+_TYPES = {
+    "bool": pa.bool_(), "int8": pa.int8(), "int16": pa.int16(), "int32": pa.int32(), "int64": pa.int64(),
+    "uint8": pa.uint8(), "uint16": pa.uint16(), "uint32": pa.uint32(), "uint64": pa.uint64(),
+    "float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64(),
+    "string": pa.string(), "large_string": pa.large_string(), "binary": pa.binary(), "large_binary": pa.large_binary(),
+    "date": pa.date32(), "timestamp": pa.timestamp("us"),
+}  # fmt: skip
+
+
+_SPECIAL: dict[str, Callable[[str], pa.Field]] = {
+    "image": image_field,
+    "text": text_field,
+    "tokens": tokens_field,
+    "path": path_field,
+}
+_TENSOR = re.compile(r"(\w+)\[(\d+(?:\s*,\s*\d+)*)\]")
+
+
+@dataclass(frozen=True)
+class Function(RowOperation):
+    """Calls a function of yours with batches of rows.
+
+    call: "package.module:function". columns: those that it is given; none: all. returns: the columns that it returns, with their types:
+    bool, int32, float64, string, binary …, "[int32]" for lists, "float32[3, 224]" for tensors; image, text, tokens for what they mean.
+    arguments: given to it by name. revision: a text of yours; change it when something changes that its module does not show.
+    """
+
+    call: str
+    columns: Sequence[str] = ()
+    returns: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+:\w+", self.call):
+            raise BadInput(f"a function is called package.module:function, not {self.call!r}")
+        object.__setattr__(self, "columns", texts(self.call, "columns", self.columns))
+        for parameter in ("returns", "arguments"):
+            if not isinstance(getattr(self, parameter), Mapping):
+                raise BadInput(f"{self.call}: {parameter} is a table, {{name = …}}, not {getattr(self, parameter)!r}")
+            object.__setattr__(self, parameter, dict(getattr(self, parameter)))
+        for name in self.returns:
+            self._field(name)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """What is called."""
+        return self.call
+
+    def parameters(self) -> dict[str, Any]:
+        """All but the name."""
+        found = super().parameters()
+        del found["call"]
+        return found
+
+    def libraries(self) -> dict[str, str]:
+        """The digest of its module's source."""
+        path = inspect.getsourcefile(self._module())
+        return {"code": digest_of(Path(path).read_bytes()).hex()} if path is not None and Path(path).is_file() else {}
+
+    def reads(self, schema: pa.Schema) -> tuple[str, ...]:
+        """`columns`, or all."""
+        return tuple(field_of(self.call, schema, column).name for column in self.columns) or tuple(schema.names)
+
+    def output(self, schema: pa.Schema) -> pa.Schema:
+        """With what it returns. Raises BadInput when there is no such function."""
+        function = self._function()
+        try:
+            inspect.signature(function).bind(None, **self.arguments)
+        except (TypeError, ValueError) as error:  # ValueError: some functions of C have no signature
+            if isinstance(error, TypeError):
+                raise BadInput(f"{self.call} does not take these arguments: {error}") from None
+        self.reads(schema)
+        for name in self.returns:
+            schema = replaced(schema, self._field(name))
+        return schema
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """What it returns."""
+        return tuple(self.returns)
+
+    def apply(self, batch: pa.RecordBatch) -> Made:
+        """Call it."""
+        found = self._function()(batch, **self.arguments)
+        if isinstance(found, (pa.RecordBatch, pa.Table)):
+            found = dict(zip(found.schema.names, found.columns, strict=True))
+        if not isinstance(found, Mapping):
+            raise BadInput(f"{self.call} returned {type(found).__name__}, not columns: {{name: values}}")
+        unknown = [name for name in found if name not in self.returns and name != KEEP]
+        if unknown:
+            raise BadInput(
+                f"{self.call} returned a column {unknown[0]!r} that `returns` does not have ({listed(self.returns)})"
+            )
+        missing = [name for name in self.returns if name not in found]
+        if missing:
+            raise BadInput(f"{self.call} returned no column {missing[0]!r}, which `returns` has")
+        columns = {name: _array(found[name], self._field(name).type) for name in self.returns}
+        keep = None
+        if KEEP in found and KEEP not in self.returns:
+            keep = np.asarray(_array(found[KEEP], pa.bool_()).fill_null(False))
+        return Made(columns, keep)
+
+    def _field(self, name: str) -> pa.Field:
+        return _field_of(self.call, name, self.returns[name])
+
+    def _module(self) -> ModuleType:
+        module = self.call.partition(":")[0]
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise BadInput(
+                f"{self.call}: there is no module {module!r} that can be imported ({error}); is it on the Python "
+                "path (PYTHONPATH)?"
+            ) from None
+
+    def _function(self) -> Callable[..., Any]:
+        wanted = self.call.partition(":")[2]
+        module = self._module()
+        found = getattr(module, wanted, None)
+        if not callable(found):
+            names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+            near = get_close_matches(wanted, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(names, 'none')}"
+            raise BadInput(f"{self.call}: module {module.__name__} has no function {wanted!r}; {hint}")
+        function: Callable[..., Any] = found
+        return function
+
+
+def _field_of(call: str, name: str, text: Any) -> pa.Field:
+    if isinstance(text, str):
+        if text in _SPECIAL:
+            made: pa.Field = _SPECIAL[text](name)
+            return made
+        if text in _TYPES:
+            return pa.field(name, _TYPES[text])
+        inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else ""
+        if inner in _TYPES:
+            return pa.field(name, pa.list_(_TYPES[inner]))
+        tensor = _TENSOR.fullmatch(text)
+        if tensor is not None and tensor[1] in _TYPES:
+            return tensor_field(name, _TYPES[tensor[1]], tuple(int(one) for one in tensor[2].split(",")))
+    known = [*_TYPES, *_SPECIAL]
+    near = get_close_matches(str(text), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}, [int32], float32[3, 224]"
+    raise BadInput(f"{call}: column {name!r} has no type {text!r}; {hint}")
+
+
+def _array(values: Any, data_type: pa.DataType) -> pa.Array:
+    """What a function returned, as an array of a type. Raises what pyarrow raises when a value does not fit: that is about a row."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(data_type, pa.FixedShapeTensorType) and not isinstance(values, pa.Array):
+        stacked = np.ascontiguousarray(np.asarray(values, data_type.value_type.to_pandas_dtype()))
+        if stacked.shape[1:] != tuple(data_type.shape):
+            raise ValueError(f"a value has shape {stacked.shape[1:]}, not {tuple(data_type.shape)}")
+        storage = pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), type=data_type.storage_type)
+        return pa.ExtensionArray.from_storage(data_type, storage)
+    array = values if isinstance(values, pa.Array) else pa.array(values, data_type)
+    return array if array.type == data_type else array.cast(data_type)
