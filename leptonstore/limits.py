@@ -354,7 +354,9 @@ HISTOGRAM_BINS = 32
 STATISTICS_BLOCK_GROUPS_AVG = 16
 STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
-STATISTICS_EXACT_VALUES = 1_024  # different values of a block that are counted one by one
+STATISTICS_EXACT_VALUES = (
+    4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
+)
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
 STATISTICS_POINTS_MAX = (
     16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
@@ -370,6 +372,14 @@ STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
+PII_CONTEXT_CHARS = 16  # before a number of four parts, in which a word may say that it is a version
+PII_PHONE_CHARS_MAX = (
+    128  # of a run of digits and what stands between them that libphonenumber is given at a time: numbers have 30
+)
+PII_PHONE_TRIES = 16  # of its attempts in such a piece: what a piece costs is bounded
+TEXT_LANGUAGE_CHARS_MAX = (
+    4_096  # of a text by which its language is told: some ms in pure Python, and more make it no surer
+)
 TEXT_BLOCK_BYTES = (
     256 * KIB
 )  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
@@ -382,7 +392,9 @@ TEXT_PART_ROWS = (
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
-LABEL_TRAIN_ROWS_MAX = 200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+LABEL_TRAIN_ROWS_MAX = (
+    200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+)
 LABEL_FOLDS_MAX = 20
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (

@@ -35,14 +35,14 @@ from leptonstore.errors import BadInput, ChunkMissing, Conflict, RefMissing
 from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.format.pack import CONTENT_META, KIND_DICTIONARY
 from leptonstore.store import RefUpdate, Store
+from leptonstore.store.environment import delete_environment
 from leptonstore.store.log import LogState, Proposal
 from leptonstore.store.purge import FEATURES, PurgeReport, finish, purge, require_alone
 from leptonstore.store.search import Needles, Searched, search, search_files
 
 Progress = Callable[[str, int, int], None]
-_HOST_CACHES = (
-    "trees",
-)  # of a store, in the user's cache directory: what names rows beside the index, which is filled anew
+# Of a store, in the user's cache directory, beside the index, which is filled anew: what names rows; results that were made of them.
+_HOST_CACHES = ("trees", "memo")
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -356,6 +356,8 @@ def _clear_caches(store: Store, caches: Sequence[HotCache], needles: Needles, re
     for name in _HOST_CACHES:
         folder = store.cache_path(name)
         if folder.is_dir():
+            if (folder / "index").is_dir():  # LMDB: this process may have it open
+                delete_environment(folder / "index")
             shutil.rmtree(folder, ignore_errors=True)
             told.append(f"{name} of this host's cache directory removed")
     for cache in caches:

@@ -166,7 +166,7 @@ def _of_one(places: Ints, amounts: Ints) -> tuple[Ints, Ints, Ints]:
     for start in range(0, len(places), _EXACT_COUNT):
         part = slice(start, start + _EXACT_COUNT)
         counted.append(np.bincount(places[part], amounts[part].astype(np.float64), _PLACES).astype(np.int64))
-    used = np.array(counted).reshape(-1, _PLACES)
+    used = np.array(counted, np.int64).reshape(-1, _PLACES)
     rows, found = np.nonzero(used)
     return np.zeros(len(rows), np.int64), found, used[rows, found]
 

@@ -20,7 +20,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 import struct
 import threading
 from collections import OrderedDict
@@ -48,7 +47,7 @@ from leptonstore.store.environment import (
     open_environment,
 )
 
-FOLDER = "memo"
+FOLDER = "memo"  # `lepton erase` removes it (dataset/erase.py)
 _T = TypeVar("_T")
 _PLACE = struct.Struct("<8sI")  # of a row: block, row in it
 _BLOCK = struct.Struct("<QQI")  # of a block: clock of its last use, bytes that are counted for it, rows
@@ -433,19 +432,6 @@ def usual_budget_bytes(path: Path) -> int:
     free = os.statvfs(path)
     share = int(free.f_bavail * free.f_frsize * limits.MEMO_FREE_SHARE)
     return min(max(share, limits.MEMO_BYTES_MIN), limits.MEMO_BYTES_USUAL_MAX)
-
-
-def clear_memo(store: Store) -> bool:
-    """Remove a store's memo from this host, also one that cannot be opened; whether there was one. For `lepton erase`."""
-    path = store.cache_path(FOLDER)
-    if not path.is_dir():
-        return False
-    memo = Memo.of(store)
-    if memo is not None:
-        memo.clear()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-    return True
 
 
 # -- what is written in LMDB -----------------------------------------------------------------------------------------

@@ -195,13 +195,36 @@ class Pipeline:
             kept.flush()
         return Result(made, findings, counts, totals["reused"], totals["computed"], len(ds))
 
+    def look(
+        self, store: Store, runner: Runner | None = None, progress: Progress = _silent, memo: bool = True
+    ) -> Result:
+        """What its checks find, of all rows that would come to them; nothing is written. `dataset` of the result is what was read.
+
+        Raises as `run`, without what comes of writing.
+        """
+        store.refresh()
+        name, branch = self._into()
+        plan = self.plan(store)
+        run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
+        findings, counts, totals = run.look()
+        kept = Memo.of(store) if memo else None
+        if kept is not None:
+            kept.flush()
+        return Result(
+            plan.dataset, findings, counts, totals["reused"], totals["computed"], len(plan.dataset), written=False
+        )
+
     def _made_already(self, store: Store, name: str, branch: str) -> Result | None:
         """The result, when the version that is to be read is the result itself, on its own branch."""
         here = Dataset.open(store, self.dataset)
         lineage = here.commit_object.lineage
-        if (here.name, here.ref) == (name, branch) and lineage.get("pipeline") == declared(self):
-            return _there(store, here, branch)
-        return None
+        if (here.name, here.ref) != (name, branch) or lineage.get("pipeline") != declared(self):
+            return None
+        try:  # what operations found outside of the version (a tokenizer, a joined dataset) must be the same, too
+            before = self.with_changes(dataset=f"{name}@{lineage['read']['commit']}").plan(store)
+        except LeptonError:
+            return None
+        return _there(store, here, branch) if before.made(lineage) else None
 
     def _write_findings(
         self, store: Store, ds: Dataset, made: Dataset, findings: pa.Table, branch: str, author: str
@@ -211,7 +234,15 @@ class Pipeline:
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
         if not len(findings) and branch not in before:
             return
-        lineage = {"operation": "findings", "version": ds.commit, "result": {"commit": made.commit}}
+        # The rows are those of the version that was searched: that is the one commit which a reader of lineage is to find here.
+        lineage = {
+            "operation": "findings",
+            "searched": {"commit": ds.commit, "name": f"dataset/{ds.name}"},
+            "checks": sorted(
+                {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
+            ),
+            "result": made.commit,
+        }
         source = Source(
             SCHEMA, ("row", "check"), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
         )
@@ -243,7 +274,7 @@ def _there(store: Store, made: Dataset, branch: str) -> Result:
     for info in list_refs(store, "dataset", name):
         if info.branch == branch:
             found = Dataset(store, name, branch, info.commit)
-            if found.commit_object.lineage.get("result") == {"commit": made.commit}:
+            if found.commit_object.lineage.get("result") == made.commit:
                 findings = pa.Table.from_batches((batch for _, batch in found.iter_batches()), SCHEMA)
     counts = tuple(lineage.get("counts", ()))
     return Result(made, findings, counts, rows_in=int(lineage.get("rows_before", 0)), written=False)
@@ -263,13 +294,8 @@ class _Run:
 
     def all_passes(self) -> tuple[Tree, pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
         """(the tree, which nothing refers to yet; findings; counts of each operation; rows reused and computed)."""
-        ds, stages, told = self._plan.dataset, list[Stage](), 0
-        for one in self._plan.passes:
-            if isinstance(one, TablePass):
-                stages += one.chains
-                stages.append(self._decided(ds, one, stages, told))
-                told = len(stages)
-        end = self._plan.end
+        ds, end = self._plan.dataset, self._plan.end
+        stages, told = self._decisions(ds)
         stages += self._plan.last_chains
         if isinstance(end, GroupEnd):
             tree = self._grouped(ds, end, stages, told)
@@ -278,8 +304,31 @@ class _Run:
             written = write_rows(ds, segment, self._plan.identity, self._runner, self._tell(), keyed=self._plan.keyed)
             self._take(written.findings)
             tree = written.tree
+        return tree, *self._told()
+
+    def look(self) -> tuple[pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
+        """All but the tree."""
+        ds = self._plan.dataset
+        stages, told = self._decisions(ds)
+        if self._plan.last_chains:
+            segment = self._segment(ds, [*stages, *self._plan.last_chains], pa.schema([]), False, told)
+            self._take(rows_of(ds, segment, self._runner, self._tell())[1])
+        return self._told()
+
+    def _decisions(self, ds: Dataset) -> tuple[list[Stage], int]:
+        """All passes but the last: (what their stages are then, how many of these have told what they found)."""
+        stages, told = list[Stage](), 0
+        for one in self._plan.passes:
+            stages += one.chains
+            stages.append(self._decided(ds, one, stages, told))
+            told = len(stages)
+        return stages, told
+
+    def _told(self) -> tuple[pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
+        """(findings, counts of each operation, rows reused and computed)."""
+        end = self._plan.end
         counts = []
-        rows = len(ds)
+        rows = len(self._plan.dataset)
         for number, operation in enumerate(self._plan.operations, 1):
             known = self._counts.get(number, Counter())  # of one that no row came to there are none
             come = known["in"] if known else 0
@@ -287,7 +336,7 @@ class _Run:
             said = {"operation": operation.name, "in": come, "out": rows, "failed": known["failed"]}
             counts.append(said | ({"groups": True} if isinstance(end, GroupEnd) and end.operation is operation else {}))
         totals = sum(self._counts.values(), Counter())
-        return tree, joined(self._findings), tuple(counts), totals
+        return joined(self._findings), tuple(counts), totals
 
     def _segment(self, ds: Dataset, stages: Sequence[Stage], schema: pa.Schema, stored: bool, told: int) -> Segment:
         return Segment(ds.schema, tuple(stages), schema, stored, ds.label, told, self._memo)

@@ -96,8 +96,7 @@ class Plan:
         """Of the result; a function of version, operations and rows alone."""
         return {
             "operation": "process",
-            "parent": self.dataset.commit,
-            "dataset": self.dataset.name,
+            "read": {"commit": self.dataset.commit, "name": f"dataset/{self.dataset.name}"},
             "pipeline": self.pipeline,
             "operations": self.recipes(),
             "on_error": self.on_error,
@@ -108,7 +107,7 @@ class Plan:
 
     def made(self, lineage: Mapping[str, Any]) -> bool:
         """Whether a version with this lineage is what this plan would make."""
-        same = ("operation", "parent", "operations", "on_error")
+        same = ("operation", "read", "operations", "on_error")
         mine = self.lineage((), 0, 0)
         return all(lineage.get(key) == mine[key] for key in same)
 

@@ -26,9 +26,15 @@ OPERATIONS: dict[str, str] = {
     "check.outliers": "checks.outliers:Outliers",
     "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
+    "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
+    "check.text_charset": "checks.text_charset:TextCharset",
+    "check.text_language": "checks.text_language:TextLanguage",
+    "check.text_length": "checks.text_length:TextLength",
+    "check.text_quality": "checks.text_quality:TextQuality",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "text.mask_pii": "operations.mask_pii:MaskPii",
     "text.tokenise": "operations.tokenise:Tokenise",
     "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
@@ -52,8 +58,7 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
         near = get_close_matches(name, OPERATIONS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {listed(OPERATIONS)}"
         raise BadInput(f"{where}: there is no operation {name!r}; {hint}")
-    module, _, kind_name = place.partition(":")
-    kind = getattr(import_module(_PACKAGE + module), kind_name)
+    kind = _kind(place)
     known = {one.name: one for one in fields(kind) if one.init}
     for given in parameters:
         if given not in known:
@@ -68,3 +73,14 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     return made
+
+
+def kind_named(name: str) -> type[Operation]:
+    """The class of an operation that there is."""
+    return _kind(OPERATIONS[name])
+
+
+def _kind(place: str) -> type[Operation]:
+    module, _, kind_name = place.partition(":")
+    kind: type[Operation] = getattr(import_module(_PACKAGE + module), kind_name)
+    return kind

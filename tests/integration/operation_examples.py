@@ -202,4 +202,5 @@ EXAMPLES = [
     Example("check.leakage", {"columns": ["name"], "action": "tag"}, NUMBERS),
     Example("check.outliers", {}, NUMBERS),
     Example("check.class_balance", {"label": "label"}, NUMBERS),
+    Example("check.label_errors", {"columns": ["count", "score"]}, NUMBERS),
 ]

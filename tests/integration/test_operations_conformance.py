@@ -126,6 +126,7 @@ def test_what_is_read_and_made_stands_in_the_schemas(operation: Operation, ds: D
         assert field.nullable or not (values.is_null().to_numpy(zero_copy_only=False) & left).any()
     for name in set(ds.schema.names) - set(made.columns):
         assert output.field(name).equals(ds.schema.field(name), check_metadata=True)
+    assert set(made.columns) <= set(operation.writes(ds.schema)) <= set(output.names)
     assert bool(made.failed) == example.fails
     if made.findings is not None:
         assert made.findings.schema == findings.SCHEMA

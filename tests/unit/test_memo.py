@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from leptonstore import limits
 from leptonstore.digest import digest_of
 from leptonstore.errors import FormatDamaged
-from leptonstore.process.memo import Memo, clear_memo
+from leptonstore.process.memo import Memo
 from leptonstore.process.memo_block import Block
 from leptonstore.process.outcomes import Outcomes, Part, assembled
 from leptonstore.store import Store
@@ -262,7 +262,6 @@ def test_clear_empties_it_and_keeps_its_budget(store: Store, memo: Memo) -> None
     assert memo.places(keys_of(1)) == [None] and memo.get(keys_of(2)[0]) is None
     assert memo.usage()[1:] == (1 << 30, 0, 0, 0)
     assert not list((memo.path / "blocks").iterdir())
-    assert clear_memo(store)
 
 
 def test_an_encrypted_store_has_one_in_ram_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,10 @@ class Decode(RowOperation):
         """With the tensors."""
         return replaced(schema, self._made(self._field(schema)))
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The tensors."""
+        return (self.into or self.column,)
+
     def libraries(self) -> dict[str, str]:
         """The decoder."""
         return {"pillow": images.pillow_version()}
@@ -128,6 +132,10 @@ class _Sized(RowOperation):
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the images in their new size."""
         return replaced(schema, self._made(_image_field(self.name, schema, self.column)))
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The images."""
+        return (self.into or self.column,)
 
     def libraries(self) -> dict[str, str]:
         """Decoder and encoders."""

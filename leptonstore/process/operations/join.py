@@ -102,6 +102,10 @@ class Join(RowOperation):
             schema = schema.append(added)
         return schema
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The columns of the other."""
+        return tuple(one.name for one in self._added())
+
     def apply(self, batch: pa.RecordBatch) -> Made:
         """What each row's key finds."""
         fields = self._added()

@@ -55,6 +55,10 @@ class _ByIdentity(Operation):
             raise SchemaError(f"{self.name}: it is not known what identifies a row; name columns in `by`")
         return tuple(field_of(self.name, schema, column).name for column in self.by)
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
     def numbers_of(self, batch: pa.RecordBatch, purpose: bytes) -> NDArray[np.uint64]:
         """The number of each row."""
         return identity_numbers([batch.column(name) for name in self.by], self.seed, purpose)
@@ -94,6 +98,10 @@ class Split(_ByIdentity, RowOperation):
         if self.column in schema.names:
             raise SchemaError(f"{self.name}: there is a column {self.column!r} already; give `column` another name")
         return schema.append(class_label_field(self.column, list(self.names)))
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The sides."""
+        return (self.column,)
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """The side of each row."""
@@ -191,6 +199,10 @@ class Select(RowOperation):
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The columns that the condition names. Raises BadInput, MissingExtra without sqlglot."""
         return tuple(_predicate(self.where, schema).columns)
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Rows that it holds for."""
