@@ -270,6 +270,7 @@ HTML_LINES_MAX = 20
 HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five of them are decoded in 10 ms
 HTML_IMAGE_PIXELS_MAX = 4 << 20
 HTML_THUMBNAIL_EDGE = 48  # pixels
+HTML_REPORT_BYTES_MAX = 2 * MIB  # of a report in a notebook, which is kept with it
 
 # -- looking through rows in a terminal ----------------------------------------------------------------------------
 BROWSE_BLOCK_ROWS = 64  # rows that are read together: a screen or two
