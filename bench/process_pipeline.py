@@ -42,7 +42,11 @@ SHARE = 100  # every so many-th row is changed
 BOUND = "<= 0.1"
 BATCH = 256
 KINDS = ("images", "texts")
-_WORDS = [word + ending for word in "stone river light open gather simple under weight colour morning".split() for ending in ("", "s", "ed", "ing", "ly", "er")]
+_WORDS = [
+    word + ending
+    for word in "stone river light open gather simple under weight colour morning".split()
+    for ending in ("", "s", "ed", "ing", "ly", "er")
+]
 
 
 def image_rows(first: int, count: int, changed: int = 0) -> pa.Table:
@@ -120,8 +124,14 @@ def run_once(folder: Path, kind: str, branch: str) -> dict[str, Any]:
         start, cpu = time.perf_counter(), time.process_time()
         result = pipeline.run(store)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        made = {"reused": result.reused, "computed": result.computed, "rows": result.rows_out, "written": result.written}
-        return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": harness.peak_mib(), "commit": result.dataset.commit, **made}
+        made = {
+            "reused": result.reused,
+            "computed": result.computed,
+            "rows": result.rows_out,
+            "written": result.written,
+        }
+        found = {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": harness.peak_mib(), "commit": result.dataset.commit}
+        return found | made
 
 
 def run_bare(folder: Path, kind: str) -> dict[str, Any]:
@@ -158,7 +168,9 @@ def run_bare(folder: Path, kind: str) -> dict[str, Any]:
 def measure_kind(kind: str, quick: bool) -> list[Figure]:
     """The figures of one pipeline."""
     rows_of, count = (
-        (image_rows, IMAGES_QUICK if quick else IMAGES) if kind == "images" else (text_rows, TEXTS_QUICK if quick else TEXTS)
+        (image_rows, IMAGES_QUICK if quick else IMAGES)
+        if kind == "images"
+        else (text_rows, TEXTS_QUICK if quick else TEXTS)
     )
     with tempfile.TemporaryDirectory(prefix="lepton-bench-") as place:
         folder = Path(place)

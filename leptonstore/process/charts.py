@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leptonstore.process.statistics.results import Histogram
+from leptonstore.process.statistics.results import Histogram, NumberStats
 
 WIDTH = 320
 HEIGHT = 100
@@ -75,14 +75,43 @@ class LineChart:
     summary: str
 
 
-def histogram_chart(histogram: Histogram, what: str) -> BarChart:
-    """A histogram as bars; `what` names the values in the summary."""
+@dataclass(frozen=True)
+class Box:
+    """Where quantiles lie on the axis of a histogram, in chart units; `summary` says them."""
+
+    low: float
+    lower: float
+    middle: float
+    upper: float
+    high: float
+    summary: str
+
+
+def box_of(stats: NumberStats) -> Box | None:
+    """5, 25, 50, 75 and 95 % of the values, on the axis from min to max; None where they are not known."""
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    values = [stats.quantile(share) for share in shares]
+    if stats.histogram is None or any(value is None for value in values):
+        return None
+    low, high = stats.histogram.edges[0], stats.histogram.edges[-1]
+    if not high > low:
+        return None
+    numbers = [float(value) for value in values if value is not None]
+    places = [round(min(max((value - low) / (high - low), 0.0), 1.0) * WIDTH, 2) for value in numbers]
+    said = ", ".join(f"{share:.0%} are at most {short(value)}" for share, value in zip(shares, numbers, strict=True))
+    return Box(places[0], places[1], places[2], places[3], places[4], said)
+
+
+def histogram_chart(histogram: Histogram, what: str, first: str | None = None, last: str | None = None) -> BarChart:
+    """A histogram as bars; `what` names the values in the summary. first, last: how the ends are written, where numbers say little."""
     edges, counts = histogram.edges, histogram.counts
     titles = [
         f"{short(low)} to {short(high)}: {whole(count)}"
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    return _bar_chart(counts, titles, short(edges[0]), short(edges[-1]), what)
+    if first is not None and last is not None:
+        titles = [f"{whole(count)} values" for count in counts]
+    return _bar_chart(counts, titles, first or short(edges[0]), last or short(edges[-1]), what)
 
 
 def counts_chart(counts: Sequence[int], names: Sequence[str], what: str) -> BarChart:

@@ -123,6 +123,10 @@ class TableOperation(Operation):
     def features(self, schema: pa.Schema) -> pa.Schema:
         """The schema of what `measure` gives; some ten to some hundred bytes a row. Raises as `reads`."""
 
+    def features_recipe(self) -> dict[str, Any]:
+        """What decides the features alone: they are looked up by it. Parameters that only `decide` uses need not be in it."""
+        return self.recipe()
+
     @abstractmethod
     def measure(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """One row of features for each row of `batch` (as in RowOperation.apply); nulls for a row that cannot be measured."""

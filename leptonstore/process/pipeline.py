@@ -59,6 +59,12 @@ class Result:
     rows_in: int = 0
     written: bool = True
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import result_html
+
+        return result_html(self)
+
     @property
     def rows_out(self) -> int:
         """Of the result."""
@@ -100,6 +106,12 @@ class Pipeline:
         split_spec(self.dataset)
         if self.into is not None:
             self._into()
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import pipeline_html
+
+        return pipeline_html(self)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
@@ -183,6 +195,25 @@ class Pipeline:
             kept.flush()
         return Result(made, findings, counts, totals["reused"], totals["computed"], len(ds))
 
+    def look(
+        self, store: Store, runner: Runner | None = None, progress: Progress = _silent, memo: bool = True
+    ) -> Result:
+        """What its checks find, of all rows that would come to them; nothing is written. `dataset` of the result is what was read.
+
+        Raises as `run`, without what comes of writing.
+        """
+        store.refresh()
+        name, branch = self._into()
+        plan = self.plan(store)
+        run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
+        findings, counts, totals = run.look()
+        kept = Memo.of(store) if memo else None
+        if kept is not None:
+            kept.flush()
+        return Result(
+            plan.dataset, findings, counts, totals["reused"], totals["computed"], len(plan.dataset), written=False
+        )
+
     def _made_already(self, store: Store, name: str, branch: str) -> Result | None:
         """The result, when the version that is to be read is the result itself, on its own branch."""
         here = Dataset.open(store, self.dataset)
@@ -263,13 +294,8 @@ class _Run:
 
     def all_passes(self) -> tuple[Tree, pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
         """(the tree, which nothing refers to yet; findings; counts of each operation; rows reused and computed)."""
-        ds, stages, told = self._plan.dataset, list[Stage](), 0
-        for one in self._plan.passes:
-            if isinstance(one, TablePass):
-                stages += one.chains
-                stages.append(self._decided(ds, one, stages, told))
-                told = len(stages)
-        end = self._plan.end
+        ds, end = self._plan.dataset, self._plan.end
+        stages, told = self._decisions(ds)
         stages += self._plan.last_chains
         if isinstance(end, GroupEnd):
             tree = self._grouped(ds, end, stages, told)
@@ -278,8 +304,31 @@ class _Run:
             written = write_rows(ds, segment, self._plan.identity, self._runner, self._tell(), keyed=self._plan.keyed)
             self._take(written.findings)
             tree = written.tree
+        return tree, *self._told()
+
+    def look(self) -> tuple[pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
+        """All but the tree."""
+        ds = self._plan.dataset
+        stages, told = self._decisions(ds)
+        if self._plan.last_chains:
+            segment = self._segment(ds, [*stages, *self._plan.last_chains], pa.schema([]), False, told)
+            self._take(rows_of(ds, segment, self._runner, self._tell())[1])
+        return self._told()
+
+    def _decisions(self, ds: Dataset) -> tuple[list[Stage], int]:
+        """All passes but the last: (what their stages are then, how many of these have told what they found)."""
+        stages, told = list[Stage](), 0
+        for one in self._plan.passes:
+            stages += one.chains
+            stages.append(self._decided(ds, one, stages, told))
+            told = len(stages)
+        return stages, told
+
+    def _told(self) -> tuple[pa.Table, tuple[dict[str, Any], ...], Counter[str]]:
+        """(findings, counts of each operation, rows reused and computed)."""
+        end = self._plan.end
         counts = []
-        rows = len(ds)
+        rows = len(self._plan.dataset)
         for number, operation in enumerate(self._plan.operations, 1):
             known = self._counts.get(number, Counter())  # of one that no row came to there are none
             come = known["in"] if known else 0
@@ -287,7 +336,7 @@ class _Run:
             said = {"operation": operation.name, "in": come, "out": rows, "failed": known["failed"]}
             counts.append(said | ({"groups": True} if isinstance(end, GroupEnd) and end.operation is operation else {}))
         totals = sum(self._counts.values(), Counter())
-        return tree, joined(self._findings), tuple(counts), totals
+        return joined(self._findings), tuple(counts), totals
 
     def _segment(self, ds: Dataset, stages: Sequence[Stage], schema: pa.Schema, stored: bool, told: int) -> Segment:
         return Segment(ds.schema, tuple(stages), schema, stored, ds.label, told, self._memo)

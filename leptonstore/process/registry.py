@@ -26,9 +26,15 @@ OPERATIONS: dict[str, str] = {
     "check.outliers": "checks.outliers:Outliers",
     "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
+    "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
+    "check.text_charset": "checks.text_charset:TextCharset",
+    "check.text_language": "checks.text_language:TextLanguage",
+    "check.text_length": "checks.text_length:TextLength",
+    "check.text_quality": "checks.text_quality:TextQuality",
     "image.decode": "operations.images:Decode",
     "image.resize": "operations.images:Resize",
     "image.crop": "operations.images:Crop",
+    "text.mask_pii": "operations.mask_pii:MaskPii",
     "text.tokenise": "operations.tokenise:Tokenise",
     "numbers.normalise": "operations.normalise:Normalise",
     "rows.group_by": "operations.group_by:GroupBy",
@@ -36,6 +42,10 @@ OPERATIONS: dict[str, str] = {
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
+    "check.undecodable": "checks.undecodable:Undecodable",
+    "check.constant": "checks.constant:Constant",
+    "check.image_size": "checks.image_size:ImageSize",
+    "check.image_quality": "checks.image_quality:ImageQuality",
 }
 _FUNCTION = "operations.function:Function"
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leptonstore import limits
+from leptonstore.errors import listed
 from leptonstore.process import charts
 from leptonstore.process.gallery import Sample
 from leptonstore.process.passages import Passage, leveled
+from leptonstore.process.report_columns import column_cards, correlation, drift
 from leptonstore.process.report_findings import clusters, finding_galleries, findings
 from leptonstore.process.report_gallery import gallery
 from leptonstore.process.report_graph import graphs
-from leptonstore.process.statistics.results import Analysis, ClassBalance, ColumnAnalysis
+from leptonstore.process.statistics.results import Analysis, ClassBalance
 
 if TYPE_CHECKING:
     from leptonstore.process.report import EvaluationSection, Report, SizesSection, Version
@@ -42,6 +44,10 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
         "rows": report.rows,
         "balance": balance(report.analysis) if report.analysis else None,
         "columns": column_cards(report.analysis) if report.analysis else None,
+        "correlation": correlation(report.analysis.correlation)
+        if report.analysis and report.analysis.correlation
+        else None,
+        "drift": drift(report.analysis.drift) if report.analysis and report.analysis.drift else None,
         "storage": storage(report.analysis, report.sizes) if report.analysis else None,
         "findings": findings(report.clean) if report.clean else None,
         "clusters": clusters(report.clusters, report.clusters_total, edge) if report.clusters else None,
@@ -56,6 +62,7 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
     return found | {
         "head": versions[0] if versions else None,
         "facts": facts(report),
+        "warnings": warnings(report),
         "finding_pictures": finding_galleries(report.findings, counts, edge),
         "wrong_pictures": pictures(report.evaluation.wrong, few) if report.evaluation else None,
         "published": {link.digest: link.published for link in report.links if link.published},
@@ -79,6 +86,23 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.evaluation:
         shown.append(("Accuracy", charts.as_percent(report.evaluation.accuracy)))
     return shown
+
+
+def warnings(report: Report) -> list[str]:
+    """What must not be overlooked: splits that share samples, and a version that drifted."""
+    found = report.analysis
+    if found is None:
+        return []
+    told = []
+    if found.leakage:
+        same = ", ".join(found.leakage.columns)
+        for one in found.leakage.leaks:
+            counts = charts.whole(one.rows), charts.whole(one.others)
+            told.append(f"{counts[0]} rows of {one.first} and {counts[1]} of {one.second} have the same {same}.")
+    much = [one.name for one in found.drift.columns if one.level == "much"] if found.drift else []
+    if much and found.drift:
+        told.append(f"Drifted much since {found.drift.dataset}@{found.drift.ref}: {listed(much)}.")
+    return told
 
 
 def balance(analysis: Analysis) -> dict[str, Any] | None:
@@ -124,48 +148,6 @@ def tone_of(split: str, place: int) -> int:
     if split.lower() in ("", "train", "training"):
         return 0
     return min(max(place, 1), 2)
-
-
-def column_cards(analysis: Analysis) -> dict[str, Any]:
-    """One card per column: what it is, its chart, its figures."""
-    shown = analysis.columns[: limits.REPORT_COLUMNS_MAX]
-    return {"cards": [_card(column) for column in shown], "left_out": len(analysis.columns) - len(shown)}
-
-
-def _card(column: ColumnAnalysis) -> dict[str, Any]:
-    stats = column.numeric or column.lengths
-    what = "pixel values" if column.image else "values" if column.numeric else "lengths"
-    chart = None
-    figures: list[tuple[str, str]] = []
-    if column.distinct is not None and column.semantic == "class_label":
-        what = "rows per class"
-        order = column.distinct[: limits.REPORT_CLASSES_MAX]
-        chart = charts.counts_chart([one.rows for one in order], [one.name or str(one.value) for one in order], what)
-        figures = [("distinct", charts.whole(len(column.distinct)))]
-    elif stats is not None and stats.histogram is not None and stats.min != stats.max:
-        chart = charts.histogram_chart(stats.histogram, what)
-    if stats is not None and column.semantic != "class_label":
-        figures = [(name, charts.short(getattr(stats, name))) for name in ("min", "mean", "max", "std")]
-        if stats.not_finite:
-            figures.append(("not finite", charts.whole(stats.not_finite)))
-    if column.image:
-        figures += _image_figures(column)
-    figures.append(("nulls", charts.whole(column.nulls)))
-    return {"column": column, "chart": chart, "what": what, "figures": figures}
-
-
-def _image_figures(column: ColumnAnalysis) -> list[tuple[str, str]]:
-    image = column.image
-    if image is None:
-        return []
-    shown = [f"{one.height} × {one.width}" + (" × 3" if one.channels == 3 else "") for one in image.sizes[:1]]
-    more = len(image.sizes) - 1
-    found = [("size", shown[0] + (f" and {charts.whole(more)} more" if more > 0 else ""))] if shown else []
-    if len(image.channel_means) == 3:
-        found.append(("mean of R, G, B", ", ".join(f"{mean:.1f}" for mean in image.channel_means)))
-    if image.undecodable:
-        found.append(("undecodable", charts.whole(image.undecodable)))
-    return found
 
 
 def storage(analysis: Analysis, sizes: SizesSection | None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Measuring(RowOperation):
 
     def recipe(self) -> dict[str, Any]:
         """Of the features alone."""
-        return {"features of": self.operation.recipe()}
+        return {"features of": self.operation.features_recipe()}
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Measure."""

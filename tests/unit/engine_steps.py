@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -64,14 +69,33 @@ class Twice(Same):
 
 
 @dataclass(frozen=True)
-class Raising(Same):
-    """Cannot read row `row`."""
+class Deadly(Sieve):
+    """A Sieve whose worker dies (kill -9) some time after it met row `row`: once for each file in the directory `tokens`."""
 
+    tokens: str = ""
     row: int = 0
+    delay_s: float = 0.0
 
     def __call__(self, piece: Piece, store: Store) -> Piece:
         if self.row in piece.rows:
-            raise SourceError(f"row {self.row} is unreadable")
+            for token in Path(self.tokens).iterdir():
+                with suppress(FileNotFoundError):
+                    token.unlink()
+                    threading.Timer(self.delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+                    break
+        return super().__call__(piece, store)
+
+
+@dataclass(frozen=True)
+class Raising(Same):
+    """Cannot read row `row`; ours: says so with an error of LeptonStore's."""
+
+    row: int = 0
+    ours: bool = True
+
+    def __call__(self, piece: Piece, store: Store) -> Piece:
+        if self.row in piece.rows:
+            raise (SourceError if self.ours else ZeroDivisionError)(f"row {self.row} is unreadable")
         return piece
 
 

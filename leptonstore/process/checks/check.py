@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,16 @@ class Check(Operation):
         if self.action != Action.TAG or TAGS in schema.names:
             return schema
         return schema.append(pa.field(TAGS, pa.list_(pa.string())))
+
+    def fixes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The columns that the action "fix" may write (checks that can)."""
+        return self.reads(schema)
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """What its action writes: nothing, the tags, or what is fixed."""
+        if self.action == Action.FIX:
+            return self.fixes(schema)
+        return (TAGS,) if self.action == Action.TAG else ()
 
     def tagging_reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The column of tags, where there is one to which tags are added; part of `reads` of every check."""
@@ -143,6 +153,13 @@ class TableCheck(Check, TableOperation):
         """What it measures, and the tags to which it adds."""
         found = self.measures(schema)
         return found.append(schema.field(TAGS)) if self.tagging_reads(schema) else found
+
+    def features_recipe(self) -> dict[str, Any]:
+        """Without the action, unless it adds tags to features: what was measured for a report is there when rows are dropped."""
+        found = self.recipe()
+        return (
+            found if self.action == Action.TAG else {name: value for name, value in found.items() if name != "action"}
+        )
 
     def measure(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What it measures, and the tags to which it adds."""

@@ -82,6 +82,18 @@ class LabelErrors(TableCheck):
         """What guesses and what judges."""
         return {name: version(name) for name in ("cleanlab", "numpy", "scikit-learn")}
 
+    def features_recipe(self) -> dict[str, Any]:
+        """Folds and filter are of no meaning to features."""
+        return {
+            name: value
+            for name, value in super().features_recipe().items()
+            if name not in ("folds", "filter", "libraries")
+        }
+
+    def fixes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The label."""
+        return (chosen.class_column(self.name, schema, self.label),)
+
     def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
         """Label, what the model sees (or said), identity. Raises SchemaError."""
         label = chosen.class_column(self.name, schema, self.label)

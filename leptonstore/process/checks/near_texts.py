@@ -2,12 +2,12 @@
 
 Each text becomes the set of its shingles (texts/shingles.py: case, spaces and punctuation do not count), of which a signature is made
 (texts/minhash.py). Texts that share a key of it are compared by their sets, and are near duplicates from `threshold` Jaccard similarity
-on (texts/pairs.py). What pairs connect is a group; one row of it is kept: the most held-out one (test, then any other split, then train),
+on (texts/pairs.py). What pairs connect is a group; one row of it is kept: the most held-out one (test, then any other side, then train),
 then the lowest.
 
-Findings: one for each row that is not kept. `other` is the kept row where the two are near duplicates themselves, else the row of its group
-that it resembles most; `score` is the Jaccard similarity to it; `group` the lowest row of the group. Where the two stand in different
-splits, `detail` says so: that is leakage.
+Findings: one for each row that is not kept. `other` is the kept row where the two are near duplicates themselves; else, of texts with the
+same set, the one that would be kept among them; else the most similar row. `score` is the Jaccard similarity to it; `group` the lowest row
+of the group. Where the two stand on different sides of a split, `detail` says so: that is leakage.
 
 Sources: Broder, On the resemblance and containment of documents (1997); Lee et al., Deduplicating training data makes language models
 better (2022), for what near duplicates do to training and evaluation.
@@ -16,7 +16,7 @@ better (2022), for what near duplicates do to training and evaluation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +27,18 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
 from leptonstore.process import columns
+from leptonstore.process.checks import chosen
 from leptonstore.process.checks.check import Found, TableCheck
+from leptonstore.process.checks.copies import codes
 from leptonstore.process.findings import findings_table
+from leptonstore.process.operations.parameters import one_of
 from leptonstore.process.texts.characters import versions
-from leptonstore.process.texts.column import blocks, text_column
+from leptonstore.process.texts.column import blocks, number_in, text_column, whole_number_in
 from leptonstore.process.texts.minhash import band_keys, bands_for, set_digests, signatures, sketches
 from leptonstore.process.texts.pairs import Features, Pairs, Rows, groups, same_sets, similar_pairs
 from leptonstore.process.texts.shingles import Sets, shingle_sets
 
 _UNITS = ("words", "characters")
-_NO_SPLIT = -1
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class NearDuplicateTexts(TableCheck):
     size:      words (or characters) of a shingle, 1 to 64. One changed word changes so many shingles.
     hashes:    places of the signature, a power of two from 16 to 256. More find pairs at the threshold with fewer comparisons.
     sketch:    shingles by which two texts are compared, at least 64; longer texts by an estimate from so many.
-    splits:    names of the classes of column "split" (found in the schema of the version; none: no splits).
+    split:     the column that says to which side of a split a row belongs, class labels or strings; there may be none.
     """
 
     name: ClassVar[str] = "check.near_duplicate_texts"
@@ -61,38 +63,34 @@ class NearDuplicateTexts(TableCheck):
     size: int = 3
     hashes: int = 128
     sketch: int = limits.TEXT_SKETCH_HASHES
-    splits: tuple[str, ...] = ()
+    split: str = columns.SPLIT
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise BadInput(f"{self.name}: threshold is over 0 and at most 1, not {self.threshold}")
-        if self.shingles not in _UNITS:
-            raise BadInput(f'{self.name}: shingles are "words" or "characters", not {self.shingles!r}')
-        if not 1 <= self.size <= 64:
-            raise BadInput(f"{self.name}: size is 1 to 64, not {self.size}")
+        number_in(self.name, "threshold", self.threshold, 0, 1)
+        if self.threshold == 0:
+            raise BadInput(f"{self.name}: threshold is over 0: all texts are alike at 0")
+        one_of(self.name, "shingles", self.shingles, _UNITS)
+        whole_number_in(self.name, "size", self.size, 1, 64)
         if self.hashes not in (16, 32, 64, 128, 256):
-            raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes}")
-        if self.sketch < 64:
-            raise BadInput(f"{self.name}: sketch is 64 or more, not {self.sketch}")
-        object.__setattr__(self, "splits", tuple(self.splits))
+            raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes!r}")
+        whole_number_in(self.name, "sketch", self.sketch, 64, 1 << 20)
 
-    def bound(self, source: Dataset, schema: pa.Schema) -> Self:
-        """With the column's name, and those of the splits."""
-        column = text_column(schema, self.column, self.name)
-        return replace(self, column=column, splits=tuple(columns.split_names(schema)))
+    def bound(self, source: Dataset, schema: pa.Schema) -> NearDuplicateTexts:
+        """With the column's name."""
+        return replace(self, column=text_column(schema, self.column, self.name))
 
     def libraries(self) -> dict[str, str]:
         """Unicode's version says what is a letter."""
         return versions()
 
     def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
-        """The texts, and the splits where there are any."""
-        column = text_column(schema, self.column, self.name)
-        return (column, columns.SPLIT) if columns.split_names(schema) else (column,)
+        """The texts, and the sides where there are any."""
+        column, side = text_column(schema, self.column, self.name), chosen.split_column(self.name, schema, self.split)
+        return (column,) if side in (None, column) else (column, side)
 
     def measures(self, schema: pa.Schema) -> pa.Schema:
-        """Digest and size of the set of shingles, the keys of bands, the sketch; the split. Nulls where a text has no shingle."""
+        """Digest and size of the set of shingles, the keys of bands, the sketch; the side. Nulls where a text has no shingle."""
         bands, _ = bands_for(self.threshold, self.hashes)
         fields = [
             pa.field("digest", pa.uint64()),
@@ -100,15 +98,15 @@ class NearDuplicateTexts(TableCheck):
             pa.field("keys", pa.list_(pa.uint64(), bands)),
             pa.field("sketch", pa.list_(pa.uint32())),
         ]
-        return pa.schema([*fields, pa.field("split", pa.int64())] if len(self.looks_at(schema)) > 1 else fields)
+        return pa.schema([*fields, pa.field("side", pa.string())] if len(self.looks_at(schema)) > 1 else fields)
 
     def measured(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Of texts, in any order; the features of each are its own."""
         texts = batch.column(0)
         parts = [self._of_block(part) for _, part in blocks(texts, limits.TEXT_BLOCK_BYTES)] or [self._of_block(texts)]
         arrays = [pa.concat_arrays(list(column)) for column in zip(*parts, strict=True)]
-        if columns.SPLIT in batch.schema.names[1:]:
-            arrays.append(pa.array(columns.indices(batch.column(batch.schema.names.index(columns.SPLIT, 1)))))
+        if len(self.looks_at(batch.schema)) > 1:
+            arrays.append(chosen.named_classes(batch, self.split))
         return pa.RecordBatch.from_arrays(arrays, schema=self.measures(batch.schema))
 
     def _of_block(self, texts: pa.Array) -> list[pa.Array]:
@@ -128,37 +126,28 @@ class NearDuplicateTexts(TableCheck):
         """One finding for each row that is not kept."""
         measured = pc.is_valid(features["count"])
         rows = np.flatnonzero(measured.to_numpy())
-        split = np.full(len(features), _NO_SPLIT, np.int64)
-        if "split" in features.schema.names:
-            split = pc.fill_null(features["split"], _NO_SPLIT).to_numpy()
         texts = features_of(features.filter(measured) if len(rows) < len(features) else features)
-        exposure = np.array([exposed(name) for name in (*self.splits, "")])[split[rows]]  # -1, no split, is the last
+        side, names = np.zeros(len(features), np.int64), [""]
+        if "side" in features.schema.names:
+            side, names = codes(features["side"].combine_chunks())
+        side = side[rows]
+        exposure = np.array([chosen.exposure(name) for name in names], np.int64)[side]
         found = choices(same_sets(texts), similar_pairs(texts, self.threshold), exposure)
-        own, theirs = split[rows[found.row]].tolist(), split[rows[found.other]].tolist()
-        others, scores = rows[found.other], found.score
-        said = zip(others.tolist(), scores.tolist(), found.exact.tolist(), own, theirs, strict=True)
-        details = [self._detail(*one) for one in said]
-        column = self.column or "text"
-        return Found(findings_table(self.tag, column, rows[found.row], details, scores, others, rows[found.group]))
+        here, there = side[found.row], side[found.other]
+        elsewhere = [names[at] or "no split" if leak else "" for at, leak in zip(there, here != there, strict=True)]
+        details = map(self._detail, found.score.tolist(), found.exact.tolist(), elsewhere)
+        others, lowest = rows[found.other], rows[found.group]
+        return Found(findings_table(self.tag, self.column or "", rows[found.row], details, found.score, others, lowest))
 
-    def _detail(self, other: int, score: float, exact: bool, own: int, theirs: int) -> str:
-        about = "" if exact else "about "
-        said = f"near duplicate of row {other}" if score < 1 else f"same words as row {other}"
-        said += f" (Jaccard {about}{score:.2f})"
-        if own == theirs:
-            return said
-        names = (*self.splits, "no split")
-        return f"{said}; leakage: that is a row of {names[theirs]}, this one of {names[own]}"
-
-
-def exposed(split: str) -> int:
-    """How freely training looks at a split: 0 test, 1 other held-out rows, 2 train. Of two rows the one that is looked at less is kept."""
-    return {"test": 0, "train": 2, "training": 2}.get(split.lower(), 1)
+    def _detail(self, score: float, exact: bool, side: str) -> str:
+        said = "near duplicate" if score < 1 else f"the same {self.shingles}"
+        said += f" (Jaccard {'' if exact else 'about '}{score:.2f})"
+        return f"{said}; leakage: the other one stands in {side}" if side else said
 
 
 def features_of(table: pa.Table) -> Features:
     """A table of features without nulls as arrays; keys stay in the pieces that they came in."""
-    sketch = table["sketch"].combine_chunks().cast(pa.large_list(pa.uint32()))
+    sketch = table["sketch"].cast(pa.large_list(pa.uint32())).combine_chunks()
     offsets = sketch.offsets.to_numpy() - (sketch.offsets[0].as_py() if len(sketch) else 0)
     keys = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in table["keys"].chunks if len(chunk)]
     sets = Sets(sketch.flatten().to_numpy(), offsets)

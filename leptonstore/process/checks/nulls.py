@@ -48,6 +48,10 @@ class Nulls(RowCheck):
             _filling(chosen.field_named(self.name, schema, name), value)
         return tuple(dict.fromkeys((*found, *self.fill)))
 
+    def fixes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """What is filled."""
+        return tuple(self.fill)
+
     def by_digest(self, schema: pa.Schema) -> tuple[str, ...]:
         """Strings and bytes, unless they are filled: whether a value is there can be seen without it."""
         return tuple(

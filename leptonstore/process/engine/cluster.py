@@ -25,6 +25,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.errors import ClusterLost
+from leptonstore.process.engine.runner import is_loss
 
 _guard = threading.Lock()
 _session: _Session | None = None  # Ray knows one cluster in a process
@@ -53,11 +54,14 @@ def ray_results(plan: Any, address: str | None, workers: int) -> Iterator[Any]:
         session.runner = RayRunner(None)
     try:
         yield from _watched(session.runner.run_iter_tables(plan), session)
+    except ClusterLost:
+        session.runner = None
+        disconnect()
+        raise
     except BaseException as error:
-        # Also of one that is only closed: what still runs is not wanted any more.
-        _end_planner(session)
-        if isinstance(error, ClusterLost):
-            disconnect()
+        # A plan that failed has ended. One that is given up still runs, and what lost its planner needs another.
+        if not isinstance(error, Exception) or is_loss(error):
+            _end_planner(session)
         raise
 
 

@@ -69,6 +69,10 @@ class Decode(RowOperation):
         """With the tensors."""
         return replaced(schema, self._made(self._field(schema)))
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The tensors."""
+        return (self.into or self.column,)
+
     def libraries(self) -> dict[str, str]:
         """The decoder."""
         return {"pillow": images.pillow_version()}
@@ -91,11 +95,7 @@ class Decode(RowOperation):
 
 @dataclass(frozen=True)
 class _Sized(RowOperation):
-    """What image.resize and image.crop have in common.
-
-    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
-    into: name of the new column; by default it takes the place of the old one.
-    """
+    """What image.resize and image.crop have in common."""
 
     column: str
     size: Sequence[int] = ()
@@ -128,6 +128,10 @@ class _Sized(RowOperation):
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the images in their new size."""
         return replaced(schema, self._made(_image_field(self.name, schema, self.column)))
+
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The images."""
+        return (self.into or self.column,)
 
     def libraries(self) -> dict[str, str]:
         """Decoder and encoders."""
@@ -172,8 +176,10 @@ class _Sized(RowOperation):
 class Resize(_Sized):
     """Stretches images (bilinear, averaging where they shrink).
 
-    size: (H, W) of all. shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as
-    they are.
+    size: (H, W) of all.
+    shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as they are.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.resize"
@@ -203,6 +209,8 @@ class Crop(_Sized):
     """Cuts a part out of each image; one that is too small for it fails.
 
     size: (H, W) from the middle. box: or (top, left, H, W), in pixels from the upper left corner.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.crop"

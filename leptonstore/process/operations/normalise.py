@@ -107,6 +107,10 @@ class Normalise(RowOperation):
         self.reads(schema)
         return replaced(schema, self._made(schema.field(self.column)))
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The floats."""
+        return (self.into or self.column,)
+
     def apply(self, batch: pa.RecordBatch) -> Made:
         """The floats of all rows."""
         column, made = batch.column(0), self._made(batch.schema.field(0))

@@ -85,6 +85,10 @@ class Tokenise(RowOperation):
         self.reads(schema)
         return replaced(schema, self._made(schema.field(self.column)))
 
+    def writes(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The tokens."""
+        return (self.into,)
+
     def libraries(self) -> dict[str, str]:
         """The tokenizer's library."""
         return {"tokenizers": str(_library().__version__)}

@@ -101,7 +101,8 @@ class Ranks:
         if not len(self.values) or not math.isfinite(float(high) - float(low)):
             return None
         try:
-            counts, edges = np.histogram(self.values, limits.HISTOGRAM_BINS, (low, high), weights=self.weights)
+            wide, ends = self.values.astype(np.float64), (float(low), float(high))  # numpy bins no uint64 over 2^63
+            counts, edges = np.histogram(wide, limits.HISTOGRAM_BINS, ends, weights=self.weights)
         except ValueError:  # min and max are so close that floating point knows no 31 numbers between them
             return None
         return Histogram(

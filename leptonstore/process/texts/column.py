@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore.dataset.schema import semantic_of
-from leptonstore.errors import SchemaError, listed
-
-
-def is_text(field: pa.Field) -> bool:
-    """Whether values are strings."""
-    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+from leptonstore.errors import BadInput, SchemaError, listed
+from leptonstore.process.checks.chosen import is_text
 
 
 def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
@@ -24,7 +21,7 @@ def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
 
     A column that is declared to be text goes before other strings. Raises SchemaError.
     """
-    strings = [field.name for field in schema if is_text(field)]
+    strings = [field.name for field in schema if is_text(field.type)]
     if wanted is not None:
         if wanted not in schema.names:
             raise SchemaError(f"{who}: there is no column {wanted!r}; columns of texts: {listed(strings, 'none')}")
@@ -37,6 +34,25 @@ def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
     if len(declared) > 1:
         raise SchemaError(f"{who}: several columns are texts; say which one with column = ({listed(declared)})")
     return declared[0]
+
+
+def number_in(who: str, parameter: str, value: Any, least: float, most: float = math.inf) -> None:
+    """Raises BadInput for what is no number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        until = "" if most == math.inf else f" to {most}"
+        raise BadInput(f"{who}: {parameter} is a number from {least}{until}, not {value!r}")
+
+
+def whole_number_in(who: str, parameter: str, value: Any, least: int, most: float = math.inf) -> None:
+    """Raises BadInput for what is no whole number from `least` to `most`."""
+    number_in(who, parameter, value, least, most)
+    if not isinstance(value, int):
+        raise BadInput(f"{who}: {parameter} is a whole number, not {value!r}")
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 word", "2 words"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 @dataclass(frozen=True)

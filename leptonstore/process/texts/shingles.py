@@ -64,7 +64,24 @@ def shingle_sets(array: pa.Array, size: int, unit: str) -> Sets:
     return Sets(np.concatenate(values), offsets)
 
 
+def word_counts(array: pa.Array) -> NDArray[np.int64]:
+    """Words of each text, as they are counted here; nulls have none."""
+    counts = [np.zeros(0, np.int64)]
+    for _, part in blocks(array, limits.TEXT_BLOCK_BYTES):
+        text, kind = _seen(part)
+        begins, _ = _borders(text, kind)
+        counts.append(np.diff(np.searchsorted(begins, text.offsets)))
+    return np.concatenate(counts)
+
+
 def _of_block(array: pa.Array, size: int, unit: str) -> Sets:
+    text, kind = _seen(array)
+    hashes, offsets = _words(text, kind) if unit == "words" else _characters(text, kind)
+    return _shingles(hashes, offsets, size)
+
+
+def _seen(array: pa.Array) -> tuple[Characters, NDArray[np.uint8]]:
+    """The characters that are seen, and their kinds."""
     text = _composed(array)
     ascii_only = text.codes.dtype == np.uint8
     kind = kinds(ascii_only)[text.codes]
@@ -73,8 +90,7 @@ def _of_block(array: pa.Array, size: int, unit: str) -> Sets:
         if not shown.all():
             text = Characters(text.codes[shown], np.concatenate([np.zeros(1, np.int64), np.cumsum(text.count(shown))]))
             kind = kind[shown]
-    hashes, offsets = _words(text, kind) if unit == "words" else _characters(text, kind)
-    return _shingles(hashes, offsets, size)
+    return text, kind
 
 
 def _composed(array: pa.Array) -> Characters:
