@@ -83,7 +83,7 @@ def write_rows(
         return _plan(frame, step, ds, lent, plain=False).write_datasink(sink.name(), sink)
 
     def read(part: Any) -> list[Run]:
-        runs = [one.result for one in part.to_pydict()[RESULTS]]
+        runs = [one.result for one in part.to_pydict()[RESULTS] if one.result is not None]
         for run in runs:
             store.rely_on(run.packs)
         return runs

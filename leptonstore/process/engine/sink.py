@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import daft
 import pyarrow as pa
@@ -31,6 +32,36 @@ from leptonstore.process.engine.workers import Lent
 from leptonstore.store import Store
 
 
+class _Text(bytes):
+    """A WriteResult, see `_reported`."""
+
+    result: Run | None = None
+    bytes_written = 0
+    rows_written = 0
+
+
+class _Number(int):
+    """Another one."""
+
+    result: Run | None = None
+    bytes_written = 0
+    rows_written = 0
+
+
+def _reported(runs: Sequence[Run]) -> Iterator[Any]:
+    """Runs as Daft's WriteResults.
+
+    Daft makes a column of them and looks at each for its type. Of an object that is nothing which it knows it asks whether it is a tensor
+    of some library, and imports torch, tensorflow and jax to find out: seconds and hundreds of MiB in each worker. Bytes and a number have
+    no type in common, so it takes them as they are, and asks nothing.
+    """
+    for run in runs:
+        made = _Text()
+        made.result, made.rows_written = run, run.rows
+        yield made
+    yield _Number()
+
+
 class RowSink(DataSink[Run]):
     """Takes what `applied` gives. Pickles."""
 
@@ -45,7 +76,7 @@ class RowSink(DataSink[Run]):
         """Of what `finalize` gives."""
         return daft.Schema.from_pyarrow_schema(pa.schema([pa.field("rows", pa.int64())]))
 
-    def write(self, micropartitions: Iterator[MicroPartition]) -> Iterator[WriteResult[Run]]:
+    def write(self, micropartitions: Iterator[MicroPartition]) -> Iterator[Any]:
         """Store them. Raises StoreFull, SchemaError."""
         for part in micropartitions:
             with told(self._lent):
@@ -54,8 +85,7 @@ class RowSink(DataSink[Run]):
                 if runs and not self._lent.here:
                     store.flush()
                     runs[0] = replace(runs[0], packs=self._lent.new_claims())
-            for run in runs:
-                yield WriteResult(run, 0, run.rows)
+            yield from _reported(runs)
 
     def finalize(self, write_results: list[WriteResult[Run]]) -> MicroPartition:
         """How many rows there are. (The caller stitches what comes without this.)"""
