@@ -355,9 +355,13 @@ STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
 STATISTICS_EXACT_VALUES = 1_024  # different values of a block that are counted one by one
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
-STATISTICS_POINTS_MAX = 16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+STATISTICS_POINTS_MAX = (
+    16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
+)
 STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
-STATISTICS_FREQUENT = 1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+STATISTICS_FREQUENT = (
+    1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
+)
 STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
 STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
 STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
@@ -365,15 +369,21 @@ STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
 COUNT_VALUES_BYTES_MAX = 4 * MIB  # values of a column that are counted at a time (numpy widens them eightfold)
-TEXT_BLOCK_BYTES = 256 * KIB  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
+TEXT_BLOCK_BYTES = (
+    256 * KIB
+)  # of texts that are looked at together: what is made of them (60 bytes a character) is about 16 MiB
 # Near duplicates of texts. What a driver holds of each text is 8 bytes a band (21 at the default threshold) and 4 bytes a shingle up to
 # TEXT_SKETCH_HASHES: 650 bytes for a text of 110 words, 65 GB for 10^8 of them (compare such a set by parts: by language, by source).
 TEXT_SKETCH_HASHES = 512  # texts of more shingles are compared by an estimate with a standard error of 0.02 at 0.8
-TEXT_PART_ROWS = 4 << 20  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
+TEXT_PART_ROWS = (
+    4 << 20
+)  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
 TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
-LABEL_TRAIN_ROWS_MAX = 200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+LABEL_TRAIN_ROWS_MAX = (
+    200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
+)
 LABEL_FOLDS_MAX = 20
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
