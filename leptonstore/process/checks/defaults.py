@@ -30,8 +30,8 @@ QUICK = (
     "outliers",
     "class_balance",
 )
-# These compare or learn, which takes minutes for 10^5 rows the first time, or have an opinion. They run when they are asked for, as does what
-# stands in neither list.
+# These compare or learn, which takes minutes for 10^5 rows the first time, or have an opinion. They run when they are asked for, as does
+# what stands in neither list.
 THOROUGH = ("near_duplicate_images", "near_duplicate_texts", "label_errors", "text_quality")
 # What these find is a fault whatever the task is; what others find is for people to look at.
 FAULTS = ("undecodable", "constant", "nulls", "rules", "labels_out_of_range", "duplicates", "leakage")
