@@ -4,6 +4,7 @@ pipeline     a pipeline again, after 1 % of the rows changed            bench/pr
 images       faults in images                                           bench/process_images.py
 texts        near duplicates of texts                                   bench/process_texts.py
 statistics   statistics of a large table                                bench/process_statistics.py
+report       pages about datasets, in a browser                          bench/process_report.py
 
 Each module states its contract.
 """
@@ -16,7 +17,7 @@ import importlib
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("pipeline", "images", "texts", "statistics")
+WORKLOADS = ("pipeline", "images", "texts", "statistics", "report")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

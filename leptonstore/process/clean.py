@@ -60,6 +60,12 @@ class CleanReport:
         """The row numbers that have a finding, each once, ascending."""
         return findings_.rows_found(self.findings)
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import clean_html
+
+        return clean_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able: identity, counts and every finding."""
         return {

@@ -59,6 +59,12 @@ class Result:
     rows_in: int = 0
     written: bool = True
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import result_html
+
+        return result_html(self)
+
     @property
     def rows_out(self) -> int:
         """Of the result."""
@@ -100,6 +106,12 @@ class Pipeline:
         split_spec(self.dataset)
         if self.into is not None:
             self._into()
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import pipeline_html
+
+        return pipeline_html(self)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
