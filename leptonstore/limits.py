@@ -341,6 +341,13 @@ MEMO_VALUES_BYTES_MAX = (
 MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor each
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
+IMAGE_FACTS_MAX = 32_768  # encoded images whose facts a process keeps for the checks that come next, about 1.2 KiB each
+# The most common size of images is taken for the right one where at least this share of the rows has it; else there is none.
+IMAGE_SIZE_COMMON_SHARE = 0.5
+# Near duplicates of images. Of hashes with an equal band each is compared with this many that follow it: of more, all are near each other
+# (frames of a film, blank pages), and pairs must grow with the rows, not with their square. Pairs compared at a time: 100 bytes each.
+NEAR_BAND_ROWS_MAX = 4_096
+NEAR_PAIRS_CHUNK = 1 << 20
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 TEXT_BYTES_MAX = 16 * MIB  # of one text that is tokenised: what comes of it takes some 50 times its bytes
 TOKENISE_BATCH_BYTES = 4 * MIB  # of text that is tokenised at a time
@@ -348,6 +355,7 @@ TOKENIZER_BYTES_MAX = 64 * MIB  # of a tokenizer.json; one of 256,000 tokens has
 TOKENS_KNOWN_MAX = 1 << 20  # of a tokenizer that is trained
 JOIN_ROWS_MAX = 50_000_000  # of the other dataset of a join: 16 bytes a row, and its key, in each process
 JOIN_BYTES_MAX = 1 * GIB  # of its keys
+JOIN_VALUES_BYTES_MAX = 128 * MIB  # of its values that stay in memory in each process; others are read as rows ask for them
 HISTOGRAM_BINS = 32
 # Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
 # of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.

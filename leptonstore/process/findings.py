@@ -89,6 +89,13 @@ def rows_found(findings: pa.Table) -> NDArray[np.int64]:
     return found
 
 
+def worst(findings: pa.Table, check: str, count: int) -> pa.Table:
+    """The findings of a check with the greatest scores, at most `count`; those of one score, and those without any, in row order."""
+    some = findings.filter(pc.field("check") == check)
+    scores = some["score"].to_numpy()  # null is NaN, which sorts last
+    return some.take(pa.array(np.lexsort((some["row"].to_numpy(), -scores))[:count]))
+
+
 def counts(findings: pa.Table) -> dict[str, int]:
     """Number of findings of each check, the most frequent first."""
     found = pc.value_counts(findings["check"].combine_chunks()).to_pylist()

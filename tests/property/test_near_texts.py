@@ -154,7 +154,7 @@ def test_an_empty_place_of_a_signature_takes_the_first_value_of_its_own_order() 
         for value in own.tolist():
             least.setdefault(value >> 26, value & ((1 << 26) - 1))
         for place in range(64):
-            source = next(one for one in [place, *_orders(64)[0][place].tolist()] if one in least)
+            source = next(one for one in [place, *_orders(64)[0][:, place].tolist()] if one in least)
             assert found[row, place] == least[source]
 
 

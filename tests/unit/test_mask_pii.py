@@ -44,6 +44,7 @@ def masked(text: str, **parameters: Any) -> str:
         ("10.0.0.1:8080 and http://192.168.1.1/x.", "[IP]:8080 and http://[IP]/x."),
         ("fe80::1ff:fe23:4567:890a%eth0 ::ffff:10.0.0.1", "[IP]%eth0 [IP]"),
         ("2001:db8::1: unreachable", "[IP]: unreachable"),
+        ("src:fe80::1ff, address:2001:db8::1 and [::ffff:1.2.3.4]:80", "src:[IP], address:[IP] and [[IP]]:80"),
         ("+49 30 123456 or (212) 555-0123", "[PHONE] or [PHONE]"),
         ("tel. 089/1234567, 030 12345678.", "tel. [PHONE], [PHONE]."),
         ("+4930123456789, +12125550123", "[PHONE], [PHONE]"),

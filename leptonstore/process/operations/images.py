@@ -95,11 +95,7 @@ class Decode(RowOperation):
 
 @dataclass(frozen=True)
 class _Sized(RowOperation):
-    """What image.resize and image.crop have in common.
-
-    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
-    into: name of the new column; by default it takes the place of the old one.
-    """
+    """What image.resize and image.crop have in common."""
 
     column: str
     size: Sequence[int] = ()
@@ -180,8 +176,10 @@ class _Sized(RowOperation):
 class Resize(_Sized):
     """Stretches images (bilinear, averaging where they shrink).
 
-    size: (H, W) of all. shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as
-    they are.
+    size: (H, W) of all.
+    shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as they are.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.resize"
@@ -211,6 +209,8 @@ class Crop(_Sized):
     """Cuts a part out of each image; one that is too small for it fails.
 
     size: (H, W) from the middle. box: or (top, left, H, W), in pixels from the upper left corner.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.crop"

@@ -2,8 +2,8 @@
 
 Signature: one-permutation MinHash (Li, Owen, Zhang 2012). The range of hashes is cut into `count` bins; a bin's value is its least hash.
 A bin without one takes the value of another, the first that has one in an order that is the bin's own (densification: Shrivastava 2017,
-with orders without repetition). As for `count` permutations, two signatures agree in each place with the probability J of their sets'
-Jaccard similarity. It costs one pass over sorted hashes instead of `count` (docs/decisions/0050: 15 times less).
+with orders without repetition). As with `count` permutations, two signatures agree in each place with a probability that is their
+sets' Jaccard similarity J. It costs one pass over sorted hashes instead of `count` (docs/decisions/0050 has the times).
 
 Keys: the signature is cut into bands of some rows each; a band's key is a hash of its rows. Two texts share a key of a band with the
 probability J**rows, one of all bands with 1 - (1 - J**rows)**bands.
@@ -22,9 +22,8 @@ from leptonstore.process.texts.shingles import Sets, mixed
 RECALL_MIN = 0.995  # of pairs that are exactly as similar as the threshold; more similar ones are found more surely
 
 _NONE = np.uint32(0xFFFFFFFF)
-_FEW = (
-    8  # bins with a value; with fewer, all orders are looked at at once, instead of one place of them after the other
-)
+_FEW = 16  # bins with a value; with no more, all of them are compared at once, instead of one place of the orders after the other
+_SPARSE = 16  # empty bins are looked at one by one when only one in so many is empty
 
 
 def bands_for(threshold: float, count: int) -> tuple[int, int]:
@@ -41,12 +40,12 @@ def bands_for(threshold: float, count: int) -> tuple[int, int]:
 
 @cache
 def _orders(count: int) -> tuple[NDArray[np.intp], NDArray[np.uint16]]:
-    """For each bin, an order of all bins ([bin, place] -> bin), and the place of each in it ([bin, bin] -> place)."""
+    """For each bin, an order of all bins: [place, bin] -> the bin at this place of its order; [other bin, bin] -> the place of that one."""
     pairs = np.arange(count * count, dtype=np.uint64).reshape(count, count)
     orders = np.argsort(mixed(pairs + np.uint64(0xA0761D6478BD642F)), axis=1, kind="stable")
     places = np.empty((count, count), np.uint16)
     np.put_along_axis(places, orders, np.arange(count, dtype=np.uint16)[None, :], axis=1)
-    return orders, places
+    return np.ascontiguousarray(orders.T), np.ascontiguousarray(places.T)
 
 
 def signatures(sets: Sets, count: int) -> NDArray[np.uint32]:
@@ -68,28 +67,45 @@ def signatures(sets: Sets, count: int) -> NDArray[np.uint32]:
 def _densify(found: NDArray[np.uint32]) -> None:
     """Fill the bins without a value, in place."""
     count = found.shape[1]
-    orders, places = _orders(count)
-    empty = found == _NONE
-    filled = count - empty.sum(axis=1)
+    filled = count - (found == _NONE).sum(axis=1)
     few = np.flatnonzero((filled > 0) & (filled <= _FEW))
     if len(few):
-        row, source = np.nonzero(~empty[few])
-        begins = np.flatnonzero(np.diff(row, prepend=-1))
-        nearest = np.minimum.reduceat(places[:, source].T, begins, axis=0)  # [text, bin] -> the best place
-        chosen = orders[np.arange(count)[None, :], nearest]
-        # A bin with a value is not the first of its own order: it keeps what it has.
-        found[few] = np.where(empty[few], found[few[:, None], chosen], found[few])
+        found[few] = _of_few(found[few])
     many = np.flatnonzero((filled > _FEW) & (filled < count))
-    row, bin_ = np.nonzero(empty[many])
-    row = many[row]
-    original = found.copy() if len(row) else found
+    if len(many):
+        found[many] = _of_many(found[many])
+
+
+def _of_few(found: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Of all bins with a value, the one whose place in the order is the least."""
+    orders, places = _orders(found.shape[1])
+    row, source = np.nonzero(found != _NONE)
+    begins = np.flatnonzero(np.diff(row, prepend=-1))
+    nearest = np.minimum.reduceat(places[source], begins, axis=0)  # [text, bin]
+    chosen = orders[nearest, np.arange(found.shape[1])]
+    # A bin with a value need not be the first of its own order: it keeps what it has.
+    return np.where(found == _NONE, np.take_along_axis(found, chosen, axis=1), found)
+
+
+def _of_many(found: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Place by place of the orders: of all bins of all texts while many are empty, then of the empty ones."""
+    count = found.shape[1]
+    orders, _ = _orders(count)
+    filled = found.copy()
     for place in range(count):
+        empty = filled == _NONE
+        if np.count_nonzero(empty) * _SPARSE < empty.size:
+            break
+        np.copyto(filled, found[:, orders[place]], where=empty)
+    row, bin_ = np.nonzero(filled == _NONE)
+    for place in range(place, count):  # noqa: B020  (goes on where the loop above ended)
         if not len(row):
-            return
-        taken = original[row, orders[bin_, place]]
+            break
+        taken = found[row, orders[place, bin_]]
         done = taken != _NONE
-        found[row[done], bin_[done]] = taken[done]
+        filled[row[done], bin_[done]] = taken[done]
         row, bin_ = row[~done], bin_[~done]
+    return filled
 
 
 def band_keys(signature: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:

@@ -42,7 +42,8 @@ class Found:
 # Each is one class, repeated: the engine never goes back.
 _EMAIL_RUN = re.compile(r"[\w.+%'@-]+")
 _DIGITS_RUN = re.compile(r"[0-9 -]+")
-_ADDRESS_RUN = re.compile(r"[0-9A-Fa-f:.]+")
+_IPV4_RUN = re.compile(r"[0-9.]+")
+_IPV6_RUN = re.compile(r"[0-9A-Fa-f:.]+")
 _PHONE_RUN = re.compile(r"[0-9+()./ \u00a0\u2010-\u2015-]+")
 _DIGITS = re.compile(r"[0-9]+")
 _DOMAIN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
@@ -59,8 +60,9 @@ _NO_PHONE_AFTER = ("isbn", "isbn-10", "isbn-13", "issn", "ean", "upc", "doi", "i
 def personal(text: str, kinds: Sequence[str], regions: Sequence[str]) -> list[Found]:
     """What is found, in the order of the text; nothing overlaps. Raises MissingExtra (PHONE)."""
     taken: list[Found] = []
+    numbers = _DIGITS.search(text) is not None
     for kind in KINDS:
-        if kind in kinds:
+        if kind in kinds and (numbers or kind == EMAIL):
             found = phones(text, regions) if kind == PHONE else _FINDERS[kind](text)
             taken = _merged(taken, found)
     return taken
@@ -173,20 +175,30 @@ def _luhn(digits: str) -> bool:
 
 def addresses(text: str) -> Iterator[Found]:
     """IPv4 and IPv6 addresses."""
-    for run in _ADDRESS_RUN.finditer(text):
-        whole = run.group()
-        if len(whole) < 3 or not any(map(str.isdigit, whole)):
-            continue
-        trimmed = whole.rstrip(".")
-        end = run.start() + len(trimmed)
-        if trimmed.count(":") >= 2 and (found := _ipv6(text, run.start(), end)):
+    yield from _merged(list(_all_ipv6(text)), _all_ipv4(text))
+
+
+def _all_ipv6(text: str) -> Iterator[Found]:
+    if text.count(":") < 2:
+        return
+    for run in _IPV6_RUN.finditer(text):
+        begin, whole = run.start(), run.group().rstrip(".")
+        end = begin + len(whole)
+        if text[begin - 1 : begin].isalnum():  # "src:fe80::1": up to the colon it is the end of a word
+            begin += whole.find(":") + 1
+        elif whole.startswith(":") and not whole.startswith("::"):  # "address:2001:db8::1"
+            begin += 1
+        if text.count(":", begin, end) >= 2 and (found := _ipv6(text, begin, end)):
             yield found
-            continue
-        begin = run.start()
-        for piece in trimmed.split(":"):
-            if 7 <= len(piece) <= 15 and (found := _ipv4(text, begin, begin + len(piece))):
-                yield found
-            begin += len(piece) + 1
+
+
+def _all_ipv4(text: str) -> Iterator[Found]:
+    if text.count(".") < 3:
+        return
+    for run in _IPV4_RUN.finditer(text):
+        whole = run.group().rstrip(".")
+        if 7 <= len(whole) <= 15 and (found := _ipv4(text, run.start(), run.start() + len(whole))):
+            yield found
 
 
 def _ipv4(text: str, begin: int, end: int) -> Found | None:
@@ -211,7 +223,7 @@ def _word_before(text: str, begin: int) -> str:
 def _ipv6(text: str, begin: int, end: int) -> Found | None:
     while end > begin and text[end - 1] == ":" and text[end - 2 : end] != "::":
         end -= 1  # "fe80::1: unreachable"
-    if end - begin > _IP_MAX or (begin and (text[begin - 1].isalnum() or text[begin - 1] == "_")):
+    if end - begin > _IP_MAX or text[begin - 1 : begin] == "_":
         return None
     if text[end : end + 1].isalnum() or text[end : end + 1] == "_":
         return None
