@@ -5,15 +5,15 @@
 A GroupWriter begins at a cut, so a run is what it is whatever came before; the caller makes one tree of all of them (stitch.py). A Run says
 which rows it stands for, also where all of them were left out: what is missing can be done again, and what was done twice counts once.
 
-In the caller's own process rows go to the caller's store, and nothing is flushed: it publishes all with its commit. On another worker
-`write` returns when its rows are durable and the log lists them.
+In the caller's own process rows go to the caller's store, and nothing is flushed: it publishes all with its commit. Nor are Runs made a
+column of objects there: for that, Daft imports torch and jax where they are installed, which takes seconds. On another worker `write`
+returns when its rows are durable and the log lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import daft
 import pyarrow as pa
@@ -32,36 +32,6 @@ from leptonstore.process.engine.workers import Lent
 from leptonstore.store import Store
 
 
-class _Text(bytes):
-    """A WriteResult, see `_reported`."""
-
-    result: Run | None = None
-    bytes_written = 0
-    rows_written = 0
-
-
-class _Number(int):
-    """Another one."""
-
-    result: Run | None = None
-    bytes_written = 0
-    rows_written = 0
-
-
-def _reported(runs: Sequence[Run]) -> Iterator[Any]:
-    """Runs as Daft's WriteResults.
-
-    Daft makes a column of them and looks at each for its type. Of an object that is nothing which it knows it asks whether it is a tensor
-    of some library, and imports torch, tensorflow and jax to find out: seconds and hundreds of MiB in each worker. Bytes and a number have
-    no type in common, so it takes them as they are, and asks nothing.
-    """
-    for run in runs:
-        made = _Text()
-        made.result, made.rows_written = run, run.rows
-        yield made
-    yield _Number()
-
-
 class RowSink(DataSink[Run]):
     """Takes what `applied` gives. Pickles."""
 
@@ -76,7 +46,7 @@ class RowSink(DataSink[Run]):
         """Of what `finalize` gives."""
         return daft.Schema.from_pyarrow_schema(pa.schema([pa.field("rows", pa.int64())]))
 
-    def write(self, micropartitions: Iterator[MicroPartition]) -> Iterator[Any]:
+    def write(self, micropartitions: Iterator[MicroPartition]) -> Iterator[WriteResult[Run]]:
         """Store them. Raises StoreFull, SchemaError."""
         for part in micropartitions:
             with told(self._lent):
@@ -85,7 +55,9 @@ class RowSink(DataSink[Run]):
                 if runs and not self._lent.here:
                     store.flush()
                     runs[0] = replace(runs[0], packs=self._lent.new_claims())
-            yield from _reported(runs)
+            for run in runs:
+                if not self._lent.give(run):
+                    yield WriteResult(run, 0, run.rows)
 
     def finalize(self, write_results: list[WriteResult[Run]]) -> MicroPartition:
         """How many rows there are. (The caller stitches what comes without this.)"""
