@@ -19,6 +19,7 @@ from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import findings
 from leptonstore.process.operation import GroupOperation, Made, Operation, RowOperation, TableOperation
 from leptonstore.process.pipeline import Pipeline
+from leptonstore.process.pipeline_file import parse_pipeline
 from leptonstore.process.registry import OPERATIONS, operation_named
 from leptonstore.store import Store
 
@@ -188,7 +189,9 @@ def test_a_pipeline_makes_the_same_rows(
     free: Operation, operation: Operation, ds: Dataset, store: Store, example: Example
 ) -> None:
     pipeline = Pipeline(ds.name, [free], into=f"made-{EXAMPLES.index(example)}", on_error="quarantine")
-    made = pipeline.run(store)
+    written = parse_pipeline(pipeline.to_toml())
+    assert [one.recipe() for one in written.operations] == [free.recipe()]
+    made = written.run(store)
     batch = _read(operation, ds.schema, _whole(ds))
     if isinstance(operation, GroupOperation):
         expected = operation.result(pa.Table.from_batches([operation.partial(batch)]))
