@@ -270,6 +270,7 @@ HTML_LINES_MAX = 20
 HTML_IMAGE_BYTES_MAX = 256 * KIB  # larger images are told by their size: five of them are decoded in 10 ms
 HTML_IMAGE_PIXELS_MAX = 4 << 20
 HTML_THUMBNAIL_EDGE = 48  # pixels
+HTML_REPORT_BYTES_MAX = 2 * MIB  # of a report in a notebook, which is kept with it
 
 # -- looking through rows in a terminal ----------------------------------------------------------------------------
 BROWSE_BLOCK_ROWS = 64  # rows that are read together: a screen or two
@@ -340,6 +341,13 @@ MEMO_VALUES_BYTES_MAX = (
 MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor each
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
+IMAGE_FACTS_MAX = 32_768  # encoded images whose facts a process keeps for the checks that come next, about 1.2 KiB each
+# The most common size of images is taken for the right one where at least this share of the rows has it; else there is none.
+IMAGE_SIZE_COMMON_SHARE = 0.5
+# Near duplicates of images. Of hashes with an equal band each is compared with this many that follow it: of more, all are near each other
+# (frames of a film, blank pages), and pairs must grow with the rows, not with their square. Pairs compared at a time: 100 bytes each.
+NEAR_BAND_ROWS_MAX = 4_096
+NEAR_PAIRS_CHUNK = 1 << 20
 SPLIT_FRACTION = 0.2  # share of rows that goes to validation
 TEXT_BYTES_MAX = 16 * MIB  # of one text that is tokenised: what comes of it takes some 50 times its bytes
 TOKENISE_BATCH_BYTES = 4 * MIB  # of text that is tokenised at a time
@@ -347,26 +355,27 @@ TOKENIZER_BYTES_MAX = 64 * MIB  # of a tokenizer.json; one of 256,000 tokens has
 TOKENS_KNOWN_MAX = 1 << 20  # of a tokenizer that is trained
 JOIN_ROWS_MAX = 50_000_000  # of the other dataset of a join: 16 bytes a row, and its key, in each process
 JOIN_BYTES_MAX = 1 * GIB  # of its keys
+JOIN_VALUES_BYTES_MAX = (
+    128 * MIB
+)  # of its values that stay in memory in each process; others are read as rows ask for them
 HISTOGRAM_BINS = 32
 # Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
 # of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.
 STATISTICS_BLOCK_GROUPS_AVG = 16
 STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
-STATISTICS_EXACT_VALUES = (
-    4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
-)
+# Different numbers of a block that are counted one by one: 48 KiB of sketch, and small tables are exact.
+STATISTICS_EXACT_VALUES = 4_096
+STATISTICS_EXACT_LENGTHS = 1_024  # of lengths, and of elements of tensors, likewise
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
-STATISTICS_POINTS_MAX = (
-    16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
-)
+# Of blocks together, before they are made fewer; that adds 1/32,768 of the values each time (64 blocks, 4,096, …).
+STATISTICS_POINTS_MAX = 16_384
 STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
-STATISTICS_FREQUENT = (
-    1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
-)
+# Frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries).
+STATISTICS_FREQUENT = 1_024
 STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
 STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
-STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
+STATISTICS_TEXTS_BYTES_MAX = 24 * KIB  # of all of a block's; so a sketch stays below MEMO_VALUE_BYTES_MAX
 STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is damaged
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square

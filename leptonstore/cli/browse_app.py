@@ -94,6 +94,10 @@ class Browser(App[None]):
                 self.call_from_thread(self._tell, str(error))
             self.call_from_thread(self.grid.refresh)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the rows are none of a whole row's."""
+        return action == "quit" or not isinstance(self.screen, RowScreen)
+
     # -- keys ----------------------------------------------------------------------------------------------------------
 
     def action_rows(self, count: int) -> None:
@@ -121,7 +125,8 @@ class Browser(App[None]):
         """The whole row."""
         if self.grid.rows:
             self.push_screen(
-                RowScreen(self.ds, self.grid.cursor), lambda row: self.grid.move_to(row if row is not None else 0)
+                RowScreen(self.ds, self.grid.cursor, self.sought),
+                lambda row: self.grid.move_to(row if row is not None else 0),
             )
 
     def action_ask(self, what: str) -> None:

@@ -146,7 +146,8 @@ class RowGrid(Widget, can_focus=True):
         """One line of the screen."""
         width = self.size.width
         if y == 0:
-            return self._line(None, self.get_component_rich_style("grid--head")).adjust_cell_length(width)
+            head = self.get_component_rich_style("grid--head")
+            return self._line(None, head).adjust_cell_length(width, head)
         row = self.top + y - 1
         if row >= self.rows:
             empty = "no rows" if self.rows == 0 and y == 1 else ""

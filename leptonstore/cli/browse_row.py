@@ -31,9 +31,10 @@ class RowScreen(Screen[int]):
     ]
     DEFAULT_CSS = "RowScreen VerticalScroll { padding: 0 1; }"
 
-    def __init__(self, ds: Dataset, row: int) -> None:
+    def __init__(self, ds: Dataset, row: int, sought: str = "") -> None:
+        """sought: a text that is marked where it occurs."""
         super().__init__()
-        self.ds, self.row = ds, row
+        self.ds, self.row, self.sought = ds, row, sought
 
     def compose(self) -> ComposeResult:
         """The values, and the keys."""
@@ -59,6 +60,8 @@ class RowScreen(Screen[int]):
     def _show(self) -> None:
         try:
             text = row_text(self.ds, self.row)
+            if self.sought:
+                text.highlight_words([self.sought], "reverse", case_sensitive=self.sought != self.sought.lower())
         except LeptonError as error:
             text = Text(str(error), "red")
         self.query_one("#row", Static).update(text)
@@ -66,7 +69,7 @@ class RowScreen(Screen[int]):
 
 def row_text(ds: Dataset, row: int) -> Text:
     """All of a row. Raises ChunkMissing or ChunkCorrupt."""
-    text = Text(f"row {row:,} of {len(ds):,}\n", "bold")
+    text = Text().append(f"row {row:,} of {len(ds):,}\n", "bold")
     for name, value in ds[row].items():
         field = ds.schema.field(name)
         text.append(f"\n{one_line(name)}", "bold cyan")

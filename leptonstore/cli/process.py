@@ -94,7 +94,7 @@ def run(
     from leptonstore.process.engine import Runner
 
     pipeline = _pipeline(file, dataset, into, on_error)
-    with open_store(store) as opened, _passes() as tell:
+    with open_store(store) as opened, passes() as tell:
         start = time.perf_counter()
         result = pipeline.run(opened, Runner(runner, address, workers), tell, memo=not no_memo, author=author)
         body = _told(result) | {"seconds": round(time.perf_counter() - start, 3)}
@@ -102,7 +102,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _passes() -> Iterator[Progress]:
+def passes() -> Iterator[Progress]:
     """A bar for each pass."""
     with contextlib.ExitStack() as stack:
         current, draw = "", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def dataset_html(ds: Dataset) -> str:
     caption = f"{ds.label}: {len(ds):,} rows, {len(ds.column_names)} columns, commit {ds.commit[:12]}"
     head = [f"{one_line(field.name)} ({one_line(semantic_of(field) or str(field.type))})" for field in fields]
     try:
-        rows = [[_cell(row[field.name], field) for field in fields] for row in ds.head(limits.HTML_ROWS_MAX, names)]
+        first = ds.head(limits.HTML_ROWS_MAX, names)
+        rows = [[_cell(row[field.name], field, at) for field in fields] for at, row in enumerate(first)]
     except LeptonError as error:
         return html_table(caption, head, [], str(error))
     more = len(ds) - len(rows)
@@ -47,12 +49,16 @@ def files_html(files: FileTable) -> str:
     return html_table(caption, ["path"], rows, f"and {more:,} more" if more else "")
 
 
-def _cell(value: Any, field: pa.Field) -> str:
-    picture = _thumbnail(value) if semantic_of(field) == "image" and value is not None else None
+def _cell(value: Any, field: pa.Field, row: int) -> str:
+    picture = (
+        _thumbnail(value, f"{one_line(field.name)} of row {row}")
+        if semantic_of(field) == "image" and value is not None
+        else None
+    )
     return shown(value, field) if picture is None else picture
 
 
-def _thumbnail(value: Any) -> Markup | None:
+def _thumbnail(value: Any, said: str) -> Markup | None:
     """A small picture, None where it is large, no picture, or Pillow is not there."""
     try:
         from PIL import Image
@@ -75,4 +81,5 @@ def _thumbnail(value: Any) -> Markup | None:
         image.save(out, "PNG")
     except Exception:  # Pillow raises many kinds for a damaged picture, and a repr must not fail
         return None
-    return Markup(f"<img alt='' src='data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'>")
+    data = base64.b64encode(out.getvalue()).decode()
+    return Markup(f"<img alt='{escape(said)}' src='data:image/png;base64,{data}'>")

@@ -56,7 +56,7 @@ def is_binary(value_type: pa.DataType) -> bool:
 
 
 def tensor_values(array: pa.Array) -> NDArray[Any]:
-    """A fixed-shape tensor column as an (n, *shape) array, without copying where there are no nulls; null rows hold what the buffer holds."""
+    """A fixed-shape tensor column as an (n, *shape) array, not copied where nothing is null; null rows hold whatever the buffer does."""
     shape = tuple(array.type.shape)
     size = int(np.prod(shape, dtype=np.int64))
     storage = array.storage

@@ -29,7 +29,10 @@ _ONE_AT = 72 * _BITS  # the bit that is worth 1
 _MANTISSA_BITS = 53
 _HALF_BITS = 27
 _PLACES = 256  # room for a place in a key; sums need 140
-_EXACT_COUNT = 1 << 18  # values of 34 bits whose sum is below 2^53
+# Values of 34 and of 32 bits whose sum is below 2^53.
+_EXACT_AMOUNTS, _EXACT_INTEGERS = 1 << 18, 1 << 20
+# Groups times places up to this many, or so many for each value, stand in one array; else what is not zero is sought out.
+_DENSE_MIN, _DENSE_PER_ROW = 1 << 14, 4
 # Counted instead of summed up; far apart, so that what is carried over meets nothing.
 _NAN, _PLUS, _MINUS = 200, 210, 220
 
@@ -137,38 +140,71 @@ def _parts(values: NDArray[Any]) -> tuple[Ints, Ints, NDArray[np.int16] | None]:
 
 
 def _summed(groups: Ints | None, values: Ints) -> tuple[Ints | None, list[tuple[Ints, Ints]]]:
-    """Sums that fit 64 bits, as one value of each group."""
-    groups, values = (None, values.sum(keepdims=True)) if groups is None else _by_key(groups, values)
-    return groups, [(values, np.zeros(len(values), np.int64))]
+    """Sums of integers of 32 bits that fit 64 bits, as one value of each group."""
+    if groups is None:
+        totals = values.sum(keepdims=True)
+    elif not len(groups):
+        totals = values
+    else:
+        totals = _binned(groups, values, int(groups.max()) + 1, _EXACT_INTEGERS)
+        groups = np.arange(len(totals))
+    return groups, [(totals, np.zeros(len(totals), np.int64))]
 
 
 def _added(groups: Ints | None, terms: Sequence[tuple[Ints, Ints]], special: NDArray[np.int16] | None) -> Sums:
     """Sums of terms, each of which has an m · 2^e for every value; groups None: all in group 0."""
-    found: list[tuple[Ints, Ints, Ints]] = []
-    for mantissas, exponents in terms:
-        at = exponents + _ONE_AT
-        place, shift = at >> 5, at & (_BITS - 1)
-        # m · 2^shift has 94 bits: its lower half and its upper half, shifted alone, have 63 each.
-        low, high = (mantissas & _MASK) << shift, (mantissas >> _BITS) << shift
-        for up, amounts in enumerate((low & _MASK, (low >> _BITS) + (high & _MASK), high >> _BITS)):
-            found.append(_of_one(place + up, amounts) if groups is None else (groups, place + up, amounts))
-    if special is not None:
-        rows = np.flatnonzero(special)
-        where = np.zeros(len(rows), np.int64) if groups is None else groups[rows]
-        found.append((where, special[rows].astype(np.int64), np.ones(len(rows), np.int64)))
-    groups_, places, amounts_ = (np.concatenate(part) for part in zip(*found, strict=True))
-    return _grouped(groups_, places, amounts_)
+    rows = len(terms[0][0])
+    if not rows:
+        return Sums(*(np.zeros(0, np.int64) for _ in range(3)))
+    split = [_split(mantissas, exponents) for mantissas, exponents in terms]
+    lowest = min(int(places.min()) for places, _ in split)
+    span = max(int(places.max()) for places, _ in split) + 4 - lowest  # two above the highest, and what is carried
+    count = 1 if groups is None else int(groups.max()) + 1
+    if count * span > max(_DENSE_MIN, rows * _DENSE_PER_ROW):
+        assert groups is not None
+        found = [(groups, places + up, part) for places, parts in split for up, part in enumerate(parts)]
+        made = _grouped(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    else:
+        totals = np.zeros(count * span, np.int64)
+        for places, parts in split:
+            keys = places - lowest if groups is None else groups * span + (places - lowest)
+            for up, part in enumerate(parts):
+                totals += _binned(keys + up, part, len(totals), _EXACT_AMOUNTS)
+        carried = totals >> _BITS
+        totals &= _MASK
+        totals[1:] += carried[:-1]  # the highest place of a group carries nothing, so no group reaches the next
+        used = np.flatnonzero(totals)
+        made = Sums(used // span, used % span + lowest, totals[used])
+    return made if special is None else _with_special(made, groups, special)
 
 
-def _of_one(places: Ints, amounts: Ints) -> tuple[Ints, Ints, Ints]:
-    """(0, each place, its amount), several times: of 2^18 values at a time, so that float64, in which numpy counts, is exact."""
-    counted = []
-    for start in range(0, len(places), _EXACT_COUNT):
-        part = slice(start, start + _EXACT_COUNT)
-        counted.append(np.bincount(places[part], amounts[part].astype(np.float64), _PLACES).astype(np.int64))
-    used = np.array(counted, np.int64).reshape(-1, _PLACES)
-    rows, found = np.nonzero(used)
-    return np.zeros(len(rows), np.int64), found, used[rows, found]
+def _split(mantissas: Ints, exponents: Ints) -> tuple[Ints, tuple[Ints, Ints, Ints]]:
+    """(a place for each m · 2^e, what is to be added at that place and at the two after it); of 34 bits at most."""
+    at = exponents + _ONE_AT
+    place, shift = at >> 5, at & (_BITS - 1)
+    # m · 2^shift has 94 bits: its lower half and its upper half, shifted alone, have 63 each.
+    low, high = (mantissas & _MASK) << shift, (mantissas >> _BITS) << shift
+    return place, (low & _MASK, (low >> _BITS) + (high & _MASK), high >> _BITS)
+
+
+def _binned(keys: Ints, amounts: Ints, count: int, exact: int) -> Ints:
+    """Sums by key. So many values at a time that float64, in which numpy counts, is exact."""
+    totals = np.zeros(count, np.int64)
+    for start in range(0, len(keys), exact):
+        part = slice(start, start + exact)
+        totals += np.bincount(keys[part], amounts[part], count).astype(np.int64)
+    return totals
+
+
+def _with_special(sums_: Sums, groups: Ints | None, special: NDArray[np.int16]) -> Sums:
+    """With values counted that are not finite."""
+    rows = np.flatnonzero(special)
+    where = np.zeros(len(rows), np.int64) if groups is None else groups[rows]
+    return _grouped(
+        np.concatenate([sums_.groups, where]),
+        np.concatenate([sums_.places, special[rows].astype(np.int64)]),
+        np.concatenate([sums_.amounts, np.ones(len(rows), np.int64)]),
+    )
 
 
 def _grouped(groups: Ints, places: Ints, amounts: Ints) -> Sums:

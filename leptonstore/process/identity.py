@@ -29,14 +29,13 @@ def identity_numbers(identity: Sequence[pa.Array], seed: int = 0, purpose: bytes
     prefix = purpose + int(seed).to_bytes(8, "little", signed=True)
     heads = bytearray()
     for row in zip(*encoded, strict=True):
-        hasher = blake3(prefix)
+        parts = [prefix]
         for value in row:
             if value is None:
-                hasher.update(b"\0")
+                parts.append(b"\0")
             else:
-                hasher.update(b"\1" + len(value).to_bytes(8, "little"))
-                hasher.update(value)
-        heads += hasher.digest(length=8)
+                parts += b"\1" + len(value).to_bytes(8, "little"), value
+        heads += blake3(b"".join(parts)).digest(length=8)
     return np.frombuffer(bytes(heads), dtype="<u8").astype(np.uint64, copy=False)
 
 

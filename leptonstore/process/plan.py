@@ -69,6 +69,12 @@ class Plan:
     on_error: str
     pipeline: str  # names what was declared
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import plan_html
+
+        return plan_html(self)
+
     @property
     def schema(self) -> pa.Schema:
         """Of the result, without the rules of the version that it comes after."""

@@ -103,7 +103,7 @@ def _image_steps(ds: Dataset, size: tuple[int, int] | None) -> list[Decode]:
 
 def _sides(ds: Dataset, fraction: float, seed: int) -> _Sides:
     """The side of each row. Raises BadInput when one would be empty: such a split is of no use."""
-    operation = Split(seed, ds.identity, SPLIT_NAMES, (1 - fraction, fraction))
+    operation = Split(SPLIT_NAMES, (1 - fraction, fraction), by=ds.identity, seed=seed)
     found = [_applied(operation, batch, start) for start, batch in ds.iter_batches(columns=list(ds.identity))]
     labels = np.concatenate([array.to_numpy() for array in found]) if found else np.zeros(0, np.uint8)
     held_out = int(np.count_nonzero(labels))

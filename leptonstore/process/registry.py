@@ -42,6 +42,10 @@ OPERATIONS: dict[str, str] = {
     "rows.split": "operations.rows:Split",
     "rows.sample": "operations.rows:Sample",
     "rows.select": "operations.rows:Select",
+    "check.undecodable": "checks.undecodable:Undecodable",
+    "check.constant": "checks.constant:Constant",
+    "check.image_size": "checks.image_size:ImageSize",
+    "check.image_quality": "checks.image_quality:ImageQuality",
 }
 _FUNCTION = "operations.function:Function"
 

@@ -131,6 +131,12 @@ class Report:
     predictions: Sequence[Sample] = ()
     steps: Sequence[tuple[str, float, str]] = ()
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import report_html
+
+        return report_html(self)
+
 
 def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     """Write the page to `path` (replaced if it exists, all at once) and return it.
@@ -149,8 +155,9 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     return target
 
 
-def render(report: Report) -> str:
-    """The page as text, at most REPORT_BYTES_MAX bytes of UTF-8. Raises as `write_report` does."""
+def render(report: Report, bytes_max: int | None = None) -> str:
+    """The page as text, at most `bytes_max` (REPORT_BYTES_MAX) bytes of UTF-8: thumbnails shrink. Raises as `write_report` does."""
+    most = limits.REPORT_BYTES_MAX if bytes_max is None else bytes_max
     if report.evaluation is not None:
         _check(report.evaluation)
     versions = list(report.versions) or (history(report.dataset) if report.dataset is not None else [])
@@ -163,11 +170,9 @@ def render(report: Report) -> str:
     for edge in limits.REPORT_THUMBNAIL_EDGES:
         page = template.render(report=report, version=__version__, **sections(report, versions, edge))
         size = len(page.encode("utf-8"))
-        if size <= limits.REPORT_BYTES_MAX:
+        if size <= most:
             return page
-    raise BadInput(
-        f"the report has {size:,} bytes, over {limits.REPORT_BYTES_MAX:,}: pass fewer steps or shorter facts"
-    )
+    raise BadInput(f"the report has {size:,} bytes, over {most:,}: pass fewer steps or shorter facts")
 
 
 def history(ds: Dataset) -> list[Version]:

@@ -8,19 +8,23 @@ lineage                 dataset/lineage.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from leptonstore.dataset import Dataset, list_refs
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
 from leptonstore.dataset.lineage import commits_named
 from leptonstore.errors import RefMissing
+from leptonstore.format.commit import Commit
 from leptonstore.process import columns
 from leptonstore.process.analyse import analyse
-from leptonstore.process.clean import CleanReport, find
+from leptonstore.process.checks.defaults import fitting_checks
+from leptonstore.process.clean import CleanReport
 from leptonstore.process.clusters import pick_clusters
 from leptonstore.process.findings import SCHEMA
 from leptonstore.process.gallery import finding_samples, first_rows, pick_samples, pick_texts
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.process.report import Report, SizesSection
 from leptonstore.store.usage import among
 
@@ -39,19 +43,20 @@ def dataset_report(
     ds: Dataset,
     against: Dataset | None = None,
     check: bool = False,
+    thorough: bool = False,
     told: Callable[[str], None] = lambda step: None,
 ) -> Report:
     """What a page shows of `ds`, a whole version. Reads all of it, as `analyse` does.
 
-    against: the version that it is compared with; None: its first parent, where there is one. check: search it now, with the checks
-    of `clean.find`; else what was found is looked for in NAME.findings. told: is called with what is being done.
-    Raises as `analyse` and `clean.find` do.
+    against: the version that it is compared with; None: its first parent, where there is one. told: is called with what is being done.
+    check: search it now, with the quick checks that fit its columns, or with all (thorough); else what was found is looked for in
+    NAME.findings. Raises as `analyse` and the checks do.
     """
     against = against if against is not None else parent_of(ds)
     told("reading every column")
     analysis = analyse(ds, against=against)
-    told("looking for findings")
-    found = Found(ds, find(ds)) if check else findings_about(ds)
+    told("searching" if check or thorough else "looking for findings")
+    found = search(ds, thorough) if check or thorough else findings_about(ds)
     told("picking samples")
     samples = pick_samples(ds) or pick_texts(ds)
     clusters, total = pick_clusters(found.ds, found.report) if found else ([], 0)
@@ -83,10 +88,20 @@ def parent_of(ds: Dataset) -> Dataset | None:
     return None
 
 
-def findings_about(ds: Dataset) -> Found | None:
-    """The newest findings about `ds`, else about the nearest version before it that was searched; None where there are none.
+def search(ds: Dataset, thorough: bool = False) -> Found:
+    """What the quick checks that fit find in it now, or all of them; nothing is written."""
+    checks = fitting_checks(ds, thorough).checks if len(ds) else ()
+    tags = tuple(one.tag for one in checks)
+    if not checks:
+        return Found(ds, CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), checks=tags))
+    result = Pipeline(f"{ds.name}@{ds.commit}", checks).look(ds.store)
+    return Found(ds, CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), result.findings, tags))
 
-    Damage in NAME.findings is raised, what is not there is not.
+
+def findings_about(ds: Dataset) -> Found | None:
+    """The newest findings about `ds`, of the run that made it, or about the nearest version before it that was searched; in this order.
+
+    None where there are none. Damage in NAME.findings is raised, what is not there is not.
     """
     name = f"{ds.name}.findings"
     refs = list_refs(ds.store, "dataset", name)
@@ -100,26 +115,49 @@ def findings_about(ds: Dataset) -> Found | None:
             if commit in seen:
                 continue
             seen.add(commit)
-            for about in commits_named(read_commit(ds.store, commit)):
-                if about in order and (best is None or order[about] < best[0]):
-                    best = (order[about], about, commit)
-    if best is None:
+            about = _about(read_commit(ds.store, commit), order)
+            if about is not None and (best is None or about[0] < best[0]):
+                best = (*about, commit)
+    return None if best is None else _loaded(ds, best[1], Dataset(ds.store, name, best[2][:12], best[2]))
+
+
+def _about(findings: Commit, order: Mapping[str, int]) -> tuple[int, str] | None:
+    """(how far away it is, the version that was searched). order: versions by their distance; a run that made one is half a step nearer."""
+    made, told = _result_of(findings.lineage), findings.lineage.get("version")
+    named = [told] if isinstance(told, str) else [one for one in commits_named(findings) if one != made]
+    known = [(2 * order[one], one) for one in named if one in order]
+    if not known:
         return None
-    _, about, commit = best
-    return _loaded(ds, about, Dataset(ds.store, name, commit[:12], commit))
+    distance, searched = min(known)
+    return min(distance, 2 * order[made] + 1) if made in order else distance, searched
+
+
+def _result_of(lineage: Mapping[str, Any]) -> str:
+    """The version that was made by the run that found them, "" where none was."""
+    result = lineage.get("result")
+    return str(result.get("commit", "")) if isinstance(result, Mapping) else ""
 
 
 def _loaded(ds: Dataset, about: str, table: Dataset) -> Found | None:
     """The findings of a version of NAME.findings. None when its columns are not those of findings: then it is somebody else's."""
-    if any(
-        one not in table.schema.names or table.schema.field(one).type != SCHEMA.field(one).type for one in SCHEMA.names
-    ):
+    names = SCHEMA.names
+    if any(one not in table.schema.names or table.schema.field(one).type != SCHEMA.field(one).type for one in names):
         return None
-    searched = ds if about == ds.commit else ds.at(about[:12], about)
-    rows = table.to_arrow(SCHEMA.names).cast(SCHEMA)
-    told = table.commit_object.lineage.get("checks")
-    checks = tuple(str(one) for one in told) if isinstance(told, list) else ()
-    return Found(searched, CleanReport(ds.name, about, about, len(searched), rows, checks))
+    told = table.commit_object.lineage
+    name, checks = ds.name, told.get("checks")
+    made = _result_of(told)
+    if made:
+        try:
+            run = read_commit(ds.store, made).lineage
+        except RefMissing:  # what it made was forgotten
+            run = {}
+        name = str(run.get("dataset", ds.name))
+        checks = checks or [str(one.get("operation")) for one in run.get("operations", ()) if isinstance(one, Mapping)]
+    searched = ds if about == ds.commit else Dataset(ds.store, name, about[:12], about)
+    rows = table.to_arrow(names).cast(SCHEMA)
+    known = [str(one) for one in checks] if isinstance(checks, list) else []
+    looked_for = tuple(one.removeprefix("check.") for one in known if "." not in one or one.startswith("check."))
+    return Found(searched, CleanReport(name, about, about, len(searched), rows, looked_for))
 
 
 def sizes_of(ds: Dataset, other: Dataset | None) -> SizesSection:
@@ -133,7 +171,9 @@ def sizes_of(ds: Dataset, other: Dataset | None) -> SizesSection:
 
 def _notes(ds: Dataset, found: Found | None) -> list[str]:
     if found is None:
-        return [f"It was not searched for what spoils training: lepton report {ds.label} --check, or lepton clean."]
+        return [
+            f"It was not searched for what spoils training: lepton report {ds.label} --check, or lepton clean {ds.label}."
+        ]
     if found.ds.commit != ds.commit:
         return [
             f"Findings are about {found.ds.commit[:12]}, the version before it that was searched; row numbers there are those of that one."

@@ -100,6 +100,11 @@ def _numbers() -> pa.Table:
 def _texts() -> pa.Table:
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(WORDS, int(rng.integers(0, 30)))) for _ in range(ROWS)]
+    texts[:3] = [
+        "write to a.b@example.org or call +49 30 123456",
+        "from 192.0.2.17, card 4111 1111 1111 1111",
+        texts[40],
+    ]
     schema = pa.schema([pa.field("id", pa.int64(), nullable=False), text_field("text")])
     return pa.Table.from_arrays([pa.array(np.arange(ROWS)), pa.array(texts, mask=_missing(8))], schema=schema)
 
@@ -201,6 +206,18 @@ EXAMPLES = [
     Example("check.duplicates", {"action": "tag"}, PICTURES),
     Example("check.leakage", {"columns": ["name"], "action": "tag"}, NUMBERS),
     Example("check.outliers", {}, NUMBERS),
+    Example("check.near_duplicate_texts", {"action": "drop"}, TEXTS),
+    Example("check.text_charset", {"scripts": ["Latin"], "action": "drop"}, TEXTS),
+    Example("check.text_language", {"languages": ["en"], "action": "tag"}, TEXTS),
+    Example("check.text_length", {"min": 20, "max": 100, "action": "drop"}, TEXTS),
+    Example("check.text_length", {"robust": 3.0}, TEXTS),
+    Example("check.text_quality", {"action": "tag"}, TEXTS),
+    Example("text.mask_pii", {}, TEXTS),
+    Example("check.undecodable", {"action": "drop"}, BROKEN),
+    Example("check.constant", {"action": "drop"}, BROKEN),
+    Example("check.constant", {}, PICTURES),
+    Example("check.image_size", {"sizes": ["12x16"], "action": "tag"}, BROKEN),
+    Example("check.image_quality", {"z": 1.5, "action": "drop"}, FILES),
     Example("check.class_balance", {"label": "label"}, NUMBERS),
     Example("check.label_errors", {"columns": ["count", "score"]}, NUMBERS),
 ]

@@ -18,6 +18,7 @@ from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import findings
 from leptonstore.process.operation import GroupOperation, Made, Operation, RowOperation, TableOperation
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.process.registry import OPERATIONS, operation_named
 from leptonstore.store import Store
 
@@ -181,6 +182,34 @@ def test_no_rows_are_rows(operation: Operation, ds: Dataset) -> None:
     nothing = _whole(ds).slice(0, 0)
     result = _result(operation, ds.schema, nothing)
     assert result == _result(operation, ds.schema, nothing)
+
+
+def test_a_pipeline_makes_the_same_rows(
+    free: Operation, operation: Operation, ds: Dataset, store: Store, example: Example
+) -> None:
+    pipeline = Pipeline(ds.name, [free], into=f"made-{EXAMPLES.index(example)}", on_error="quarantine")
+    made = pipeline.run(store)
+    batch = _read(operation, ds.schema, _whole(ds))
+    if isinstance(operation, GroupOperation):
+        expected = operation.result(pa.Table.from_batches([operation.partial(batch)]))
+        assert _rows_of(made.dataset.to_arrow()) == _rows_of(expected)
+        return
+    outcome = _made(operation, ds.schema, batch)
+    goes_on = np.ones(batch.num_rows, np.bool_) if outcome.keep is None else outcome.keep.copy()
+    goes_on[list(outcome.failed)] = False
+    rows = pa.array(np.flatnonzero(goes_on))
+    expected = _whole(ds).take(rows)
+    schema = operation.output(ds.schema)
+    columns = dict(zip(expected.schema.names, map(_values, expected.columns), strict=True))
+    for name, values in outcome.columns.items():
+        text = _values(values)
+        columns[name] = [text[row] for row in rows.to_pylist()]
+    result = made.dataset.to_arrow()
+    assert result.schema.equals(schema, check_metadata=True)
+    assert {name: _values(result[name]) for name in result.schema.names} == columns
+    assert sum(made.findings["check"].to_numpy() == "failed") == len(outcome.failed)
+    again = pipeline.run(store)
+    assert again.dataset.commit == made.dataset.commit
 
 
 # -- running operations as pipelines do --------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def test_a_whole_row_with_all_of_its_text(store: Store) -> None:
         assert isinstance(app.screen, RowScreen)
         whole = str(app.screen.query_one("#row", Static).render())
         assert ds[200]["said"] in whole and "row 200 of 5,000" in whole and "0 cat" in whole
-        await press(pilot, "n")
+        await press(pilot, "n", "slash")  # the prompt belongs to the rows
         assert "text 201 of many" in str(app.screen.query_one("#row", Static).render())
         await press(pilot, "escape")
         assert not isinstance(app.screen, RowScreen) and app.grid.cursor == 201

@@ -243,3 +243,21 @@ def test_an_empty_dataset_has_a_report(store: Store) -> None:
 
 def test_a_report_says_when_it_was_not_searched() -> None:
     assert "not searched" in render(Report("t", notes=["It was not searched."]))
+
+
+def test_findings_of_a_pipeline_are_shown_with_the_rows_that_it_searched(store: Store) -> None:
+    from leptonstore.process.pipeline import Pipeline
+    from leptonstore.process.registry import operation_named
+
+    images = noise(300, 8, 8)
+    images[[70, 80]] = images[7]
+    raw = write(store, "d", tensor_table(images, [0] * 300, ["a"]), ["id"])
+    checks = [operation_named("check.duplicates", {"action": "drop"}), operation_named("check.nulls", {})]
+    made = Pipeline("d", checks, into="d@clean").run(store).dataset
+    found = findings_about(made)
+    assert found is not None and found.ds.commit == raw.commit and found.report.checks == ("duplicates", "nulls")
+    assert found.report.findings["row"].to_pylist() == [70, 80] and len(made) == 298
+    for sample in gallery.finding_samples(found.ds, found.report):
+        assert np.array_equal(sample.image, images[7]), (
+            "the rows of the version that was read, not of the one that was made"
+        )

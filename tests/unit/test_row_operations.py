@@ -83,6 +83,19 @@ def test_keys_and_columns_that_do_not_fit_are_refused(store: Store) -> None:
         Join("nowhere", ["id"]).bound(ds, ds.schema)
 
 
+@pytest.mark.parametrize("kept", [0, 20, 10**9])
+def test_values_are_the_same_whether_they_are_kept_in_memory_or_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr("leptonstore.process.operations.join.JOIN_VALUES_BYTES_MAX", kept)
+    monkeypatch.setattr("leptonstore.process.operations.join._LOADED", {})
+    ds = texts(store)
+    other(store, id=[2, 0], a=[1.5, 2.5], b=["x", None], c=[[1, 2], []], d=[True, None])
+    made = applied(Join("other", ["id"]).bound(ds, ds.schema), ds.to_arrow()).columns
+    found = {name: column.to_pylist()[:3] for name, column in made.items()}
+    assert found == {"a": [2.5, None, 1.5], "b": [None, None, "x"], "c": [[], None, [1, 2]], "d": [None, None, True]}
+
+
 def test_large_values_are_joined_too(store: Store) -> None:
     ds = texts(store)
     blobs = [bytes([at]) * 40_000 for at in range(3)]

@@ -234,15 +234,17 @@ def _measured(values: pa.Array, words: Sequence[str], groups: Ints, count: int) 
 
 
 def _groups(keys: Sequence[pa.Array]) -> tuple[Ints, Ints]:
-    """(group of each row, a row of each group); groups are 0, 1, … in no particular order."""
-    groups = np.zeros(len(keys[0]), np.int64)
-    firsts = np.zeros(0, np.int64)
-    for key in keys:
+    """(group of each row, the first row of each group); groups are 0, 1, … as they come."""
+    groups, count = np.zeros(len(keys[0]), np.int64), 1
+    for at, key in enumerate(keys):
         coded = key.dictionary_encode(null_encoding="encode")
-        codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        _, firsts, groups = np.unique(
-            groups * (len(coded.dictionary) + 1) + codes, return_index=True, return_inverse=True
-        )
+        groups = groups * len(coded.dictionary) + coded.indices.to_numpy(zero_copy_only=False)
+        count *= len(coded.dictionary)
+        if at:  # pairs that there are; so the numbers stay below those of rows
+            coded = pa.array(groups).dictionary_encode()
+            groups, count = coded.indices.to_numpy().astype(np.int64), len(coded.dictionary)
+    firsts = np.zeros(count, np.int64)
+    firsts[groups[::-1]] = np.arange(len(groups))[::-1]
     return groups, firsts
 
 
@@ -254,11 +256,11 @@ def _totals(groups: Ints, values: Ints, count: int) -> Ints:
 
 def _extreme(values: pa.Array, groups: Ints, count: int, largest: bool) -> pa.Array:
     """The least or greatest value of each group, null where it has none."""
-    if pa.types.is_floating(values.type):
-        values = _one_zero(values)
+    if columns.is_number(values.type):
+        return _extreme_number(values, groups, count, largest)
     valid = np.flatnonzero(~columns.null_mask(values))
     present = values.take(pa.array(valid))
-    order = pc.sort_indices(present).to_numpy()  # NaN comes last
+    order = pc.sort_indices(present).to_numpy()
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order))
     best = np.full(count, -1 if largest else len(order), np.int64)
@@ -268,11 +270,23 @@ def _extreme(values: pa.Array, groups: Ints, count: int, largest: bool) -> pa.Ar
     return present.take(rows)
 
 
-def _one_zero(values: pa.Array) -> pa.Array:
-    """-0.0 becomes 0.0, and every NaN the same one: equal values are the same bytes."""
-    plain = values.fill_null(0).to_numpy(zero_copy_only=False)
-    made = np.where(np.isnan(plain), plain.dtype.type(np.nan), plain + plain.dtype.type(0))
-    return pa.array(made, values.type, mask=columns.null_mask(values), from_pandas=False)
+def _extreme_number(values: pa.Array, groups: Ints, count: int, largest: bool) -> pa.Array:
+    """The same of numbers. NaN is above all; -0.0 becomes 0.0, and every NaN the same one: equal values are the same bytes."""
+    where = groups[~columns.null_mask(values)]
+    plain = columns.numbers(values)
+    kind = plain.dtype
+    if kind.kind == "f":
+        plain = np.where(np.isnan(plain), kind.type(np.nan), plain + kind.type(0))
+        best = np.full(count, -np.inf if largest else np.nan, kind)
+        with np.errstate(invalid="ignore"):  # NaN is meant
+            (np.maximum if largest else np.fmin).at(best, where, plain)
+    else:
+        ends = np.iinfo(kind)
+        best = np.full(count, ends.min if largest else ends.max, kind)
+        (np.maximum if largest else np.minimum).at(best, where, plain)
+    none = np.bincount(where, minlength=count) == 0
+    found = pa.array(best, mask=none, from_pandas=False)
+    return found if found.type == values.type else found.cast(values.type)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

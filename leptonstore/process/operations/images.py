@@ -25,6 +25,7 @@ from leptonstore.errors import BadInput, SchemaError, SourceError
 from leptonstore.limits import IMAGE_PIXELS_MAX, PREPARED_EDGE_MAX
 from leptonstore.process import columns, images
 from leptonstore.process.operation import Made, Operation, RowOperation
+from leptonstore.process.operations.looked_up import looked_up
 from leptonstore.process.operations.parameters import field_of, one_of, replaced, require_stored, whole_numbers
 
 Bits = NDArray[np.bool_]
@@ -59,7 +60,9 @@ class Decode(RowOperation):
             return self
         self._field(schema)
         require_stored(self.name, source, schema, self.column, "give `shape`")
-        return replace(self, shape=common_shape(source, self.column))
+        words = {"common shape": self.column, "pillow": images.pillow_version()}
+        found = looked_up(source, words, lambda: common_shape(source, self.column))
+        return replace(self, shape=found)
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The column of images."""
@@ -95,11 +98,7 @@ class Decode(RowOperation):
 
 @dataclass(frozen=True)
 class _Sized(RowOperation):
-    """What image.resize and image.crop have in common.
-
-    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
-    into: name of the new column; by default it takes the place of the old one.
-    """
+    """What image.resize and image.crop have in common."""
 
     column: str
     size: Sequence[int] = ()
@@ -180,8 +179,10 @@ class _Sized(RowOperation):
 class Resize(_Sized):
     """Stretches images (bilinear, averaging where they shrink).
 
-    size: (H, W) of all. shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as
-    they are.
+    size: (H, W) of all.
+    shorter_max: or the shorter edge becomes this many pixels, the other in proportion; smaller images stay as they are.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.resize"
@@ -211,6 +212,8 @@ class Crop(_Sized):
     """Cuts a part out of each image; one that is too small for it fails.
 
     size: (H, W) from the middle. box: or (top, left, H, W), in pixels from the upper left corner.
+    format: of files, "jpeg", "png", or "keep": JPEG stays JPEG, all others become PNG. quality: of JPEG, 1 to 100.
+    into: name of the new column; by default it takes the place of the old one.
     """
 
     name: ClassVar[str] = "image.crop"

@@ -3,8 +3,8 @@
     dataset = "labels@main"      on = ["id"]      columns = ["label"]
 
 The key names at most one row of the other dataset; that is made sure of before anything runs. Which version it is stands in the recipe:
-its commit. Each process reads the other's keys once (they stay in memory) and values as rows ask for them, so that the other dataset may
-be large.
+its commit. Each process reads the other's keys once, and they stay in memory; so do values, of columns that are small. Others are read
+as rows ask for them, so that the other dataset may be large.
 
 A key is looked up by a 64-bit hash, in a sorted array, and then compared; null is no key and finds nothing.
 """
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.cut import row_hashes
 from leptonstore.errors import BadInput, DuplicateKey, SchemaError, listed
-from leptonstore.limits import JOIN_BYTES_MAX, JOIN_ROWS_MAX
+from leptonstore.format.page import fixed_width
+from leptonstore.limits import JOIN_BYTES_MAX, JOIN_ROWS_MAX, JOIN_VALUES_BYTES_MAX
 from leptonstore.process import columns
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.parameters import field_of, one_of, texts
@@ -42,6 +43,7 @@ class Join(RowOperation):
     """
 
     name: ClassVar[str] = "rows.join"
+    memoised: ClassVar[bool] = False
     dataset: str
     on: Sequence[str]
     columns: Sequence[str] = ()
@@ -129,7 +131,7 @@ class _Other:
 
     def __init__(self, there: Dataset, on: tuple[str, ...], wanted: tuple[str, ...]) -> None:
         self.there, self.on, self.wanted = there, on, wanted
-        self._keys: _Keys | None = None
+        self._read: _Read | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,35 +148,48 @@ class _Other:
     @property
     def keys(self) -> _Keys:
         """Its keys. Raises DuplicateKey, BadInput when they are too many."""
-        key = (self.there.store.url, self.there.fingerprint, self.on)
+        return self._loaded.keys
+
+    @property
+    def _loaded(self) -> _Read:
+        key = (self.there.store.url, self.there.fingerprint, self.on, self.wanted)
         with self._lock:
-            if self._keys is None:
+            if self._read is None:
                 with _LOCK:
                     found = _LOADED.get(key)
                 if found is None:
-                    found = _read_keys(self.there, self.on)
+                    found = _Read(_read_keys(self.there, self.on), _small_columns(self.there, self.wanted))
                     with _LOCK:
                         while len(_LOADED) >= _LOADED_MAX:
                             _LOADED.pop(next(iter(_LOADED)))
                         _LOADED[key] = found
-                self._keys = found
-            return self._keys
+                self._read = found
+            return self._read
 
     def values(self, rows: Ints) -> list[pa.Array]:
         """The columns wanted of some rows, null where a row is -1."""
-        there, places = np.unique(rows[rows >= 0], return_inverse=True)
-        at = np.zeros(len(rows), np.int64)
-        at[rows >= 0] = places
-        missing = rows < 0
-        if not len(there):
-            return [_nulls(self.schema.field(name).type, len(rows)) for name in self.wanted]
-        table = self.there.take(there, self.wanted)
-        indices = pa.array(at, mask=missing)
-        return [_taken(table[name], indices) for name in self.wanted]
+        missing, small = rows < 0, self._loaded.small
+        large = [name for name in self.wanted if name not in small]
+        found = {name: _taken(column, pa.array(rows, mask=missing)) for name, column in small.items()}
+        if large:
+            there, places = np.unique(rows[~missing], return_inverse=True)
+            at = np.zeros(len(rows), np.int64)
+            at[~missing] = places
+            table = self.there.take(there, large)
+            found |= {name: _taken(_whole(table[name]), pa.array(at, mask=missing)) for name in large}
+        return [found[name] for name in self.wanted]
 
 
-_LOADED_MAX = 4  # other versions whose keys a process keeps
-_LOADED: dict[tuple[str, str, tuple[str, ...]], _Keys] = {}
+@dataclass(frozen=True)
+class _Read:
+    """What a process keeps of another version. small: columns that stand in memory."""
+
+    keys: _Keys
+    small: dict[str, pa.Array]
+
+
+_LOADED_MAX = 4  # other versions of which a process keeps something
+_LOADED: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], _Read] = {}
 _LOCK = threading.Lock()
 
 
@@ -191,7 +206,9 @@ class _Keys:
         if not len(self._hashes):
             return found
         wanted = row_hashes(list(keys))
-        at = np.searchsorted(self._hashes, wanted)
+        order = np.argsort(wanted)  # looked up in order, the search stays in the processor's cache
+        at = np.empty(len(wanted), np.int64)
+        at[order] = np.searchsorted(self._hashes, wanted[order])
         open_ = np.flatnonzero(~_any_null(keys))
         while len(open_):  # once, but for two keys of one hash
             inside = at[open_] < len(self._hashes)
@@ -273,14 +290,21 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
 
 
-def _taken(column: pa.ChunkedArray, indices: pa.Array) -> pa.Array:
-    whole = _whole(column)
-    if isinstance(whole, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(whole.type, whole.storage.take(indices))
-    return whole.take(indices)
+def _taken(column: pa.Array, indices: pa.Array) -> pa.Array:
+    if isinstance(column, pa.ExtensionArray):
+        return pa.ExtensionArray.from_storage(column.type, column.storage.take(indices))
+    return column.take(indices)
 
 
-def _nulls(data_type: pa.DataType, count: int) -> pa.Array:
-    if isinstance(data_type, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.nulls(count, data_type.storage_type))
-    return pa.nulls(count, data_type)
+def _small_columns(there: Dataset, wanted: tuple[str, ...]) -> dict[str, pa.Array]:
+    """Columns whose values are few bytes: of fixed width, or all when the whole version is small."""
+    small, left = [], JOIN_VALUES_BYTES_MAX
+    whole = there.commit_object.plain_bytes <= JOIN_VALUES_BYTES_MAX
+    for field_ in there.fields(wanted):
+        width = 1 if pa.types.is_boolean(field_.type) else fixed_width(field_.type)
+        size = 0 if whole else left + 1 if width is None else width * len(there)
+        if size <= left:
+            small.append(field_.name)
+            left -= size
+    table = there.to_arrow(small) if small else None
+    return {name: _whole(table[name]) for name in small} if table is not None else {}

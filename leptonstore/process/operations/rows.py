@@ -31,9 +31,9 @@ _WHOLE = 2**64
 _SUM_ERROR = 1e-6  # of fractions such as 0.1, which no float is
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _ByIdentity(Operation):
-    """seed: from -2^63 to 2^63 - 1. by: columns that stand for a row; none: those that identify it."""
+    """What rows.split and rows.sample have in common."""
 
     seed: int = 0
     by: Sequence[str] = ()
@@ -69,7 +69,11 @@ class Split(_ByIdentity, RowOperation):
     """Gives every row a side, in a new column of class labels.
 
     names and fractions: of the sides; fractions are above 0 and sum up to 1. column: what the new one is called.
-    The last name takes the lowest numbers, the one before it the next, and so on: raising a fraction of the last one moves rows to it only.
+    by: columns that stand for a row: rows that are equal in them are on one side; none: the identity of the dataset.
+    seed: another number draws another split.
+
+    The last name takes the lowest numbers, the one before it the next, and so on: raising the fraction of the last one only moves rows
+    to it.
     """
 
     name: ClassVar[str] = "rows.split"
@@ -122,6 +126,8 @@ class Sample(_ByIdentity):
 
     fraction: above 0 and below 1. A row that is kept stays in every larger fraction, and whatever other rows there are.
     rows:     exactly so many (all, where there are no more), those with the lowest numbers; that takes a pass over the identities.
+    by:       columns that stand for a row: rows that are equal in them have the same number; none: the identity of the dataset.
+    seed:     another number draws another sample.
     """
 
     name: ClassVar[str] = "rows.sample"

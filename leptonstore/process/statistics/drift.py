@@ -6,9 +6,9 @@
     nulls                              the difference of their shares
 
 A PSI of 0.1 and more is some drift, of 0.25 and more is much: the rule of credit scoring, where it comes from (Siddiqi, Credit Risk
-Scorecards, 2006). Two samples of one distribution have a PSI, too, of (bins - 1) * (1/n + 1/m) on average and distributed as chi-squared
-(Yurdakul, Naranjo, Statistical properties of the population stability index, 2020): what chance explains at 95 % is told as none. Total
-variation counts from 0.1 and 0.25 likewise, nulls from differences of 0.05 and 0.2 of the rows.
+Scorecards, 2006). Two small samples of one distribution have a PSI, too (Yurdakul, Naranjo, Statistical properties of the population
+stability index, 2020): what chance explains, by Pearson's chi-squared of the two samples' bins at 99 %, is told as none. Total variation
+counts from 0.1 and 0.25 likewise, nulls from differences of 0.05 and 0.2 of the rows.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PSI_SOME, PSI_MUCH = 0.1, 0.25
 VARIATION_SOME, VARIATION_MUCH = 0.1, 0.25
 NULLS_SOME, NULLS_MUCH = 0.05, 0.2  # differences of the share of nulls
 BINS = 10
-SHARE_LEAST = 1e-4  # an empty bin counts as if it had so much: its logarithm would be infinite
+EMPTY_ROWS = 0.5  # are added to each bin: the logarithm of an empty one would be infinite
 CATEGORIES_MAX = 200  # the others are one: their shares say little, and there is a bin for each
-_NORMAL_95 = 1.6449
-Shares = NDArray[np.float64]
+_NORMAL_99 = 2.3263
+Rows = NDArray[np.int64]  # of each bin
 
 
 def drift_of(now: Gathered, before: Gathered, older: Dataset, schema: pa.Schema | None) -> Drift:
@@ -80,9 +80,10 @@ def column_drift(watched: Watched, now: ColumnSketch, old: Watched, before: Colu
         what, ranks = _ranks(now)
         _, old_ranks = _ranks(before)
         if ranks is not None and old_ranks is not None and ranks.count and old_ranks.count:
-            psi, noise = psi_of_ranks(old_ranks, ranks)
+            bins = binned(old_ranks, ranks)
+            psi = psi_of(*bins)
             said = {"what": what, "psi": psi, "ks": distance(old_ranks, ranks)}
-            level = 0 if psi <= noise else _level(psi, PSI_SOME, PSI_MUCH)
+            level = 0 if is_chance(*bins) else _level(psi, PSI_SOME, PSI_MUCH)
             levels.append(level)
             if level:
                 (middle,), (old_middle,) = ranks.quantiles((0.5,)), old_ranks.quantiles((0.5,))
@@ -152,15 +153,14 @@ def _of_categories(before: dict[str, int], now: dict[str, int]) -> tuple[int, di
         return 0, {"what": "categories"}, []
     every = sorted(before.keys() | now.keys(), key=lambda name: (-before.get(name, 0) - now.get(name, 0), name))
     kept, rest = every[:CATEGORIES_MAX], every[CATEGORIES_MAX:]
-    shares = []
-    for counts, whole in ((before, total_before), (now, total)):
+    bins = []
+    for counts in (before, now):
         some = [counts.get(name, 0) for name in kept]
-        if rest:
-            some.append(sum(counts.get(name, 0) for name in rest))
-        shares.append(np.array(some, np.float64) / whole)
-    psi = _psi(*shares)
+        bins.append(np.array([*some, sum(counts.get(name, 0) for name in rest)] if rest else some, np.int64))
+    shares = bins[0] / total_before, bins[1] / total
+    psi = psi_of(*bins)
     variation = float(np.abs(shares[0] - shares[1]).sum()) / 2
-    chance = psi <= _noise(len(shares[0]), total_before, total)
+    chance = is_chance(*bins)
     level = 0 if chance else max(_level(psi, PSI_SOME, PSI_MUCH), _level(variation, VARIATION_SOME, VARIATION_MUCH))
     details = []
     if level:
@@ -170,31 +170,34 @@ def _of_categories(before: dict[str, int], now: dict[str, int]) -> tuple[int, di
     return level, {"what": "categories", "psi": psi, "total_variation": variation}, details
 
 
-def psi_of_ranks(before: Ranks, now: Ranks) -> tuple[float, float]:
-    """(PSI over BINS bins of equal share of the older values, what chance explains of it at 95 %)."""
+def binned(before: Ranks, now: Ranks) -> tuple[Rows, Rows]:
+    """Values in BINS bins of equal share of the older ones (fewer where a value is very frequent): before, now."""
     cuts = [one.value for one in before.quantiles([step / BINS for step in range(1, BINS)])]
     edges = np.unique(np.array(cuts, before.values.dtype))
-    shares = [_shares(one, edges) for one in (before, now)]
-    return _psi(*shares), _noise(len(shares[0]), before.count, now.count)
+    first, second = (np.diff(np.concatenate(([0], one.below(edges), [one.count]))) for one in (before, now))
+    return first, second
 
 
-def _shares(ranks: Ranks, edges: NDArray[Any]) -> Shares:
-    """Of the values in (-inf, e0], (e0, e1], …, (e last, inf)."""
-    below = np.concatenate(([0], ranks.below(edges), [ranks.count]))
-    return np.diff(below) / ranks.count
+def psi_of(before: Rows, now: Rows) -> float:
+    """Population stability index of two samples."""
+    first, second = ((rows + EMPTY_ROWS) / (rows + EMPTY_ROWS).sum() for rows in (before, now))
+    return float(((second - first) * np.log(second / first)).sum())
 
 
-def _psi(before: Shares, now: Shares) -> float:
-    first, second = np.maximum(before, SHARE_LEAST), np.maximum(now, SHARE_LEAST)
-    used = (before > 0) | (now > 0)
-    return float(((second - first) * np.log(second / first))[used].sum())
+def is_chance(before: Rows, now: Rows) -> bool:
+    """Whether both may be samples of one distribution: chi-squared of two samples, at 99 %."""
+    used = (before + now) > 0
+    first, second = before[used].astype(np.float64), now[used].astype(np.float64)
+    total, other = first.sum(), second.sum()
+    statistic = np.square(first * math.sqrt(other / total) - second * math.sqrt(total / other)) / (first + second)
+    return bool(statistic.sum() <= chi_squared_99(len(first) - 1))
 
 
-def _noise(bins: int, before: int, now: int) -> float:
-    """The 95 % point of the PSI of two samples of one distribution: chi-squared (by Wilson and Hilferty, 1931) times (1/n + 1/m)."""
-    freedom = max(bins - 1, 1)
-    cube = 1 - 2 / (9 * freedom) + _NORMAL_95 * math.sqrt(2 / (9 * freedom))
-    return freedom * cube**3 * (1 / before + 1 / now)
+def chi_squared_99(freedom: int) -> float:
+    """Its 99 % point (Wilson, Hilferty, 1931)."""
+    if freedom < 1:
+        return 0.0
+    return freedom * (1 - 2 / (9 * freedom) + _NORMAL_99 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
 def distance(before: Ranks, now: Ranks) -> float:

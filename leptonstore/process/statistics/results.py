@@ -284,6 +284,12 @@ class Analysis:
     blocks: int = field(default=0, compare=False)
     reused: int = field(default=0, compare=False)
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from leptonstore.process.notebook import analysis_html
+
+        return analysis_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able; numbers are plain Python numbers, and None stands for what an empty column does not have."""
         document = asdict(self)

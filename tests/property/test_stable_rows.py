@@ -32,30 +32,30 @@ def sides(operation: Split, found: Sequence[int]) -> dict[int, int]:
 
 @given(IDS, IDS, st.integers(0, 5))
 def test_a_row_keeps_its_side_whatever_other_rows_there_are(some: list[int], more: list[int], seed: int) -> None:
-    operation = Split(seed, ["id"], ["train", "val", "test"], [0.6, 0.3, 0.1])
+    operation = Split(["train", "val", "test"], [0.6, 0.3, 0.1], by=["id"], seed=seed)
     grown = list(dict.fromkeys([*more, *some]))
     after = sides(operation, grown)
     assert all(after[row] == side for row, side in sides(operation, some).items())
 
 
 def test_sides_have_the_fractions_that_were_asked_for() -> None:
-    found = list(sides(Split(0, ["id"], ["a", "b", "c", "d"], [0.5, 0.25, 0.15, 0.1]), range(20_000)).values())
+    found = list(sides(Split(["a", "b", "c", "d"], [0.5, 0.25, 0.15, 0.1], by=["id"]), range(20_000)).values())
     shares = np.bincount(found) / len(found)
     assert np.abs(shares - [0.5, 0.25, 0.15, 0.1]).max() < 0.01
 
 
 @given(st.floats(0.05, 0.45), st.floats(0.01, 0.5))
 def test_raising_the_last_fraction_takes_rows_and_gives_none(fraction: float, more: float) -> None:
-    before = sides(Split(0, ["id"], ["train", "val"], [1 - fraction, fraction]), range(300))
+    before = sides(Split(["train", "val"], [1 - fraction, fraction], by=["id"]), range(300))
     raised = fraction + more
-    after = sides(Split(0, ["id"], ["train", "val"], [1 - raised, raised]), range(300))
+    after = sides(Split(["train", "val"], [1 - raised, raised], by=["id"]), range(300))
     assert all(after[row] == 1 for row, side in before.items() if side == 1)
 
 
 @given(st.floats(0.001, 0.999), st.integers(-(2**63), 2**63 - 1))
 def test_two_sides_are_those_that_trainers_hold_out(fraction: float, seed: int) -> None:
     rows = list(range(100))
-    found = sides(Split(seed, ["id"], ["train", "val"], [1 - fraction, fraction]), rows)
+    found = sides(Split(["train", "val"], [1 - fraction, fraction], by=["id"], seed=seed), rows)
     assert list(found.values()) == split_side([pa.array(rows)], fraction, seed).tolist()
 
 
