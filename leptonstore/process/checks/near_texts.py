@@ -132,7 +132,8 @@ class NearDuplicateTexts(TableCheck):
             side, names = codes(features["side"].combine_chunks())
         side = side[rows]
         exposure = np.array([chosen.exposure(name) for name in names], np.int64)[side]
-        found = choices(same_sets(texts), similar_pairs(texts, self.threshold), exposure)
+        alike = same_sets(texts)
+        found = choices(alike, similar_pairs(texts, alike, self.threshold), exposure)
         here, there = side[found.row], side[found.other]
         elsewhere = [names[at] or "no split" if leak else "" for at, leak in zip(there, here != there, strict=True)]
         details = map(self._detail, found.score.tolist(), found.exact.tolist(), elsewhere)
