@@ -26,15 +26,19 @@ _FEW = 16  # bins with a value; with no more, all of them are compared at once, 
 _SPARSE = 16  # empty bins are looked at one by one when only one in so many is empty
 
 
+def recall(similarity: float, bands: int, rows: int) -> float:
+    """The share of pairs of this similarity that share the key of a band."""
+    return 1 - (1 - similarity**rows) ** bands
+
+
 def bands_for(threshold: float, count: int) -> tuple[int, int]:
     """(bands, rows): the fewest candidates (the most rows a band) with which RECALL_MIN of pairs at the threshold are found.
 
     One row a band where even that is too few.
     """
     for rows in range(count, 1, -1):
-        bands = count // rows
-        if 1 - (1 - threshold**rows) ** bands >= RECALL_MIN:
-            return bands, rows
+        if recall(threshold, count // rows, rows) >= RECALL_MIN:
+            return count // rows, rows
     return count, 1
 
 
