@@ -37,6 +37,7 @@ SUMMARIES = {
     "merge": "Bring what happened on one branch into another.",
     "revert": "Undo what a version changed, as a new version.",
     "restore": "Make an old version the newest again.",
+    "analyse": "Describe the columns of a version, and how they differ from another one.",
     "stats": "Show the size, columns and deduplication of a version.",
     "get": "Print one row, or write one value to a file.",
     "export": "Write a version out in the formats that other tools read.",
