@@ -1,6 +1,6 @@
 """Workload pipeline: the same pipeline again, after nothing, 1 % of the rows, or a new 1 % have changed.
 
-images   3,000 JPEGs of bench/loader_jpeg.py (500 x 375, 52 KB): decoded, cropped to 352 x 352, resized to 128 x 128
+images   3,000 JPEGs of bench/loader_jpeg.py (500 x 375, 52 KB): decoded, cropped to 352 x 352, resized to 96 x 96
 texts    100,000 texts of 20 to 200 words, one in ten with an address or a number: masked (e-mail, phone, IP, card), tokenised
 
 first       with an empty memo; every run is a process of its own, and its time that of Pipeline.run
@@ -85,7 +85,7 @@ def pipeline_of(kind: str, folder: Path, branch: str) -> Pipeline:
             head
             + '[[operation]]\nuse = "image.decode"\ncolumn = "image"\nshape = [375, 500, 3]\n'
             + '[[operation]]\nuse = "image.crop"\ncolumn = "image"\nsize = [352, 352]\n'
-            + '[[operation]]\nuse = "image.resize"\ncolumn = "image"\nsize = [128, 128]\n'
+            + '[[operation]]\nuse = "image.resize"\ncolumn = "image"\nsize = [96, 96]\n'
         )
     return parse_pipeline(
         head
