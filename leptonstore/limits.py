@@ -355,7 +355,9 @@ TOKENIZER_BYTES_MAX = 64 * MIB  # of a tokenizer.json; one of 256,000 tokens has
 TOKENS_KNOWN_MAX = 1 << 20  # of a tokenizer that is trained
 JOIN_ROWS_MAX = 50_000_000  # of the other dataset of a join: 16 bytes a row, and its key, in each process
 JOIN_BYTES_MAX = 1 * GIB  # of its keys
-JOIN_VALUES_BYTES_MAX = 128 * MIB  # of its values that stay in memory in each process; others are read as rows ask for them
+JOIN_VALUES_BYTES_MAX = (
+    128 * MIB
+)  # of its values that stay in memory in each process; others are read as rows ask for them
 HISTOGRAM_BINS = 32
 # Statistics (process/statistics). A block is what is sketched, kept and found again as one: about 48,000 rows of a table, of which a sketch
 # of some KiB is a hundredth; fewer where values are large, so that one changed image costs some MiB of others, not a gigabyte.
