@@ -1,6 +1,7 @@
 """`python -m bench.process [--workload NAME]`: pipelines, checks and statistics, beside what they must not be slower than, in one run.
 
 pipeline     a pipeline again, after 1 % of the rows changed            bench/process_pipeline.py
+operations   what transforming operations cost                           bench/process_operations.py
 images       faults in images                                           bench/process_images.py
 texts        near duplicates of texts                                   bench/process_texts.py
 statistics   statistics of a large table                                bench/process_statistics.py
@@ -17,7 +18,7 @@ import importlib
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("pipeline", "images", "texts", "statistics", "report")
+WORKLOADS = ("pipeline", "operations", "images", "texts", "statistics", "report")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

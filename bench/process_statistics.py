@@ -260,10 +260,12 @@ def make(place: Path, rows: int) -> None:
 
 def clear_kept(home: str) -> None:
     """Forget all sketches."""
-    from leptonstore.process.memo import clear_memo
+    from leptonstore.process.memo import Memo
 
     with Store.open(home) as store:
-        clear_memo(store)
+        memo = Memo.of(store)
+        assert memo is not None
+        memo.clear()
 
 
 def main() -> None:

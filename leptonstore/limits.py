@@ -364,20 +364,18 @@ HISTOGRAM_BINS = 32
 STATISTICS_BLOCK_GROUPS_AVG = 16
 STATISTICS_BLOCK_GROUPS_MAX = 64
 STATISTICS_BLOCK_BYTES = 8 * MIB  # of a column, values that stand elsewhere included; one page may be more
-STATISTICS_EXACT_VALUES = (
-    4_096  # different numbers of a block that are counted one by one: 48 KiB, and small tables are exact
-)
+# Different numbers of a block that are counted one by one: 48 KiB of sketch, and small tables are exact.
+STATISTICS_EXACT_VALUES = 4_096
+STATISTICS_EXACT_LENGTHS = 1_024  # of lengths, and of elements of tensors, likewise
 STATISTICS_BLOCK_POINTS = 512  # else: buckets of equal weight; a rank is off by half a bucket, 1/1,024 of the values
-STATISTICS_POINTS_MAX = (
-    16_384  # of blocks together, before they are made fewer; that adds 1/32,768 a time (64 blocks, 4,096, …)
-)
+# Of blocks together, before they are made fewer; that adds 1/32,768 of the values each time (64 blocks, 4,096, …).
+STATISTICS_POINTS_MAX = 16_384
 STATISTICS_MERGED_AT_ONCE = 64  # so memory grows with the logarithm of the blocks
-STATISTICS_FREQUENT = (
-    1_024  # frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries)
-)
+# Frequent values that are followed: a count is off by less than 1/1,025 of the rows (Misra-Gries).
+STATISTICS_FREQUENT = 1_024
 STATISTICS_REGISTERS_LOG2 = 12  # HyperLogLog: 4,096 bytes, standard error 1.04 / 64 = 1.6 %
 STATISTICS_TEXT_BYTES_MAX = 64  # of a frequent value that is kept and shown
-STATISTICS_TEXTS_BYTES_MAX = 32 * KIB  # of all of a block's
+STATISTICS_TEXTS_BYTES_MAX = 24 * KIB  # of all of a block's; so a sketch stays below MEMO_VALUE_BYTES_MAX
 STATISTICS_SKETCH_BYTES_MAX = 256 * KIB  # of a kept sketch; what claims more is damaged
 STATISTICS_TOP = 20  # frequent values that are shown
 CORRELATION_COLUMNS_MAX = 32  # number columns; memory and work grow with its square
@@ -401,7 +399,7 @@ TEXT_PART_ROWS = (
 )  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
-TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
+TEXT_PAIR_VALUES = 512 << 10  # shingles of likely pairs that are compared at a time: 32 MiB
 LABEL_TRAIN_ROWS_MAX = (
     200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
 )

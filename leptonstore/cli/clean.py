@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from leptonstore.process.pipeline import Result
 
 ALL = "all"
-NAMED_MAX = 3  # checks in a line of advice
+NAMED_MAX = 4  # checks in a line of advice
 
 
 @click.command("clean")
@@ -275,6 +275,8 @@ def _result_lines(body: Mapping[str, Any], ds: Dataset) -> list[str]:
 
 def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
     """What to do next."""
+    from leptonstore.process.checks.defaults import FAULTS
+
     found = [one["check"] for one in body["checks"] if one["found"]]
     lines = []
     if found:
@@ -283,11 +285,12 @@ def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
         if worst is not None:
             lines.append(f"  look at one    lepton get {ds.label} {worst}")
         lines.append(f"  look at all    lepton report {ds.label} --check")
-        drops = " ".join(f"--drop {check}" for check in found[:NAMED_MAX])
-        lines.append(f"  leave them out lepton clean {ds.label} {drops} --into clean")
+        faults = [check for check in found if check in FAULTS]
+        told = [*(f"--drop {one}" for one in faults), *(f"--tag {one}" for one in found if one not in faults)]
+        lines.append(f"  act on them    lepton clean {ds.label} {' '.join(told[:NAMED_MAX])} --into clean")
     else:
         lines.append("nothing was found")
     slow = [check for check, why in body["not_searched"].items() if not why]
     if slow:
-        lines.append(f"  takes longer   lepton clean {ds.label} {' '.join(f'--check {check}' for check in slow)}")
+        lines.append(f"  search more    lepton clean {ds.label} {' '.join(f'--check {check}' for check in slow)}")
     return lines

@@ -16,17 +16,30 @@ from leptonstore.errors import BadInput
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write here (default: NAME-REF.html).")
 @click.option("--vs", metavar="NAME@REF", help="Compare with this version (default: the one before).")
-@click.option("--check", is_flag=True, help="Search for what spoils training now, instead of showing what was found.")
+@click.option(
+    "--check", is_flag=True, help="Search now, with the quick checks that fit, instead of showing what was found."
+)
+@click.option(
+    "--check-all", is_flag=True, help="With all checks that fit: near duplicates and label errors, too (minutes)."
+)
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @store_option
 @json_option
 def command(
-    name: str, out: Path | None, vs: str | None, check: bool, show: bool, store: str | None, as_json: bool
+    name: str,
+    out: Path | None,
+    vs: str | None,
+    check: bool,
+    check_all: bool,
+    show: bool,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Write one HTML file that shows version NAME@REF. It loads nothing from the network, and has at most 5 MiB.
 
-    Identity and lineage, sizes and deduplication, charts of every column, samples, findings and rows that are alike (of the newest
-    version of NAME.findings about this version, or of a search now with --check), and how it differs from the version before.
+    Identity and lineage, sizes and deduplication, charts of every column, samples, findings and rows that are alike (of the
+    newest version of NAME.findings about this version, or of a search now with --check or --check-all), and how it differs from
+    the version before. What is at FILE is replaced.
 
     \b
     Example:
@@ -45,7 +58,7 @@ def command(
         from leptonstore.process.report_dataset import dataset_report
 
         with status("report") as tell:
-            page = dataset_report(dataset, against, check, lambda step: tell(lambda: step))
+            page = dataset_report(dataset, against, check, check_all, lambda step: tell(lambda: step))
             write_report(path, page)
     size = path.stat().st_size
     found = page.clean

@@ -1,55 +1,54 @@
-"""Find rows that spoil training, and write a version without them.
+"""Find rows that spoil training, and write a version without them: checks in one pass, in this process, for what needs no pipeline.
 
-What is found, in this order; a row that fails one of the first four takes no part in the search for duplicates, so
-that the copy which is kept is a good one:
+`find` searches for what is a fault whatever the task is, in this order:
 
-    nulls                a null in a column that the schema says has none
+    nulls                no image, or no label
     undecodable          an encoded image that is empty, truncated, damaged, too large or no image at all
-    constant             an image whose pixels are all equal (a tensor column of one pixel per row is left alone)
+    constant             an image whose pixels are all equal
     labels_out_of_range  a class index below 0 or without a name
-    duplicates           the same image value as an earlier row of the same split; the first row is kept
-    leakage              the same image value as a row of another split. The more held-out row is kept (test, then
-                         any other split, then train), so that evaluation stays whole and training loses the copy
+    duplicates           equal images (texts, tokens) of one side of the split; the first row is kept
+    leakage              equal ones on another side. The more held-out row is kept (test, then any other side, then train), so that
+                         evaluation stays whole and training loses the copy
 
-Rows are equal when all their image columns hold equal values (BLAKE3 of the stored value: the encoded file, or the
-tensor's bytes). A dataset without image columns is not searched for duplicates: equal rows of a table are no mistake.
-
-Nothing is dropped silently: the report lists every row, the new version's lineage counts the reasons, and the rows
-stay readable in the parent commit. Memory: 32 bytes of digest, 8 of row number and 16 of split and label per row.
+A row that one of the first four finds takes no part in the last two, so that the copy that is kept is a good one: what is found is what a
+pipeline of these checks would drop. `lepton clean` and pipelines (pipeline.py) have all other checks, choose what becomes of rows, remember
+results, and run on a cluster. Nothing is dropped silently: the report lists every row, the new version's lineage counts the reasons, and
+the rows stay readable in the parent commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.source import Source
-from leptonstore.errors import BadInput, SourceError
-from leptonstore.process import columns, images
+from leptonstore.errors import BadInput, SchemaError
+from leptonstore.process import columns
 from leptonstore.process import findings as findings_
+from leptonstore.process.checks.check import Check, RowCheck, TableCheck
+from leptonstore.process.checks.defaults import check_named
 from leptonstore.process.derive import publish_derived
 from leptonstore.store import Store
 
-CHECKS = ("nulls", "undecodable", "constant", "labels_out_of_range", "duplicates", "leakage")
+FAULTS = ("nulls", "undecodable", "constant", "labels_out_of_range", "duplicates", "leakage")
 
 
 @dataclass(frozen=True)
 class CleanReport:
-    """What `find` saw in `rows` rows of the version `commit`. findings: findings.SCHEMA, by row. checks: what was searched for."""
+    """What was found in `rows` rows of the version `commit`. findings: findings.SCHEMA, by row. checks: what was searched for."""
 
     dataset: str
     commit: str
     fingerprint: str
     rows: int
     findings: pa.Table = field(default_factory=findings_.SCHEMA.empty_table)
-    checks: tuple[str, ...] = CHECKS
+    checks: tuple[str, ...] = FAULTS
 
     def counts(self) -> dict[str, int]:
         """Number of findings of each check that found any, in the order of `checks`."""
@@ -79,20 +78,53 @@ class CleanReport:
         }
 
 
-def find(ds: Dataset) -> CleanReport:
-    """Search a dataset (or a view of one) once, in row order. Encoded images are decoded, in a few threads.
+def find(ds: Dataset, checks: Sequence[Check] | None = None) -> CleanReport:
+    """Search a dataset (or a view of one) once, in row order. checks: default: those of the list above that fit its columns.
 
-    Raises MissingExtra when there are encoded images and no Pillow.
+    Encoded images are decoded, in a few threads. Memory: what the checks that compare rows hold of each (64 bytes for these).
+    Raises MissingExtra, and SchemaError when a check that was asked for does not fit.
     """
-    scan = _Scan(ds.schema)
-    for start, batch in ds.iter_batches():
-        scan.add(start, batch)
-    found = sorted(scan.findings + scan.duplicates(), key=lambda one: (one[0], CHECKS.index(one[1])))
-    tables = [
-        findings_.findings_table(check, column, [row], [detail], others=[other])
-        for row, check, column, detail, other in found
-    ]
-    return CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), findings_.joined(tables))
+    bound = _faults(ds) if checks is None else [check.bound(ds, ds.schema) for check in checks]
+    alone = [check for check in bound if isinstance(check, RowCheck)]
+    compared = [check for check in bound if isinstance(check, TableCheck)]
+    found: list[pa.Table] = []
+    features: list[list[pa.RecordBatch]] = [[] for _ in compared]
+    good: list[NDArray[np.bool_]] = []
+    names = dict.fromkeys(name for looking in (*alone, *compared) for name in looking.looks_at(ds.schema))
+    for start, batch in ds.iter_batches(list(names)) if names else ():
+        fine = np.ones(batch.num_rows, np.bool_)
+        for check in alone:
+            one = check.find(batch.select(list(check.looks_at(ds.schema)))).findings
+            fine[one["row"].to_numpy()] = False
+            found.append(findings_.renumbered(one, np.arange(start, start + batch.num_rows)))
+        for comparing, parts in zip(compared, features, strict=True):
+            parts.append(comparing.measured(batch.select(list(comparing.looks_at(ds.schema)))))
+        good.append(fine)
+    rows = np.flatnonzero(np.concatenate(good)) if good else np.zeros(0, np.int64)
+    for comparing, parts in zip(compared, features, strict=True):
+        if len(rows):
+            table = pa.Table.from_batches(parts, comparing.measures(ds.schema)).take(pa.array(rows))
+            found.append(findings_.renumbered(comparing.find_in(table).findings, rows))
+    tags = (*(check.tag for check in alone), *(check.tag for check in compared))
+    return CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), findings_.joined(found), tags)
+
+
+def _faults(ds: Dataset) -> list[Check]:
+    """The checks of FAULTS that fit, bound to `ds`."""
+    samples = [*(image.name for image in columns.image_columns(ds.schema)), *columns.label_columns(ds.schema)]
+    out: list[Check] = []
+    for name in FAULTS:
+        if name == "nulls" and not samples:
+            continue
+        check = check_named(name, {"columns": samples} if name == "nulls" else {})
+        try:
+            bound = check.bound(ds, ds.schema)
+            bound.reads(ds.schema)
+        except SchemaError:
+            continue
+        assert isinstance(bound, Check)
+        out.append(bound)
+    return out
 
 
 def apply_clean(store: Store, ds: Dataset, report: CleanReport, branch: str = "main") -> Dataset:
@@ -141,137 +173,3 @@ def _without(ds: Dataset, drop: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
         keep[drop[low:high] - start] = False
         if keep.any():
             yield batch.take(pa.array(np.flatnonzero(keep)))
-
-
-_Finding = tuple[int, str, str, str, int | None]  # row, check, column, detail, other
-
-
-class _Scan:
-    """One pass over the rows: findings about single rows, and the digests that tell duplicates afterwards."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-        self.images = columns.image_columns(schema)
-        self.labels = columns.label_columns(schema)
-        self.splits = columns.split_names(schema)
-        self.findings: list[_Finding] = []
-        self._digests: list[NDArray[np.uint8]] = []
-        self._rows: list[NDArray[np.int64]] = []
-        self._split: list[NDArray[np.int64]] = []
-        self._label: list[NDArray[np.int64]] = []
-
-    def add(self, start: int, batch: pa.RecordBatch) -> None:
-        """Take in the rows `start`, `start + 1`, …"""
-        before = len(self.findings)
-        self._nulls(start, batch)
-        for image in self.images:
-            self._image(start, batch, image)
-        named = self.labels | ({columns.SPLIT: self.splits} if self.splits else {})
-        for name, names in named.items():
-            self._range(start, batch.column(name), name, names)
-        if self.images:
-            good = np.ones(batch.num_rows, dtype=bool)
-            good[[found[0] - start for found in self.findings[before:]]] = False
-            self._remember(start, batch, np.flatnonzero(good))
-
-    def _nulls(self, start: int, batch: pa.RecordBatch) -> None:
-        for field_, array in zip(self.schema, batch.columns, strict=True):
-            if not field_.nullable and array.null_count:
-                for row in np.flatnonzero(columns.null_mask(array)).tolist():
-                    detail = "null in a column that allows none"
-                    self.findings.append((start + row, "nulls", field_.name, detail, None))
-
-    def _image(self, start: int, batch: pa.RecordBatch, image: columns.ImageColumn) -> None:
-        array = batch.column(image.name)
-        if image.shape is not None:
-            if int(np.prod(image.shape[:2])) == 1:
-                return
-            flat = columns.tensor_values(array).reshape(batch.num_rows, -1, *image.shape[2:])
-            same = (flat == flat[:, :1]).reshape(batch.num_rows, -1).all(axis=1) & ~columns.null_mask(array)
-            for row in np.flatnonzero(same).tolist():
-                self._constant(start + row, image.name, flat[row, 0])
-            return
-        present = [(row, value) for row, value in enumerate(columns.byte_values(array)) if value is not None]
-        results = images.map_decoded(_constant_colour, [value for _, value in present], "the file")
-        for (row, _), result in zip(present, results, strict=True):
-            if isinstance(result, SourceError):
-                self.findings.append((start + row, "undecodable", image.name, _fact(result), None))
-            elif result is not None:
-                self._constant(start + row, image.name, result)
-
-    def _constant(self, row: int, column: str, colour: NDArray[np.uint8]) -> None:
-        shown = ", ".join(str(value) for value in np.atleast_1d(colour).tolist())
-        self.findings.append((row, "constant", column, f"every pixel is {shown}", None))
-
-    def _range(self, start: int, array: pa.Array, name: str, names: list[str]) -> None:
-        if not names:
-            return
-        values = columns.indices(array)
-        wrong = ((values < 0) | (values >= len(names))) & ~columns.null_mask(array)
-        for row in np.flatnonzero(wrong).tolist():
-            detail = f"{int(values[row])} is not one of {len(names)} classes (0 to {len(names) - 1})"
-            self.findings.append((start + row, "labels_out_of_range", name, detail, None))
-
-    def _remember(self, start: int, batch: pa.RecordBatch, good: NDArray[np.int64]) -> None:
-        """Keep digest, split and label of the good rows; a row with a null image has no image to compare."""
-        values = [_row_bytes(batch.column(image.name), image) for image in self.images]
-        for column in values:
-            good = good[[column[row] is not None for row in good.tolist()]] if len(good) else good
-        digests = bytearray()
-        for row in good.tolist():
-            parts = [blake3(column[row]).digest() for column in values]
-            digests += parts[0] if len(parts) == 1 else blake3(b"".join(parts)).digest()
-        self._digests.append(np.frombuffer(bytes(digests), dtype=np.uint8).reshape(-1, 32))
-        self._rows.append(good + start)
-        none = np.zeros(len(good), dtype=np.int64)
-        self._split.append(columns.indices(batch.column(columns.SPLIT))[good] if self.splits else none)
-        label = next((name for name, names in self.labels.items() if names), None)
-        self._label.append(columns.indices(batch.column(label))[good] if label is not None else none)
-
-    def duplicates(self) -> list[_Finding]:
-        """Every row but the kept one of each group of equal images."""
-        if not self._rows:
-            return []
-        digests = np.concatenate(self._digests).view(np.uint64)
-        rows, split, label = (np.concatenate(part) for part in (self._rows, self._split, self._label))
-        rank = np.array([_exposure(name) for name in (*self.splits, "")])[split]  # -1, no split, is the last
-        order = np.lexsort((rows, rank, *digests.T))
-        digests, rows, split, label = digests[order], rows[order], split[order], label[order]
-        starts = np.ones(len(rows), dtype=bool)
-        starts[1:] = (digests[1:] != digests[:-1]).any(axis=1)
-        kept = np.maximum.accumulate(np.where(starts, np.arange(len(rows)), 0))
-        return [self._copy(at, int(kept[at]), rows, split, label) for at in np.flatnonzero(~starts).tolist()]
-
-    def _copy(self, at: int, kept: int, rows: NDArray[Any], split: NDArray[Any], label: NDArray[Any]) -> _Finding:
-        crosses = bool(split[at] != split[kept])
-        detail = f"the same image stands in {(*self.splits, 'no split')[split[kept]]}" if crosses else "the same image"
-        if label[at] != label[kept]:
-            names = (*next(names for names in self.labels.values() if names), "nothing")
-            detail += f", labelled {names[label[kept]]} there and {names[label[at]]} here"
-        column = ", ".join(image.name for image in self.images)
-        return int(rows[at]), "leakage" if crosses else "duplicates", column, detail, int(rows[kept])
-
-
-def _exposure(split: str) -> int:
-    """How freely training looks at a split: 0 test, 1 other held-out rows, 2 train."""
-    return {"test": 0, "train": 2, "training": 2}.get(split.lower(), 1)
-
-
-def _fact(error: SourceError) -> str:
-    """What an error says is wrong, without its advice: removing the row is the advice here."""
-    return str(error).split(";")[0]
-
-
-def _constant_colour(image: images.Pixels) -> NDArray[np.uint8] | None:
-    """The one colour of a constant image, None for any other."""
-    first = image[0, 0]
-    return np.array(first) if bool((image == first).all()) else None
-
-
-def _row_bytes(array: pa.Array, image: columns.ImageColumn) -> list[memoryview | None]:
-    """The bytes that identify each row's image; None where it is null."""
-    if image.shape is None:
-        return columns.byte_values(array)
-    values = np.ascontiguousarray(columns.tensor_values(array)).reshape(len(array), -1)
-    missing = columns.null_mask(array)
-    return [None if missing[row] else values[row].data for row in range(len(array))]

@@ -83,6 +83,15 @@ def joined(tables: Iterable[pa.Table | None]) -> pa.Table:
     return whole.take(pa.array(order)).combine_chunks()
 
 
+def renumbered(findings: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Findings whose row, other and group count from 0 in some rows, in the numbers that these have: `rows`."""
+    numbers = pa.array(rows)
+    for name in ("row", "other", "group"):
+        at = findings.schema.get_field_index(name)
+        findings = findings.set_column(at, findings.schema.field(at), numbers.take(findings[name].combine_chunks()))
+    return findings
+
+
 def rows_found(findings: pa.Table) -> NDArray[np.int64]:
     """The rows that have a finding, each once, ascending."""
     found: NDArray[np.int64] = np.unique(findings["row"].to_numpy())

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore import limits
@@ -23,6 +22,7 @@ from leptonstore.dataset.shown import shown
 from leptonstore.errors import SourceError
 from leptonstore.process import columns, images
 from leptonstore.process.clean import CleanReport
+from leptonstore.process.findings import worst
 
 READ_ROWS = 8  # rows with pictures that are read at a time: as many files of up to IMAGE_FILE_BYTES_MAX are in memory
 TINY_EDGE = 64  # pixels; smaller pictures are enlarged without smoothing, so that pixels stay visible
@@ -217,13 +217,15 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     rows: list[int] = []
     captions: list[str] = []
     about: list[str] = []
+    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {text_column(ds)}
     for check in report.counts():
-        found = report.findings.filter(pc.field("check") == check)
-        scores = pc.fill_null(found["score"], -np.inf).to_numpy()
-        worst = found.take(pa.array(np.argsort(-scores, kind="stable")[:each]))  # findings stand in row order
-        rows += worst["row"].to_pylist()
-        captions += [said(one) for one in worst.to_pylist()]
-        about += [check] * len(worst)
+        some = worst(report.findings, check, each)
+        rows += some["row"].to_pylist()
+        captions += [
+            ("" if one["column"] in seen else f"{one['column']}: " if one["column"] else "") + said(one)
+            for one in some.to_pylist()
+        ]
+        about += [check] * len(some)
     samples = sample_rows(ds, rows, captions)
     return [replace(sample, about=check) for sample, check in zip(samples, about, strict=True)]
 

@@ -137,7 +137,7 @@ class TableOperation(Operation):
 
 
 class GroupOperation(Operation):
-    """Makes other rows: one for each group of rows. What follows it works on these.
+    """Makes other rows: one for each group of rows. It is the last operation of a pipeline; another pipeline can go on with them.
 
     A partial is what a group is so far, in one row: the columns that name the group and whatever its values need. Partials merge in any
     order and any grouping, to the last bit: the same rows give the same result however they were cut into pieces.

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.refs import MAIN, list_refs, split_spec
@@ -25,7 +23,7 @@ from leptonstore.dataset.write import write_table
 from leptonstore.errors import BadInput, LeptonError, OperationFailed
 from leptonstore.process.derive import publish_tree
 from leptonstore.process.engine import Runner, rows_of, write_rows
-from leptonstore.process.findings import SCHEMA, joined
+from leptonstore.process.findings import SCHEMA, joined, renumbered
 from leptonstore.process.memo import Memo
 from leptonstore.process.operation import Operation
 from leptonstore.process.plan import GroupEnd, Plan, TablePass, digest_of_json, plan_of
@@ -378,7 +376,7 @@ class _Run:
         kept = len(rows) if made.keep is None else int(made.keep.sum())
         self._counts.setdefault(one.number, Counter()).update({"in": 0, "kept": kept - len(rows)})
         if made.findings is not None:
-            self._findings.append(_of_version(made.findings, rows))
+            self._findings.append(renumbered(made.findings, rows))
         return Verdict(one.number, rows, made.keep, dict(made.columns))
 
     def _grouped(self, ds: Dataset, end: GroupEnd, stages: Sequence[Stage], told: int) -> Tree:
@@ -394,13 +392,3 @@ class _Run:
         source = Source(self.schema, self._plan.identity, lambda: iter(batches), rows=len(made))
         root, rows, plain_bytes = write_table(self._store, source)
         return Tree(root, rows, plain_bytes)
-
-
-def _of_version(findings: pa.Table, rows: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
-    """Findings of a table operation, whose row numbers count the rows that came to it, in row numbers of the version."""
-    numbers = pa.array(rows)
-    for name in ("row", "other", "group"):
-        at = findings.schema.get_field_index(name)
-        column = findings[name].combine_chunks()
-        findings = findings.set_column(at, findings.schema.field(at), pc.take(numbers, column))
-    return findings

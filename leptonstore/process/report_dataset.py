@@ -19,10 +19,12 @@ from leptonstore.errors import RefMissing
 from leptonstore.format.commit import Commit
 from leptonstore.process import columns
 from leptonstore.process.analyse import analyse
-from leptonstore.process.clean import CleanReport, find
+from leptonstore.process.checks.defaults import fitting_checks
+from leptonstore.process.clean import CleanReport
 from leptonstore.process.clusters import pick_clusters
 from leptonstore.process.findings import SCHEMA
 from leptonstore.process.gallery import finding_samples, first_rows, pick_samples, pick_texts
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.process.report import Report, SizesSection
 from leptonstore.store.usage import among
 
@@ -41,19 +43,20 @@ def dataset_report(
     ds: Dataset,
     against: Dataset | None = None,
     check: bool = False,
+    thorough: bool = False,
     told: Callable[[str], None] = lambda step: None,
 ) -> Report:
     """What a page shows of `ds`, a whole version. Reads all of it, as `analyse` does.
 
-    against: the version that it is compared with; None: its first parent, where there is one. check: search it now, with the checks
-    of `clean.find`; else what was found is looked for in NAME.findings. told: is called with what is being done.
-    Raises as `analyse` and `clean.find` do.
+    against: the version that it is compared with; None: its first parent, where there is one. told: is called with what is being done.
+    check: search it now, with the quick checks that fit its columns, or with all (thorough); else what was found is looked for in
+    NAME.findings. Raises as `analyse` and the checks do.
     """
     against = against if against is not None else parent_of(ds)
     told("reading every column")
     analysis = analyse(ds, against=against)
-    told("looking for findings")
-    found = Found(ds, find(ds)) if check else findings_about(ds)
+    told("searching" if check or thorough else "looking for findings")
+    found = search(ds, thorough) if check or thorough else findings_about(ds)
     told("picking samples")
     samples = pick_samples(ds) or pick_texts(ds)
     clusters, total = pick_clusters(found.ds, found.report) if found else ([], 0)
@@ -83,6 +86,16 @@ def parent_of(ds: Dataset) -> Dataset | None:
             return None
         return ds.at(parent[:12], parent)
     return None
+
+
+def search(ds: Dataset, thorough: bool = False) -> Found:
+    """What the quick checks that fit find in it now, or all of them; nothing is written."""
+    checks = fitting_checks(ds, thorough).checks if len(ds) else ()
+    tags = tuple(one.tag for one in checks)
+    if not checks:
+        return Found(ds, CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), checks=tags))
+    result = Pipeline(f"{ds.name}@{ds.commit}", checks).look(ds.store)
+    return Found(ds, CleanReport(ds.name, ds.commit, ds.fingerprint, len(ds), result.findings, tags))
 
 
 def findings_about(ds: Dataset) -> Found | None:
@@ -158,7 +171,9 @@ def sizes_of(ds: Dataset, other: Dataset | None) -> SizesSection:
 
 def _notes(ds: Dataset, found: Found | None) -> list[str]:
     if found is None:
-        return [f"It was not searched for what spoils training: lepton report {ds.label} --check, or lepton clean."]
+        return [
+            f"It was not searched for what spoils training: lepton report {ds.label} --check, or lepton clean {ds.label}."
+        ]
     if found.ds.commit != ds.commit:
         return [
             f"Findings are about {found.ds.commit[:12]}, the version before it that was searched; row numbers there are those of that one."

@@ -30,6 +30,7 @@ MEANINGS = {  # of checks: what it says of a row that it found it
     "rules": "breaks a rule of the dataset",
     "text_length": "too short or too long",
     "text_charset": "characters that were not expected",
+    "text_quality": "repeats itself, or is hardly text",
     "text_language": "not the language that was asked for",
     "failed": "an operation raised, and the row was set aside",
 }

@@ -213,6 +213,11 @@ EXAMPLES = [
     Example("check.text_length", {"robust": 3.0}, TEXTS),
     Example("check.text_quality", {"action": "tag"}, TEXTS),
     Example("text.mask_pii", {}, TEXTS),
+    Example("check.undecodable", {"action": "drop"}, BROKEN),
+    Example("check.constant", {"action": "drop"}, BROKEN),
+    Example("check.constant", {}, PICTURES),
+    Example("check.image_size", {"sizes": ["12x16"], "action": "tag"}, BROKEN),
+    Example("check.image_quality", {"z": 1.5, "action": "drop"}, FILES),
     Example("check.class_balance", {"label": "label"}, NUMBERS),
     Example("check.label_errors", {"columns": ["count", "score"]}, NUMBERS),
 ]

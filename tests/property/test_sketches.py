@@ -260,10 +260,23 @@ def test_what_is_kept_is_what_was_made() -> None:
     for shape in SHAPES.values():
         sketch = NumberSketch.of(shape(rng))
         data = pack(sketch.arrays())
-        assert len(data) <= 64 * 1024
+        assert len(data) <= limits.MEMO_VALUE_BYTES_MAX
         assert pack(NumberSketch.from_arrays(unpack(data), sketch.kind).arrays()) == data
     text = TextSketch.of(Column(pa.array([f"{number % 1500}" for number in range(3_000)])), True)
     assert pack(TextSketch.from_arrays(unpack(pack(text.arrays()))).arrays()) == pack(text.arrays())
+
+
+def test_the_largest_sketch_is_small_enough_to_be_kept() -> None:
+    rng = np.random.default_rng(0)
+    numbers = NumberSketch.of(np.repeat(np.arange(limits.STATISTICS_EXACT_VALUES), 2))
+    assert len(pack(numbers.arrays())) < limits.MEMO_VALUE_BYTES_MAX
+    words = [
+        f"{number:06} " + "x" * (number % limits.STATISTICS_EXACT_LENGTHS) for number in rng.integers(0, 1_400, 48_000)
+    ]
+    texts = TextSketch.of(Column(pa.array(words)), True)
+    assert len(pack(texts.arrays())) < limits.MEMO_VALUE_BYTES_MAX
+    short = TextSketch.of(Column(pa.array([f"{number:020}" for number in range(1_000)])), True)
+    assert short.frequent.error == 0
 
 
 @settings(max_examples=200, deadline=None)

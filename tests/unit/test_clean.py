@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from process_data import encode, encoded_table, noise, tensor, tensor_table, write
+from process_data import encode, encoded_table, noise, tensor_table, write
 
 from leptonstore.dataset import Dataset
-from leptonstore.dataset.schema import class_label_field, tensor_field
-from leptonstore.errors import BadInput
-from leptonstore.process.clean import CleanReport, _Scan, apply_clean, find
+from leptonstore.errors import BadInput, SchemaError
+from leptonstore.process.checks.leakage import Leakage
+from leptonstore.process.checks.outliers import Outliers
+from leptonstore.process.clean import CleanReport, apply_clean, find
 from leptonstore.store import Store
 
 NAMES = ["a", "b", "c"]
@@ -56,7 +57,7 @@ def test_what_was_planted_in_tensors_is_found_exactly(store: Store) -> None:
         (8_000, "duplicates", 17),
     ]
     assert "labelled" not in report.findings["detail"][0].as_py()
-    assert report.findings["detail"][4].as_py() == "the same image, labelled c there and b here"
+    assert report.findings["detail"][4].as_py() == "repeats an earlier row, labelled c there and b here"
     assert json.loads(json.dumps(report.to_json()))["counts"] == {
         "constant": 2,
         "labels_out_of_range": 1,
@@ -99,8 +100,10 @@ def test_leakage_is_removed_from_train_and_kept_in_test(store: Store) -> None:
     images[11] = images[6]  # and in test
     splits = ["train"] * 5 + ["val"] * 3 + ["test"] * 4
     report = find(write(store, "d", tensor_table(images, [0] * 12, NAMES, splits), ["id"]))
-    assert found(report) == [(1, "leakage", 9), (2, "leakage", 9), (6, "leakage", 11), (7, "leakage", 11)]
-    assert report.findings["detail"][0].as_py() == "the same image stands in test"
+    assert found(report) == [
+        (1, "leakage", 9), (2, "duplicates", 1), (2, "leakage", 9), (6, "leakage", 11), (7, "duplicates", 6), (7, "leakage", 11),
+    ]  # fmt: skip
+    assert report.findings["detail"][0].as_py() == "an equal row stands in test"
 
 
 def test_images_that_cannot_be_constant_are_left_alone(store: Store) -> None:
@@ -113,14 +116,22 @@ def test_equal_rows_of_a_table_without_images_are_no_mistake(store: Store) -> No
     assert find(write(store, "d", table, ["x"])).findings.num_rows == 0
 
 
-def test_nulls_where_none_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The store refuses such rows; a scan of rows from elsewhere must still see them.
-    schema = pa.schema([tensor_field("image", pa.uint8(), (2, 2), "image"), class_label_field("label", NAMES)])
-    batch = pa.RecordBatch.from_arrays([tensor(noise(3, 2, 2)), pa.array([0, None, 1], type=pa.uint8())], schema=schema)
-    scan = _Scan(schema)
-    scan.add(100, batch)
-    assert [one[:3] for one in scan.findings] == [(101, "nulls", "label")]
-    assert scan.duplicates() == []
+def test_a_row_without_label_is_found_and_one_without_a_note_is_not(store: Store) -> None:
+    table = tensor_table(noise(5, 3, 3), [0] * 5, NAMES)
+    field = table.schema.field("label").with_nullable(True)
+    table = table.set_column(2, field, pa.array([0, None, 1, 2, 0], pa.uint8()))
+    table = table.append_column("note", pa.array([None, "a", None, None, "b"]))
+    assert found(find(write(store, "d", table, ["id"]))) == [(1, "nulls", None)]
+
+
+def test_other_checks_may_be_asked_for(store: Store) -> None:
+    table = pa.table({"id": range(60), "x": [*range(59), 10_000]})
+    ds = write(store, "d", table, ["id"])
+    report = find(ds, [Outliers()])
+    assert found(report) == [(59, "outliers", None)] and report.checks == ("outliers",)
+    assert len(apply_clean(store, ds, report)) == 59
+    with pytest.raises(SchemaError, match="no column 'split'"):
+        find(ds, [Leakage(columns=["x"])])
 
 
 def naive_duplicates(images: np.ndarray, splits: list[str]) -> list[tuple[int, str, int]]:
@@ -133,8 +144,11 @@ def naive_duplicates(images: np.ndarray, splits: list[str]) -> list[tuple[int, s
     for rows in groups.values():
         kept = min(rows, key=lambda row: (rank[splits[row]], row))
         for row in rows:
-            if row != kept:
-                expected.append((row, "duplicates" if splits[row] == splits[kept] else "leakage", kept))
+            first = min(one for one in rows if splits[one] == splits[row])
+            if row != first:
+                expected.append((row, "duplicates", first))
+            if splits[row] != splits[kept]:
+                expected.append((row, "leakage", kept))
     return sorted(expected)
 
 

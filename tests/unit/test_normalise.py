@@ -79,3 +79,11 @@ def test_columns_without_numbers_are_refused(store: Store) -> None:
     empty = write(store, "empty", ds.to_arrow().slice(0, 0), ["id"])
     with pytest.raises(BadInput, match="no finite value"):
         Normalise("id").bound(empty, empty.schema)
+
+
+def test_constants_are_looked_up_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = numbers(store, noise(40, 2, 2), ["train", "val"] * 20)
+    before = [Normalise("image", split=split).bound(ds, ds.schema).recipe() for split in ("", "train")]
+    assert before[0]["mean"] != before[1]["mean"]
+    monkeypatch.setattr("leptonstore.process.operations.normalise._constants", None)
+    assert [Normalise("image", split=split).bound(ds, ds.schema).recipe() for split in ("", "train")] == before

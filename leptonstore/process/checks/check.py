@@ -46,6 +46,14 @@ class Check(Operation):
         if self.action not in allowed:
             raise BadInput(f"{self.name} has no action {self.action!r}; it has: {listed(allowed)}")
 
+    @abstractmethod
+    def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
+        """The columns that it is given. Raises SchemaError, naming column and fix, when it cannot work on rows like these."""
+
+    def reads(self, schema: pa.Schema) -> tuple[str, ...]:
+        """What it looks at, and the tags to which it adds."""
+        return tuple(dict.fromkeys((*self.looks_at(schema), *self.tagging_reads(schema))))
+
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the column of tags when rows are tagged."""
         self.reads(schema)
@@ -109,16 +117,8 @@ class RowCheck(Check, RowOperation):
     """Looks at each row alone."""
 
     @abstractmethod
-    def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
-        """The columns that `find` is given. Raises as `reads`."""
-
-    @abstractmethod
     def find(self, batch: pa.RecordBatch) -> Found:
         """batch: the columns of `looks_at`."""
-
-    def reads(self, schema: pa.Schema) -> tuple[str, ...]:
-        """What it looks at, and the tags to which it adds."""
-        return tuple(dict.fromkeys((*self.looks_at(schema), *self.tagging_reads(schema))))
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Find, and do what the action says."""
@@ -128,10 +128,6 @@ class RowCheck(Check, RowOperation):
 
 class TableCheck(Check, TableOperation):
     """Has to compare rows. Its features go to `find_in`; the tags of rows are features, too."""
-
-    @abstractmethod
-    def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
-        """The columns that `measured` is given. Raises as `reads`."""
 
     @abstractmethod
     def measured(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -144,10 +140,6 @@ class TableCheck(Check, TableOperation):
     @abstractmethod
     def find_in(self, features: pa.Table) -> Found:
         """Of all rows, in row order."""
-
-    def reads(self, schema: pa.Schema) -> tuple[str, ...]:
-        """What it looks at, and the tags to which it adds."""
-        return tuple(dict.fromkeys((*self.looks_at(schema), *self.tagging_reads(schema))))
 
     def features(self, schema: pa.Schema) -> pa.Schema:
         """What it measures, and the tags to which it adds."""

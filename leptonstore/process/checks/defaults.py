@@ -30,14 +30,17 @@ QUICK = (
     "outliers",
     "class_balance",
 )
-# These compare or learn: minutes for 10^5 rows the first time. They run when they are asked for.
-THOROUGH = ("near_duplicate_images", "near_duplicate_texts", "label_errors")
+# These compare or learn, which takes minutes for 10^5 rows the first time, or have an opinion. They run when they are asked for, as does
+# what stands in neither list.
+THOROUGH = ("near_duplicate_images", "near_duplicate_texts", "label_errors", "text_quality")
+# What these find is a fault whatever the task is; what others find is for people to look at.
+FAULTS = ("undecodable", "constant", "nulls", "rules", "labels_out_of_range", "duplicates", "leakage")
 USUAL = {"text_length": {"robust": 5.0}}  # parameters of checks that have to be given some
 
 
 @dataclass(frozen=True)
 class Choice:
-    """checks: those that fit, in order. left_out: why others that there are do not run, by name ("" when they only take longer)."""
+    """checks: those that fit, in order. left_out: why others that there are do not run, by name ("": they run when they are asked for)."""
 
     checks: tuple[Check, ...]
     left_out: Mapping[str, str]
@@ -79,7 +82,7 @@ def fitting_checks(
                 raise
             left_out[name] = str(error)
             continue
-        if name in THOROUGH and not thorough and name not in given:
+        if name not in QUICK and not thorough and name not in given:
             left_out[name] = ""
         else:
             checks.append(check)

@@ -16,7 +16,7 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.tree import Tree
-from leptonstore.errors import SchemaError, listed
+from leptonstore.errors import ClusterLost, SchemaError, listed
 from leptonstore.format.keys import check_key
 from leptonstore.format.schema import schema_to_json
 from leptonstore.process.engine.carrier import Carried
@@ -131,11 +131,11 @@ def _all_rows(
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
-    tries = 0
     whole = list(ranges(ds, step.reads, runner.parallel))
     with lend(ds.store, progress) as (lent, caller):
+        tries = 0  # since one brought something
         while todo := missing(whole, done):
-            before = len(done)
+            before, loss = len(done), None
             frame = VersionSource(ds, lent, step.reads, todo).read()
             try:
                 for part in runner.results(plan(frame, lent)):
@@ -143,12 +143,21 @@ def _all_rows(
                     if not caller.rows:
                         progress(min(len(ds), sum(one.end - one.first for one in done)))
             except Exception as error:
-                tries = tries + 1 if len(done) == before else 0
                 told = caller.failure or received(error)
-                if told is not None or not is_loss(error) or tries == limits.ENGINE_TRIES_MAX:
+                if told is not None or not is_loss(error):
                     raise told or error from None
-            done = chosen(done)
+                loss = error
+            done = chosen([*done, *caller.take()])
+            tries = tries + 1 if len(done) == before else 0
+            if tries == limits.ENGINE_TRIES_MAX:
+                raise ClusterLost(
+                    f"rows {todo[0][0]}-{todo[0][1] - 1} were lost {tries} times ({_line(loss)}); run it again"
+                )
     return done
+
+
+def _line(error: Exception | None) -> str:
+    return "without a word" if error is None else (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def chosen(done: Sequence[_D]) -> list[_D]:

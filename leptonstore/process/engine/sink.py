@@ -5,8 +5,9 @@
 A GroupWriter begins at a cut, so a run is what it is whatever came before; the caller makes one tree of all of them (stitch.py). A Run says
 which rows it stands for, also where all of them were left out: what is missing can be done again, and what was done twice counts once.
 
-In the caller's own process rows go to the caller's store, and nothing is flushed: it publishes all with its commit. On another worker
-`write` returns when its rows are durable and the log lists them.
+In the caller's own process rows go to the caller's store, and nothing is flushed: it publishes all with its commit. Nor are Runs made a
+column of objects there: for that, Daft imports torch and jax where they are installed, which takes seconds. On another worker `write`
+returns when its rows are durable and the log lists them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class RowSink(DataSink[Run]):
                     store.flush()
                     runs[0] = replace(runs[0], packs=self._lent.new_claims())
             for run in runs:
-                yield WriteResult(run, 0, run.rows)
+                if not self._lent.give(run):
+                    yield WriteResult(run, 0, run.rows)
 
     def finalize(self, write_results: list[WriteResult[Run]]) -> MicroPartition:
         """How many rows there are. (The caller stitches what comes without this.)"""

@@ -11,7 +11,8 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from leptonstore.dataset import Dataset
 from leptonstore.store import Store
@@ -30,6 +31,12 @@ class Caller:
     progress: Callable[[int], None]
     failure: Exception | None = None  # the first
     rows: int = 0  # that are done
+    given: list[Any] = field(default_factory=list)  # results that need not travel
+
+    def take(self) -> list[Any]:
+        """The results that were given since the last call."""
+        taken, self.given = self.given, []
+        return taken
 
 
 @dataclass
@@ -78,15 +85,20 @@ class Lent:
 
     def dataset(self, ds: Dataset) -> Dataset:
         """`ds`, read through that store."""
-        if not self.here:
-            ds._store = self.store()
-        return ds
+        return ds if self.here else Dataset(self.store(), ds.name, ds.ref, ds.commit, ds.selection, ds.cache)
 
     def fail(self, error: Exception) -> None:
         """Keep an error for the caller, where that is in this process."""
         caller = _lent.get(self.run)
         if caller is not None and caller.failure is None:
             caller.failure = error
+
+    def give(self, result: Any) -> bool:
+        """Hand a result to the caller; False where it is in another process."""
+        caller = _lent.get(self.run)
+        if caller is not None:
+            caller.given.append(result)
+        return caller is not None
 
     def done(self, rows: int) -> None:
         """Some rows are done; only what happens in the caller's process is counted here."""

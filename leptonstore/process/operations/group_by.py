@@ -234,15 +234,17 @@ def _measured(values: pa.Array, words: Sequence[str], groups: Ints, count: int) 
 
 
 def _groups(keys: Sequence[pa.Array]) -> tuple[Ints, Ints]:
-    """(group of each row, a row of each group); groups are 0, 1, … in no particular order."""
-    groups = np.zeros(len(keys[0]), np.int64)
-    firsts = np.zeros(0, np.int64)
-    for key in keys:
+    """(group of each row, the first row of each group); groups are 0, 1, … as they come."""
+    groups, count = np.zeros(len(keys[0]), np.int64), 1
+    for at, key in enumerate(keys):
         coded = key.dictionary_encode(null_encoding="encode")
-        codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        _, firsts, groups = np.unique(
-            groups * (len(coded.dictionary) + 1) + codes, return_index=True, return_inverse=True
-        )
+        groups = groups * len(coded.dictionary) + coded.indices.to_numpy(zero_copy_only=False)
+        count *= len(coded.dictionary)
+        if at:  # pairs that there are; so the numbers stay below those of rows
+            coded = pa.array(groups).dictionary_encode()
+            groups, count = coded.indices.to_numpy().astype(np.int64), len(coded.dictionary)
+    firsts = np.zeros(count, np.int64)
+    firsts[groups[::-1]] = np.arange(len(groups))[::-1]
     return groups, firsts
 
 

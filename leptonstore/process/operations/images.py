@@ -25,7 +25,14 @@ from leptonstore.errors import BadInput, SchemaError, SourceError
 from leptonstore.limits import IMAGE_PIXELS_MAX, PREPARED_EDGE_MAX
 from leptonstore.process import columns, images
 from leptonstore.process.operation import Made, Operation, RowOperation
-from leptonstore.process.operations.parameters import field_of, one_of, replaced, require_stored, whole_numbers
+from leptonstore.process.operations.looked_up import looked_up
+from leptonstore.process.operations.parameters import (
+    field_of,
+    one_of,
+    replaced,
+    require_stored,
+    whole_numbers,
+)
 
 Bits = NDArray[np.bool_]
 FORMATS = ("jpeg", "png")
@@ -59,7 +66,9 @@ class Decode(RowOperation):
             return self
         self._field(schema)
         require_stored(self.name, source, schema, self.column, "give `shape`")
-        return replace(self, shape=common_shape(source, self.column))
+        words = {"common shape": self.column, "pillow": images.pillow_version()}
+        found = looked_up(source, words, lambda: common_shape(source, self.column))
+        return replace(self, shape=found)
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The column of images."""

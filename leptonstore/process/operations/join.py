@@ -43,6 +43,7 @@ class Join(RowOperation):
     """
 
     name: ClassVar[str] = "rows.join"
+    memoised: ClassVar[bool] = False
     dataset: str
     on: Sequence[str]
     columns: Sequence[str] = ()

@@ -24,6 +24,7 @@ from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
 from leptonstore.process.operation import Made, Operation, RowOperation
+from leptonstore.process.operations.looked_up import looked_up
 from leptonstore.process.operations.parameters import field_of, numbers, one_of, replaced, require_stored
 
 _KINDS = {"standard": ("mean", "std"), "range": ("low", "high")}
@@ -83,9 +84,14 @@ class Normalise(RowOperation):
             return self
         field = self._field(schema)
         require_stored(self.name, source, schema, self.column, f"give {' and '.join(_KINDS[self.kind])}")
-        rows = source.split(self.split) if self.split else source
         channels = self._channels(field) if self.per == "channel" else 1
-        found = _constants(rows, self.column, channels, self.kind)
+        words = {"constants": self.column, "split": self.split, "channels": channels, "kind": self.kind}
+
+        def look() -> list[tuple[float, float]]:
+            rows = source.split(self.split) if self.split else source
+            return _constants(rows, self.column, channels, self.kind)
+
+        found = looked_up(source, words, look)
         if not found:
             where = f"split {self.split!r} of {source.label}" if self.split else source.label
             raise BadInput(f"{self.name}: column {self.column!r} has no finite value in {where}")

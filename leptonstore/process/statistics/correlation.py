@@ -2,7 +2,8 @@
 
 Of each pair (i, j), over the rows in which both have a finite value: their number, the mean of i, the squared deviations of i, and the
 products of the deviations of both. Merged as Chan, Golub and LeVeque (1979) merge variances; Bennett and others (2009) do so with
-covariances."""
+covariances.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ Square = NDArray[np.float64]
 
 def correlated(watched: Sequence[Watched]) -> tuple[list[str], list[str]]:
     """(the columns that are compared, those that are too many): numbers that are no class labels."""
-    names = [one.field.name for one in watched if one.kind is Kind.NUMBERS and one.names is None]
+    names = [one.field.name for one in watched if one.kind is Kind.NUMBERS and one.names is None and not one.path]
     return names[: limits.CORRELATION_COLUMNS_MAX], names[limits.CORRELATION_COLUMNS_MAX :]
 
 
@@ -42,30 +43,40 @@ class CoMoments:
     @classmethod
     def of(cls, arrays: Sequence[pa.Array]) -> CoMoments:
         """Of some rows of number columns."""
-        count = len(arrays[0])
-        values = np.empty((len(arrays), count), np.float64)
-        there = np.ones((len(arrays), count), np.float64)
-        shift = np.zeros(len(arrays), np.float64)
+        size, count = len(arrays), len(arrays[0])
+        values = np.empty((size, count), np.float64)
+        there = np.ones((size, count), np.float64)
+        shift, held = np.zeros(size, np.float64), np.full(size, float(count))
         with np.errstate(over="ignore", invalid="ignore"):
             for at, array in enumerate(arrays):
-                values[at] = as_floats(array)
-                finite = np.isfinite(values[at])
+                mine = values[at]
+                mine[:] = as_floats(array)
+                finite = np.isfinite(mine)
                 if not finite.all():
-                    values[at][~finite] = 0.0
+                    mine[~finite] = 0.0
                     there[at] = finite
-                held = float(there[at].sum())
+                    held[at] = float(np.count_nonzero(finite))
                 # Sums of deviations from about the middle keep their digits; the rows that are absent stay 0.
-                shift[at] = float(values[at].sum()) / held if held else 0.0
-                values[at] -= shift[at]
-                values[at] *= there[at]
-            rows = there @ there.T
-            sums = values @ there.T
-            squares = np.square(values) @ there.T
+                shift[at] = float(mine.sum()) / held[at] if held[at] else 0.0
+                mine -= shift[at]
+                if held[at] < count:
+                    mine *= there[at]
+            # What a column is without is looked at for those that are without something alone.
+            some = np.flatnonzero(held < count)
+            masks = there[some].T
+            rows = np.minimum(held[:, None], held[None, :])
+            rows[:, some] = there @ masks
+            rows[some] = rows[:, some].T
+            sums = np.repeat(values.sum(axis=1)[:, None], size, axis=1)
+            sums[:, some] = values @ masks
             products = values @ values.T
-            some = np.maximum(rows, 1)
-            squares = np.maximum(squares - sums * sums / some, 0)
-            products = products - sums * sums.T / some
-            return cls(rows.astype(np.int64), shift[:, None] + sums / some, squares, products)
+            square = np.square(values, out=there)
+            squares = np.repeat(square.sum(axis=1)[:, None], size, axis=1)
+            squares[:, some] = square @ masks
+            share = np.maximum(rows, 1)
+            squares = np.maximum(squares - sums * sums / share, 0)
+            products = products - sums * sums.T / share
+            return cls(rows.astype(np.int64), shift[:, None] + sums / share, squares, products)
 
     @classmethod
     def merged(cls, parts: Sequence[CoMoments]) -> CoMoments:

@@ -91,9 +91,10 @@ class NumberSketch:
         if not len(values):
             return cls(kind, apart, None, None, Moments(), Ranks.empty(kind))
         moments = Moments.of(values, rows) if single is None else Moments.of(single)
-        ranks = Ranks.of(values, rows, limits.STATISTICS_BLOCK_POINTS, limits.STATISTICS_EXACT_VALUES)
+        exact = limits.STATISTICS_EXACT_VALUES if matter else limits.STATISTICS_EXACT_LENGTHS
+        ranks = Ranks.of(values, rows, limits.STATISTICS_BLOCK_POINTS, exact)
         registers = frequent = None
-        if matter and len(values) > limits.STATISTICS_EXACT_VALUES:
+        if matter and len(values) > exact:
             registers = distinct.registers_of(distinct.number_hashes(values))
             frequent = Frequent.of(values.view(np.uint64), rows)
         return cls(kind, apart, values[0].item(), values[-1].item(), moments, ranks, registers, frequent)
