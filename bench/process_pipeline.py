@@ -44,7 +44,7 @@ BATCH = 256
 KINDS = ("images", "texts")
 _WORDS = [
     word + ending
-    for word in "stone river light open gather simple under weight colour morning".split()
+    for word in ("stone", "river", "light", "open", "gather", "simple", "under", "weight", "colour", "morning")
     for ending in ("", "s", "ed", "ing", "ly", "er")
 ]
 
@@ -130,7 +130,12 @@ def run_once(folder: Path, kind: str, branch: str) -> dict[str, Any]:
             "rows": result.rows_out,
             "written": result.written,
         }
-        found = {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": harness.peak_mib(), "commit": result.dataset.commit}
+        found = {
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "peak_mib": harness.peak_mib(),
+            "commit": result.dataset.commit,
+        }
         return found | made
 
 
@@ -194,7 +199,7 @@ def measure_kind(kind: str, quick: bool) -> list[Figure]:
         with Store.open(folder / "store", folder / "cache") as store:
             write(store, kind, pa.concat_tables([changed_rows, rows_of(count, count // SHARE)]))
         appended = run()
-    told = dict(changed=changed, appended=appended, unchanged=unchanged, again=again)
+    told = {"changed": changed, "appended": appended, "unchanged": unchanged, "again": again}
     lines = [f"{name}: {one['computed']:,} computed, {one['reused']:,} reused" for name, one in told.items()]
     print(f"{kind}: {count:,} rows; {'; '.join(lines)}; peak {first['peak_mib']:.0f} MiB", file=sys.stderr)
     assert first["computed"] == count and changed["computed"] == count // SHARE == appended["computed"]

@@ -93,7 +93,7 @@ class RuleBroken(BadInput):
 
 
 class OperationFailed(BadInput):
-    """An operation of a pipeline fails. Fields: `operation` (its name), `row` of the version that was read (None: not about one), `reason`."""
+    """An operation of a pipeline fails. Fields: `operation` (its name), `row` of the version that was read (None: of none), `reason`."""
 
     def __init__(self, message: str, operation: str, row: int | None, reason: str) -> None:
         super().__init__(message)

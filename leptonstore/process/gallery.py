@@ -217,10 +217,14 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     rows: list[int] = []
     captions: list[str] = []
     about: list[str] = []
+    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {text_column(ds)}
     for check in report.counts():
         some = worst(report.findings, check, each)
         rows += some["row"].to_pylist()
-        captions += [said(one) for one in some.to_pylist()]
+        captions += [
+            ("" if one["column"] in seen else f"{one['column']}: " if one["column"] else "") + said(one)
+            for one in some.to_pylist()
+        ]
         about += [check] * len(some)
     samples = sample_rows(ds, rows, captions)
     return [replace(sample, about=check) for sample, check in zip(samples, about, strict=True)]

@@ -61,6 +61,8 @@ def sections(report: Report, versions: Sequence[Version], edge: int) -> dict[str
     counts = report.clean.counts() if report.clean else {}
     return found | {
         "head": versions[0] if versions else None,
+        "refs": [ref for ref in report.links[0].refs if ref != report.title] if report.links else [],
+        "identity": report.dataset.identity if report.dataset is not None else (),
         "facts": facts(report),
         "warnings": warnings(report),
         "finding_pictures": finding_galleries(report.findings, counts, edge),

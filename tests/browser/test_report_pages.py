@@ -216,7 +216,9 @@ def test_the_keyboard_reaches_what_folds_and_what_scrolls(opened: Callable[..., 
         wanted = page.evaluate(_REACHABLE)
         assert wanted > 0
         # This browser focuses whatever scrolls; others need to be told.
-        assert page.evaluate("[...document.querySelectorAll('[data-scrolls]')].every(one => one.matches(" + _NAMED + "))")
+        assert page.evaluate(
+            "[...document.querySelectorAll('[data-scrolls]')].every(one => one.matches(" + _NAMED + "))"
+        )
         for _ in range(10 * wanted + 200):
             page.keyboard.press("Tab")
             if page.evaluate(_REACHED):
@@ -285,7 +287,7 @@ _CONTRASTS = """() => {
   }
   return seen;
 }"""
-_NAMED = "'[tabindex=\"0\"][aria-label], [tabindex=\"0\"][aria-labelledby], pre[tabindex=\"0\"]'"
+_NAMED = '\'[tabindex="0"][aria-label], [tabindex="0"][aria-labelledby], pre[tabindex="0"]\''
 _REACHABLE = """() => {
   const folds = [...document.querySelectorAll('summary, nav a')];
   const scrolls = [...document.querySelectorAll('*')].filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth

@@ -21,7 +21,18 @@ from leptonstore.store import Store
 
 pytest.importorskip("daft")
 
-ACTIONS = ["--drop", "duplicates", "--drop", "check.leakage", "--tag", "outliers", "--check", "nulls", "--into", "clean"]
+ACTIONS = [
+    "--drop",
+    "duplicates",
+    "--drop",
+    "check.leakage",
+    "--tag",
+    "outliers",
+    "--check",
+    "nulls",
+    "--into",
+    "clean",
+]
 
 
 @pytest.fixture

@@ -139,7 +139,13 @@ def test_every_section_is_there_and_the_page_is_harmless(store: Store, tmp_path:
     ]  # fmt: skip
     assert {a["href"] for a in page.all("a")} == {f"#{name}" for name in sections}
     assert report.dataset is not None and report.clean is not None
-    for said in (report.dataset.commit, report.clean.commit, "2 of 300 rows", "repeats an earlier row (row 4)", "83.0 s"):
+    for said in (
+        report.dataset.commit,
+        report.clean.commit,
+        "2 of 300 rows",
+        "repeats an earlier row (row 4)",
+        "83.0 s",
+    ):
         assert said in page.words
     assert [one.name for one in tmp_path.iterdir() if one.name != "store"] == ["report.html"]
 

@@ -261,3 +261,12 @@ def test_findings_of_a_pipeline_are_shown_with_the_rows_that_it_searched(store: 
         assert np.array_equal(sample.image, images[7]), (
             "the rows of the version that was read, not of the one that was made"
         )
+
+
+def test_other_names_of_the_version_and_what_identifies_its_rows_are_told(store: Store) -> None:
+    from leptonstore.dataset.branches import create_ref
+
+    ds = digits(store)
+    create_ref(store, "dataset", "d", "v1", ds.commit, tag=True)
+    html = render(dataset_report(ds))
+    assert "also d@v1" in html and "int64, identifies rows" in html
