@@ -219,13 +219,14 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     about: list[str] = []
     seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {text_column(ds)}
     for check in report.counts():
-        some = worst(report.findings, check, each)
-        rows += some["row"].to_pylist()
-        captions += [
-            ("" if one["column"] in seen else f"{one['column']}: " if one["column"] else "") + said(one)
-            for one in some.to_pylist()
-        ]
-        about += [check] * len(some)
+        chosen: dict[int, Mapping[str, Any]] = {}
+        for one in worst(report.findings, check, 4 * each).to_pylist():
+            chosen.setdefault(one["row"], one)  # a check may say several things of a row
+        for one in list(chosen.values())[:each]:
+            where = f"{one['column']}: " if one["column"] and one["column"] not in seen else ""
+            rows.append(one["row"])
+            captions.append(where + said(one))
+            about.append(check)
     samples = sample_rows(ds, rows, captions)
     return [replace(sample, about=check) for sample, check in zip(samples, about, strict=True)]
 

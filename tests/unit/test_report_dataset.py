@@ -115,6 +115,10 @@ def test_the_worst_of_a_check_come_first(store: Store) -> None:
     table = findings_table("outliers", "id", range(20), ["far"] * 20, [None if at == 3 else at for at in range(20)])
     report = type(find(ds))(ds.name, ds.commit, ds.fingerprint, len(ds), table)
     assert [one.row for one in gallery.finding_samples(ds, report, 4)] == [19, 18, 17, 16]
+    twice = joined([table, findings_table("outliers", "label", [17, 19], ["odd"] * 2, [99.0, 100.0])])
+    report = type(report)(ds.name, ds.commit, ds.fingerprint, len(ds), twice)
+    found = gallery.finding_samples(ds, report, 3)
+    assert [(one.row, one.caption) for one in found] == [(19, "label: odd"), (17, "label: odd"), (18, "id: far")]
 
 
 @pytest.mark.parametrize(
