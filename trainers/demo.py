@@ -107,7 +107,8 @@ class Demo:
                 return found, apply_clean(store, raw, found, branch="clean")
 
             report, cleaned = self._step("clean", clean, lambda pair: _tell_clean(*pair))
-            analysis = self._step("analyse", lambda: analyse(cleaned), lambda _: _tell_sizes(cleaned))
+            # Without looking for leakage: cleaning has just done that.
+            analysis = self._step("analyse", lambda: analyse(cleaned, leakage=False), lambda _: _tell_sizes(cleaned))
             page = self.workdir / "report.html"
             first = Report(
                 title=name,

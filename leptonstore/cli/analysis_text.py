@@ -91,9 +91,13 @@ def _figures(column: ColumnAnalysis) -> str:
         return ""
     figures = f"{short(stats.min)} to {short(stats.max)}, median {short(stats.quantile(0.5))}"
     figures += f", mean {short(stats.mean)} ± {short(stats.std)}"
-    if column.numeric is not None:
-        return figures
-    return f"{'elements' if column.top is None else 'bytes'} {figures}"
+    if column.numeric is None:
+        return f"{'elements' if column.top is None else 'bytes'} {figures}"
+    if column.lengths is not None and column.image is None:  # a list
+        figures += (
+            f"; {short(column.lengths.min)} to {short(column.lengths.max)} elements, mean {short(column.lengths.mean)}"
+        )
+    return figures
 
 
 def _frequent(column: ColumnAnalysis) -> str:

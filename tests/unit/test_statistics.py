@@ -22,6 +22,7 @@ from leptonstore.process.statistics.blocks import blocks_of
 from leptonstore.store import Store
 
 ROWS = 3_000
+PAIR = pa.struct([("one", pa.int8()), ("more", pa.struct([("deep", pa.string())]))])
 SHARED = ("columns", "balance", "splits", "correlation", "rows")
 
 
@@ -54,7 +55,7 @@ def mixed(rows: int = ROWS, seed: int = 0, first: int = 0) -> pa.Table:
             tensor_field("vector", pa.float32(), (3,)),
             class_label_field("label", ["a", "b", "c"]),
             class_label_field("split", ["train", "test"]),
-            ("pair", pa.struct([("one", pa.int8())])),
+            ("pair", PAIR),
         ]
     )
     arrays = [
@@ -71,7 +72,7 @@ def mixed(rows: int = ROWS, seed: int = 0, first: int = 0) -> pa.Table:
         tensor(rng.normal(size=(rows, 3)).astype(np.float32)),
         pa.array(rng.integers(0, 4, rows).astype(np.uint8)),
         pa.array(rng.integers(0, 2, rows).astype(np.uint8)),
-        pa.array([{"one": 1}, None] * (rows // 2), pa.struct([("one", pa.int8())])),
+        pa.array([{"one": 1, "more": {"deep": "x"}}, None] * (rows // 2), PAIR),
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -193,7 +194,13 @@ def test_every_type_is_described(store: Store) -> None:
     assert stats is not None and stats.count == 3 * ROWS and stats.min == vector.min()
     lengths = columns["list"].lengths
     assert lengths is not None and lengths.max == 4 and lengths.rank_error == 0
+    elements = columns["list"].numeric
+    flat = table["list"].combine_chunks().flatten().to_numpy()
+    assert elements is not None and (elements.count, elements.mean) == (len(flat), flat.mean())
     assert columns["pair"].nulls == ROWS // 2 and columns["pair"].numeric is None
+    one, deep = columns["pair.one"], columns["pair.more.deep"]
+    assert one.nulls == ROWS // 2 and one.numeric is not None and one.numeric.max == 1
+    assert deep.nulls == ROWS // 2 and deep.top is not None and deep.top.values[0].rows == ROWS // 2
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,7 @@ def test_none_and_one_row(store: Store, rows: int) -> None:
     ds = write(store, "d", table, ["id"])
     for one in (ds, ds.select(np.arange(rows))):
         found = analyse(one)
-        assert found.rows == rows and len(found.columns) == len(table.schema)
+        assert found.rows == rows and len(found.columns) == len(table.schema) + 3  # of structs
         assert all(column.rows == rows for column in found.columns)
         found.to_json()
 

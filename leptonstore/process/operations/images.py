@@ -26,7 +26,13 @@ from leptonstore.limits import IMAGE_PIXELS_MAX, PREPARED_EDGE_MAX
 from leptonstore.process import columns, images
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
-from leptonstore.process.operations.parameters import field_of, one_of, replaced, require_stored, whole_numbers
+from leptonstore.process.operations.parameters import (
+    field_of,
+    one_of,
+    replaced,
+    require_stored,
+    whole_numbers,
+)
 
 Bits = NDArray[np.bool_]
 FORMATS = ("jpeg", "png")

@@ -26,8 +26,9 @@ def whole_numbers(
     found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     fits = all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in found)
     if not fits or len(found) not in counts:
-        many = " or ".join(map(str, counts))
-        raise BadInput(f"{operation}: {parameter} is a list of {many} whole numbers from {least} on, not {value!r}")
+        many = " or ".join(str(count) for count in counts if count)
+        wanted = "a whole number" if counts == (1,) else f"a list of {many} whole numbers"
+        raise BadInput(f"{operation}: {parameter} is {wanted} from {least} on, not {value!r}")
     return found
 
 

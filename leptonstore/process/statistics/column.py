@@ -1,9 +1,11 @@
 """One column: which sketches its type has, how they are made of some rows of it, and what they say together.
 
-numbers   booleans, integers, floats, decimals (as float64)                texts   strings and bytes
-times     dates, times, timestamps, durations: integers of their unit      lists   the lengths
-elements  tensors and fixed lists of numbers: all elements                 images  decoded (uint8 tensors) or files
-counted   all else (structs, maps, …): rows and nulls, which nodes tell: no page is read
+    numbers   booleans, integers, floats, decimals (as float64)             texts   strings and bytes
+    times     dates, times, timestamps, durations: integers of their unit   lists   lengths, and all elements that are numbers
+    elements  tensors and fixed lists of numbers: all elements              images  decoded (uint8 tensors) or files
+    counted   all else (structs, maps, …): rows and nulls, which nodes tell: no page is read
+
+The fields of a struct are columns as well, named "struct.field"; null where the struct is.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from leptonstore.process.statistics.results import ColumnAnalysis, TopValue, Top
 from leptonstore.process.statistics.texts import TextSketch, as_text
 from leptonstore.process.statistics.times import is_time, time_text, unit_of
 
-VERSION = 1  # raised whenever the same pages would give another sketch
+VERSION = 2  # raised whenever the same pages would give another sketch
 
 
 class Kind(StrEnum):
@@ -48,22 +50,49 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Watched:
-    """A column of the schema, and what is known of columns like it. image: of a column of images."""
+    """A column of the schema, or a field of a struct, and what is known of columns like it.
+
+    source: the column of the schema. path: which child of it, of that which child, …; empty: itself. image: of a column of images.
+    """
 
     field: pa.Field
     kind: Kind
-    image: columns.ImageColumn | None = None
+    image: columns.ImageColumn | None
+    source: str
+    path: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, schema: pa.Schema, names: Sequence[str]) -> list[Watched]:
         """Some columns of a schema."""
-        found = {image.name: image for image in columns.image_columns(schema)}
-        return [cls(schema.field(name), _kind(schema.field(name), found.get(name)), found.get(name)) for name in names]
+        images = {image.name: image for image in columns.image_columns(schema)}
+        found: list[Watched] = []
+        for name in names:
+            field, image = schema.field(name), images.get(name)
+            found.append(cls(field, _kind(field, image), image, name))
+            if pa.types.is_struct(field.type):
+                found += [one for one in cls._fields_of(field, name, ()) if one.field.name not in schema.names]
+        return found
+
+    @classmethod
+    def _fields_of(cls, struct: pa.Field, source: str, path: tuple[int, ...]) -> list[Watched]:
+        found: list[Watched] = []
+        for at, child in enumerate(struct.type):
+            field, here = child.with_name(f"{struct.name}.{child.name}"), (*path, at)
+            found.append(cls(field, _kind(field, None), None, source, here))
+            if pa.types.is_struct(child.type):
+                found += cls._fields_of(field, source, here)
+        return found
+
+    def taken_from(self, column: Column) -> Column:
+        """Its values, of those of its source."""
+        for at in self.path:
+            column = Column(column.values.flatten()[at])  # not field(at), which knows nothing of the struct's own nulls
+        return column
 
     @property
     def names(self) -> list[str] | None:
         """Of the classes, for a column of class labels."""
-        return class_names(self.field)
+        return None if self.path else class_names(self.field)
 
     @property
     def number_kind(self) -> str:
@@ -78,7 +107,7 @@ class Watched:
     def recipe(self) -> str:
         """What decides, beside the pages, what its sketch is."""
         shape = None if self.image is None else self.image.shape
-        return f"{VERSION} {self.kind} {self.field.type} {shape}"
+        return f"{VERSION} {self.kind} {self.field.type} {shape} {self.path}"
 
     @property
     def shown_type(self) -> str:
@@ -92,7 +121,8 @@ class Watched:
 def _element_type(data_type: pa.DataType) -> pa.DataType:
     if isinstance(data_type, pa.FixedShapeTensorType):
         data_type = data_type.storage_type
-    return data_type.value_type if pa.types.is_fixed_size_list(data_type) else data_type
+    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    return data_type.value_type if any(kind(data_type) for kind in kinds) else data_type
 
 
 def _kind(field: pa.Field, image: columns.ImageColumn | None) -> Kind:
@@ -101,12 +131,12 @@ def _kind(field: pa.Field, image: columns.ImageColumn | None) -> Kind:
     data_type, element = field.type, _element_type(field.type)
     if columns.is_number(data_type) or pa.types.is_decimal(data_type):
         return Kind.NUMBERS
-    if columns.is_number(element):
-        return Kind.ELEMENTS
     if is_time(data_type):
         return Kind.TIMES
     if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
         return Kind.LISTS
+    if columns.is_number(element):
+        return Kind.ELEMENTS
     return Kind.TEXTS if columns.has_lengths(data_type) else Kind.COUNTED
 
 
@@ -151,7 +181,11 @@ class ColumnSketch:
                 ordered = pa.types.is_string(watched.field.type) or pa.types.is_large_string(watched.field.type)
                 return cls(rows, nulls, texts=TextSketch.of(column, ordered))
             case Kind.LISTS:
-                return cls(rows, nulls, lengths=NumberSketch.of(columns.value_lengths(values), values_matter=False))
+                lengths = NumberSketch.of(columns.value_lengths(values), values_matter=False)
+                elements = None
+                if columns.is_number(values.type.value_type):
+                    elements = NumberSketch.of(_present(values.flatten()), values_matter=False)
+                return cls(rows, nulls, elements, lengths=lengths)
             case Kind.IMAGES:
                 sketch_ = ImageSketch()
                 assert watched.image is not None
@@ -208,7 +242,7 @@ class ColumnSketch:
 
     def _said_of_numbers(self, numbers: NumberSketch, watched: Watched) -> dict[str, Any]:
         stats, data_type = numbers.stats(), watched.field.type
-        if watched.kind is Kind.ELEMENTS:
+        if watched.kind in (Kind.ELEMENTS, Kind.LISTS):
             return {"numeric": stats}
         names = watched.names
         shown: Callable[[Any], str] = str

@@ -2,7 +2,8 @@
 
 Of each pair (i, j), over the rows in which both have a finite value: their number, the mean of i, the squared deviations of i, and the
 products of the deviations of both. Merged as Chan, Golub and LeVeque (1979) merge variances; Bennett and others (2009) do so with
-covariances."""
+covariances.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ Square = NDArray[np.float64]
 
 def correlated(watched: Sequence[Watched]) -> tuple[list[str], list[str]]:
     """(the columns that are compared, those that are too many): numbers that are no class labels."""
-    names = [one.field.name for one in watched if one.kind is Kind.NUMBERS and one.names is None]
+    names = [one.field.name for one in watched if one.kind is Kind.NUMBERS and one.names is None and not one.path]
     return names[: limits.CORRELATION_COLUMNS_MAX], names[limits.CORRELATION_COLUMNS_MAX :]
 
 

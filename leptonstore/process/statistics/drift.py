@@ -101,7 +101,7 @@ def _level(value: float, some: float, much: float) -> int:
 
 def _ranks(sketch: ColumnSketch) -> tuple[str, Ranks | None]:
     """What is compared of a column, and its distribution."""
-    if sketch.numbers is not None:
+    if sketch.numbers is not None and sketch.lengths is None:
         return "values", sketch.numbers.ranks
     if sketch.images is not None:
         return "values", sketch.images.pixels().ranks

@@ -168,9 +168,7 @@ class _Work:
             for block in blocks_of(self.ds):
                 yield lambda block=block: self._block(block)  # type: ignore[misc]
             return
-        names = list(
-            dict.fromkeys([one.field.name for one in self.watched] + [n for some in self._together for n in some])
-        )
+        names = list(dict.fromkeys([one.source for one in self.watched] + [n for some in self._together for n in some]))
         held: list[list[Column]] = []
         first = rows = 0
         for _, found in self.ds.iter_stored(names):
@@ -189,7 +187,7 @@ class _Work:
         done = _Done(block.rows, [[] for _ in self.watched], [], None)
         pieces: list[tuple[int, int, tuple[Part, ...], bytes]] = []  # watched column, first row, pages, key
         for at, watched in enumerate(self.watched):
-            for first, parts in block.pieces(self._index[watched.field.name]):
+            for first, parts in block.pieces(self._index[watched.source]):
                 pieces.append((at, first, parts, _key(watched.recipe(), [parts])))
         together = [[block.parts(self._index[name]) for name in names] for names in self._together]
         keys = [key for *_, key in pieces] + [
@@ -201,7 +199,7 @@ class _Work:
         found: dict[int, ColumnSketch] = {}
         for number, (at, _, parts, _) in enumerate(pieces):
             watched, rows = self.watched[at], sum(part.rows for part in parts)
-            if watched.kind is Kind.COUNTED:
+            if watched.kind is Kind.COUNTED and not watched.path:
                 found[number] = ColumnSketch(rows, sum(part.nulls for part in parts))
                 continue
             done.blocks += 1
@@ -214,7 +212,7 @@ class _Work:
         for number in missing:
             at, first, parts, key = pieces[number]
             watched = self.watched[at]
-            column = read.column(watched.field, first, parts)
+            column = watched.taken_from(read.column(self._fields[watched.source], first, parts))
             found[number] = sketch = ColumnSketch.of(watched, column, self._resolver(watched.field, first))
             done.kept[key] = sketch.encode()
         for number, (at, *_) in enumerate(pieces):
@@ -225,10 +223,8 @@ class _Work:
         return done
 
     def _recipe(self, number: int) -> str:
-        if number < len(self.classes):
-            return self.classes[number].recipe
-        names = self._together[number]
-        return "correlation 1 " + " ".join(str(self._fields[name].type) for name in names)
+        what = self.classes[number].recipe if number < len(self.classes) else "correlation 1"
+        return " ".join([what, *(str(self._fields[name].type) for name in self._together[number])])
 
     def _joint(
         self, done: _Done, block: Block, read: _Reading, known: Sequence[bytes | None], keys: Sequence[bytes]
@@ -267,7 +263,7 @@ class _Work:
         base = self.ds.selection[first : first + rows]
         done = _Done(rows, [], [], None, blocks=len(self.watched))
         for watched in self.watched:
-            column = found[watched.field.name]
+            column = watched.taken_from(found[watched.source])
             resolved = partial(_resolved, self.ds, field_=watched.field, rows=base)
             done.columns.append([ColumnSketch.of(watched, column, resolved)])
         for number, some in enumerate(self._together):
@@ -287,12 +283,12 @@ class _Reading:
         self._read: dict[tuple[int, str], Column] = {}
 
     def column(self, field_: pa.Field, first: int, parts: tuple[Part, ...]) -> Column:
-        """A piece of a column; kept when it is all that the block has of it, and small."""
+        """A piece of a column; kept where it may be asked for again (numbers, structs)."""
         key = first, field_.name
         found = self._read.get(key)
         if found is None:
             (found,) = self._ds.pages.read([Stretch(first, parts, field_)])
-            if columns.is_number(field_.type) or pa.types.is_decimal(field_.type):
+            if any(kind(field_.type) for kind in (columns.is_number, pa.types.is_decimal, pa.types.is_struct)):
                 self._read[key] = found
         return found
 

@@ -1,7 +1,9 @@
-"""LSK1: a sketch as bytes, to be kept. Named flat arrays, nothing else; whoever reads them checks what they mean.
+"""LSK1: a sketch as bytes, to be kept on a host. Named flat arrays, nothing else.
 
-0 magic "LSK1" | 4 arrays u16 | for each: name length u8, name (ASCII), type u8 (an index of _TYPES), values u32
-then the values of each, one after another       (all little-endian)
+    0 magic "LSK1" | 4 arrays u16 | for each: name length u8, name (ASCII), type u8 (an index of _TYPES), values u32
+    then the values of each, one after another       (all little-endian)
+
+Whoever reads them checks what they mean: a sketch is never trusted, and one that does not parse is made again.
 """
 
 from __future__ import annotations
