@@ -217,7 +217,10 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     rows: list[int] = []
     captions: list[str] = []
     about: list[str] = []
-    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {text_column(ds)}
+    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {
+        text_column(ds),
+        *columns.label_columns(ds.schema),
+    }
     for check in report.counts():
         chosen: dict[int, Mapping[str, Any]] = {}
         for one in worst(report.findings, check, 4 * each).to_pylist():
