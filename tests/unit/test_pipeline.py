@@ -1,4 +1,4 @@
-"""Pipelines: what is wrong is named before anything runs, rows that fail are named or quarantined, and results are kept for the next run."""
+"""Pipelines: what is wrong is named before anything runs, rows that fail are named or left out, and results are kept for the next run."""
 
 from __future__ import annotations
 
