@@ -132,7 +132,9 @@ def _all_rows(
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
-    whole = list(ranges(ds, step.reads, runner.parallel, sum(fixed_width(one.type) or 0 for one in step.schema)))
+    whole = list(
+        ranges(ds, step.reads, runner.parallel, made_bytes=sum(fixed_width(one.type) or 0 for one in step.schema))
+    )
     with lend(ds.store, progress) as (lent, caller):
         tries = 0  # since one brought something
         while todo := missing(whole, done):
