@@ -132,7 +132,7 @@ def _all_rows(
 
     done: list[_D] = []
     whole = list(ranges(ds, step.reads, runner.parallel))
-    with lend(ds.store, progress) as (lent, caller):
+    with lend(ds.store, step, progress, runner.shared(step)) as (lent, caller):
         tries = 0  # since one brought something
         while todo := missing(whole, done):
             before, loss = len(done), None
@@ -207,4 +207,4 @@ def _stretches(table: pa.Table, made: pa.Schema, schema: pa.Schema) -> Iterator[
 def _plan(frame: Any, step: Step, ds: Dataset, lent: Lent, plain: bool) -> Any:
     from leptonstore.process.engine.apply import applied
 
-    return applied(frame, step, pa.schema(ds.fields(step.reads)), lent, plain)._builder
+    return applied(frame, step.schema, pa.schema(ds.fields(step.reads)), lent, plain)._builder
