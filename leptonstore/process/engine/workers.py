@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leptonstore.dataset import Dataset
+from leptonstore.process.engine.ended import end
 from leptonstore.process.engine.pieces import Step
 from leptonstore.store import Store
 from leptonstore.store.keys import SecretSource
@@ -137,3 +138,4 @@ def lend(
         yield Lent(run, store.url, store.secret_source, shared), caller
     finally:
         del _lent[run]
+        end(run)
