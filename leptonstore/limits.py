@@ -405,6 +405,9 @@ LABEL_TRAIN_ROWS_MAX = (
     200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
 )
 LABEL_FOLDS_MAX = 20
+LABEL_GUESSES_BYTES_MAX = (
+    4 << 30
+)  # of all guesses, 8 bytes for each row and class: 5 * 10^7 rows of 10 classes, 5 * 10^5 of 1,000
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,

@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageSize(TableCheck):
-    """Reads headers only (files that have none are check.undecodable's).
+    """Images of another size, shape or mode than is wanted. Reads headers only (files that have none are check.undecodable's).
 
     sizes: those that are right, "HEIGHTxWIDTH" each, upright as EXIF says; default: the most common one, if at least half of the images
         have it (else nothing is said of sizes: photographs come in all of them).

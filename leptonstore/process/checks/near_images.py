@@ -56,7 +56,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NearDuplicateImages(TableCheck):
-    """Parameters.
+    """Images that nearly repeat another one.
 
     columns:          of images, decoded or encoded; default: all. Each is searched on its own.
     difference:       how much two images may differ, in units of what a shift by one pixel of a thumbnail of 16 x 16 makes; over 0, at
