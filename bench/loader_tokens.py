@@ -73,11 +73,11 @@ def store_tokens(place: Path, file: Path, total: int) -> None:
 
 
 class Memory:
-    """The peak of this process's own memory (anonymous and shared; not files that are mapped), in MiB above what it was."""
+    """The peak of this process's own memory (anonymous and shared; not files that are mapped), in MiB above what it was (`before`)."""
 
     def __enter__(self) -> Memory:
         self._ended = threading.Event()
-        self._before = self.peak = self._now()
+        self.before = self.peak = self._now()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -93,7 +93,7 @@ class Memory:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
-        self.peak -= self._before
+        self.peak -= self.before
 
 
 def rate(batches: Iterable[Any], loader: Any = None, most: int | None = None) -> float:

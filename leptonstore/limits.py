@@ -399,11 +399,14 @@ TEXT_PART_ROWS = (
 )  # keys of a band that are sorted at a time: 100 MiB; n texts take n / this passes over a band's keys
 TEXT_BUCKET_ROWS_MAX = 64  # texts with one key of a band that are compared each with each
 TEXT_BUCKET_NEXT = 16  # in larger buckets each with so many: comparisons grow linearly, also where all texts are alike
-TEXT_PAIR_VALUES = 2 << 20  # shingles of likely pairs that are compared at a time: 130 MiB
+TEXT_PAIR_VALUES = 512 << 10  # shingles of likely pairs that are compared at a time: 32 MiB
 LABEL_TRAIN_ROWS_MAX = (
     200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
 )
 LABEL_FOLDS_MAX = 20
+LABEL_GUESSES_BYTES_MAX = (
+    4 << 30
+)  # of all guesses, 8 bytes for each row and class: 5 * 10^7 rows of 10 classes, 5 * 10^5 of 1,000
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,

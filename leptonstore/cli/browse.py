@@ -29,7 +29,7 @@ def command(name: str, row: int, columns: tuple[str, ...], store: str | None) ->
       lepton browse reviews
       lepton browse birds@v2 --row 1000000 --column path --column label
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # Textual draws on stderr
         raise BadInput("lepton browse needs a terminal; `lepton head` and `lepton get` print rows")
     require_module("lepton browse", "browse", "textual")
     from leptonstore.cli.browse_app import Browser

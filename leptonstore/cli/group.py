@@ -43,6 +43,8 @@ SUMMARIES = {
     "export": "Write a version out in the formats that other tools read.",
     "head": "Print the first rows of a dataset.",
     "sql": "Query datasets with SQL.",
+    "process": "Run pipelines: operations on rows that make a new version.",
+    "clean": "Find rows that spoil training; drop, tag or fix them.",
     "report": "Write one HTML file that shows a version.",
     "browse": "Look through the rows of a dataset in the terminal.",
     "checkout": "Write a version out: another name of export.",

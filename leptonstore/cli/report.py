@@ -37,8 +37,9 @@ def command(
 ) -> None:
     """Write one HTML file that shows version NAME@REF. It loads nothing from the network, and has at most 5 MiB.
 
-    Identity and lineage, sizes and deduplication, charts of every column, samples, findings and rows that are alike (of the newest
-    version of NAME.findings about this version, or of a search now with --check or --check-all), and how it differs from the version before.
+    Identity and lineage, sizes and deduplication, charts of every column, samples, findings and rows that are alike (of the
+    newest version of NAME.findings about this version, or of a search now with --check or --check-all), and how it differs from
+    the version before. What is at FILE is replaced.
 
     \b
     Example:

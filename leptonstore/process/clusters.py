@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore import limits
@@ -42,21 +43,19 @@ def pick_clusters(
 
     `ds` is the version that was searched.
     """
+    checks = list(report.counts())
     by_check: list[list[tuple[str, list[int]]]] = []
-    for check in report.counts():
-        groups = _grouped(report.findings, check)
+    for check in checks:
+        groups = _grouped(report.findings.filter(pc.field("check") == check))
         if groups:
             by_check.append([(check, one) for one in sorted(groups, key=lambda one: (-len(one), one[0]))])
     total = sum(len(one) for one in by_check)
     turns = [one[at] for at in range(count) for one in by_check if at < len(one)][:count]
-    chosen = sorted(turns, key=lambda one: list(report.counts()).index(one[0]))  # the groups of one check together
-    details = _details(report.findings)
-    rows = [row for _, members in chosen for row in members[:each]]
-    captions = [
-        "" if row == members[0] else details.get((check, row), "")
-        for check, members in chosen
-        for row in members[:each]
-    ]
+    chosen = sorted(turns, key=lambda one: checks.index(one[0]))  # the groups of one check together
+    shown = [(check, row, row == members[0]) for check, members in chosen for row in members[:each]]
+    rows = [row for _, row, _ in shown]
+    details = _details(report.findings, rows)
+    captions = ["" if first else details.get((check, row), "") for check, row, first in shown]
     samples = iter(sample_rows(ds, rows, captions))
     found = []
     for check, members in chosen:
@@ -65,23 +64,20 @@ def pick_clusters(
     return found, total
 
 
-def _details(findings: pa.Table) -> dict[tuple[str, int], str]:
-    checks, rows = findings["check"].to_pylist(), findings["row"].to_pylist()
-    return {
-        (check, row): detail for check, row, detail in zip(checks, rows, findings["detail"].to_pylist(), strict=True)
-    }
+def _details(findings: pa.Table, rows: list[int]) -> dict[tuple[str, int], str]:
+    """What was said of some rows, by check."""
+    some = findings.filter(pc.is_in(findings["row"], pa.array(rows, pa.int64())))
+    return {(one["check"], one["row"]): one["detail"] for one in some.select(["check", "row", "detail"]).to_pylist()}
 
 
-def _grouped(findings: pa.Table, check: str) -> list[list[int]]:
-    """The groups of one check with two rows or more; in each the kept row first, then by row."""
-    of_check = np.array([one == check for one in findings["check"].to_pylist()], np.bool_)
-    some = findings.filter(pa.array(of_check))
-    rows = some["row"].to_numpy()
+def _grouped(findings: pa.Table) -> list[list[int]]:
+    """The groups of one check with two rows or more; in each the rows without a finding first (the one that is kept), then by row."""
+    rows = findings["row"].to_numpy()
     ones, others = [], []
     for name in ("other", "group"):
-        named = np.asarray(some[name].is_valid().to_numpy(), np.bool_)
+        named = np.asarray(findings[name].is_valid().to_numpy(), np.bool_)
         ones.append(rows[named])
-        others.append(some[name].drop_null().to_numpy())
+        others.append(findings[name].drop_null().to_numpy())
     groups = _components(np.concatenate(ones), np.concatenate(others))
     found = set(rows.tolist())
     return [sorted(members, key=lambda row: (row in found, row)) for members in groups if len(members) > 1]

@@ -15,6 +15,7 @@ from typing import Any
 
 from leptonstore.errors import BadInput, listed
 from leptonstore.process.operation import Operation
+from leptonstore.process.parameter_types import fitted
 
 _PACKAGE = "leptonstore.process."
 OPERATIONS: dict[str, str] = {
@@ -46,6 +47,7 @@ OPERATIONS: dict[str, str] = {
     "check.constant": "checks.constant:Constant",
     "check.image_size": "checks.image_size:ImageSize",
     "check.image_quality": "checks.image_quality:ImageQuality",
+    "check.near_duplicate_images": "checks.near_images:NearDuplicateImages",
 }
 _FUNCTION = "operations.function:Function"
 
@@ -73,7 +75,7 @@ def operation_named(name: str, parameters: Mapping[str, Any], where: str = "the 
         if one.name not in parameters and one.default is MISSING and one.default_factory is MISSING:
             raise BadInput(f"{where}: {name} needs {one.name!r}")
     try:
-        made: Operation = kind(**parameters)
+        made: Operation = kind(**fitted(kind, parameters))
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     return made

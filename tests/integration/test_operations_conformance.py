@@ -15,13 +15,33 @@ import pytest
 from operation_examples import EXAMPLES, Example, write
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput, SchemaError
+from leptonstore.errors import BadInput, LeptonError, SchemaError
 from leptonstore.process import findings
 from leptonstore.process.operation import GroupOperation, Made, Operation, RowOperation, TableOperation
 from leptonstore.process.pipeline import Pipeline
+from leptonstore.process.pipeline_file import parse_pipeline
 from leptonstore.process.registry import OPERATIONS, operation_named
 from leptonstore.store import Store
 
+ODD = [
+    5,
+    -1,
+    0.5,
+    float("inf"),
+    float("nan"),
+    10**30,
+    True,
+    "",
+    "x",
+    [],
+    ["x"],
+    [3],
+    [["x"]],
+    [{"x": 1}],
+    {},
+    {"x": 1},
+    {"id": [{"rule": 1}]},
+]
 CUTS = [(), (1,), (0, 0, 7, 7, 31), (20, 40), tuple(range(1, 60))]  # empty pieces, too
 
 
@@ -98,6 +118,17 @@ def test_columns_that_are_not_there_are_named_before_anything_runs(operation: Op
 def test_an_unknown_parameter_is_refused_with_the_known_ones(example: Example) -> None:
     with pytest.raises(BadInput, match="colunm"):
         operation_named(example.name, {"colunm": "x"})
+
+
+def test_parameters_of_any_kind_are_accepted_or_refused_in_a_line(free: Operation, ds: Dataset) -> None:
+    """Whatever a pipeline file may hold: what does not fit is a LeptonError, and never anything else."""
+    for name, value in ((name, value) for name in free.parameters() for value in ODD):
+        try:
+            operation_named(free.name, free.parameters() | {name: value}).bound(ds, ds.schema).output(ds.schema)
+        except LeptonError as error:
+            assert "\n" not in str(error)
+        except Exception as error:
+            raise AssertionError(f"{free.name}: {name} = {value!r}") from error
 
 
 def test_what_is_read_and_made_stands_in_the_schemas(operation: Operation, ds: Dataset, example: Example) -> None:
@@ -188,7 +219,9 @@ def test_a_pipeline_makes_the_same_rows(
     free: Operation, operation: Operation, ds: Dataset, store: Store, example: Example
 ) -> None:
     pipeline = Pipeline(ds.name, [free], into=f"made-{EXAMPLES.index(example)}", on_error="quarantine")
-    made = pipeline.run(store)
+    written = parse_pipeline(pipeline.to_toml())
+    assert [one.recipe() for one in written.operations] == [free.recipe()]
+    made = written.run(store)
     batch = _read(operation, ds.schema, _whole(ds))
     if isinstance(operation, GroupOperation):
         expected = operation.result(pa.Table.from_batches([operation.partial(batch)]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pty
+import select
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -320,3 +323,31 @@ def test_without_a_terminal_another_command_is_named(store: Store, tmp_path: Pat
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "needs a terminal" in done.stderr and "lepton head" in done.stderr
+
+
+def test_in_a_terminal_rows_come_and_q_leaves(store: Store) -> None:
+    """The command itself, with a terminal of its own."""
+    texts(store, 10)
+    main, other = pty.openpty()
+    command = [
+        sys.executable,
+        "-c",
+        "from leptonstore.cli import main; main()",
+        "browse",
+        "texts",
+        "--store",
+        store.url,
+    ]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    with subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment) as process:
+        seen = b""
+        while b"text 3 of many" not in seen and process.poll() is None:
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65_536)
+        os.write(main, b"q")
+        while process.poll() is None:
+            if select.select([main], [], [], 0.1)[0]:
+                os.read(main, 65_536)  # else it waits for us
+        assert process.returncode == 0 and b"text 3 of many" in seen, seen.decode(errors="replace")
+    os.close(main)
+    os.close(other)

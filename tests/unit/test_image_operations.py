@@ -96,9 +96,12 @@ def test_the_format_that_is_written_stands_in_the_schema() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "match"),
     [
-        ("image.decode", {"shape": [5]}, "list of 0 or 2 or 3"),
+        ("image.decode", {"shape": [5]}, "list of 2 or 3 whole"),
         ("image.decode", {"shape": [5, 5, 4]}, "shape is"),
         ("image.decode", {"shape": [100_000, 100_000]}, "shape"),
+        ("image.decode", {"shape": [5, 5], "into": 3}, "into is text, not 3"),
+        ("image.resize", {"shorter_max": "big"}, "shorter_max is a whole number, not"),
+        ("text.tokenise", {"tokenizer": "x", "special": "yes"}, "special is true or false"),
         ("image.resize", {}, "either `size` or `shorter_max`"),
         ("image.resize", {"size": [4, 0]}, "from 1 on"),
         ("image.resize", {"size": [4, 4], "format": "gif"}, "keep, jpeg, png"),
@@ -117,6 +120,7 @@ def test_columns_that_hold_no_images_are_refused_before_anything_runs(store: Sto
         ("image.decode", {"column": "label", "shape": [4, 4]}, "holds no images"),
         ("image.crop", {"column": "image", "size": [7, 7]}, "6 x 6"),
         ("image.resize", {"column": "image", "size": [4, 4], "format": "png"}, "decoded images"),
+        ("image.resize", {"column": "image", "size": [4, 4], "into": "label"}, "a column 'label' already"),
     ):
         with pytest.raises(SchemaError, match=match):
             operation_named(name, parameters).output(ds.schema)

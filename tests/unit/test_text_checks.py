@@ -353,9 +353,9 @@ def test_columns_that_do_not_fit_are_named_before_anything_runs() -> None:
 
 
 _SENSELESS: list[dict[str, Any]] = [
-    *({"threshold": value} for value in (0, 1.1, "x")),
+    *({"threshold": value} for value in (0, 0.01, 1.1, "x")),
     *({"size": value} for value in (0, 2.0)),
-    *({"hashes": 100}, {"shingles": "bytes"}, {"sketch": 1}),
+    *({"hashes": 16, "threshold": 0.2}, {"hashes": 100}, {"shingles": "bytes"}, {"sketch": 1}),
 ]
 
 

@@ -19,7 +19,7 @@ from leptonstore.digest import Buffer, Digest, digest_of
 from leptonstore.errors import SourceError
 from leptonstore.limits import IMAGE_FACTS_MAX
 from leptonstore.process import images
-from leptonstore.process.checks import image_measures
+from leptonstore.process.checks import image_measures, image_thumbnails
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Facts:
     """trouble: why the file is no whole image ("" when it is); nothing else is known then.
 
     colour: of an image whose pixels are all equal, 1 or 3 values; None of others. height, width: upright, in pixels.
-    brightness: mean grey level, 0 to 255. sharpness: variance of the Laplacian.
+    brightness: mean grey level, 0 to 255. sharpness: variance of the Laplacian. thumbnail: see image_thumbnails.py; None where there is
+    too little contrast. plain: whether the ground is.
     """
 
     trouble: str
@@ -36,6 +37,8 @@ class Facts:
     colour: tuple[int, ...] | None = None
     brightness: float = 0.0
     sharpness: float = 0.0
+    thumbnail: bytes | None = None
+    plain: bool = False
 
 
 _NAME = "the file"  # in errors
@@ -67,15 +70,17 @@ def _keep(new: dict[Digest, Facts]) -> None:
 
 def _measured(pixels: images.Pixels) -> Facts:
     height, width = pixels.shape[:2]
-    one = pixels[None]
-    grey = image_measures.grey(one)
+    grey = image_measures.grey(pixels[None])
+    found, known, plain = image_thumbnails.thumbnails(image_measures.shrunk(grey, image_thumbnails.SOURCE_EDGE_MAX))
     return Facts(
         "",
         height,
         width,
-        tuple(np.atleast_1d(pixels[0, 0]).tolist()) if image_measures.constant(one)[0] else None,
+        tuple(np.atleast_1d(pixels[0, 0]).tolist()) if image_measures.constant(pixels[None])[0] else None,
         float(image_measures.brightness(grey)[0]),
         float(image_measures.sharpness(grey)[0]),
+        found.tobytes() if known[0] else None,
+        bool(plain[0]),
     )
 
 

@@ -59,3 +59,12 @@ def sharpness(grey: Pixels) -> Figures:
     flat = edges.reshape(count, -1).astype(np.float64)  # sums of squares below 2^53: exact, in any order
     mean = flat.mean(axis=1)
     return np.maximum(np.einsum("ij,ij->i", flat, flat) / flat.shape[1] - mean * mean, 0.0)
+
+
+def shrunk(grey: Pixels, edge_max: int) -> Pixels:
+    """(n, H, W) with sides of at most `edge_max`, each on its own: proportions are not kept. Pillow's bilinear filter, which averages."""
+    count, height, width = grey.shape
+    size = min(height, edge_max), min(width, edge_max)
+    if (height, width) == size:
+        return grey
+    return np.stack([images.resize(one, size) for one in grey]) if count else np.zeros((0, *size), np.uint8)

@@ -34,7 +34,15 @@ from leptonstore.process.findings import findings_table
 from leptonstore.process.operations.parameters import one_of
 from leptonstore.process.texts.characters import versions
 from leptonstore.process.texts.column import blocks, number_in, text_column, whole_number_in
-from leptonstore.process.texts.minhash import band_keys, bands_for, set_digests, signatures, sketches
+from leptonstore.process.texts.minhash import (
+    RECALL_MIN,
+    band_keys,
+    bands_for,
+    recall,
+    set_digests,
+    signatures,
+    sketches,
+)
 from leptonstore.process.texts.pairs import Features, Pairs, Rows, groups, same_sets, similar_pairs
 from leptonstore.process.texts.shingles import Sets, shingle_sets
 
@@ -46,7 +54,7 @@ class NearDuplicateTexts(TableCheck):
     """Parameters.
 
     column:    of texts; None: the only one.
-    threshold: Jaccard similarity of two sets of shingles from which on they are near duplicates, over 0, at most 1.
+    threshold: Jaccard similarity of two sets of shingles from which on they are near duplicates, at most 1 (and 0.05 or more).
     shingles:  "words" or "characters": what runs are made of. Characters forgive spelling, and suit texts of a few words.
     size:      words (or characters) of a shingle, 1 to 64. One changed word changes so many shingles.
     hashes:    places of the signature, a power of two from 16 to 256. More find pairs at the threshold with fewer comparisons.
@@ -68,12 +76,14 @@ class NearDuplicateTexts(TableCheck):
     def __post_init__(self) -> None:
         super().__post_init__()
         number_in(self.name, "threshold", self.threshold, 0, 1)
-        if self.threshold == 0:
-            raise BadInput(f"{self.name}: threshold is over 0: all texts are alike at 0")
         one_of(self.name, "shingles", self.shingles, _UNITS)
         whole_number_in(self.name, "size", self.size, 1, 64)
         if self.hashes not in (16, 32, 64, 128, 256):
             raise BadInput(f"{self.name}: hashes is 16, 32, 64, 128 or 256, not {self.hashes!r}")
+        if recall(self.threshold, *bands_for(self.threshold, self.hashes)) < RECALL_MIN:
+            raise BadInput(
+                f"{self.name}: at a threshold of {self.threshold}, {self.hashes} hashes miss too many pairs; raise one of them"
+            )
         whole_number_in(self.name, "sketch", self.sketch, 64, 1 << 20)
 
     def bound(self, source: Dataset, schema: pa.Schema) -> NearDuplicateTexts:
@@ -132,7 +142,8 @@ class NearDuplicateTexts(TableCheck):
             side, names = codes(features["side"].combine_chunks())
         side = side[rows]
         exposure = np.array([chosen.exposure(name) for name in names], np.int64)[side]
-        found = choices(same_sets(texts), similar_pairs(texts, self.threshold), exposure)
+        alike = same_sets(texts)
+        found = choices(alike, similar_pairs(texts, alike, self.threshold), exposure)
         here, there = side[found.row], side[found.other]
         elsewhere = [names[at] or "no split" if leak else "" for at, leak in zip(there, here != there, strict=True)]
         details = map(self._detail, found.score.tolist(), found.exact.tolist(), elsewhere)

@@ -58,7 +58,8 @@ class _Applied:
         store = self._lent.store()
         pieces = []
         start = 0
-        for end in slice_ends(columns, len(rows)):
+        bounded = getattr(self._step, "bounded", False)
+        for end in [len(rows)] if bounded else slice_ends(columns, len(rows)):
             some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
             pieces.append(self._stepped(Piece(rows[start:end], some), store))
             start = end

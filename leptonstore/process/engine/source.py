@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import daft
@@ -29,19 +30,29 @@ if TYPE_CHECKING:
 Range = tuple[int, int]  # rows [first, end) of the dataset or view
 
 
-def ranges(ds: Dataset, columns: Sequence[str], workers: int) -> Iterator[Range]:
-    """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker."""
+def ranges(
+    ds: Dataset, columns: Sequence[str], workers: int, referenced: bool = False, made_bytes: int = 0
+) -> Iterator[Range]:
+    """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker.
+
+    referenced: large values count, too: they are looked up. made_bytes: what a row has after the step, as far as its types tell. Raises
+    ChunkMissing, ChunkCorrupt or FormatDamaged.
+    """
     indices = [ds.schema.get_field_index(name) for name in columns]
     rows_most = max(limits.ROW_GROUP_ROWS_MIN, min(limits.ENGINE_TASK_ROWS, len(ds) // (4 * workers)))
     start = end = held = 0
-    for position, leaf, rows in ds.spans():
-        count = leaf.end - leaf.first if rows is None else len(rows)
-        group = ds.leaves.read(leaf)
-        size = sum(part.page_bytes for at in indices for part in group.columns[at]) * count // group.rows
-        if position > start and (end - start + count > rows_most or held + size > limits.ENGINE_TASK_BYTES):
-            yield start, end
-            start, held = end, 0
-        end, held = position + count, held + size
+    spans = ds.spans()
+    while window := list(islice(spans, limits.SCAN_GROUPS_BATCH)):
+        groups = ds.leaves.read_each([leaf for _, leaf, _ in window])
+        for (position, leaf, rows), group in zip(window, groups, strict=True):
+            count = leaf.end - leaf.first if rows is None else len(rows)
+            parts = [part for at in indices for part in group.columns[at]]
+            size = sum(part.page_bytes + referenced * part.referenced_bytes for part in parts) * count // group.rows
+            size += made_bytes * count
+            if position > start and (end - start + count > rows_most or held + size > limits.ENGINE_TASK_BYTES):
+                yield start, end
+                start, held = end, 0
+            end, held = position + count, held + size
     if end > start:
         yield start, end
 
@@ -78,7 +89,7 @@ class RangeTask(DataSourceTask):
 
     def __init__(self, ds: Dataset, lent: Lent, columns: tuple[str, ...], first: int, end: int) -> None:
         # A view's rows travel with the tasks that need them, not with each task all of them.
-        self._ds = ds if ds.selection is None else ds._view(ds.selection[first:end], ds.cache)
+        self._ds = ds if ds.selection is None else ds.select(np.arange(first, end))
         self._lent, self._columns, self._first, self._end = lent, columns, first, end
 
     @property

@@ -85,9 +85,7 @@ class Lent:
 
     def dataset(self, ds: Dataset) -> Dataset:
         """`ds`, read through that store."""
-        if not self.here:
-            ds._store = self.store()
-        return ds
+        return ds if self.here else Dataset(self.store(), ds.name, ds.ref, ds.commit, ds.selection, ds.cache)
 
     def fail(self, error: Exception) -> None:
         """Keep an error for the caller, where that is in this process."""

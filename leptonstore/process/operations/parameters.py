@@ -26,8 +26,9 @@ def whole_numbers(
     found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     fits = all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in found)
     if not fits or len(found) not in counts:
-        many = " or ".join(map(str, counts))
-        raise BadInput(f"{operation}: {parameter} is a list of {many} whole numbers from {least} on, not {value!r}")
+        many = " or ".join(str(count) for count in counts if count)
+        wanted = "a whole number" if counts == (1,) else f"a list of {many} whole numbers"
+        raise BadInput(f"{operation}: {parameter} is {wanted} from {least} on, not {value!r}")
     return found
 
 
@@ -57,6 +58,16 @@ def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:
     """`schema` with `field` in place of the column of its name, or after the others."""
     at = schema.get_field_index(field.name)
     return schema.append(field) if at < 0 else schema.set(at, field)
+
+
+def made_of(operation: str, schema: pa.Schema, column: str, field: pa.Field) -> pa.Schema:
+    """`schema` with what is made of `column`: in its place when it has its name, or else after the others.
+
+    Raises SchemaError when there is another column of that name.
+    """
+    if field.name != column and field.name in schema.names:
+        raise SchemaError(f"{operation}: there is a column {field.name!r} already; give `into` another name")
+    return replaced(schema, field)
 
 
 def require_stored(operation: str, source: Dataset, schema: pa.Schema, column: str, fix: str) -> None:

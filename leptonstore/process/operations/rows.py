@@ -41,7 +41,7 @@ class _ByIdentity(Operation):
     memoised: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not -(2**63) <= self.seed < 2**63:
             raise BadInput(f"{self.name}: seed is a whole number of 64 bits, not {self.seed!r}")
         object.__setattr__(self, "by", texts(self.name, "by", self.by))
 

@@ -26,15 +26,19 @@ _FEW = 16  # bins with a value; with no more, all of them are compared at once, 
 _SPARSE = 16  # empty bins are looked at one by one when only one in so many is empty
 
 
+def recall(similarity: float, bands: int, rows: int) -> float:
+    """The share of pairs of this similarity that share the key of a band."""
+    return 1 - (1 - similarity**rows) ** bands
+
+
 def bands_for(threshold: float, count: int) -> tuple[int, int]:
     """(bands, rows): the fewest candidates (the most rows a band) with which RECALL_MIN of pairs at the threshold are found.
 
     One row a band where even that is too few.
     """
     for rows in range(count, 1, -1):
-        bands = count // rows
-        if 1 - (1 - threshold**rows) ** bands >= RECALL_MIN:
-            return bands, rows
+        if recall(threshold, count // rows, rows) >= RECALL_MIN:
+            return count // rows, rows
     return count, 1
 
 
@@ -91,21 +95,20 @@ def _of_many(found: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Place by place of the orders: of all bins of all texts while many are empty, then of the empty ones."""
     count = found.shape[1]
     orders, _ = _orders(count)
-    filled = found.copy()
-    for place in range(count):
-        empty = filled == _NONE
-        if np.count_nonzero(empty) * _SPARSE < empty.size:
-            break
-        np.copyto(filled, found[:, orders[place]], where=empty)
-    row, bin_ = np.nonzero(filled == _NONE)
-    for place in range(place, count):  # noqa: B020  (goes on where the loop above ended)
-        if not len(row):
-            break
-        taken = found[row, orders[place, bin_]]
+    by_bin = np.ascontiguousarray(found.T)  # what is copied from bin to bin lies together
+    filled = by_bin.copy()
+    place = 0
+    while np.count_nonzero(empty := filled == _NONE) * _SPARSE >= empty.size:
+        np.copyto(filled, by_bin[orders[place]], where=empty)
+        place += 1
+    bin_, row = np.nonzero(empty)
+    while len(row):
+        taken = by_bin[orders[place, bin_], row]
         done = taken != _NONE
-        filled[row[done], bin_[done]] = taken[done]
+        filled[bin_[done], row[done]] = taken[done]
         row, bin_ = row[~done], bin_[~done]
-    return filled
+        place += 1
+    return filled.T
 
 
 def band_keys(signature: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:

@@ -74,9 +74,9 @@ def same_sets(features: Features) -> Rows:
     return first
 
 
-def similar_pairs(features: Features, threshold: float) -> Pairs:
-    """All pairs among texts with different sets."""
-    rows = np.flatnonzero(same_sets(features) == np.arange(len(features.counts)))
+def similar_pairs(features: Features, alike: Rows, threshold: float) -> Pairs:
+    """All pairs among texts with different sets. alike: what `same_sets` says."""
+    rows = np.flatnonzero(alike == np.arange(len(alike)))
     counts = features.counts[rows]
     likely = SortedRuns(2 * _ROW.itemsize)
     for band in range(features.keys[0].shape[1] if features.keys else 0):
@@ -90,18 +90,23 @@ def similar_pairs(features: Features, threshold: float) -> Pairs:
 
 
 def _sharing(keys: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
-    """Positions (ascending) of two that have the same key. Part by part of the range of keys, which are as good as random."""
+    """Positions (ascending) of two that have the same key. Part by part of the range of keys, which are as good as random.
+
+    Keys lose the bits that a position takes: key and position in one number are sorted several times faster than by argsort. The pairs
+    that this adds by chance (none for a million texts, 40,000 a band for a hundred million) are compared, and found to be none.
+    """
     parts = -(-len(keys) // limits.TEXT_PART_ROWS)
     part_of = (keys >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) if parts > 1 else None
+    bits = np.uint64(max(1, len(keys).bit_length()))
     for part in range(parts):
         inside = np.arange(len(keys)) if part_of is None else np.flatnonzero(part_of == part)
-        order = np.argsort(keys[inside], kind="stable")
-        rows, here = inside[order], keys[inside[order]]
-        begins = np.flatnonzero(np.concatenate([np.ones(1, np.bool_), here[1:] != here[:-1]])) if len(here) else order
+        both = keys[inside] >> bits << bits | inside.astype(np.uint64)
+        both.sort()
+        rows, here = (both & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64), both >> bits
+        begins = np.flatnonzero(np.concatenate([np.ones(len(here[:1]), np.bool_), here[1:] != here[:-1]]))
         sizes = np.diff(np.append(begins, len(here)))
         for size in np.unique(sizes[sizes > 1]).tolist():
-            buckets = rows[begins[sizes == size][:, None] + np.arange(size)]
-            yield from _pairs_in(buckets)
+            yield from _pairs_in(rows[begins[sizes == size][:, None] + np.arange(size)])
 
 
 def _pairs_in(buckets: Rows) -> Iterator[tuple[Rows, Rows]]:
