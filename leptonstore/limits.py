@@ -342,6 +342,7 @@ MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor 
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 IMAGE_FACTS_MAX = 32_768  # encoded images whose facts a process keeps for the checks that come next, about 1.2 KiB each
+IMAGE_FACTS_CHUNK = 256  # images that are measured together: 64 KiB each
 # The most common size of images is taken for the right one where at least this share of the rows has it; else there is none.
 IMAGE_SIZE_COMMON_SHARE = 0.5
 # Near duplicates of images. Of hashes with an equal band each is compared with this many that follow it: of more, all are near each other

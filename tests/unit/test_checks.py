@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,23 @@ def test_missing_values_are_found_once_a_row_and_filled_when_asked() -> None:
         found_by(Nulls(fill={"n": "many"}, action="fix"), table)
     with pytest.raises(BadInput, match="needs `fill`"):
         Nulls(action="fix")
+
+
+def test_missing_values_are_seen_in_columns_of_every_type() -> None:
+    kinds: dict[str, tuple[pa.DataType, Any]] = {
+        "half": (pa.float16(), np.float16(1)), "list": (pa.list_(pa.int32()), [1]), "bytes": (pa.large_binary(), b"x"),
+        "day": (pa.date32(), 3), "flag": (pa.bool_(), True), "struct": (pa.struct({"a": pa.int8()}), {"a": 1}),
+        "price": (pa.decimal128(5, 2), Decimal("1.5")),
+    }  # fmt: skip
+    for name, (kind, value) in kinds.items():
+        table = pa.table({"id": range(3), name: pa.array([value, None, value], kind)})
+        assert rows_of(found_by(Nulls(), table), "column") == [(1, name)]
+    image = pa.FixedShapeTensorArray.from_storage(
+        pa.fixed_shape_tensor(pa.uint8(), [2]), pa.array([[1, 2], None], pa.list_(pa.uint8(), 2))
+    )
+    assert rows_of(found_by(Nulls(), pa.table({"image": image}), ["image"])) == [1]
+    nan = pa.table({"half": pa.array([np.float16(1), np.float16("nan")], pa.float16())})
+    assert rows_of(found_by(Nulls(), nan, ["half"])) == [1]
 
 
 def test_a_class_is_filled_by_its_name() -> None:
