@@ -62,7 +62,7 @@ class _Applied:
         store, step = self._lent.store(), self._lent.step()
         pieces = []
         start = 0
-        bounded = getattr(self._step, "bounded", False)
+        bounded = getattr(step, "bounded", False)
         for end in [len(rows)] if bounded else slice_ends(columns, len(rows)):
             some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
             pieces.append(self._stepped(step, Piece(rows[start:end], some), store))
