@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NearDuplicateImages(TableCheck):
-    """Parameters.
+    """Images that nearly repeat another one.
 
     columns:          of images, decoded or encoded; default: all. Each is searched on its own.
     difference:       how much two images may differ, in units of what a shift by one pixel of a thumbnail of 16 x 16 makes; over 0, at
@@ -89,6 +89,11 @@ class NearDuplicateImages(TableCheck):
     def libraries(self) -> dict[str, str]:
         """The decoders, which also shrink."""
         return images.decoders()
+
+    def features_recipe(self) -> dict[str, Any]:
+        """How much may differ is of no meaning to features."""
+        found = super().features_recipe()
+        return {name: value for name, value in found.items() if name not in ("difference", "difference_plain")}
 
     def measures(self, schema: pa.Schema) -> pa.Schema:
         """A thumbnail of each column, null where there is none; the side."""

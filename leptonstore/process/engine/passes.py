@@ -18,6 +18,7 @@ from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.tree import Tree
 from leptonstore.errors import ClusterLost, SchemaError, listed
 from leptonstore.format.keys import check_key
+from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import schema_to_json
 from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.failures import received
@@ -131,8 +132,9 @@ def _all_rows(
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
-    whole = list(ranges(ds, step.reads, runner.parallel))
-    with lend(ds.store, progress) as (lent, caller):
+    made_bytes = sum(fixed_width(one.type) or 0 for one in step.schema)
+    whole = list(ranges(ds, step.reads, runner.parallel, made_bytes=made_bytes))
+    with lend(ds.store, step, progress, runner.shared(step)) as (lent, caller):
         tries = 0  # since one brought something
         while todo := missing(whole, done):
             before, loss = len(done), None
@@ -207,4 +209,4 @@ def _stretches(table: pa.Table, made: pa.Schema, schema: pa.Schema) -> Iterator[
 def _plan(frame: Any, step: Step, ds: Dataset, lent: Lent, plain: bool) -> Any:
     from leptonstore.process.engine.apply import applied
 
-    return applied(frame, step, pa.schema(ds.fields(step.reads)), lent, plain)._builder
+    return applied(frame, step.schema, pa.schema(ds.fields(step.reads)), lent, plain)._builder

@@ -20,6 +20,7 @@ from daft.recordbatch import RecordBatch
 from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import ROW
 from leptonstore.process.engine.workers import Lent
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 Range = tuple[int, int]  # rows [first, end) of the dataset or view
 
 
-def ranges(ds: Dataset, columns: Sequence[str], workers: int) -> Iterator[Range]:
-    """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker."""
+def ranges(
+    ds: Dataset, columns: Sequence[str], workers: int, referenced: bool = False, made_bytes: int = 0
+) -> Iterator[Range]:
+    """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker.
+
+    referenced: large values count, too: they are looked up. made_bytes: what a row has after the step, as far as its types tell. Raises
+    ChunkMissing, ChunkCorrupt or FormatDamaged.
+    """
     indices = [ds.schema.get_field_index(name) for name in columns]
     rows_most = max(limits.ROW_GROUP_ROWS_MIN, min(limits.ENGINE_TASK_ROWS, len(ds) // (4 * workers)))
     start = end = held = 0
@@ -40,7 +47,9 @@ def ranges(ds: Dataset, columns: Sequence[str], workers: int) -> Iterator[Range]
         groups = ds.leaves.read_each([leaf for _, leaf, _ in window])
         for (position, leaf, rows), group in zip(window, groups, strict=True):
             count = leaf.end - leaf.first if rows is None else len(rows)
-            size = sum(part.page_bytes for at in indices for part in group.columns[at]) * count // group.rows
+            parts = [part for at in indices for part in group.columns[at]]
+            size = sum(part.page_bytes + referenced * part.referenced_bytes for part in parts) * count // group.rows
+            size += made_bytes * count
             if position > start and (end - start + count > rows_most or held + size > limits.ENGINE_TASK_BYTES):
                 yield start, end
                 start, held = end, 0
@@ -95,7 +104,7 @@ class RangeTask(DataSourceTask):
         yield await asyncio.get_running_loop().run_in_executor(None, self._read)
 
     def _read(self) -> RecordBatch:
-        with told(self._lent):
+        with working(self._lent.run), told(self._lent):
             return self._batch()
 
     def _batch(self) -> RecordBatch:
