@@ -2,6 +2,7 @@
 
 pipeline     a pipeline again, after 1 % of the rows changed            bench/process_pipeline.py
 operations   what transforming operations cost                           bench/process_operations.py
+clean        copies, constant images, wrong labels                      bench/process_clean.py
 images       faults in images                                           bench/process_images.py
 texts        near duplicates of texts                                   bench/process_texts.py
 statistics   statistics of a large table                                bench/process_statistics.py
@@ -18,7 +19,7 @@ import importlib
 from bench import harness
 from bench.harness import Figure
 
-WORKLOADS = ("pipeline", "operations", "images", "texts", "statistics", "report")
+WORKLOADS = ("pipeline", "operations", "clean", "images", "texts", "statistics", "report")
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:

@@ -342,6 +342,7 @@ MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor 
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training
 IMAGE_FACTS_MAX = 32_768  # encoded images whose facts a process keeps for the checks that come next, about 1.2 KiB each
+IMAGE_FACTS_CHUNK = 256  # images that are measured together: 64 KiB each
 # The most common size of images is taken for the right one where at least this share of the rows has it; else there is none.
 IMAGE_SIZE_COMMON_SHARE = 0.5
 # Near duplicates of images. Of hashes with an equal band each is compared with this many that follow it: of more, all are near each other
@@ -404,6 +405,9 @@ LABEL_TRAIN_ROWS_MAX = (
     200_000  # that a model of check.label_errors learns from; guessing grows with the rows, learning no further
 )
 LABEL_FOLDS_MAX = 20
+LABEL_GUESSES_BYTES_MAX = (
+    4 << 30
+)  # of all guesses, 8 bytes for each row and class: 5 * 10^7 rows of 10 classes, 5 * 10^5 of 1,000
 REPORT_BYTES_MAX = 5 * MIB  # one HTML file that can be mailed; thumbnails shrink until it fits
 REPORT_THUMBNAIL_EDGES = (
     160,

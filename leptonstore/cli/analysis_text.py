@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,8 +30,17 @@ _STYLES = {"much": "bold red", "some": "yellow"}
 def print_analysis(found: Analysis, label: str) -> None:
     """On stdout."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPED_CHARS)
+    if console.is_terminal:
+        _print(console, found, label)
+        return
+    console = Console(highlight=False, width=PIPED_CHARS)
+    with console.capture() as text:
+        _print(console, found, label)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def _print(console: Console, found: Analysis, label: str) -> None:
     sizes = found.sizes
     console.print(Text(f"{label}  {found.commit[:12]}  {found.rows:,} rows", style="bold"))
     console.print(

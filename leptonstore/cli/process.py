@@ -30,7 +30,14 @@ _ON_ERROR = ("raise", "quarantine")
 def command() -> None:
     """Run pipelines: operations on the rows of a dataset that make a new version.
 
-    A pipeline is a TOML file: what it reads, the operations in order, where the result goes. docs/processing.md explains them.
+    A pipeline is a TOML file: what it reads, the operations in order, where the result goes. docs/processing.md explains them. All take
+    --json.
+
+    \b
+    Example:
+      lepton process show
+      lepton process plan clean.toml
+      lepton process run clean.toml
     """
 
 
@@ -262,17 +269,21 @@ def _operation(name: str) -> dict[str, Any]:
     help_text = [
         inspect.cleandoc(one.__doc__) for one in kind.__mro__ if one.__doc__ and one.__module__.startswith("lepton")
     ]
-    return {"name": name, "help": help_text[0], "parameters": parameters}
+    paragraph = " ".join(help_text[0].partition("\n\n")[0].split())
+    summary = paragraph.partition(": ")[0].partition(". ")[0].rstrip(".") + "."
+    return {"name": name, "summary": summary, "help": help_text[0], "parameters": parameters}
 
 
 def _print_operations(told: list[dict[str, Any]], whole: bool) -> None:
     for one in told:
-        first, *more = one["help"].splitlines()
-        click.echo(f"{click.style(one['name'], bold=True):<28}  {first}")
+        name = click.style(f"{one['name']:<28}", bold=True)
         if not whole:
+            click.echo(f"{name}  {one['summary']}")
             continue
-        for line in more:
+        click.echo(name)
+        for line in one["help"].splitlines():
             click.echo(f"  {line}" if line else "")
+        click.echo()
         for parameter in one["parameters"]:
             said = "needed" if parameter["needed"] else f"default {parameter['default']!r}"
             click.echo(f"  {parameter['name']:<16} {parameter['type']:<24} {said}")

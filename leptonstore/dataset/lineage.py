@@ -188,11 +188,6 @@ def _refs_of(store: Store) -> dict[str, list[tuple[str, Any]]]:
     return found
 
 
-def commits_named(commit: Commit) -> list[str]:
-    """The commits that it says it was made from, or is about: those that its lineage names, then its parents."""
-    return [origin.commit for origin in _origins(commit, "")]
-
-
 def _origins(commit: Commit, name: str) -> Iterator[Origin]:
     """What a commit was made from, each once: what its lineage names, then its parents."""
     seen: set[str] = set()

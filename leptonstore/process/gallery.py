@@ -217,15 +217,19 @@ def finding_samples(ds: Dataset, report: CleanReport, each: int = limits.REPORT_
     rows: list[int] = []
     captions: list[str] = []
     about: list[str] = []
-    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {text_column(ds)}
+    seen = {image.name for image in columns.image_columns(ds.schema)[:1]} | {
+        text_column(ds),
+        *columns.label_columns(ds.schema),
+    }
     for check in report.counts():
-        some = worst(report.findings, check, each)
-        rows += some["row"].to_pylist()
-        captions += [
-            ("" if one["column"] in seen else f"{one['column']}: " if one["column"] else "") + said(one)
-            for one in some.to_pylist()
-        ]
-        about += [check] * len(some)
+        chosen: dict[int, Mapping[str, Any]] = {}
+        for one in worst(report.findings, check, 4 * each).to_pylist():
+            chosen.setdefault(one["row"], one)  # a check may say several things of a row
+        for one in list(chosen.values())[:each]:
+            where = f"{one['column']}: " if one["column"] and one["column"] not in seen else ""
+            rows.append(one["row"])
+            captions.append(where + said(one))
+            about.append(check)
     samples = sample_rows(ds, rows, captions)
     return [replace(sample, about=check) for sample, check in zip(samples, about, strict=True)]
 

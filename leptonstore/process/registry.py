@@ -47,6 +47,7 @@ OPERATIONS: dict[str, str] = {
     "check.constant": "checks.constant:Constant",
     "check.image_size": "checks.image_size:ImageSize",
     "check.image_quality": "checks.image_quality:ImageQuality",
+    "check.near_duplicate_images": "checks.near_images:NearDuplicateImages",
 }
 _FUNCTION = "operations.function:Function"
 

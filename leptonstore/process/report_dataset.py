@@ -14,7 +14,6 @@ from typing import Any
 
 from leptonstore.dataset import Dataset, list_refs
 from leptonstore.dataset.graph import ancestry, parents_of, read_commit
-from leptonstore.dataset.lineage import commits_named
 from leptonstore.errors import RefMissing
 from leptonstore.format.commit import Commit
 from leptonstore.process import columns
@@ -123,19 +122,19 @@ def findings_about(ds: Dataset) -> Found | None:
 
 def _about(findings: Commit, order: Mapping[str, int]) -> tuple[int, str] | None:
     """(how far away it is, the version that was searched). order: versions by their distance; a run that made one is half a step nearer."""
-    made, told = _result_of(findings.lineage), findings.lineage.get("version")
-    named = [told] if isinstance(told, str) else [one for one in commits_named(findings) if one != made]
-    known = [(2 * order[one], one) for one in named if one in order]
-    if not known:
+    searched, made = _searched(findings.lineage)[1], findings.lineage.get("result")
+    if searched not in order:
         return None
-    distance, searched = min(known)
-    return min(distance, 2 * order[made] + 1) if made in order else distance, searched
+    distance = 2 * order[searched]
+    return min(distance, 2 * order[made] + 1) if isinstance(made, str) and made in order else distance, searched
 
 
-def _result_of(lineage: Mapping[str, Any]) -> str:
-    """The version that was made by the run that found them, "" where none was."""
-    result = lineage.get("result")
-    return str(result.get("commit", "")) if isinstance(result, Mapping) else ""
+def _searched(lineage: Mapping[str, Any]) -> tuple[str, str]:
+    """(name, commit) of what a run searched, as the lineage of its findings has it; "" for what is not told."""
+    told = lineage.get("searched")
+    if not isinstance(told, Mapping):
+        return "", ""
+    return str(told.get("name", "")).removeprefix("dataset/"), str(told.get("commit", ""))
 
 
 def _loaded(ds: Dataset, about: str, table: Dataset) -> Found | None:
@@ -143,20 +142,11 @@ def _loaded(ds: Dataset, about: str, table: Dataset) -> Found | None:
     names = SCHEMA.names
     if any(one not in table.schema.names or table.schema.field(one).type != SCHEMA.field(one).type for one in names):
         return None
-    told = table.commit_object.lineage
-    name, checks = ds.name, told.get("checks")
-    made = _result_of(told)
-    if made:
-        try:
-            run = read_commit(ds.store, made).lineage
-        except RefMissing:  # what it made was forgotten
-            run = {}
-        name = str(run.get("dataset", ds.name))
-        checks = checks or [str(one.get("operation")) for one in run.get("operations", ()) if isinstance(one, Mapping)]
+    lineage = table.commit_object.lineage
+    name, checks = _searched(lineage)[0] or ds.name, lineage.get("checks")
     searched = ds if about == ds.commit else Dataset(ds.store, name, about[:12], about)
     rows = table.to_arrow(names).cast(SCHEMA)
-    known = [str(one) for one in checks] if isinstance(checks, list) else []
-    looked_for = tuple(one.removeprefix("check.") for one in known if "." not in one or one.startswith("check."))
+    looked_for = tuple(map(str, checks)) if isinstance(checks, list) else ()
     return Found(searched, CleanReport(name, about, about, len(searched), rows, looked_for))
 
 

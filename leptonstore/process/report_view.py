@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONFUSIONS_MAX = 8  # most frequent mistakes that are named
 TABLE_ROWS_MAX = 40  # of findings, epochs and lineage entries
-LISTED_MAX = 4  # mappings of one list in a lineage: source files, say
+LISTED_MAX = 8  # mappings of one list in a lineage: source files, say
 STEPS_MAX = 100
 PASSAGES_MAX = 12
 METRICS_MAX = 8  # columns of the table of epochs
@@ -319,7 +319,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             rows += _flat(inner, f"{prefix}{key}.")
         elif isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
             for place, one in enumerate(inner[:LISTED_MAX], 1):
-                rows += _file(one, f"{prefix}{key} {place}") or _flat(one, f"{prefix}{key} {place}.")
+                rows += _line(one, f"{prefix}{key} {place}") or _flat(one, f"{prefix}{key} {place}.")
             if len(inner) > LISTED_MAX:
                 rows.append((f"{prefix}{key}", f"and {charts.whole(len(inner) - LISTED_MAX)} more"))
         else:
@@ -327,9 +327,17 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _file(one: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
-    """A source file in one row; none when it is something else."""
-    if not isinstance(one.get("name"), str) or not isinstance(one.get("bytes"), int):
+def _line(one: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    """A source file, an operation or a count of rows in one row; none of what has more to say."""
+    if isinstance(one.get("name"), str) and isinstance(one.get("bytes"), int):
+        digest = f", {one['digest'][:12]}" if isinstance(one.get("digest"), str) else ""
+        return [(key, f"{one['name']}, {charts.as_bytes(one['bytes'])}{digest}")]
+    if not isinstance(one.get("operation"), str):
         return []
-    digest = f", {one['digest'][:12]}" if isinstance(one.get("digest"), str) else ""
-    return [(key, f"{one['name']}, {charts.as_bytes(one['bytes'])}{digest}")]
+    plain = {name: value for name, value in one.items() if name != "operation" and not isinstance(value, Mapping)}
+    said = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in plain.items() if value not in (None, "", [])]
+    return [(key, ", ".join([one["operation"], *said]))]
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.rules import check_rows, rules_of
+from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.schema import inline_bytes
 from leptonstore.dataset.values import Column, intern
 from leptonstore.errors import LeptonError, OperationFailed
@@ -102,6 +103,8 @@ class Segment:
     told: how many stages earlier passes have told of. group: the operation whose partials come out. memo: whether there is one. Pickles.
     """
 
+    bounded: ClassVar[bool] = True
+
     source: pa.Schema
     stages: tuple[Stage, ...]
     schema: pa.Schema
@@ -172,11 +175,13 @@ class Segment:
         at = self.source.get_field_index(one.name)
         rules = [rule for rule in rules_of(one) if rule.kind != "unique"]
         if rules and (column.references is None or at < 0 or rules_of(self.source.field(at)) != rules_of(one)):
-            plain = resolved(store, column, one, np.arange(len(rows)), rows, self.dataset)
-            ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-            for start, stop in zip([0, *ends[:-1]], ends, strict=True):
-                batch = pa.RecordBatch.from_arrays([plain.slice(start, stop - start)], schema=pa.schema([one]))
+            ends = {*slice_ends([column], len(rows)), *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)}
+            start = 0
+            for stop in sorted(ends):  # rows that follow each other, so that the error can number them
+                plain = resolved(store, column, one, np.arange(start, stop), rows, self.dataset)
+                batch = pa.RecordBatch.from_arrays([plain], schema=pa.schema([one]))
                 check_rows(batch.schema, batch, int(rows[start]))
+                start = stop
         return column if column.references is not None else intern(store, column.values, inline_bytes(one))
 
     def _partials(
@@ -190,28 +195,34 @@ class Segment:
         """The groups of a piece: no more rows than it has; their numbers mean nothing."""
         assert self.group_schema is not None
         fields = [self.group_schema.field(name) for name in group.reads(self.group_schema)]
-        every = np.arange(len(rows))
-        arrays = (
-            [resolved(store, columns[one.name], one, every, rows, self.dataset) for one in fields] if len(rows) else []
-        )
-        made = None
-        if len(rows):
+        found: list[pa.RecordBatch] = []
+        start = 0
+        for stop in slice_ends([columns[one.name] for one in fields], len(rows)) if len(rows) else ():
+            some = np.arange(start, stop)
+            arrays = [resolved(store, columns[one.name], one, some, rows, self.dataset) for one in fields]
             try:
-                made = group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+                found.append(group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))))
             except (LeptonError, MemoryError):
                 raise
             except Exception as error:
                 raise OperationFailed(
-                    f"operation {self.group_number} ({group.name}) failed on rows {rows[0]} to {rows[-1]} of {self.dataset}: "
+                    f"operation {self.group_number} ({group.name}) failed on rows {rows[start]} to {rows[stop - 1]} of {self.dataset}: "
                     f"{type(error).__name__}: {error}",
                     group.name,
                     None,
                     str(error),
                 ) from error
+            start = stop
+        made = None
+        if found:
+            made = group.merged(pa.Table.from_batches(found)) if len(found) > 1 else pa.Table.from_batches(found)
+            made = made.combine_chunks()
         counted = _tally(self.group_number, rows, {"in": len(rows), "kept": len(rows)}) if len(rows) else None
-        some = 0 if made is None else made.num_rows
-        out = {one.name: Column(_empty(one.type) if made is None else made.column(one.name)) for one in self.schema}
-        return Piece(rows[:some], out, joined([*findings, counted]))
+        count = 0 if made is None else made.num_rows
+        out = {
+            one.name: Column(_empty(one.type) if made is None else _one(made.column(one.name))) for one in self.schema
+        }
+        return Piece(rows[:count], out, joined([*findings, counted]))
 
 
 def _judged(
@@ -246,6 +257,10 @@ def _gone_on(
     }
     out.update({name: column for name, column in made.items() if name in wanted})
     return rows[kept], out
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else _empty(column.type)
 
 
 def _of_rows(column: Column, rows: NDArray[np.int64]) -> Column:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
 from leptonstore.dataset.schema import class_label_field, tensor_field
@@ -17,6 +19,8 @@ from leptonstore.process.checks.duplicates import Duplicates
 from leptonstore.process.checks.label_errors import LabelErrors
 from leptonstore.process.checks.leakage import Leakage
 from leptonstore.process.checks.nulls import Nulls
+from leptonstore.process.checks.outliers import Outliers
+from leptonstore.process.clean import find
 from leptonstore.process.pipeline import Pipeline
 from leptonstore.store import Store
 
@@ -83,6 +87,34 @@ def test_what_is_looked_at_is_not_written_and_is_what_a_run_finds(store: Store) 
     for one in looked.findings.to_pylist():
         if one["check"] == "duplicates":
             assert texts[one["row"]] == texts[one["other"]] and one["other"] == one["group"] < one["row"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", None]), st.sampled_from([1.0, 2.0, 3.0, 900.0, None]), st.booleans()),
+        min_size=1,
+        max_size=30,
+    )
+)
+@settings(max_examples=15, deadline=None)
+def test_a_pipeline_finds_what_one_pass_in_this_process_finds(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str | None, float | None, bool]]
+) -> None:
+    names = ["text", "x", "test"]
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    split = pa.array([int(one) for one in columns.pop("test")], pa.uint8())
+    table = pa.table(
+        {
+            "id": range(len(rows)),
+            "text": pa.array(columns["text"], pa.string()),
+            "x": pa.array(columns["x"], pa.float64()),
+        }
+    )
+    table = table.append_column(class_label_field("split", ["train", "test"]), split)
+    checks = [Duplicates(columns=["text"]), Leakage(columns=["text"]), Outliers(columns=["x"])]
+    with Store.create(tmp_path_factory.mktemp("same") / "store") as store:
+        ds = written(store, table)
+        assert Pipeline("d", checks).look(store).findings.equals(find(ds, checks).findings)
 
 
 def test_what_was_measured_for_a_report_is_there_when_rows_are_dropped(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from decimal import Decimal
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leptonstore import limits
+from leptonstore.dataset.schema import tensor_field
 from leptonstore.dataset.values import Column
 from leptonstore.errors import FormatDamaged
 from leptonstore.process.statistics import distinct
+from leptonstore.process.statistics.column import ColumnSketch, Watched
 from leptonstore.process.statistics.correlation import CoMoments
 from leptonstore.process.statistics.gather import Merger
 from leptonstore.process.statistics.moments import Moments
@@ -279,19 +282,49 @@ def test_the_largest_sketch_is_small_enough_to_be_kept() -> None:
     assert short.frequent.error == 0
 
 
-@settings(max_examples=200, deadline=None)
-@given(at=st.integers(0, 20_000), flip=st.integers(1, 255), short=st.integers(0, 50))
-def test_damaged_bytes_are_told_or_harmless(at: int, flip: int, short: int) -> None:
+def columns_of_every_kind() -> dict[str, tuple[Watched, Column]]:
+    rng = np.random.default_rng(3)
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(rng.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8))
+    arrays = {
+        "floats": pa.array(rng.normal(size=5_000)),
+        "few": pa.array(rng.integers(0, 9, 500)),
+        "times": pa.array(rng.integers(0, 2**40, 500), pa.timestamp("us")),
+        "decimals": pa.array([Decimal(int(one)) / 100 for one in rng.integers(-999, 999, 50)], pa.decimal128(9, 2)),
+        "texts": pa.array([f"word {one}" for one in rng.integers(0, 30, 500).tolist()]),
+        "others": pa.array([f"{one}" for one in range(2_000)]),
+        "lists": pa.array([[1, 2], [], None, [3]], pa.list_(pa.int32())),
+        "images": images,
+    }
+    schema = pa.schema([pa.field(name, array.type) for name, array in arrays.items() if name != "images"])
+    schema = schema.append(tensor_field("images", pa.uint8(), (4, 4, 3), "image"))
+    watched = Watched.of(schema, list(arrays))
+    return {one.field.name: (one, Column(arrays[one.field.name])) for one in watched}
+
+
+KINDS = columns_of_every_kind()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=60, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 255)), max_size=2), short=st.integers(0, 40))
+def test_damaged_bytes_are_told_or_harmless(name: str, flips: list[tuple[int, int]], short: int) -> None:
     """The memo checks what it gives; were that not so, nothing but FormatDamaged would come of it."""
-    sketch = NumberSketch.of(np.random.default_rng(3).normal(size=3_000))
-    data = bytearray(pack(sketch.arrays()))
-    data[at % len(data)] ^= flip
+    watched, column = KINDS[name]
+    sketch = ColumnSketch.of(watched, column, lambda _: [])
+    whole = sketch.encode()
+    data = bytearray(whole[: len(whole) - short])
+    for at, flip in flips:
+        data[at % len(data)] ^= flip
     try:
-        found = NumberSketch.from_arrays(unpack(bytes(data[: len(data) - short])), sketch.kind)
+        found = ColumnSketch.decode(bytes(data), watched, len(column.values))
     except FormatDamaged:
+        assert flips or short
         return
     assert short == 0
-    NumberSketch.merged([found, sketch]).stats()
+    ColumnSketch.merged([found, sketch]).analysis(watched)
+    if not flips:
+        assert found.encode() == whole
 
 
 def test_moments_of_nothing_and_of_too_much() -> None:

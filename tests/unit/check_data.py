@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +13,27 @@ from leptonstore.process.findings import SCHEMA, joined
 from leptonstore.process.operation import Made
 
 
+@dataclass(frozen=True)
+class Searched:
+    """As much of a dataset as checks look at before they run."""
+
+    table: pa.Table
+    identity: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.table.schema
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, rows: Any, columns: Sequence[str]) -> pa.Table:
+        return self.table.select(list(columns)).take(rows)
+
+
 def made_by(check: Check, table: pa.Table, identity: Sequence[str] = ("id",), batch_rows: int = 7) -> Made:
     """What becomes of the whole table."""
-    bound = check.bound(SimpleNamespace(identity=tuple(identity)), table.schema)  # type: ignore[arg-type]
+    bound = check.bound(Searched(table, tuple(identity)), table.schema)  # type: ignore[arg-type]
     bound.output(table.schema)
     batches = table.select(list(bound.reads(table.schema))).combine_chunks().to_batches(batch_rows)
     if isinstance(bound, TableCheck):

@@ -120,6 +120,7 @@ def test_columns_that_hold_no_images_are_refused_before_anything_runs(store: Sto
         ("image.decode", {"column": "label", "shape": [4, 4]}, "holds no images"),
         ("image.crop", {"column": "image", "size": [7, 7]}, "6 x 6"),
         ("image.resize", {"column": "image", "size": [4, 4], "format": "png"}, "decoded images"),
+        ("image.resize", {"column": "image", "size": [4, 4], "into": "label"}, "a column 'label' already"),
     ):
         with pytest.raises(SchemaError, match=match):
             operation_named(name, parameters).output(ds.schema)

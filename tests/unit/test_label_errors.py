@@ -160,6 +160,13 @@ def test_what_cannot_be_judged_takes_no_part() -> None:
         found_by(LabelErrors(), table.select(["id", "label"]))
 
 
+def test_more_than_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, right = drawings(60)
+    monkeypatch.setattr("leptonstore.limits.LABEL_GUESSES_BYTES_MAX", 60 * 3 * 8 - 1)
+    with pytest.raises(BadInput, match="60 rows of 3 classes are more than"):
+        found_by(LabelErrors(), tensor_table(pictures, right.tolist(), NAMES))
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(28, 28), (28, 28, 1), (28, 28, 3), (9, 14), (5, 5, 3)]))
 def test_features_of_an_image_are_its_own(seed: int, shape: tuple[int, ...]) -> None:

@@ -72,7 +72,9 @@ def test_findings_about_a_version_before_are_shown_as_such(store: Store) -> None
 def test_a_dataset_that_only_has_the_name_is_no_table_of_findings(store: Store) -> None:
     ds = digits(store)
     table = pa.table({"row": [1], "x": ["mine"]})
-    source = Source(table.schema, ("row",), lambda: iter(table.to_batches()), 1, {"about": {"commit": ds.commit}})
+    source = Source(
+        table.schema, ("row",), lambda: iter(table.to_batches()), 1, {"searched": {"name": "d", "commit": ds.commit}}
+    )
     write_dataset(store, "d.findings", source)
     assert findings_about(ds) is None
     assert "--check" in dataset_report(ds).notes[0]
@@ -115,6 +117,10 @@ def test_the_worst_of_a_check_come_first(store: Store) -> None:
     table = findings_table("outliers", "id", range(20), ["far"] * 20, [None if at == 3 else at for at in range(20)])
     report = type(find(ds))(ds.name, ds.commit, ds.fingerprint, len(ds), table)
     assert [one.row for one in gallery.finding_samples(ds, report, 4)] == [19, 18, 17, 16]
+    twice = joined([table, findings_table("outliers", "label", [17, 19], ["odd"] * 2, [99.0, 100.0])])
+    report = type(report)(ds.name, ds.commit, ds.fingerprint, len(ds), twice)
+    found = gallery.finding_samples(ds, report, 3)
+    assert [(one.row, one.caption) for one in found] == [(19, "odd"), (17, "odd"), (18, "id: far")]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class LanguageModelling:
         if not is_tokens(field):
             raise BadInput(
                 f"column {config.inputs!r} of {ds.name} holds {field.type}; a language model learns lists of integers: "
-                "store the text's tokens, or its bytes, as a column list<uint8>"
+                "make them of text in a pipeline (text.tokenise), or store its bytes as a column list<uint8>"
             )
         length = config.sequence_length or SEQUENCE_LENGTH
         whole = ds if ds.selection is None else Dataset.open(ds.store, f"{ds.name}@{ds.commit}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from leptonstore.dataset.schema import class_names, semantic_of
@@ -88,8 +89,12 @@ def named_classes(batch: pa.RecordBatch, name: str) -> pa.Array:
     column, names = batch.column(name), class_names(batch.schema.field(name))
     if names is None:
         return column.cast(pa.string())
-    known = [names[at] if 0 <= at < len(names) else str(at) for at in columns.indices(column).tolist()]
-    return pa.array(known, pa.string(), mask=columns.null_mask(column))
+    codes, missing = columns.indices(column), columns.null_mask(column)
+    strange = np.flatnonzero(((codes < 0) | (codes >= len(names))) & ~missing)
+    extra, which = np.unique(codes[strange], return_inverse=True)
+    codes[strange] = len(names) + which
+    known = pa.array([*names, *map(str, extra.tolist())], pa.string())
+    return known.take(pa.array(codes, mask=missing))
 
 
 def exposure(split: str) -> int:

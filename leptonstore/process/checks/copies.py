@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
+from leptonstore.errors import SchemaError
 from leptonstore.process import columns as column_values
 from leptonstore.process import digests
 from leptonstore.process.checks import chosen
@@ -71,7 +72,8 @@ class ContentCheck(TableCheck):
     """Compares rows by the digests of some columns. Features: digest, and the names of side and label.
 
     Nothing is read of large values: their digests stand in the pages. 16 bytes of digest are held for each row, and its side and label.
-    columns: all of them are equal; default: all images, texts and tokens. A row in which one is null has no equal.
+    columns: all of them are equal; default: all images, texts and tokens, else the strings that are long. A row in which one is null has no
+    equal.
     split: the column that says to which side of a split a row belongs, class labels or strings.
     """
 
@@ -80,8 +82,16 @@ class ContentCheck(TableCheck):
     split: str = "split"
 
     def bound(self, source: Dataset, schema: pa.Schema) -> Self:
-        """With the names of the columns."""
-        return replace(self, columns=self.content(schema))
+        """With the names of the columns; where no column says that it holds content, the one of long strings."""
+        try:
+            return replace(self, columns=self.content(schema))
+        except SchemaError:
+            from leptonstore.process.gallery import text_column  # which shows findings, and so knows checks
+
+            found = None if self.columns else text_column(source)
+            if found is None or found not in schema.names:
+                raise
+            return replace(self, columns=(found,))
 
     def content(self, schema: pa.Schema) -> tuple[str, ...]:
         """The columns that are compared. Raises SchemaError."""

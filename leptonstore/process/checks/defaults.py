@@ -33,8 +33,8 @@ QUICK = (
 # These compare or learn, which takes minutes for 10^5 rows the first time, or have an opinion. They run when they are asked for, as does
 # what stands in neither list.
 THOROUGH = ("near_duplicate_images", "near_duplicate_texts", "label_errors", "text_quality")
-# What these find is a fault whatever the task is; what others find is for people to look at.
-FAULTS = ("undecodable", "constant", "nulls", "rules", "labels_out_of_range", "duplicates", "leakage")
+# What these find is a fault whatever the task is; what others find is for people to look at (a column may well be null in most rows).
+FAULTS = ("undecodable", "constant", "rules", "labels_out_of_range", "duplicates", "leakage")
 USUAL = {"text_length": {"robust": 5.0}}  # parameters of checks that have to be given some
 
 

@@ -51,11 +51,29 @@ def sharpness(grey: Pixels) -> Figures:
     count, height, width = grey.shape
     if height < 3 or width < 3:
         return np.zeros(count)
+    return _variances(_laplacian(grey))
+
+
+def _laplacian(grey: Pixels) -> NDArray[np.int16]:
     wide = grey.astype(np.int16)
     edges = wide[:, 1:-1, :-2] + wide[:, 1:-1, 2:]
     edges += wide[:, :-2, 1:-1]
     edges += wide[:, 2:, 1:-1]
-    edges -= 4 * wide[:, 1:-1, 1:-1]
-    flat = edges.reshape(count, -1).astype(np.float64)  # sums of squares below 2^53: exact, in any order
-    mean = flat.mean(axis=1)
-    return np.maximum(np.einsum("ij,ij->i", flat, flat) / flat.shape[1] - mean * mean, 0.0)
+    edges -= wide[:, 1:-1, 1:-1] << 2
+    return edges.reshape(len(grey), -1)
+
+
+def _variances(values: NDArray[np.int16]) -> Figures:
+    flat = values.astype(np.float64)  # sums of squares below 2^53: exact, in any order
+    mean = flat.sum(axis=1) / flat.shape[1]
+    squares = np.matmul(flat[:, None, :], flat[:, :, None])[:, 0, 0]
+    return np.maximum(squares / flat.shape[1] - mean * mean, 0.0)
+
+
+def shrunk(grey: Pixels, edge_max: int) -> Pixels:
+    """(n, H, W) with sides of at most `edge_max`, each on its own: proportions are not kept. Pillow averages, first by whole factors."""
+    count, height, width = grey.shape
+    size = min(height, edge_max), min(width, edge_max)
+    if (height, width) == size:
+        return grey
+    return np.stack([images.resize(one, size, gap=1.0) for one in grey]) if count else np.zeros((0, *size), np.uint8)

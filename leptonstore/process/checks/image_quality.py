@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +75,10 @@ class ImageQuality(TableCheck):
     def libraries(self) -> dict[str, str]:
         """The decoders."""
         return images.decoders()
+
+    def features_recipe(self) -> dict[str, Any]:
+        """All figures are measured, whichever are looked at."""
+        return {name: value for name, value in super().features_recipe().items() if name not in ("z", "of")}
 
     def measures(self, schema: pa.Schema) -> pa.Schema:
         """For each column, brightness, sharpness and aspect; null where there is no image."""

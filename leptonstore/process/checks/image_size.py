@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageSize(TableCheck):
-    """Reads headers only (files that have none are check.undecodable's).
+    """Images of another size, shape or mode than is wanted. Reads headers only (files that have none are check.undecodable's).
 
     sizes: those that are right, "HEIGHTxWIDTH" each, upright as EXIF says; default: the most common one, if at least half of the images
         have it (else nothing is said of sizes: photographs come in all of them).
@@ -56,6 +56,10 @@ class ImageSize(TableCheck):
     def libraries(self) -> dict[str, str]:
         """What reads headers."""
         return {"pillow": images.pillow_version()}
+
+    def features_recipe(self) -> dict[str, Any]:
+        """What is expected is of no meaning to features."""
+        return {name: value for name, value in super().features_recipe().items() if name not in ("sizes", "modes")}
 
     def measures(self, schema: pa.Schema) -> pa.Schema:
         """Height, width and channels of each column; 0 where there is no image."""

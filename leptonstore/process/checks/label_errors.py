@@ -180,6 +180,11 @@ class LabelErrors(TableCheck):
         often = np.bincount(codes[wanted], minlength=int(codes.max(initial=0)) + 1) >= ROWS_PER_FOLD_MIN * self.folds
         rows = np.flatnonzero(wanted & often[codes])
         present, given = np.unique(codes[rows], return_inverse=True)
+        if len(rows) * len(present) * 8 > limits.LABEL_GUESSES_BYTES_MAX:
+            raise BadInput(
+                f"{self.name}: {len(rows):,} rows of {len(present):,} classes are more than are judged at a time; "
+                "take a part of them (rows.sample, rows.select) or fewer classes"
+            )
         keys = features["key"].to_numpy()[rows]
         return rows, present, given, out_of_fold(made.of(rows), given, keys, self.folds, len(present))
 

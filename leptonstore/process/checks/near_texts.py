@@ -51,7 +51,7 @@ _UNITS = ("words", "characters")
 
 @dataclass(frozen=True)
 class NearDuplicateTexts(TableCheck):
-    """Parameters.
+    """Texts that nearly repeat another one.
 
     column:    of texts; None: the only one.
     threshold: Jaccard similarity of two sets of shingles from which on they are near duplicates, at most 1 (and 0.05 or more).

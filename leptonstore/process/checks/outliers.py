@@ -97,5 +97,6 @@ def robust_z(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     if not spread and not two_valued:
         spread = _MEAN_TO_STD * float(away.mean())
     if spread and not two_valued:
-        scores[finite] = away / spread
+        with np.errstate(over="ignore"):  # too far away for a number is infinitely far
+            scores[finite] = away / spread
     return scores, median

@@ -36,7 +36,7 @@ _MOJIBAKE_CHARACTERS_MIN = 3
 
 @dataclass(frozen=True)
 class TextCharset(RowCheck):
-    """Parameters.
+    """Texts with characters that hardly belong there.
 
     column:      of texts; None: the only one.
     unprintable: the largest share of characters that may be so.

@@ -28,7 +28,7 @@ _IDENTIFIERS: list[Any] = []
 
 @dataclass(frozen=True)
 class TextLanguage(RowCheck):
-    """Parameters.
+    """Texts in another language than is wanted.
 
     languages:   that are wanted, by their ISO 639-1 codes: "en", "de".
     column:      of texts; None: the only one.

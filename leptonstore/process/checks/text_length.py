@@ -90,7 +90,7 @@ class _Length(Check):
 
 @dataclass(frozen=True)
 class TextLength(_Length, RowCheck):
-    """By bounds; with `robust` it becomes RobustTextLength when it is bound to a version."""
+    """Texts that are too short or too long. By bounds; with `robust` it becomes RobustTextLength when it is bound to a version."""
 
     def bound(self, source: Dataset, schema: pa.Schema) -> Operation:
         """Itself, or what looks at all rows first."""

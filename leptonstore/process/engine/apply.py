@@ -61,7 +61,8 @@ class _Applied:
         store, step = self._lent.store(), self._lent.step()
         pieces = []
         start = 0
-        for end in slice_ends(columns, len(rows)):
+        bounded = getattr(step, "bounded", False)
+        for end in [len(rows)] if bounded else slice_ends(columns, len(rows)):
             some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
             pieces.append(self._stepped(step, Piece(rows[start:end], some), store))
             start = end

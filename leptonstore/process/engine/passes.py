@@ -18,6 +18,7 @@ from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.tree import Tree
 from leptonstore.errors import ClusterLost, SchemaError, listed
 from leptonstore.format.keys import check_key
+from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import schema_to_json
 from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.failures import received
@@ -131,7 +132,9 @@ def _all_rows(
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
-    whole = list(ranges(ds, step.reads, runner.parallel))
+    whole = list(
+        ranges(ds, step.reads, runner.parallel, made_bytes=sum(fixed_width(one.type) or 0 for one in step.schema))
+    )
     with lend(ds.store, step, progress, runner.shared(step)) as (lent, caller):
         tries = 0  # since one brought something
         while todo := missing(whole, done):

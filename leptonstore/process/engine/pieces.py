@@ -28,7 +28,11 @@ class Piece:
 
 
 class Step(Protocol):
-    """A pickled callable that workers give pieces to: fewer rows may come back, in order. Threads: any, several at once."""
+    """A pickled callable that workers give pieces to: fewer rows may come back, in order. Threads: any, several at once.
+
+    One with an attribute `bounded` that is true looks at the large values of a few rows at a time by itself; to others pieces come that
+    refer to SCAN_SLICE_BYTES, and what they make of these is put together.
+    """
 
     @property
     def reads(self) -> tuple[str, ...]:

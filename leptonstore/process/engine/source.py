@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 Range = tuple[int, int]  # rows [first, end) of the dataset or view
 
 
-def ranges(ds: Dataset, columns: Sequence[str], workers: int, referenced: bool = False) -> Iterator[Range]:
+def ranges(
+    ds: Dataset, columns: Sequence[str], workers: int, referenced: bool = False, made_bytes: int = 0
+) -> Iterator[Range]:
     """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker.
 
-    referenced: large values count, too: they are looked up. Raises ChunkMissing, ChunkCorrupt or FormatDamaged.
+    referenced: large values count, too: they are looked up. made_bytes: what a row has after the step, as far as its types tell. Raises
+    ChunkMissing, ChunkCorrupt or FormatDamaged.
     """
     indices = [ds.schema.get_field_index(name) for name in columns]
     rows_most = max(limits.ROW_GROUP_ROWS_MIN, min(limits.ENGINE_TASK_ROWS, len(ds) // (4 * workers)))
@@ -45,6 +48,7 @@ def ranges(ds: Dataset, columns: Sequence[str], workers: int, referenced: bool =
             count = leaf.end - leaf.first if rows is None else len(rows)
             parts = [part for at in indices for part in group.columns[at]]
             size = sum(part.page_bytes + referenced * part.referenced_bytes for part in parts) * count // group.rows
+            size += made_bytes * count
             if position > start and (end - start + count > rows_most or held + size > limits.ENGINE_TASK_BYTES):
                 yield start, end
                 start, held = end, 0

@@ -63,7 +63,10 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class GroupBy(GroupOperation):
-    """by: columns that say which rows belong together; null is a value. aggregates: as above; each may end in "as name"."""
+    """Makes a row of each group of rows, with counts, sums, means.
+
+    by: columns that say which rows belong together; null is a value. aggregates: as above; each may end in "as name".
+    """
 
     name: ClassVar[str] = "rows.group_by"
     by: Sequence[str]

@@ -28,8 +28,8 @@ from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
 from leptonstore.process.operations.parameters import (
     field_of,
+    made_of,
     one_of,
-    replaced,
     require_stored,
     whole_numbers,
 )
@@ -76,15 +76,15 @@ class Decode(RowOperation):
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the tensors."""
-        return replaced(schema, self._made(self._field(schema)))
+        return made_of(self.name, schema, self.column, self._made(self._field(schema)))
 
     def writes(self, schema: pa.Schema) -> tuple[str, ...]:
         """The tensors."""
         return (self.into or self.column,)
 
     def libraries(self) -> dict[str, str]:
-        """The decoder."""
-        return {"pillow": images.pillow_version()}
+        """The decoders."""
+        return images.codec_versions()
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Tensors of all images."""
@@ -136,7 +136,7 @@ class _Sized(RowOperation):
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the images in their new size."""
-        return replaced(schema, self._made(_image_field(self.name, schema, self.column)))
+        return made_of(self.name, schema, self.column, self._made(_image_field(self.name, schema, self.column)))
 
     def writes(self, schema: pa.Schema) -> tuple[str, ...]:
         """The images."""

@@ -25,7 +25,7 @@ from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
-from leptonstore.process.operations.parameters import field_of, numbers, one_of, replaced, require_stored
+from leptonstore.process.operations.parameters import field_of, made_of, numbers, one_of, require_stored
 
 _KINDS = {"standard": ("mean", "std"), "range": ("low", "high")}
 _TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
@@ -111,7 +111,7 @@ class Normalise(RowOperation):
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the floats."""
         self.reads(schema)
-        return replaced(schema, self._made(schema.field(self.column)))
+        return made_of(self.name, schema, self.column, self._made(schema.field(self.column)))
 
     def writes(self, schema: pa.Schema) -> tuple[str, ...]:
         """The floats."""

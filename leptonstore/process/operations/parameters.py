@@ -60,6 +60,16 @@ def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:
     return schema.append(field) if at < 0 else schema.set(at, field)
 
 
+def made_of(operation: str, schema: pa.Schema, column: str, field: pa.Field) -> pa.Schema:
+    """`schema` with what is made of `column`: in its place when it has its name, or else after the others.
+
+    Raises SchemaError when there is another column of that name.
+    """
+    if field.name != column and field.name in schema.names:
+        raise SchemaError(f"{operation}: there is a column {field.name!r} already; give `into` another name")
+    return replaced(schema, field)
+
+
 def require_stored(operation: str, source: Dataset, schema: pa.Schema, column: str, fix: str) -> None:
     """Raises BadInput when a column is not as the version that is read has it, so that nothing can be looked up there."""
     at = source.schema.get_field_index(column)

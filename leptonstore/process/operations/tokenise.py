@@ -25,7 +25,7 @@ from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, MissingExtra, RefMissing, SchemaError
 from leptonstore.limits import TEXT_BYTES_MAX, TOKENISE_BATCH_BYTES, TOKENIZER_BYTES_MAX, TOKENS_KNOWN_MAX
 from leptonstore.process.operation import Made, Operation, RowOperation
-from leptonstore.process.operations.parameters import field_of, replaced, texts
+from leptonstore.process.operations.parameters import field_of, made_of, texts
 from leptonstore.store import Store
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Tokenise(RowOperation):
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the tokens."""
         self.reads(schema)
-        return replaced(schema, self._made(schema.field(self.column)))
+        return made_of(NAME, schema, self.column, self._made(schema.field(self.column)))
 
     def writes(self, schema: pa.Schema) -> tuple[str, ...]:
         """The tokens."""

@@ -28,7 +28,10 @@ def text_column(schema: pa.Schema, wanted: str | None, who: str) -> str:
         if wanted not in strings:
             raise SchemaError(f"{who}: column {wanted!r} is {schema.field(wanted).type}, not text; name another one")
         return wanted
-    declared = [name for name in strings if semantic_of(schema.field(name)) == "text"] or strings
+    meanings = {name: semantic_of(schema.field(name)) for name in strings}  # a path is none
+    declared = [name for name in strings if meanings[name] == "text"] or [
+        name for name in strings if not meanings[name]
+    ]
     if not declared:
         raise SchemaError(f"{who}: there is no column of texts")
     if len(declared) > 1:

@@ -1,0 +1,42 @@
+"""Functions of a user, for tests of pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def shouted(batch: pa.RecordBatch, mark: str = "!") -> dict[str, Any]:
+    return {"loud": pc.binary_join_element_wise(pc.utf8_upper(batch.column("text")), mark, "")}
+
+
+def odd(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"keep": np.array(batch.column("id")) % 2 == 1}
+
+
+def pixels(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"pixels": np.stack([np.full((2, 2), len(text)) for text in batch.column("text").to_pylist()])}
+
+
+def picky(batch: pa.RecordBatch) -> dict[str, Any]:
+    texts = batch.column("text").to_pylist()
+    if "bad" in texts:
+        raise KeyError("no such thing as bad")
+    return {"size": [len(text) for text in texts]}
+
+
+def all_or_nothing(batch: pa.RecordBatch) -> dict[str, Any]:
+    if batch.num_rows > 1:
+        raise RuntimeError("too many at once")
+    return {}
+
+
+def wrong_name(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"other": batch.column("text")}
+
+
+def wrong_length(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"size": [1]}

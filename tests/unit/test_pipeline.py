@@ -1,0 +1,318 @@
+"""Pipelines: what is wrong is named before anything runs, rows that fail are named or left out, and results are kept for the next run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from process_data import write
+
+from leptonstore.dataset import Dataset, list_refs
+from leptonstore.dataset.columns import change_rules
+from leptonstore.dataset.erase import erase
+from leptonstore.dataset.rules import Rule
+from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
+from leptonstore.process.memo import Memo
+from leptonstore.process.operations.function import Function
+from leptonstore.process.operations.rows import Select, Split
+from leptonstore.process.pipeline import Pipeline
+from leptonstore.process.pipeline_file import parse_pipeline, pipeline_text
+from leptonstore.process.registry import OPERATIONS, operation_named
+from leptonstore.store import Store
+
+HERE = "pipeline_functions"
+
+
+@pytest.fixture
+def texts(store: Store) -> Dataset:
+    return write(store, "texts", table_of([f"text {number}" for number in range(50)]), ["id"])
+
+
+def table_of(values: list[str]) -> pa.Table:
+    schema = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+    return pa.table([pa.array(range(len(values))), pa.array(values)], schema=schema)
+
+
+def function(name: str, columns: tuple[str, ...] = ("text",), **more: Any) -> Function:
+    return Function(f"{HERE}:{name}", columns, **more)
+
+
+def told(text: str) -> str:
+    with pytest.raises(BadInput) as caught:
+        parse_pipeline(text, "p.toml")
+    return str(caught.value)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+HEAD = 'dataset = "texts"\ninto = "made"\n'
+
+
+def test_what_is_wrong_with_a_file_is_named_with_line_operation_and_the_nearest_name(tmp_path: Path) -> None:
+    assert "line 2" in told('dataset = "texts"\nintoo = "x"\n') and "did you mean 'into'?" in told(
+        'dataset="t"\nintoo="x"'
+    )
+    assert "dataset = " in told('into = "x"\n')
+    assert "p.toml line 1: dataset is a text" in told("dataset = 3\n")
+    assert "[[operation]]" in told(HEAD + 'operation = "rows.split"\n')
+    wrong = told(HEAD + '\n[[operation]]\nuse = "rows.split"\n\n[[operation]]\nuse = "rows.selct"\nwhere = "id > 1"\n')
+    assert wrong.startswith("p.toml line 7, operation 2:") and "did you mean 'rows.select'?" in wrong
+    wrong = told(HEAD + '[[operation]]\nuse = "rows.select"\nwere = "id > 1"\n')
+    assert "line 3, operation 1" in wrong and "'were'" in wrong and "did you mean 'where'?" in wrong
+    assert "needs 'where'" in told(HEAD + '[[operation]]\nuse = "rows.select"\n')
+    assert 'use = "NAME"' in told(HEAD + '[[operation]]\nname = "rows.select"\n')
+    assert "no TOML" in told("dataset = [")
+    assert "on_error" in told(HEAD + 'on_error = "ignore"\n') and "quarantine" in told(HEAD + 'on_error = "ignore"\n')
+    assert "NAME@BRANCH" in told('dataset = "t"\ninto = "a@b~2"\n')
+    with pytest.raises(SourceError, match=r"nowhere\.toml.*No such file"):
+        Pipeline.from_toml(tmp_path / "nowhere.toml")
+    (tmp_path / "latin.toml").write_bytes('dataset = "ä"'.encode("latin-1"))
+    with pytest.raises(BadInput, match="UTF-8"):
+        Pipeline.from_toml(tmp_path / "latin.toml")
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(text, text, st.sampled_from(["raise", "quarantine"]), st.dictionaries(text.filter(bool), st.one_of(
+    text, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.lists(text, max_size=3),
+    st.dictionaries(text.filter(bool), st.integers(0, 9), max_size=2)), max_size=3))  # fmt: skip
+def test_a_pipeline_written_as_toml_is_the_same_pipeline(
+    message: str, revision: str, on_error: str, arguments: dict[str, Any]
+) -> None:
+    operations = [
+        function("shouted", returns={"loud": "string"}, arguments=arguments, revision=revision),
+        Split(seed=-3),
+    ]
+    pipeline = Pipeline("texts@main", operations, "made@side", on_error, message)
+    again = parse_pipeline(pipeline_text(pipeline))
+    assert again == pipeline
+    assert [one.recipe() for one in again.operations] == [one.recipe() for one in pipeline.operations]
+
+
+# -- before anything runs ----------------------------------------------------------------------------------------------
+
+
+def test_an_operation_that_does_not_accept_the_rows_is_named_before_anything_runs(store: Store, texts: Dataset) -> None:
+    def refused(*operations: Any, kind: type[Exception] = BadInput) -> str:
+        before = store.put_bytes
+        with pytest.raises(kind) as caught:
+            Pipeline("texts", operations, "made").run(store)
+        assert store.put_bytes == before
+        assert not list_refs(store, "dataset", "made")
+        return str(caught.value)
+
+    split = operation_named("rows.split", {})
+    resize = operation_named("image.resize", {"column": "text", "size": [8, 8]})
+    assert "operation 2: image.resize: column 'text'" in refused(split, resize, kind=SchemaError)
+    assert "operation 1" in refused(Function("no_such_module:f")) and "PYTHONPATH" in refused(
+        Function("no_such_module:f")
+    )
+    assert "did you mean 'shouted'?" in refused(function("shoutd"))
+    assert "does not take these arguments" in refused(function("shouted", arguments={"marks": "?"}))
+    assert "there are id, text" in refused(function("shouted", ("txt",)), kind=SchemaError)
+    group = operation_named("rows.group_by", {"by": ["text"]})
+    assert "last operation" in refused(group, split)
+    with pytest.raises(BadInput, match="did you mean 'string'"):
+        function("shouted", returns={"loud": "strin"})
+    with pytest.raises(RefMissing):
+        Pipeline("nothing", (), "made").plan(store)
+
+
+def test_a_plan_says_schemas_passes_and_what_the_memo_has(store: Store, texts: Dataset) -> None:
+    first = operation_named("check.near_duplicate_texts", {"column": "text", "action": "drop"})
+    size = function("picky", returns={"size": "int32"})
+    plan = Pipeline("texts", [size, first, Split()], "made").plan(store)
+    assert [schema.names for schema in plan.schemas] == [
+        ["id", "text"], ["id", "text", "size"], ["id", "text", "size"], ["id", "text", "size", "split"],
+    ]  # fmt: skip
+    assert len(plan.passes) == 1
+    memo = Memo.of(store)
+    assert plan.memoised(memo)[0]["known"] == 0
+    Pipeline("texts", [size], "made").run(store)
+    told = plan.memoised(memo)
+    assert told[0]["operations"] == [f"{HERE}:picky"] and told[0]["known"] == 50 == told[0]["rows"]
+
+
+# -- rows that fail ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_an_operation_raises_on_is_named_or_quarantined(store: Store) -> None:
+    values = [f"text {number}" for number in range(500)]
+    for row in (17, 18, 333):
+        values[row] = "bad"
+    write(store, "texts", table_of(values), ["id"])
+    pipeline = Pipeline("texts", [function("picky", returns={"size": "int32"})], "made")
+    with pytest.raises(
+        OperationFailed, match=r"operation 1 .*picky\) failed on row 17 of texts@main: KeyError.*quarantine"
+    ) as caught:
+        pipeline.run(store)
+    assert caught.value.row == 17 and not list_refs(store, "dataset", "made")
+    result = pipeline.with_changes(on_error="quarantine").run(store)
+    assert result.rows_out == 497 and result.dropped() == {"failed": 3}
+    found = result.findings.to_pylist()
+    assert [one["row"] for one in found] == [17, 18, 333]
+    assert {(one["check"], one["column"], one["action"]) for one in found} == {("failed", "text", "drop")}
+    assert "no such thing as bad" in found[0]["detail"]
+    written = Dataset.open(store, "made.findings")
+    assert written.to_arrow().to_pylist() == found
+    assert written.commit_object.lineage["searched"]["commit"] == Dataset.open(store, "texts").commit
+    # What failed is tried again: it may have been the machine's fault.
+    again = pipeline.with_changes(on_error="quarantine", into="made@again").run(store)
+    assert (again.reused, again.computed) == (497, 3)
+
+
+def test_a_function_that_fails_on_rows_together_or_returns_something_else_is_named(
+    store: Store, texts: Dataset
+) -> None:
+    def failed(operation: Function) -> str:
+        with pytest.raises(BadInput) as caught:
+            Pipeline("texts", [operation], "made", "quarantine").run(store)
+        return str(caught.value)
+
+    assert "none of them alone: RuntimeError: too many at once" in failed(function("all_or_nothing"))
+    assert "a column 'other' that `returns` does not have" in failed(function("wrong_name", returns={"size": "int32"}))
+    assert "1 values of column 'size' for 50 rows" in failed(function("wrong_length", returns={"size": "int32"}))
+    assert "no column 'n'" in failed(function("odd", ("id",), returns={"n": "int32"}))
+
+
+def test_functions_make_columns_tensors_and_selections(store: Store, texts: Dataset) -> None:
+    operations = [
+        function("odd", ("id",)),
+        function("shouted", returns={"loud": "text"}, arguments={"mark": "?!"}),
+        function("pixels", returns={"pixels": "uint8[2, 2]"}),
+    ]
+    rows = Pipeline("texts", operations, "made").run(store).dataset
+    table = rows.to_arrow()
+    assert table["id"].to_pylist() == list(range(1, 50, 2))
+    assert table["loud"][0].as_py() == "TEXT 1?!"
+    assert table["pixels"].combine_chunks().to_numpy_ndarray().shape == (25, 2, 2)
+    assert rows.schema.field("loud").metadata == {b"lepton.semantic": b"text"}
+
+
+def test_code_that_changes_is_run_again(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import sys
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "changing_code.py"
+    pipeline = Pipeline("texts", [Function("changing_code:size", ["text"], {"size": "int32"})], "made")
+    for factor in (1, 2):
+        module.write_text(
+            f"def size(batch):\n    return {{'size': [len(one) * {factor} for one in batch['text'].to_pylist()]}}\n"
+        )
+        sys.modules.pop("changing_code", None)
+        importlib.invalidate_caches()
+        result = pipeline.run(store)
+        assert result.computed == 50
+        assert result.dataset.to_arrow()["size"][0].as_py() == 6 * factor
+    sys.modules.pop("changing_code", None)
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_did_not_change_is_found_and_what_is_there_is_not_written_again(store: Store, texts: Dataset) -> None:
+    pipeline = Pipeline("texts", [function("picky", returns={"size": "int32"})], "made")
+    first = pipeline.run(store)
+    assert (first.reused, first.computed, first.written) == (0, 50, True)
+    entries = store.state.sequence
+    again = pipeline.run(store)
+    assert not again.written and again.dataset.commit == first.dataset.commit and store.state.sequence == entries
+    values = [f"text {number}" for number in range(50)]
+    values[7] = "something else"
+    changed = write(store, "texts", table_of([*values, "one more", "one more"]), ["id"])
+    second = pipeline.run(store)
+    assert (second.reused, second.computed) == (49, 3)
+    parents = [parent.hex() for parent in second.dataset.commit_object.parents]
+    assert parents == [changed.commit, first.dataset.commit]
+    assert "seconds" not in str(second.dataset.commit_object.lineage)
+    Memo.of(store).clear()  # type: ignore[union-attr]
+    other = pipeline.with_changes(into="made@other").run(store)
+    assert (other.reused, other.computed) == (0, 52)
+    assert other.dataset.commit_object.root == second.dataset.commit_object.root
+
+
+def test_a_result_on_the_branch_that_is_read_is_made_once(store: Store, texts: Dataset) -> None:
+    pipeline = Pipeline("texts", [Select(where="id < 10")])
+    first = pipeline.run(store)
+    assert first.dataset.label == "texts@main" and len(first.dataset) == 10
+    again = pipeline.run(store)
+    assert not again.written and again.dataset.commit == first.dataset.commit
+    assert len(Dataset.open(store, "texts~1")) == 50, "nothing that was there is lost"
+
+
+def test_a_pipeline_may_end_in_groups(store: Store) -> None:
+    write(store, "texts", table_of(["a", "b", "a", "c", "a"] * 40), ["id"])
+    group = operation_named("rows.group_by", {"by": ["text"], "aggregates": ["count", "max(id) as last"]})
+    result = Pipeline("texts", [Select(where="id >= 5"), group], "groups").run(store)
+    assert result.dataset.to_arrow().to_pylist() == [
+        {"text": "a", "count": 117, "last": 199},
+        {"text": "b", "count": 39, "last": 196},
+        {"text": "c", "count": 39, "last": 198},
+    ]
+    assert result.dataset.identity == ("text",)
+    assert result.counts[0]["out"] == 195 == result.counts[1]["in"]
+
+
+def test_every_row_gone_is_refused(store: Store, texts: Dataset) -> None:
+    with pytest.raises(BadInput, match="no row of texts@main would be left"):
+        Pipeline("texts", [Select(where="id > 1000")], "made").run(store)
+
+
+def test_rules_of_the_version_before_go_on(store: Store, texts: Dataset) -> None:
+    size = function("picky", returns={"size": "int32"})
+    Pipeline("texts", [size], "made").run(store)
+    change_rules(Dataset.open(store, "made"), "size", [Rule("range", most=7)])
+    write(store, "texts", table_of(["much too long for the rule"]), ["id"])
+    with pytest.raises(RuleBroken, match=r"'size' breaks the rule .* in row 0"):
+        Pipeline("texts", [size], "made").run(store)
+
+
+def test_somebody_elses_result_is_a_conflict(store: Store, texts: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    import leptonstore.process.derive as derive
+
+    publish = derive.publish_commit
+
+    def late(own: Store, *arguments: Any, **more: Any) -> str:
+        with Store.open(store.url) as other:
+            write(other, "made", table_of(["theirs"]), ["id"])
+        return publish(own, *arguments, **more)
+
+    monkeypatch.setattr(derive, "publish_commit", late)
+    with pytest.raises(Conflict):
+        Pipeline("texts", [Split()], "made").run(store)
+    assert len(Dataset.open(store, "made")) == 1
+
+
+def test_erase_leaves_nothing_of_a_row_in_the_memo(store: Store) -> None:
+    secret = "the very secret of Ada Lovelace"
+    write(store, "texts", table_of(["a", secret, "b"]), ["id"])
+    Pipeline("texts", [function("shouted", returns={"loud": "string"})], "made").run(store)
+    memo = Memo.of(store)
+    assert memo is not None and memo.usage().rows == 3
+
+    def hidden() -> bool:
+        files = [path for path in memo.path.rglob("*") if path.is_file()]
+        return not any(secret.upper().encode() in path.read_bytes() for path in files)
+
+    assert not hidden()
+    report = erase(store, ["texts", "made"], where=f"text = '{secret}'", same_identity=True)
+    assert report.absent, report.found
+    assert hidden() and memo.usage().rows == 0
+    assert any("memo" in line for line in report.caches)
+
+
+def test_every_operation_says_what_it_is_and_has_parameters_that_toml_can_hold() -> None:
+    from leptonstore.cli.process import _operation
+
+    for name in OPERATIONS:
+        told = _operation(name)
+        assert re.match(r"[A-Z][a-z]+.{10,120}\.$", told["summary"]), (name, told["summary"])
