@@ -33,6 +33,7 @@ from leptonstore.errors import LeptonError, OperationFailed, listed
 from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import field_to_json
 from leptonstore.process.digests import as_numbers, digest_field, stored_digests
+from leptonstore.process.engine.ended import check_running
 from leptonstore.process.memo import Memo
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.outcomes import Outcomes, Part, Rows, assembled
@@ -123,6 +124,7 @@ class Chain:
             first = missing[np.unique(which, return_index=True)[1]]
         done = 0
         for stop in self._ends(columns, first):
+            check_running()
             some = first[done:stop]
             made = self._computed(rows[some], {name: _taken(columns[name], some) for name in self.reads}, store)
             if memo is not None and keys:

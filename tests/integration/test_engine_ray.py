@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("ray")
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from engine_steps import Deadly, Raising, Same, Sieve, Twice, texts
+from engine_steps import Chosen, Deadly, Raising, Same, Sieve, Twice, texts
 from process_data import write
 
 from leptonstore import limits
@@ -91,6 +91,15 @@ def test_large_values_that_workers_make_are_theirs_to_store(store: Store, ds: Da
     made = write_rows(ds, twice, ("id",), RAY)
     assert made.tree == write_rows(ds, twice, ("id",), NATIVE).tree
     assert rows_of(ds, twice, RAY)[0]["double"].to_pylist() == [text * 2 for text in ds.to_arrow()["text"].to_pylist()]
+
+
+def test_a_step_that_knows_all_rows_is_sent_once(store: Store, ds: Dataset) -> None:
+    """As segments after a table operation are: with a megabyte of verdicts, which no task carries."""
+    wanted = np.random.default_rng(2).permutation(ROWS * 8)  # 2 MB
+    wanted[:ROWS] %= 2
+    chosen = Chosen(ds.schema, wanted)
+    found, _ = rows_of(ds, chosen, RAY)
+    assert found["row"].to_pylist() == np.flatnonzero(wanted[:ROWS]).tolist()
 
 
 def test_errors_of_workers_arrive_as_what_they_are(store: Store, ds: Dataset) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.errors import ClusterLost
+from leptonstore.process.engine.pieces import Step
 from leptonstore.process.engine.runner import is_loss
 
 _guard = threading.Lock()
@@ -63,6 +64,30 @@ def ray_results(plan: Any, address: str | None, workers: int) -> Iterator[Any]:
         if not isinstance(error, Exception) or is_loss(error):
             _end_planner(session)
         raise
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A step in the object store of a cluster. reference: as Ray pickles it, which says whose it is; Daft's pickle would leave that out."""
+
+    reference: bytes
+
+    def __call__(self) -> Step:
+        import ray
+
+        step: Step = ray.get(ray.cloudpickle.loads(self.reference))
+        return step
+
+
+def shared(step: Step, address: str | None, workers: int) -> _Shared:
+    """Put a step where every worker of the cluster can have it, once for each host. Raises ClusterLost.
+
+    It stays there as long as this process is connected: Ray keeps what was pickled outside of its own messages.
+    """
+    import ray
+
+    _connected(address, workers)
+    return _Shared(ray.cloudpickle.dumps(ray.put(step)))
 
 
 def _watched(results: Iterator[Any], session: _Session) -> Iterator[Any]:
