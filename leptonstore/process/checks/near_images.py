@@ -70,7 +70,7 @@ class NearDuplicateImages(TableCheck):
     name: ClassVar[str] = "check.near_duplicate_images"
     columns: Sequence[str] = ()
     difference: float = 0.04
-    difference_plain: float = 0.003
+    difference_plain: float = 0.004
     split: str = "split"
 
     def __post_init__(self) -> None:
