@@ -251,7 +251,7 @@ class Pipeline:
             ),
         } | ({} if made is None else {"result": made.commit})
         source = Source(
-            SCHEMA, ("row", "check"), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
+            SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
         )
         write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)
 
