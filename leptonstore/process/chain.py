@@ -39,7 +39,7 @@ from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.outcomes import Outcomes, Part, Rows, assembled
 from leptonstore.store import Store
 
-_LAYOUT = 1  # of keys and outcomes: raised when either changes
+_LAYOUT = 2  # of keys and outcomes: raised when either changes
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Chain:
             "layout": _LAYOUT,
             "operations": [operation.recipe() for operation in self.operations],
             "reads": [field_to_json(self.schemas[0].field(name)) for name in self.reads],
+            # Outcomes are kept by place: the order follows columns of the version that no operation looks at.
+            "writes": [field_to_json(self.schemas[-1].field(name)) for name in self.writes],
         }
         return digest_of(json.dumps(said, sort_keys=True, ensure_ascii=False).encode())
 

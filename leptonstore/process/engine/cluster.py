@@ -14,6 +14,7 @@ import atexit
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -161,10 +162,10 @@ def _connected(address: str | None, workers: int) -> _Session:
 
 def _start(workers: int, asked: tuple[str | None, int]) -> _Session:
     """A cluster of our own, with a node for each worker."""
-    import ray
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_DISABLE_DASHBOARD", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     cpus = max(1, (os.cpu_count() or 1) // workers)
     node: dict[str, Any] = {
         "num_cpus": cpus,
@@ -176,11 +177,22 @@ def _start(workers: int, asked: tuple[str | None, int]) -> _Session:
             cluster = Cluster(initialize_head=True, head_node_args=node)
             for _ in range(workers - 1):
                 cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        _init(cluster.address)
     except (RuntimeError, OSError, ConnectionError) as error:
         raise ClusterLost(f"Ray does not start on this host: {_line(error)}; see its logs under /tmp/ray") from None
     atexit.register(disconnect)
     return _Session(asked, cluster, _host_and_port(cluster.address))
+
+
+def _init(address: str) -> None:
+    """Connect; signals go on to whom they went before."""
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -205,7 +217,7 @@ def _join(address: str, asked: tuple[str | None, int]) -> _Session:
             f"no Ray cluster answers at {address}; start one (`ray start --head`), correct the address, or run without"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _init(address)
     except (RuntimeError, OSError, ConnectionError, ValueError) as error:
         raise ClusterLost(f"no Ray cluster takes us in at {address}: {_line(error)}; see `ray status` there") from None
     if head is None and not address.startswith("ray://"):
