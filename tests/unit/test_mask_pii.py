@@ -48,6 +48,7 @@ def masked(text: str, **parameters: Any) -> str:
         ("+49 30 123456 or (212) 555-0123", "[PHONE] or [PHONE]"),
         ("tel. 089/1234567, 030 12345678.", "tel. [PHONE], [PHONE]."),
         ("+4930123456789, +12125550123", "[PHONE], [PHONE]"),
+        ("＋４９ ３０ １２３４５６ / +٩٦٦ ٥٠ ١٢٣ ٤٥٦٧", "[PHONE] / [PHONE]"),
     ],
 )
 def test_what_is_personal_is_masked(text: str, expected: str) -> None:

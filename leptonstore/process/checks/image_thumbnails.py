@@ -54,7 +54,7 @@ def thumbnails(grey: Pixels) -> tuple[Thumbnails, Bits, Bits]:
     plain = like.mean(axis=1) >= _PLAIN_SHARE
     weights = []
     for profile, length in ((down, height), (across, width)):
-        moment = profile @ (2.0 * np.arange(length) - (length - 1))  # twice the distance from the middle
+        moment = (profile * (2.0 * np.arange(length) - (length - 1))).sum(axis=1)  # twice the distance from the middle
         steps = np.floor(moment * (_POSITIONS / 2) / np.maximum(whole, 1) + 0.5)
         offsets, which = np.unique(np.where(plain, steps, np.nan), return_inverse=True)
         weights.append(_weights(length, offsets / _POSITIONS)[which])

@@ -70,7 +70,7 @@ class NearDuplicateImages(TableCheck):
     name: ClassVar[str] = "check.near_duplicate_images"
     columns: Sequence[str] = ()
     difference: float = 0.04
-    difference_plain: float = 0.003
+    difference_plain: float = 0.004
     split: str = "split"
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class NearDuplicateImages(TableCheck):
 
     def _in_column(self, packed: pa.Array, column: str, side: Rows, names: list[str]) -> pa.Table:
         rows = np.flatnonzero(~columns.null_mask(packed))
-        flat = np.frombuffer(canonical_values(packed), np.uint8).reshape(len(packed), -1)[rows]
+        flat = np.frombuffer(canonical_values(packed), np.uint8).reshape(-1, _FEATURE.byte_width)[rows]
         alike, firsts = _firsts(flat[:, _PIXELS + 1 :])
         pairs = similar_pairs(flat[firsts], self.difference, self.difference_plain)
         exposure = np.array([chosen.exposure(name) for name in names], np.int64)[side[rows]]

@@ -51,7 +51,7 @@ _UNITS = ("words", "characters")
 
 @dataclass(frozen=True)
 class NearDuplicateTexts(TableCheck):
-    """Texts that nearly repeat another one.
+    """Rows whose text shares most of its runs of words with another one; one row of each group is kept.
 
     column:    of texts; None: the only one.
     threshold: Jaccard similarity of two sets of shingles from which on they are near duplicates, at most 1 (and 0.05 or more).

@@ -36,7 +36,7 @@ _MOJIBAKE_CHARACTERS_MIN = 3
 
 @dataclass(frozen=True)
 class TextCharset(RowCheck):
-    """Texts with characters that hardly belong there.
+    """Texts that were decoded wrongly, hold what cannot be printed, or are written in other scripts than they should be.
 
     column:      of texts; None: the only one.
     unprintable: the largest share of characters that may be so.

@@ -28,7 +28,7 @@ _IDENTIFIERS: list[Any] = []
 
 @dataclass(frozen=True)
 class TextLanguage(RowCheck):
-    """Texts in another language than is wanted.
+    """Texts that are not in one of the languages that are wanted.
 
     languages:   that are wanted, by their ISO 639-1 codes: "en", "de".
     column:      of texts; None: the only one.

@@ -35,7 +35,7 @@ _NORMAL_MEAN = 1.2533  # ... and its mean absolute deviation
 
 @dataclass(frozen=True)
 class _Length(Check):
-    """column: of texts; None: the only one. unit: "characters" (code points) or "words" (texts/characters.py)."""
+    """What both ways have in common."""
 
     name: ClassVar[str] = "check.text_length"
 
@@ -90,7 +90,11 @@ class _Length(Check):
 
 @dataclass(frozen=True)
 class TextLength(_Length, RowCheck):
-    """Texts that are too short or too long. By bounds; with `robust` it becomes RobustTextLength when it is bound to a version."""
+    """Texts that are too short or too long, by bounds or (robust) by what is usual among the others.
+
+    column: of texts; None: the only one. unit: "characters" (code points) or "words".
+    min, max: that are wanted. robust: how many robust standard deviations from the median are, of the logarithm of the length.
+    """
 
     def bound(self, source: Dataset, schema: pa.Schema) -> Operation:
         """Itself, or what looks at all rows first."""

@@ -198,7 +198,7 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class TextQuality(RowCheck):
-    """Texts that hardly are prose.
+    """Texts that break rules of thumb for text from the web (Gopher, C4): too short, repetitive, lists of symbols.
 
     column: of texts; None: the only one.
     rules:  which ones, by name, or "gopher" and "c4" for all of one paper's. None given: Gopher's but the one for English, and lorem ipsum.

@@ -20,6 +20,7 @@ from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.values import Column, concat, resolve, take
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row, whole
 from leptonstore.process.engine.pieces import Piece, Rows, Step
@@ -48,7 +49,7 @@ class _Applied:
         self._schema, self._read, self._lent, self._plain = schema, read, lent, plain
 
     def __call__(self, *series: Any) -> pa.Array:
-        with told(self._lent):
+        with working(self._lent.run), told(self._lent):
             arrays = [whole(one.to_arrow()) for one in series]
             rows = arrays[0].to_numpy()
             columns = Carried(self._read).unpack(arrays[1:])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leptonstore.dataset import Dataset
+from leptonstore.process.engine.ended import end
 from leptonstore.process.engine.pieces import Step
 from leptonstore.store import Store
 from leptonstore.store.keys import SecretSource
@@ -135,3 +136,4 @@ def lend(store: Store, step: Step, progress: Callable[[int], None]) -> Iterator[
         yield Lent(run, store.url, store.secret_source), caller
     finally:
         del _lent[run]
+        end(run)

@@ -45,7 +45,7 @@ _KEY_NAME = "lepton.mask_pii.key-name.v1"
 
 @dataclass(frozen=True)
 class MaskPii(RowOperation):
-    """Masks e-mail addresses, phone numbers, IP addresses and card numbers in texts.
+    """Makes [EMAIL], [CARD], [IP] and [PHONE] of what is personal in a text.
 
     column:   of texts; None: the only one.
     kinds:    what is masked: "email", "card", "ip", "phone".

@@ -44,8 +44,9 @@ _EMAIL_RUN = re.compile(r"[\w.+%'@-]+")
 _DIGITS_RUN = re.compile(r"[0-9 -]+")
 _IPV4_RUN = re.compile(r"[0-9.]+")
 _IPV6_RUN = re.compile(r"[0-9A-Fa-f:.]+")
-_PHONE_RUN = re.compile(r"[0-9+()./ \u00a0\u2010-\u2015-]+")
+_PHONE_RUN = re.compile(r"[\d+\uff0b()./ \u00a0\u2010-\u2015-]+")  # digits of any script: libphonenumber reads them
 _DIGITS = re.compile(r"[0-9]+")
+_ANY_DIGIT = re.compile(r"\d+")
 _DOMAIN_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
 
 _LOCAL_MAX, _DOMAIN_MAX, _LABEL_MAX = 64, 253, 63  # RFC 5321, RFC 1035
@@ -60,7 +61,7 @@ _NO_PHONE_AFTER = ("isbn", "isbn-10", "isbn-13", "issn", "ean", "upc", "doi", "i
 def personal(text: str, kinds: Sequence[str], regions: Sequence[str]) -> list[Found]:
     """What is found, in the order of the text; nothing overlaps. Raises MissingExtra (PHONE)."""
     taken: list[Found] = []
-    numbers = _DIGITS.search(text) is not None
+    numbers = _ANY_DIGIT.search(text) is not None
     for kind in KINDS:
         if kind in kinds and (numbers or kind == EMAIL):
             found = phones(text, regions) if kind == PHONE else _FINDERS[kind](text)
