@@ -522,6 +522,7 @@ CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
 COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it
 COLLECT_FILE_BYTES_MAX = 1 << 30  # of one item, which is held in memory (so 16 GiB at worst: 2 x COLLECT_WORKERS)
 COLLECT_LIST_BYTES_MAX = 1 << 30  # of a plain list of URLs
+COLLECT_LIST_LINE_BYTES_MAX = 64 * KIB  # of one line of it; servers take URLs of some KiB
 COLLECT_COMMIT_BYTES = 512 * MIB  # fetched, before a version is made: what Ctrl-C or a crash may cost
 COLLECT_COMMIT_ROWS = 10_000
 COLLECT_FLUSH_S = 30.0  # how long a Writer's rows wait
