@@ -250,9 +250,7 @@ class Pipeline:
                 {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
             ),
         } | ({} if made is None else {"result": made.commit})
-        source = Source(
-            SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
-        )
+        source = Source(SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage)
         write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)
 
 
