@@ -42,6 +42,9 @@ NAMED_MAX = 4  # checks in a line of advice
     "--set", "settings", multiple=True, metavar="CHECK.NAME=VALUE", help="A parameter of a check: outliers.z_max=8"
 )
 @click.option(
+    "--save", is_flag=True, help="Write what was found into NAME.findings, where `lepton report` finds it, and no rows."
+)
+@click.option(
     "--into", metavar="BRANCH", help="The branch that the new version goes to (default: the one that is read)."
 )
 @click.option(
@@ -64,6 +67,7 @@ def command(
     tag: tuple[str, ...],
     fix: tuple[str, ...],
     settings: tuple[str, ...],
+    save: bool,
     into: str | None,
     limit: int,
     runner: str,
@@ -73,7 +77,7 @@ def command(
 ) -> None:
     """Search NAME[@REF] for rows that spoil training; with --drop, --tag or --fix, write a version without or with them.
 
-    Without an action nothing is written. Without a name the checks run that fit the columns and are quick. docs/cleaning.md explains the
+    Without an action no row is written. Without a name the checks run that fit the columns and are quick. docs/cleaning.md explains the
     checks and their parameters, and so does `lepton process show check.NAME`.
 
     What is dropped stays in the version that was read, and each finding stands in the dataset NAME.findings.
@@ -84,12 +88,12 @@ def command(
     \b
     Example:
       lepton clean birds
-      lepton clean birds --check label_errors --limit 20
+      lepton clean birds --check label_errors --limit 20 --save
       lepton clean birds --drop duplicates --drop leakage --tag outliers --into clean
     """
     from leptonstore.process.checks.defaults import fitting_checks, ordered
     from leptonstore.process.engine import Runner
-    from leptonstore.process.pipeline import Pipeline
+    from leptonstore.process.pipeline import FINDINGS, LOOKED, Pipeline
 
     actions = _actions({"drop": drop, "tag": tag, "fix": fix})
     parameters = _parameters(settings)
@@ -99,6 +103,10 @@ def command(
         if into is not None and not actions:
             raise BadInput(
                 "--into says where a new version goes: say what becomes of the rows, with --drop, --tag or --fix"
+            )
+        if save and actions:
+            raise BadInput(
+                "--save is for searches without an action: a run with --drop, --tag or --fix saves its findings anyway"
             )
         left_out: Mapping[str, str] = {}
         if (checks or actions) and ALL not in checks:
@@ -115,9 +123,11 @@ def command(
         branch = None if into is None else f"{ds.name}@{into}"
         pipeline = Pipeline(name, chosen, branch, message=_message(actions), where="clean")
         run = Runner(runner, address)
-        result = pipeline.run(opened, run, tell) if actions else pipeline.look(opened, run, tell)
+        result = pipeline.run(opened, run, tell) if actions else pipeline.look(opened, run, tell, save=save)
         seconds = time.perf_counter() - begin
+        saved = f"{ds.name}{FINDINGS}@{LOOKED}" if save and len(result.findings) else None
         body = _told(ds, chosen, result, limit, bool(actions)) | {
+            "saved": saved,
             "not_searched": dict(left_out),
             "seconds": round(seconds, 3),
         }
@@ -280,11 +290,15 @@ def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
     found = [one["check"] for one in body["checks"] if one["found"]]
     lines = []
     if found:
-        lines.append(f"{body['rows_found']:,} of {len(ds):,} rows have a finding; nothing was written")
+        rows = f"{body['rows_found']:,} of {len(ds):,} rows have a finding"
+        lines.append(f"{rows}; each is a row of {body['saved']}" if body["saved"] else f"{rows}; nothing was written")
         worst = next((one["worst"][0]["row"] for one in body["checks"] if one["worst"]), None)
         if worst is not None:
             lines.append(f"  look at one    lepton get {ds.label} {worst}")
-        lines.append(f"  look at all    lepton report {ds.label} --check")
+        if body["saved"]:
+            lines.append(f"  look at all    lepton report {ds.label}")
+        else:
+            lines.append(f"  look at all    the same with --save, then lepton report {ds.label}")
         faults = [check for check in found if check in FAULTS]
         told = [*(f"--drop {one}" for one in faults), *(f"--tag {one}" for one in found if one not in faults)]
         lines.append(f"  act on them    lepton clean {ds.label} {' '.join(told[:NAMED_MAX])} --into clean")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import os
 import sys
+from typing import NoReturn
 
 from leptonstore.errors import MissingExtra
 
@@ -27,7 +30,23 @@ def main() -> None:
 
     # Commands make many objects and few cycles: looking for these took 3 % of an import.
     gc.set_threshold(20_000, 20, 20)
-    sys.exit(run(lepton, sys.argv[1:]))
+    code = run(lepton, sys.argv[1:])
+    if "daft" in sys.modules:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once, as usual but for the interpreter.
+
+    Daft's threads cannot be joined, and one that is about to enter Python while the interpreter ends takes the process down ("FATAL:
+    exception not rethrown", signal 6), after everything was done and said.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):  # a reader that has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _load_numpy() -> None:

@@ -33,12 +33,13 @@ from leptonstore.errors import LeptonError, OperationFailed, listed
 from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import field_to_json
 from leptonstore.process.digests import as_numbers, digest_field, stored_digests
+from leptonstore.process.engine.ended import check_running
 from leptonstore.process.memo import Memo
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.outcomes import Outcomes, Part, Rows, assembled
 from leptonstore.store import Store
 
-_LAYOUT = 1  # of keys and outcomes: raised when either changes
+_LAYOUT = 2  # of keys and outcomes: raised when either changes
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Chain:
             "layout": _LAYOUT,
             "operations": [operation.recipe() for operation in self.operations],
             "reads": [field_to_json(self.schemas[0].field(name)) for name in self.reads],
+            # Outcomes are kept by place: the order follows columns of the version that no operation looks at.
+            "writes": [field_to_json(self.schemas[-1].field(name)) for name in self.writes],
         }
         return digest_of(json.dumps(said, sort_keys=True, ensure_ascii=False).encode())
 
@@ -123,6 +126,7 @@ class Chain:
             first = missing[np.unique(which, return_index=True)[1]]
         done = 0
         for stop in self._ends(columns, first):
+            check_running()
             some = first[done:stop]
             made = self._computed(rows[some], {name: _taken(columns[name], some) for name in self.reads}, store)
             if memo is not None and keys:
@@ -141,17 +145,15 @@ class Chain:
         self, memo: Memo, keys: list[bytes], types: Sequence[pa.DataType | None]
     ) -> tuple[list[Part], NDArray[np.int64]]:
         """(parts that are in the memo, rows that are not)."""
-        found = memo.places(keys)
-        by_block: dict[bytes, list[int]] = {}
-        for at, place in enumerate(found):
-            if place is not None:
-                by_block.setdefault(place.block, []).append(at)
+        places = memo.places(keys)
+        at, (names, which) = np.flatnonzero(places.found), np.unique(places.blocks, return_inverse=True)
         parts, have = [], np.zeros(len(keys), np.bool_)
-        for block, to in by_block.items():
-            inner = [place.row for at in to if (place := found[at]) is not None]
-            held = memo.outcomes(block, [keys[at] for at in to], inner, types)
+        for number, name in enumerate(names.tolist()):
+            mine = np.flatnonzero(which == number)
+            to, inner = at[mine], places.rows[mine]
+            held = memo.outcomes(name, [keys[one] for one in to.tolist()], inner, types)
             if held is not None:
-                parts.append(Part(held, np.array(inner), np.array(to)))
+                parts.append(Part(held, inner, to))
                 have[to] = True
         return parts, np.flatnonzero(~have)
 

@@ -2,7 +2,8 @@
 
 A digest is the first 16 bytes of the BLAKE3 of the value's bytes: the encoded file, the text as UTF-8, the elements of a tensor or list.
 Any two of 10^9 different values share one with a probability of 10^-21. Columns of one type are compared: the type is no part of it.
-Floats are equal when their bits are.
+Floats are equal when their bits are. A value with nulls inside is hashed as a page, in a domain of its own: no value without nulls has its
+digest. A digest is of the value alone: it does not depend on which others it stands beside.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Bits = NDArray[np.bool_]
 DIGEST_BYTES = 16
 DIGEST_TYPE = pa.binary(DIGEST_BYTES)
 MARK = b"lepton.digests"  # metadata of a field whose column holds digests of values
+_NULLS_INSIDE = "leptonstore 2026 digest of a value with nulls inside"  # BLAKE3 derive-key context
 
 
 def digest_field(field: pa.Field) -> pa.Field:
@@ -48,8 +50,15 @@ def stored_digests(column: Column) -> pa.Array:
 
 def value_digests(values: pa.Array) -> pa.Array:
     """Of plain values, binary(16); null where they are. Any Arrow type that a dataset has."""
-    parts = _bytes_of(values)
-    return _array(b"".join([blake3(part).digest(length=DIGEST_BYTES) for part in parts]), null_mask(values))
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = values.storage
+    found = [blake3(part).digest(length=DIGEST_BYTES) for part in _bytes_of(values)]
+    missing, holed = null_mask(values), _nulls_inside(values)
+    if holed is not None:
+        for row in np.flatnonzero(holed & ~missing).tolist():
+            page = encode_page(values.slice(row, 1))
+            found[row] = blake3(page, derive_key_context=_NULLS_INSIDE).digest(length=DIGEST_BYTES)
+    return _array(b"".join(found), missing)
 
 
 def digests_in(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -81,24 +90,49 @@ def _array(data: bytes, missing: Bits) -> pa.Array:
 
 
 def _bytes_of(values: pa.Array) -> Sequence[Buffer]:
-    """The bytes of each value; whatever where it is null."""
-    if isinstance(values.type, pa.ExtensionType):
-        values = values.storage
+    """The bytes of each value; whatever where it is null, or has nulls inside."""
     kinds = pa.types
     if is_variable(values.type):
         return [b"" if value is None else value for value in byte_values(values)]
     if kinds.is_boolean(values.type):
         values = values.cast(pa.uint8())
     width = fixed_width(values.type)
-    if width is not None and not (kinds.is_fixed_size_list(values.type) and values.flatten().null_count):
+    if width is not None:
         return _cut(canonical_values(values), np.arange(len(values) + 1) * width)
     if kinds.is_list(values.type) or kinds.is_large_list(values.type):
         inner = values.flatten()
         width = fixed_width(inner.type)
-        if width is not None and not kinds.is_nested(inner.type) and not inner.null_count:
-            lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-            return _cut(canonical_values(inner), np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))) * width)
+        if width is not None and not kinds.is_nested(inner.type):
+            return _cut(canonical_values(inner), _ends(values) * width)
     return [encode_page(values.slice(row, 1)) for row in range(len(values))]
+
+
+def _nulls_inside(values: pa.Array) -> Bits | None:
+    """In which values something below them is null; None: in none of this type, or structs, whose pages tell."""
+    kinds = pa.types
+    if isinstance(values.type, pa.BaseExtensionType):
+        return _nulls_inside(values.storage)
+    if kinds.is_fixed_size_list(values.type):
+        size = values.type.list_size
+        inner = values.values.slice(values.offset * size, len(values) * size)
+        ends = np.arange(len(values) + 1) * size
+    elif kinds.is_list(values.type) or kinds.is_large_list(values.type):
+        inner, ends = values.flatten(), _ends(values)
+    else:
+        return None
+    bad, deeper = null_mask(inner), _nulls_inside(inner)
+    if deeper is not None:
+        bad = bad | deeper
+    if not bad.any():
+        return None
+    before = np.concatenate(([0], np.cumsum(bad)))
+    return before[ends[1:]] > before[ends[:-1]]
+
+
+def _ends(values: pa.Array) -> NDArray[np.int64]:
+    """Where the elements of each list end, in `flatten`; 0 first."""
+    lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
 def _cut(data: Buffer, borders: NDArray[np.int64]) -> list[Buffer]:

@@ -32,6 +32,7 @@ from leptonstore.store import Store
 
 ON_ERROR = ("raise", "quarantine")
 FINDINGS = ".findings"  # NAME.findings: what is written beside the dataset NAME
+LOOKED = "looked"  # the branch of NAME.findings that searches without a result are saved to
 Progress = Callable[[str, int, int], None]  # what is done, how many rows so far, of how many
 
 
@@ -194,17 +195,26 @@ class Pipeline:
         return Result(made, findings, counts, totals["reused"], totals["computed"], len(ds))
 
     def look(
-        self, store: Store, runner: Runner | None = None, progress: Progress = _silent, memo: bool = True
+        self,
+        store: Store,
+        runner: Runner | None = None,
+        progress: Progress = _silent,
+        memo: bool = True,
+        save: bool = False,
+        author: str = "",
     ) -> Result:
-        """What its checks find, of all rows that would come to them; nothing is written. `dataset` of the result is what was read.
+        """What its checks find, of all rows that would come to them; no row is written. `dataset` of the result is what was read.
 
-        Raises as `run`, without what comes of writing.
+        save: write the findings as NAME.findings@looked, which says nothing of a result. Raises as `run`, without what comes of writing
+        rows.
         """
         store.refresh()
         name, branch = self._into()
         plan = self.plan(store)
         run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
         findings, counts, totals = run.look()
+        if save:
+            self._write_findings(store, plan.dataset, None, findings, LOOKED, author)
         kept = Memo.of(store) if memo else None
         if kept is not None:
             kept.flush()
@@ -225,10 +235,10 @@ class Pipeline:
         return _there(store, here, branch) if before.made(lineage) else None
 
     def _write_findings(
-        self, store: Store, ds: Dataset, made: Dataset, findings: pa.Table, branch: str, author: str
+        self, store: Store, ds: Dataset, made: Dataset | None, findings: pa.Table, branch: str, author: str
     ) -> None:
-        """A version of NAME.findings, unless there is nothing to say and nothing was said before."""
-        name = made.name + FINDINGS
+        """A version of NAME.findings, unless there is nothing to say and nothing was said before. made: None when nothing was."""
+        name = (made or ds).name + FINDINGS
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
         if not len(findings) and branch not in before:
             return
@@ -239,11 +249,8 @@ class Pipeline:
             "checks": sorted(
                 {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
             ),
-            "result": made.commit,
-        }
-        source = Source(
-            SCHEMA, ("row", "check"), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
-        )
+        } | ({} if made is None else {"result": made.commit})
+        source = Source(SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage)
         write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)
 
 

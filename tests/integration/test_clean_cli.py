@@ -108,6 +108,19 @@ def test_actions_write_a_version_and_the_parent_keeps_the_rows(sh: Shell) -> Non
     assert again["result"] == made | {"written": False} and found(again) == found(body)
 
 
+def test_what_was_found_can_be_kept_for_a_report(sh: Shell) -> None:
+    sh("clean", "d", *ACTIONS)
+    body = sh.json("clean", "d", "--check", "outliers", "--save")
+    assert body["saved"] == "d.findings@looked" and body["result"] is None
+    with Store.open(sh.folder / "store") as store:
+        kept = Dataset.open(store, "d.findings@looked")
+        assert kept.to_arrow(["row", "check"]).to_pylist() == [{"row": 7, "check": "outliers"}]
+        assert kept.commit_object.lineage["searched"]["commit"] == Dataset.open(store, "d").commit == body["commit"]
+    assert "lepton report d@main" in sh("clean", "d", "--check", "outliers", "--save")
+    # A run finds its own result again, not what somebody only looked at.
+    assert found(sh.json("clean", "d", *ACTIONS)) == {"nulls": 1, "duplicates": 1, "leakage": 1, "outliers": 1}
+
+
 def test_parameters_of_checks_are_set(sh: Shell) -> None:
     body = sh.json(
         "clean", "d", "--check", "outliers", "--set", "outliers.z_max=1", "--set", 'outliers.columns=["size"]'
@@ -130,6 +143,7 @@ def test_parameters_of_checks_are_set(sh: Shell) -> None:
         (["--check", "outliers", "--set", "outliers.z=3"], BadInput, "no parameter 'z'"),
         (["--set", "outlier.z=3"], BadInput, "no check 'outlier'"),
         (["--into", "x"], BadInput, "--drop, --tag or --fix"),
+        (["--drop", "duplicates", "--save"], BadInput, "saves its findings anyway"),
     ],
 )
 def test_what_cannot_be_is_named_before_anything_runs(

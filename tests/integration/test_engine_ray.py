@@ -10,20 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("ray")
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from engine_steps import Deadly, Raising, Same, Sieve, Twice, texts
+from engine_steps import Chosen, Deadly, Raising, Same, Sieve, Twice, texts
 from process_data import write
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.schema import text_field
 from leptonstore.dataset.write import publish_commit
 from leptonstore.digest import parse_hex
 from leptonstore.errors import ClusterLost, LeptonError, SourceError
 from leptonstore.format.commit import Commit
 from leptonstore.process.engine import Runner, Written, cluster, rows_of, write_rows
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
 
@@ -93,6 +96,15 @@ def test_large_values_that_workers_make_are_theirs_to_store(store: Store, ds: Da
     assert rows_of(ds, twice, RAY)[0]["double"].to_pylist() == [text * 2 for text in ds.to_arrow()["text"].to_pylist()]
 
 
+def test_a_step_that_knows_all_rows_is_sent_once(store: Store, ds: Dataset) -> None:
+    """As segments after a table operation are: with a megabyte of verdicts, which no task carries."""
+    wanted = np.random.default_rng(2).permutation(ROWS * 8)  # 2 MB
+    wanted[:ROWS] %= 2
+    chosen = Chosen(ds.schema, wanted)
+    found, _ = rows_of(ds, chosen, RAY)
+    assert found["row"].to_pylist() == np.flatnonzero(wanted[:ROWS]).tolist()
+
+
 def test_errors_of_workers_arrive_as_what_they_are(store: Store, ds: Dataset) -> None:
     with pytest.raises(SourceError, match=r"^row 7777 is unreadable$"):
         write_rows(ds, Raising(ds.schema, row=7_777), ("id",), RAY)
@@ -151,6 +163,70 @@ def test_garbage_collection_in_mid_run_spares_what_workers_wrote(store: Store, d
         collect(other)
         assert not check_store(other, read_data=True).problems
     assert len(whole.to_arrow()) == made.tree.rows
+
+
+PIPELINE = """
+dataset = "texts"
+into = "made"
+on_error = "quarantine"
+
+[[operation]]
+use = "check.duplicates"
+action = "drop"
+
+[[operation]]
+use = "check.text_length"
+action = "tag"
+max = 250
+
+[[operation]]
+use = "text.mask_pii"
+
+[[operation]]
+use = "check.near_duplicate_texts"
+action = "drop"
+
+[[operation]]
+use = "rows.split"
+fractions = [0.7, 0.3]
+"""
+
+
+def test_a_pipeline_gives_the_same_commit_also_when_a_worker_is_killed(tmp_path: Path) -> None:
+    """Operations by name, two table operations among them: three passes, the last of which writes."""
+    (tmp_path / "p.toml").write_text(PIPELINE)
+    pipeline = Pipeline.from_toml(tmp_path / "p.toml")
+    commits, findings, killed = set(), [], []
+
+    def kill(what: str, rows: int, total: int) -> None:
+        if not killed and what.startswith("pass 3") and 0 < rows < total:
+            killed.extend(_processes("RaySwordfishActor")[:1])
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    for place, runner, progress in (("a", NATIVE, None), ("b", RAY, None), ("c", RAY, kill)):
+        with Store.create(tmp_path / place) as store:
+            write(store, "texts", _with_addresses(), ("id",))
+            made = pipeline.run(store, runner, *([progress] if progress else []))
+            commits.add(made.dataset.commit)
+            findings.append(made.findings)
+            assert len(made.dataset.to_arrow()) == len(made.dataset)
+            assert not check_store(store, read_data=True).problems
+    assert len(commits) == 1 and killed
+    assert findings[0].equals(findings[1]) and findings[0].equals(findings[2]) and len(findings[0])
+
+
+def _with_addresses() -> pa.Table:
+    """12,000 texts; some twice, some nearly, some with an address, some long."""
+    random = np.random.default_rng(5)
+    words = np.array([f"word{number}" for number in range(2_000)])
+    text = [" ".join(words[random.integers(0, 2_000, 30)]) for _ in range(ROWS * 2 // 5)]
+    for row in range(0, len(text), 10):
+        text[row] += f" a.b{row}@example.org"
+        text[row + 1] = text[row]
+        text[row + 2] = text[row].replace("word", "word", 1) + " more"
+    schema = pa.schema([pa.field("id", pa.int64(), nullable=False), text_field("text")])
+    return pa.table([pa.array(range(len(text))), pa.array(text, schema.field("text").type)], schema=schema)
 
 
 def test_no_cluster_at_an_address_is_told_before_anything_is_done(ds: Dataset) -> None:

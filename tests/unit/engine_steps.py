@@ -51,6 +51,18 @@ class Sieve(Same):
 
 
 @dataclass(frozen=True)
+class Chosen(Same):
+    """Rows of which an array says so."""
+
+    wanted: np.ndarray | None = None
+
+    def __call__(self, piece: Piece, store: Store) -> Piece:
+        assert self.wanted is not None
+        kept = np.flatnonzero(self.wanted[piece.rows])
+        return Piece(piece.rows[kept], {name: take(piece.columns[name], kept) for name in self.schema.names})
+
+
+@dataclass(frozen=True)
 class Twice(Same):
     """Looks every value of column `text` up and gives it twice over, as a column of its own after the others."""
 

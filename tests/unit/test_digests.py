@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leptonstore.dataset.values import intern
+from leptonstore.format.page import encode_page
 from leptonstore.process.digests import as_numbers, combined, digests_in, stored_digests, value_digests
 from leptonstore.process.digests import digest_field as field_of
 from leptonstore.store import Store
@@ -33,6 +34,7 @@ VALUES: dict[pa.DataType, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.parametrize("kind", VALUES, ids=str)
+@settings(deadline=None)
 @given(data=st.data())
 def test_equal_digests_are_equal_values(kind: pa.DataType, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.none() | VALUES[kind], max_size=12))
@@ -48,6 +50,41 @@ def test_equal_digests_are_equal_values(kind: pa.DataType, data: st.DataObject) 
     assert len(set(names.values())) == len(names)
 
 
+def _tensors(values: list[Any]) -> pa.Array:
+    return pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.int32(), [2]), pa.array(values, pa.list_(pa.int32(), 2))
+    )
+
+
+def _nested(values: list[Any]) -> pa.Array:
+    return pa.array([[value, [7, 7]] for value in values], pa.list_(pa.list_(pa.int32(), 2), 2))
+
+
+def _lists_of_tensors(values: list[Any]) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), _tensors(values))
+
+
+@pytest.mark.parametrize("made", [_tensors, _nested, _lists_of_tensors])
+def test_a_null_inside_is_not_the_zero_that_a_page_has_in_its_place(made: Any) -> None:
+    digests = value_digests(made([[0, 1], [None, 1], [None, 1], [0, None], [0, 0]])).to_pylist()
+    assert digests[1] == digests[2] and len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.list_(pa.int32(), 2), pa.large_list(pa.int8())], ids=str)
+def test_a_null_in_a_neighbour_changes_no_digest(kind: pa.DataType) -> None:
+    beside = value_digests(pa.array([[1, 2], [None, 2], [1, 2]], kind))
+    alone = value_digests(pa.array([[1, 2]], kind))
+    assert beside[0] == beside[2] == alone[0]
+    assert beside[1] == value_digests(pa.array([[None, 2]], kind))[0]
+
+
+def test_no_value_has_the_digest_of_the_page_of_one_with_nulls() -> None:
+    kind = pa.list_(pa.uint8())
+    holed = pa.array([[None, 1]], kind)
+    crafted = pa.array([list(encode_page(holed))], kind)
+    assert value_digests(holed)[0] != value_digests(crafted)[0]
+
+
 def test_tensors_are_compared_whole() -> None:
     images = np.random.default_rng(0).integers(0, 2, (200, 2, 3), np.uint8)
     digests = value_digests(pa.FixedShapeTensorArray.from_numpy_ndarray(images))
@@ -56,6 +93,7 @@ def test_tensors_are_compared_whole() -> None:
     assert ((numbers[:, None] == numbers[None]).all(2) == same).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.binary(max_size=6), min_size=1, max_size=12))
 def test_a_reference_has_the_digest_of_its_value(tmp_path_factory: pytest.TempPathFactory, values: list[bytes]) -> None:
     place: Path = tmp_path_factory.getbasetemp() / "digests-store"

@@ -216,6 +216,40 @@ def test_code_that_changes_is_run_again(
     sys.modules.pop("changing_code", None)
 
 
+def test_code_that_was_edited_after_its_import_is_not_taken_for_what_runs(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import sys
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_code.py"
+    pipeline = Pipeline("texts", [Function("edited_code:size", ["text"], {"size": "int32"})], "made")
+    code = "def size(batch):\n    return {'size': [%d for one in batch['text']]}\n"
+    module.write_text(code % 1)
+    importlib.invalidate_caches()
+    pipeline.run(store)
+    module.write_text(code % 22)
+    with pytest.raises(BadInput, match=r"'edited_code' was edited.*reload"):
+        pipeline.run(store)
+    importlib.reload(sys.modules["edited_code"])
+    result = pipeline.run(store)
+    assert result.computed == 50 and result.dataset.to_arrow()["size"][0].as_py() == 22
+    sys.modules.pop("edited_code")
+
+
+def test_columns_are_not_exchanged_by_the_memo_when_they_are_returned_in_another_order(
+    store: Store, texts: Dataset
+) -> None:
+    for at, names in enumerate((["first", "last"], ["last", "first"])):
+        returns = dict.fromkeys(names, "string")
+        result = Pipeline("texts", [function("ends", returns=returns)], "made").run(store)
+        assert result.written and result.dataset.schema.names == ["id", "text", *names], at
+        assert result.dataset.to_arrow().slice(7, 1).select(["first", "last"]).to_pylist() == [
+            {"first": "t", "last": "7"}
+        ]
+
+
 # -- results ---------------------------------------------------------------------------------------------------------
 
 

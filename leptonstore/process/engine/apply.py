@@ -20,6 +20,7 @@ from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.values import Column, concat, resolve, take
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row, whole
 from leptonstore.process.engine.pieces import Piece, Rows, Step
@@ -28,10 +29,13 @@ from leptonstore.process.findings import joined
 from leptonstore.store import Store
 
 
-def applied(frame: daft.DataFrame, step: Step, read: pa.Schema, lent: Lent, plain: bool) -> daft.DataFrame:
-    """`frame` (of a VersionSource with the columns `read`) with the step applied. plain: large values that it gives are looked up."""
-    made = flow_schema(step.schema)
-    function = _Applied(step, read, lent, plain)
+def applied(frame: daft.DataFrame, schema: pa.Schema, read: pa.Schema, lent: Lent, plain: bool) -> daft.DataFrame:
+    """`frame` (of a VersionSource with the columns `read`) with the run's step applied, which has `schema`.
+
+    plain: large values that it gives are looked up.
+    """
+    made = flow_schema(schema)
+    function = _Applied(schema, read, lent, plain)
     wrapped: Any = daft.func.batch(
         return_dtype=daft.DataType.from_arrow_type(pa.struct(list(made))), unnest=True, use_process=False
     )(function.__call__)
@@ -41,11 +45,11 @@ def applied(frame: daft.DataFrame, step: Step, read: pa.Schema, lent: Lent, plai
 class _Applied:
     """What Daft calls, with a Series for each column. Pickles."""
 
-    def __init__(self, step: Step, read: pa.Schema, lent: Lent, plain: bool) -> None:
-        self._step, self._read, self._lent, self._plain = step, read, lent, plain
+    def __init__(self, schema: pa.Schema, read: pa.Schema, lent: Lent, plain: bool) -> None:
+        self._schema, self._read, self._lent, self._plain = schema, read, lent, plain
 
     def __call__(self, *series: Any) -> pa.Array:
-        with told(self._lent):
+        with working(self._lent.run), told(self._lent):
             arrays = [whole(one.to_arrow()) for one in series]
             rows = arrays[0].to_numpy()
             columns = Carried(self._read).unpack(arrays[1:])
@@ -55,17 +59,17 @@ class _Applied:
         if (np.diff(rows) <= 0).any():  # Daft may join batches
             order = np.argsort(rows)
             rows, columns = rows[order], [take(column, order) for column in columns]
-        store = self._lent.store()
+        store, step = self._lent.store(), self._lent.step()
         pieces = []
         start = 0
-        bounded = getattr(self._step, "bounded", False)
+        bounded = getattr(step, "bounded", False)
         for end in [len(rows)] if bounded else slice_ends(columns, len(rows)):
             some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
-            pieces.append(self._stepped(Piece(rows[start:end], some), store))
+            pieces.append(self._stepped(step, Piece(rows[start:end], some), store))
             start = end
         kept = np.concatenate([piece.rows for piece in pieces])
-        made = [concat([piece.columns[name] for piece in pieces]) for name in self._step.schema.names]
-        arrays = Carried(self._step.schema, MADE).pack(made)
+        made = [concat([piece.columns[name] for piece in pieces]) for name in self._schema.names]
+        arrays = Carried(self._schema, MADE).pack(made)
         keep = np.ones(len(rows), np.bool_)
         if len(kept) < len(rows):
             keep = np.isin(rows, kept, assume_unique=True)
@@ -73,16 +77,16 @@ class _Applied:
             arrays = [array.take(places) for array in arrays]
         found = joined(piece.findings for piece in pieces)
         head = [pa.array(rows), pa.array(keep), on_first_row(found, len(rows))]
-        return pa.StructArray.from_arrays([*head, *arrays], fields=list(flow_schema(self._step.schema)))
+        return pa.StructArray.from_arrays([*head, *arrays], fields=list(flow_schema(self._schema)))
 
-    def _stepped(self, piece: Piece, store: Store) -> Piece:
-        made = self._step(piece, store)
+    def _stepped(self, step: Step, piece: Piece, store: Store) -> Piece:
+        made = step(piece, store)
         if not len(made.rows) <= len(piece.rows) or not np.isin(made.rows, piece.rows).all():
             raise BadInput("a step gave rows that it was not given")
         if (np.diff(made.rows) <= 0).any():
             raise BadInput("a step gave rows out of order")
         columns = {}
-        for field in self._step.schema:
+        for field in self._schema:
             column = made.columns[field.name]
             if len(column.values) != len(made.rows):
                 raise BadInput(

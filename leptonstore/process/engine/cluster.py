@@ -14,6 +14,7 @@ import atexit
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from typing import Any
 
 from leptonstore import limits
 from leptonstore.errors import ClusterLost
+from leptonstore.process.engine.pieces import Step
 from leptonstore.process.engine.runner import is_loss
 
 _guard = threading.Lock()
@@ -63,6 +65,30 @@ def ray_results(plan: Any, address: str | None, workers: int) -> Iterator[Any]:
         if not isinstance(error, Exception) or is_loss(error):
             _end_planner(session)
         raise
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A step in the object store of a cluster. reference: as Ray pickles it, which says whose it is; Daft's pickle would leave that out."""
+
+    reference: bytes
+
+    def __call__(self) -> Step:
+        import ray
+
+        step: Step = ray.get(ray.cloudpickle.loads(self.reference))
+        return step
+
+
+def shared(step: Step, address: str | None, workers: int) -> _Shared:
+    """Put a step where every worker of the cluster can have it, once for each host. Raises ClusterLost.
+
+    It stays there as long as this process is connected: Ray keeps what was pickled outside of its own messages.
+    """
+    import ray
+
+    _connected(address, workers)
+    return _Shared(ray.cloudpickle.dumps(ray.put(step)))
 
 
 def _watched(results: Iterator[Any], session: _Session) -> Iterator[Any]:
@@ -136,10 +162,10 @@ def _connected(address: str | None, workers: int) -> _Session:
 
 def _start(workers: int, asked: tuple[str | None, int]) -> _Session:
     """A cluster of our own, with a node for each worker."""
-    import ray
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_DISABLE_DASHBOARD", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     cpus = max(1, (os.cpu_count() or 1) // workers)
     node: dict[str, Any] = {
         "num_cpus": cpus,
@@ -151,11 +177,22 @@ def _start(workers: int, asked: tuple[str | None, int]) -> _Session:
             cluster = Cluster(initialize_head=True, head_node_args=node)
             for _ in range(workers - 1):
                 cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        _init(cluster.address)
     except (RuntimeError, OSError, ConnectionError) as error:
         raise ClusterLost(f"Ray does not start on this host: {_line(error)}; see its logs under /tmp/ray") from None
     atexit.register(disconnect)
     return _Session(asked, cluster, _host_and_port(cluster.address))
+
+
+def _init(address: str) -> None:
+    """Connect; signals go on to whom they went before."""
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -180,7 +217,7 @@ def _join(address: str, asked: tuple[str | None, int]) -> _Session:
             f"no Ray cluster answers at {address}; start one (`ray start --head`), correct the address, or run without"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _init(address)
     except (RuntimeError, OSError, ConnectionError, ValueError) as error:
         raise ClusterLost(f"no Ray cluster takes us in at {address}: {_line(error)}; see `ray status` there") from None
     if head is None and not address.startswith("ray://"):

@@ -132,10 +132,9 @@ def _all_rows(
     from leptonstore.process.engine.source import VersionSource, ranges
 
     done: list[_D] = []
-    whole = list(
-        ranges(ds, step.reads, runner.parallel, made_bytes=sum(fixed_width(one.type) or 0 for one in step.schema))
-    )
-    with lend(ds.store, progress) as (lent, caller):
+    made_bytes = sum(fixed_width(one.type) or 0 for one in step.schema)
+    whole = list(ranges(ds, step.reads, runner.parallel, made_bytes=made_bytes))
+    with lend(ds.store, step, progress, runner.shared(step)) as (lent, caller):
         tries = 0  # since one brought something
         while todo := missing(whole, done):
             before, loss = len(done), None
@@ -210,4 +209,4 @@ def _stretches(table: pa.Table, made: pa.Schema, schema: pa.Schema) -> Iterator[
 def _plan(frame: Any, step: Step, ds: Dataset, lent: Lent, plain: bool) -> Any:
     from leptonstore.process.engine.apply import applied
 
-    return applied(frame, step, pa.schema(ds.fields(step.reads)), lent, plain)._builder
+    return applied(frame, step.schema, pa.schema(ds.fields(step.reads)), lent, plain)._builder

@@ -6,13 +6,14 @@ Daft and Ray send nothing home: their telemetry is switched off here, before eit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from leptonstore import limits
 from leptonstore.errors import BadInput, MissingExtra
+from leptonstore.process.engine.pieces import Step
 
 KINDS = ("native", "ray")
 _QUIET = {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -59,6 +60,14 @@ class Runner:
 
         with execution_config_ctx(scantask_max_parallel=limits.ENGINE_TASKS_AHEAD):
             yield from NativeRunner().run_iter_tables(plan)
+
+    def shared(self, step: Step) -> Callable[[], Step] | None:
+        """What gives workers the step, small enough to be sent with each task; None where they are in this process. Raises ClusterLost."""
+        if self.kind == "native":
+            return None
+        from leptonstore.process.engine.cluster import shared
+
+        return shared(step, self.address, self.parallel)
 
     def require(self) -> None:
         """Raise MissingExtra when what it needs is not installed."""

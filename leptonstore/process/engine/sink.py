@@ -25,6 +25,7 @@ from leptonstore.dataset.groups import GroupWriter
 from leptonstore.dataset.keyed import keys_of
 from leptonstore.dataset.values import Column
 from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import MADE, row_ranges, whole
 from leptonstore.process.engine.stitch import Run
@@ -49,7 +50,7 @@ class RowSink(DataSink[Run]):
     def write(self, micropartitions: Iterator[MicroPartition]) -> Iterator[WriteResult[Run]]:
         """Store them. Raises StoreFull, SchemaError."""
         for part in micropartitions:
-            with told(self._lent):
+            with working(self._lent.run), told(self._lent):
                 store = self._lent.store()
                 runs = list(self._runs(store, part.to_arrow()))
                 if runs and not self._lent.here:

@@ -20,6 +20,7 @@ from daft.recordbatch import RecordBatch
 from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import ROW
 from leptonstore.process.engine.workers import Lent
@@ -103,7 +104,7 @@ class RangeTask(DataSourceTask):
         yield await asyncio.get_running_loop().run_in_executor(None, self._read)
 
     def _read(self) -> RecordBatch:
-        with told(self._lent):
+        with working(self._lent.run), told(self._lent):
             return self._batch()
 
     def _batch(self) -> RecordBatch:

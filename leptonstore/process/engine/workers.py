@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leptonstore.dataset import Dataset
+from leptonstore.process.engine.ended import end
+from leptonstore.process.engine.pieces import Step
 from leptonstore.store import Store
 from leptonstore.store.keys import SecretSource
 
 _guard = threading.Lock()
 _lent: dict[str, Caller] = {}  # by run: callers in this process
 _opened: dict[str, Opened] = {}  # by URL
+_steps: dict[str, Step] = {}  # by run: of the one that this worker is at
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Caller:
     """What a run is to the process that began it."""
 
     store: Store
+    step: Step
     progress: Callable[[int], None]
     failure: Exception | None = None  # the first
     rows: int = 0  # that are done
@@ -50,11 +54,14 @@ class Opened:
 
 @dataclass(frozen=True)
 class Lent:
-    """Names a run and its store to workers. Pickles; carries no secret, only where it can be read."""
+    """Names a run, its store and its step to workers. Pickles: it carries no secret, only where it can be read, and the step once for all
+    tasks (what table operations decided of all rows is part of it): shared() gives it on a worker.
+    """
 
     run: str
     url: str
     secret_source: SecretSource | None
+    shared: Callable[[], Step] | None = None
 
     @property
     def here(self) -> bool:
@@ -74,6 +81,18 @@ class Lent:
                 opened.store.refresh()
                 _opened[self.url] = opened = Opened(self.run, opened.store)
             return opened.store
+
+    def step(self) -> Step:
+        """The step."""
+        caller = _lent.get(self.run)
+        if caller is not None:
+            return caller.step
+        with _guard:
+            if self.run not in _steps:
+                assert self.shared is not None
+                _steps.clear()
+                _steps[self.run] = self.shared()
+            return _steps[self.run]
 
     def new_claims(self) -> tuple[str, ...]:
         """On a worker of another process: the packs claimed for this run that this did not give before."""
@@ -109,11 +128,14 @@ class Lent:
 
 
 @contextmanager
-def lend(store: Store, progress: Callable[[int], None]) -> Iterator[tuple[Lent, Caller]]:
-    """Inside, a run may use `store`."""
+def lend(
+    store: Store, step: Step, progress: Callable[[int], None], shared: Callable[[], Step] | None
+) -> Iterator[tuple[Lent, Caller]]:
+    """Inside, a run may use `store` and `step`. shared: gives workers in other processes the step."""
     run = secrets.token_hex(16)
-    caller = _lent[run] = Caller(store, progress)
+    caller = _lent[run] = Caller(store, step, progress)
     try:
-        yield Lent(run, store.url, store.secret_source), caller
+        yield Lent(run, store.url, store.secret_source, shared), caller
     finally:
         del _lent[run]
+        end(run)

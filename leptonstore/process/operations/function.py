@@ -12,7 +12,8 @@ have any number of rows, in any order. An exception is about a row: the pipeline
 on every worker.
 
 What decides the result is taken to be the module that it stands in: a digest of its source is part of the recipe. Not seen are modules
-that it imports, files that it reads, and what was compiled: change `revision` when these change.
+that it imports, files that it reads, and what was compiled: change `revision` when these change. A file that was edited since this process
+first met its module is refused: its digest would name code that does not run here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,9 +95,13 @@ class Function(RowOperation):
         return found
 
     def libraries(self) -> dict[str, str]:
-        """The digest of its module's source."""
-        path = inspect.getsourcefile(self._module())
-        return {"code": digest_of(Path(path).read_bytes()).hex()} if path is not None and Path(path).is_file() else {}
+        """The digest of its module's source. Raises BadInput when the file is no longer what was imported."""
+        code = _code_of(self._module())
+        return {} if code is None else {"code": code}
+
+    def recipe(self) -> dict[str, Any]:
+        """With the order of its columns, in which new ones come after the others: recipes are compared without one."""
+        return super().recipe() | ({"order": list(self.returns)} if len(self.returns) > 1 else {})
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """`columns`, or all."""
@@ -163,6 +169,25 @@ class Function(RowOperation):
             raise BadInput(f"{self.call}: module {module.__name__} has no function {wanted!r}; {hint}")
         function: Callable[..., Any] = found
         return function
+
+
+_met: dict[str, tuple[ModuleSpec | None, str]] = {}  # module -> what it was imported as, digest of its source then
+
+
+def _code_of(module: ModuleType) -> str | None:
+    """The digest of a module's source, None when there is none. Raises BadInput when another one was imported."""
+    path = inspect.getsourcefile(module)
+    if path is None or not Path(path).is_file():
+        return None
+    code = digest_of(Path(path).read_bytes()).hex()
+    spec, known = _met.setdefault(module.__name__, (module.__spec__, code))
+    if spec is not module.__spec__:  # it was imported anew since
+        _met[module.__name__] = module.__spec__, code
+    elif known != code:
+        raise BadInput(
+            f"module {module.__name__!r} was edited after this process imported it; start anew, or importlib.reload it"
+        )
+    return code
 
 
 def _field_of(call: str, name: str, text: Any) -> pa.Field:

@@ -29,7 +29,6 @@ from leptonstore.dataset.values import Column, concat
 from leptonstore.digest import digest_of
 from leptonstore.errors import FormatDamaged
 from leptonstore.format.node import Part
-from leptonstore.process import columns
 from leptonstore.process.memo import Memo
 from leptonstore.process.statistics.balance import Classes, Table
 from leptonstore.process.statistics.blocks import Block, blocks_of
@@ -159,6 +158,9 @@ class _Work:
         numbers = self.correlated[0] if len(self.correlated[0]) > 1 else []
         # Columns that are looked at together: rows of all of them, a block at a time.
         self._together = [one.reads for one in self.classes] + ([tuple(numbers)] if numbers else [])
+        self._again = {name for some in self._together for name in some} | {
+            one.source for one in self.watched if one.path
+        }
         self._fields = {field.name: field for field in ds.schema}
         self._index = {name: at for at, name in enumerate(ds.schema.names)}
 
@@ -194,7 +196,7 @@ class _Work:
             _key(self._recipe(number), parts) for number, parts in enumerate(together)
         ]
         known = [None] * len(keys) if self.memo is None else self.memo.get_many(keys)
-        read = _Reading(self.ds, block)
+        read = _Reading(self.ds, block, self._again)
         missing: list[int] = []
         found: dict[int, ColumnSketch] = {}
         for number, (at, _, parts, _) in enumerate(pieces):
@@ -276,19 +278,19 @@ class _Work:
 
 
 class _Reading:
-    """Columns of one block, read once."""
+    """Columns of one block, read once. again: names of those that are asked for several times; they are kept for that."""
 
-    def __init__(self, ds: Dataset, block: Block) -> None:
-        self._ds, self._block = ds, block
+    def __init__(self, ds: Dataset, block: Block, again: set[str]) -> None:
+        self._ds, self._block, self._again = ds, block, again
         self._read: dict[tuple[int, str], Column] = {}
 
     def column(self, field_: pa.Field, first: int, parts: tuple[Part, ...]) -> Column:
-        """A piece of a column; kept where it may be asked for again (numbers, structs)."""
+        """A piece of a column."""
         key = first, field_.name
         found = self._read.get(key)
         if found is None:
             (found,) = self._ds.pages.read([Stretch(first, parts, field_)])
-            if any(kind(field_.type) for kind in (columns.is_number, pa.types.is_decimal, pa.types.is_struct)):
+            if field_.name in self._again:
                 self._read[key] = found
         return found
 

@@ -121,7 +121,7 @@ class ColumnAnalysis:
     """One column.
 
     numeric:     of values (pixels of an image, elements of a tensor).      lengths: of values of varying length (bytes; elements of lists).
-    times:       of dates, times and durations, in `unit` ("s", "ms", "us", "ns", "day") since 1970 or midnight; `times.text` writes one.
+    times:       of dates, times and durations, in `unit` ("s", "ms", "us", "ns", "day") since 1970 or midnight (times.py writes one).
     least, greatest: of texts (in the order of their bytes), times and decimals, as text.
     distinct:    every value with its rows, of class labels, booleans and 8-bit integers.
     cardinality: how many different values.                                 top: which are frequent.
