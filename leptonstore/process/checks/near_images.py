@@ -119,7 +119,8 @@ class NearDuplicateImages(TableCheck):
 
     def _in_column(self, packed: pa.Array, column: str, side: Rows, names: list[str]) -> pa.Table:
         rows = np.flatnonzero(~columns.null_mask(packed))
-        flat = _some(np.frombuffer(canonical_values(packed), np.uint8).reshape(len(packed), -1), rows)
+        flat = np.frombuffer(canonical_values(packed), np.uint8).reshape(-1, _FEATURE.byte_width)
+        flat = _some(flat, rows)
         alike, firsts = _firsts(flat[:, _PIXELS + 1 :])
         pairs = similar_pairs(_some(flat, firsts), self.difference, self.difference_plain)
         exposure = np.array([chosen.exposure(name) for name in names], np.int64)[side[rows]]
