@@ -12,7 +12,7 @@ from typing import NoReturn
 from leptonstore.errors import MissingExtra
 
 # Commands that run functions of the user's, which may give DataFrames to pyarrow.
-_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo", "doctor"})
+_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo", "doctor", "process"})
 
 
 def main() -> None:
@@ -37,15 +37,11 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once, as usual but for the interpreter.
-
-    Daft's threads cannot be joined, and one that is about to enter Python while the interpreter ends takes the process down ("FATAL:
-    exception not rethrown", signal 6), after everything was done and said.
-    """
+    """End the process without the end of the interpreter: threads of Daft's that come out of Python then take it down with signal 6."""
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, ValueError):  # a reader that has gone
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
+            stream.flush()
     os._exit(code)
 
 

@@ -16,6 +16,7 @@ from leptonstore.dataset import Dataset, list_refs
 from leptonstore.dataset.columns import change_rules
 from leptonstore.dataset.erase import erase
 from leptonstore.dataset.rules import Rule
+from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
 from leptonstore.process.memo import Memo
 from leptonstore.process.operations.function import Function
@@ -195,6 +196,24 @@ def test_functions_make_columns_tensors_and_selections(store: Store, texts: Data
     assert rows.schema.field("loud").metadata == {b"lepton.semantic": b"text"}
 
 
+def test_a_function_gives_class_labels_by_name_or_number_so_that_training_takes_them(
+    store: Store, texts: Dataset
+) -> None:
+    def made(name: str, on_error: str = "raise") -> Dataset:
+        operation = function(name, ("id",), returns={"parity": "class_label[even, odd]"})
+        return Pipeline("texts", [operation], f"made@{name}", on_error).run(store).dataset
+
+    for name in ("parity_names", "parity_numbers"):
+        rows = made(name)
+        assert class_names(rows.schema.field("parity")) == ["even", "odd"]
+        assert rows.to_arrow()["parity"].to_pylist() == [None, *(number % 2 for number in range(1, 50))]
+    with pytest.raises(OperationFailed, match=r"on row 7 of .*there is no class 'seven'; there are even, odd"):
+        made("parity_unknown")
+    assert len(made("parity_unknown", "quarantine")) == 49
+    with pytest.raises(BadInput, match="classes have different names"):
+        function("odd", ("id",), returns={"parity": "class_label[even, even]"})
+
+
 def test_code_that_changes_is_run_again(
     store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,8 +316,14 @@ def test_a_pipeline_may_end_in_groups(store: Store) -> None:
 
 
 def test_every_row_gone_is_refused(store: Store, texts: Dataset) -> None:
-    with pytest.raises(BadInput, match="no row of texts@main would be left"):
+    with pytest.raises(BadInput, match=r"no row of texts@main would be left: rows.select drops 50$"):
         Pipeline("texts", [Select(where="id > 1000")], "made").run(store)
+
+
+def test_when_every_row_fails_the_reason_is_told(store: Store, texts: Dataset) -> None:
+    operation = function("words_for_numbers", returns={"size": "int32"})
+    with pytest.raises(BadInput, match=r"would be left: 50 fail, row 0 with .*words_for_numbers: ArrowInvalid.*'long'"):
+        Pipeline("texts", [operation], "made", "quarantine").run(store)
 
 
 def test_rules_of_the_version_before_go_on(store: Store, texts: Dataset) -> None:

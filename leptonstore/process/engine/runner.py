@@ -1,10 +1,12 @@
 """Where a pipeline runs: Daft's native runner in this process, or Ray.
 
-Daft and Ray send nothing home: their telemetry is switched off here, before either is imported.
+Daft and Ray send nothing home: their telemetry is switched off here, before either is imported. Nor does Daft speak to the user: a failure
+is an exception here, and what it logs of it besides would be told twice.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,13 @@ if TYPE_CHECKING:
 KINDS = ("native", "ray")
 _QUIET = {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 os.environ.update(_QUIET)
-os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+for _name in (
+    "DAFT_PROGRESS_BAR",
+    "DAFT_SHOW_QUERY_ID",
+):  # the bar is ours; the name of a query says nothing to anybody
+    os.environ.setdefault(_name, "0")
+if (_log := logging.getLogger("daft_local_execution")).level == logging.NOTSET:  # Daft asks once: before it is imported
+    _log.setLevel(logging.CRITICAL)
 
 
 class Lost(Exception):
