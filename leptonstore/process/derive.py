@@ -17,6 +17,7 @@ from leptonstore.dataset.rules import check_unique
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.write import publish_commit
 from leptonstore.digest import parse_hex
+from leptonstore.errors import Conflict
 from leptonstore.format.commit import Commit
 from leptonstore.store import Store
 
@@ -38,14 +39,22 @@ def publish_tree(
     lineage: dict[str, Any],
     message: str,
     into: tuple[str, str],
+    met: str | None,
     author: str = "",
 ) -> Dataset:
     """Publish rows that are stored already, made from `ds`, as the new head of `into` (a dataset, and a branch of it).
 
-    Nothing is written when that is there already. Raises BadInput (a tag), RuleBroken, Conflict (somebody moved the branch), StoreFull.
+    met: the head of that branch when the work began, None when there was none. What was written to it since is not in these rows, and its
+    rules were not held against them: that is a Conflict, however long ago. Nothing is written when the result is there already. Raises
+    BadInput (a tag), RuleBroken, Conflict, StoreFull.
     """
     store.refresh()
     name, branch = into
+    head = head_of(store, name, branch)
+    if head != met and not (head and _is_result(Dataset(store, name, branch, head), ds, lineage)):
+        raise Conflict(
+            f"somebody wrote {name}@{branch} while this ran: nothing was published; run it again (what was worked out is kept)"
+        )
     parents = _parents(store, ds, into, lineage)
     ref, record = writable_ref(store, "dataset", name, branch)
     commit = Commit(
@@ -67,11 +76,22 @@ def publish_tree(
 
 def _parents(store: Store, ds: Dataset, into: tuple[str, str], lineage: dict[str, Any]) -> tuple[str, ...]:
     name, branch = into
-    head = next((info.commit for info in list_refs(store, "dataset", name) if info.branch == branch), None)
+    head = head_of(store, name, branch)
     parents: tuple[str, ...] = (ds.commit,)
     if head is None or head == ds.commit:
         return parents
-    old = Dataset(store, name, branch, head).commit_object
-    before = tuple(parent.hex() for parent in old.parents)
-    again = before[:1] == parents and old.lineage == lineage
-    return before if again else (*parents, head)
+    old = Dataset(store, name, branch, head)
+    if _is_result(old, ds, lineage):
+        return tuple(parent.hex() for parent in old.commit_object.parents)
+    return (*parents, head)
+
+
+def _is_result(made: Dataset, ds: Dataset, lineage: dict[str, Any]) -> bool:
+    """Whether a version was made from `ds` by the same operations."""
+    commit = made.commit_object
+    return commit.parents[:1] == (parse_hex(ds.commit),) and commit.lineage == lineage
+
+
+def head_of(store: Store, name: str, branch: str) -> str | None:
+    """The commit at the head of a branch, None when there is no such branch."""
+    return next((info.commit for info in list_refs(store, "dataset", name) if info.branch == branch), None)

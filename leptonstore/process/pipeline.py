@@ -22,7 +22,7 @@ from leptonstore.dataset.refs import MAIN, list_refs, split_spec
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.write import write_table
 from leptonstore.errors import BadInput, LeptonError, OperationFailed
-from leptonstore.process.derive import publish_tree
+from leptonstore.process.derive import head_of, publish_tree
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.process.findings import SCHEMA, joined, renumbered
 from leptonstore.process.memo import Memo
@@ -180,6 +180,7 @@ class Pipeline:
             there = _same_result(store, plan, name, branch)
             if there is not None:
                 return there
+        met = head_of(store, name, branch)
         run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
         tree, findings, counts, totals = run.all_passes()
         lineage = plan.lineage(counts, len(ds), tree.rows)
@@ -187,7 +188,7 @@ class Pipeline:
             raise BadInput(f"{self.where}: no row of {ds.label} would be left{_why_none(findings, counts)}")
         message = self.message or "process: " + ", ".join(operation.name for operation in self.operations)
         made = publish_tree(
-            store, ds, tree, run.schema, plan.identity, plan.keyed, lineage, message, (name, branch), author
+            store, ds, tree, run.schema, plan.identity, plan.keyed, lineage, message, (name, branch), met, author
         )
         self._write_findings(store, ds, made, findings, branch, author)
         kept = Memo.of(store) if memo else None
@@ -272,7 +273,7 @@ def declared(pipeline: Pipeline) -> str:
 
 def _same_result(store: Store, plan: Plan, name: str, branch: str) -> Result | None:
     """The head of the branch, when it was made from the same version by the same operations."""
-    head = next((info.commit for info in list_refs(store, "dataset", name) if info.branch == branch), None)
+    head = head_of(store, name, branch)
     if head is None:
         return None
     there = Dataset(store, name, branch, head)

@@ -351,6 +351,42 @@ def test_somebody_elses_result_is_a_conflict(store: Store, texts: Dataset, monke
     assert len(Dataset.open(store, "made")) == 1
 
 
+def test_rows_that_somebody_appended_while_it_ran_are_not_taken_off_the_branch(
+    store: Store, texts: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended = table_of(["theirs"]).set_column(0, "id", pa.array([99]))
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        with Store.open(store.url) as other:
+            there = Dataset.open(other, "texts")
+            if len(there) == 50:
+                there.append(appended)
+
+    pipeline = Pipeline("texts", [Split()])
+    with pytest.raises(Conflict, match="somebody wrote texts@main while this ran"):
+        pipeline.run(store, progress=meanwhile)
+    result = pipeline.run(store)
+    assert result.rows_out == 51 and result.computed <= 51
+
+
+def test_two_runs_of_one_pipeline_at_once_make_one_version(
+    store: Store, texts: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import leptonstore.process.pipeline as module
+
+    pipeline, publish = Pipeline("texts", [Split()], "made"), module.publish_tree
+
+    def late(*arguments: Any) -> Dataset:
+        monkeypatch.undo()
+        with Store.open(store.url) as other:
+            assert pipeline.run(other).written
+        return publish(*arguments)
+
+    monkeypatch.setattr(module, "publish_tree", late)
+    made = pipeline.run(store).dataset
+    assert Dataset.open(store, "made").commit == made.commit
+
+
 def test_erase_leaves_nothing_of_a_row_in_the_memo(store: Store) -> None:
     secret = "the very secret of Ada Lovelace"
     write(store, "texts", table_of(["a", secret, "b"]), ["id"])
