@@ -317,8 +317,9 @@ ENGINE_TRIES_MAX = (
 # Of each node of a cluster of our own: only results pass through it, and what does not fit is spilled.
 ENGINE_OBJECT_STORE_BYTES = 128 * MIB
 ENGINE_CLUSTER_WAIT_S = 10.0  # for an address to take a connection
-# A cluster whose head does not answer for so long is lost. Ray itself would end this process without a word after 60 s.
-ENGINE_CLUSTER_SILENT_S_MAX = 20.0
+ENGINE_CLUSTER_SILENT_S_MAX = (
+    20.0  # after that, a cluster whose head does not answer is lost (Ray itself waits for 60 s)
+)
 ENGINE_CLUSTER_LOOK_S = 2.0  # between two looks whether it is there
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
@@ -523,6 +524,7 @@ CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
 COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it
 COLLECT_FILE_BYTES_MAX = 1 << 30  # of one item, which is held in memory (so 16 GiB at worst: 2 x COLLECT_WORKERS)
 COLLECT_LIST_BYTES_MAX = 1 << 30  # of a plain list of URLs
+COLLECT_LIST_LINE_BYTES_MAX = 64 * KIB  # of one line of it; servers take URLs of some KiB
 COLLECT_COMMIT_BYTES = 512 * MIB  # fetched, before a version is made: what Ctrl-C or a crash may cost
 COLLECT_COMMIT_ROWS = 10_000
 COLLECT_FLUSH_S = 30.0  # how long a Writer's rows wait

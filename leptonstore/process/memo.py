@@ -417,7 +417,7 @@ class Memo:
         for _ in range(2):
             try:
                 return work(self._open())
-            except DAMAGE:
+            except (*DAMAGE, struct.error):  # LMDB has no checksums: a number may be what no writer of ours left
                 with contextlib.suppress(OSError, lmdb.Error, StoreFull):
                     self._reset()
             except lmdb.Error:

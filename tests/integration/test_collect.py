@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import http.server
 import json
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from leptonstore import limits
 from leptonstore.cli.collect import command
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.importers import file_listing
-from leptonstore.errors import BadInput, SchemaError, SourceError
+from leptonstore.errors import BadInput, DuplicateKey, SchemaError, SourceError
 from leptonstore.process.collect import Writer, collect, collect_sql, items_of_list, items_of_place, watch
 from leptonstore.process.collect.fetch import Fetcher, Rate, rate_of
 from leptonstore.process.collect.items import Item, extra_fields
@@ -175,6 +177,22 @@ def test_links_out_of_the_folder_are_passed_over(folder: Path, tmp_path: Path) -
     assert "link.txt" not in [one.path for one in items_of_place(folder)]
 
 
+def test_a_pipe_in_a_folder_is_not_waited_for(store: Store, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    assert collect(store, "raw", items_of_place(folder)).added == 3
+    with pytest.raises(SourceError, match="not a regular file"):
+        Fetcher().fetch(Item("pipe", folder / "pipe"))  # a file when it was listed
+
+
+def test_files_that_go_while_they_are_collected_are_no_failures(store: Store, folder: Path) -> None:
+    items = []
+    for item in items_of_place(folder):
+        items.append(item)
+        shutil.rmtree(folder / "a", ignore_errors=True)
+    done = collect(store, "raw", items)
+    assert (done.added, done.failed) == (1, [])
+
+
 def test_texts_are_strings_and_what_is_none_is_told(store: Store, folder: Path) -> None:
     (folder / "bad.txt").write_bytes(b"\xff\xfe\xff")
     done = collect(store, "texts", items_of_place(folder, ["*.txt"]), kind="text")
@@ -299,6 +317,10 @@ def _impatient(fetcher: Fetcher) -> Fetcher:
         ("../../etc/passwd", "not one inside"),
         ("/etc/passwd", "not one inside"),
         ("file:///etc/passwd", "a file of this machine"),
+        ("local:///etc/passwd", "not local:"),
+        ("zip://passwd::file:///etc/archive.zip", "not zip:"),
+        ("filecache:///::file:///etc/passwd", "not filecache:"),
+        ("s3://bucket/a::file:///etc/passwd", "not s3:"),
     ],
 )
 def test_a_list_cannot_name_files_of_the_machine(tmp_path: Path, line: str, what: str) -> None:
@@ -306,6 +328,29 @@ def test_a_list_cannot_name_files_of_the_machine(tmp_path: Path, line: str, what
     urls.write_text(line + "\n")
     with pytest.raises(SourceError, match=what):
         list(items_of_list(urls))
+
+
+def test_a_list_that_is_one_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    urls = tmp_path / "urls.txt"
+    urls.write_bytes(b"http://h/a\n" + b"x" * (limits.COLLECT_LIST_LINE_BYTES_MAX + 1))
+    with pytest.raises(SourceError, match="line 2 has over"):
+        list(items_of_list(urls))
+
+
+def test_what_a_list_says_anew_of_a_file_comes_in_though_its_checksum_stays(
+    store: Store, server: tuple[str, Any], tmp_path: Path
+) -> None:
+    url, handler = server
+    handler.files["/a"] = b"alpha"
+    manifest = tmp_path / "list.csv"
+    head, checksum = "url,path,blake3,licence,label\n", blake3(b"alpha").hexdigest()
+    for licence, label in (("MIT", "cat"), ("MIT", "dog"), ("CC0", "dog")):
+        manifest.write_text(f"{head}{url}/a,a,{checksum},{licence},{label}\n")
+        done = collect(store, "web", items_of_list(manifest), more=extra_fields(manifest), clock=lambda: DAY)
+        assert done.added + done.changed == 1
+        row = _rows(done.dataset)["a"]
+        assert (row["licence"], row["label"], row["collected_at"]) == (licence, label, DAY)
+    assert collect(store, "web", items_of_list(manifest), more=extra_fields(manifest)).unchanged == 1
 
 
 @pytest.mark.parametrize("path", ["../up", "/top", "a//b", "a/./b", "a\\b", "x" * 2000])
@@ -344,6 +389,30 @@ def test_a_rate_lets_requests_through_one_after_another() -> None:
         rate_of("fast")
 
 
+def test_an_interrupt_does_not_wait_for_the_turns_of_those_in_flight(
+    store: Store, server: tuple[str, Any], tmp_path: Path
+) -> None:
+    url, handler = server
+    handler.files |= {f"/{number}": b"data" for number in range(20)}
+    urls = tmp_path / "urls.txt"
+    urls.write_text("".join(f"{url}/{number}\n" for number in range(20)))
+
+    def interrupt(items: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        collect(store, "web", items_of_list(urls), fetcher=Fetcher(Rate(rate_of("1/h"))), workers=4, progress=interrupt)
+    assert not [one for one in threading.enumerate() if one.name.startswith("lepton-collect")], before
+    assert len(_rows(Dataset.open(store, "web"))) == 1
+
+
+def test_a_fetcher_that_was_stopped_can_be_used_again(store: Store, folder: Path) -> None:
+    fetcher = Fetcher()
+    fetcher.stop()
+    assert collect(store, "raw", items_of_place(folder), fetcher=fetcher).added == 3
+
+
 # -- watching ----------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +433,18 @@ def test_a_watched_directory_is_collected_when_files_come(store: Store, folder: 
 def test_a_file_that_is_being_written_is_left_until_it_is_quiet(store: Store, folder: Path) -> None:
     looks = watch(folder, lambda items: collect(store, "raw", items), lambda: items_of_place(folder), settle_s=10_000.0)
     assert next(looks).added == 0
+
+
+def test_a_file_that_is_written_to_again_is_not_deleted_as_gone(store: Store, folder: Path) -> None:
+    collect(store, "raw", items_of_place(folder))
+    looks = watch(
+        folder,
+        lambda items: collect(store, "raw", items, delete=True),
+        lambda: items_of_place(folder),
+        settle_s=10_000.0,
+    )
+    done = next(looks)
+    assert (done.gone, done.removed) == (0, 0) and len(_rows(done.dataset)) == 3
 
 
 def test_only_directories_of_this_machine_are_watched(store: Store, tmp_path: Path) -> None:
@@ -424,6 +505,12 @@ KEY = ("partition", "offset")
 
 def _event(offset: int, body: str = "") -> dict[str, Any]:
     return {"partition": 0, "offset": offset, "body": body or f"event {offset}"}
+
+
+def test_sql_that_gives_a_key_twice_far_apart_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SQL_BATCH_ROWS", 2_048)
+    with pytest.raises(DuplicateKey, match="two rows with id = 0"):
+        collect_sql(store, "rows", "select range % 5000 as id, range as x from range(5008) order by range", ("id",))
 
 
 def test_a_writer_makes_few_versions_and_all_rows_are_there(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,23 +57,37 @@ def published(store: Store, ds: Dataset, written: Written) -> Dataset:
     return Dataset(store, "made", "main", publish_commit(store, commit, "dataset/made/main", None))
 
 
-def test_a_cluster_that_goes_away_is_told_and_the_next_one_does_the_work(
-    store: Store, ds: Dataset, monkeypatch: pytest.MonkeyPatch
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_is_joined_and_when_it_goes_away_that_is_told_and_another_does_the_work(
+    store: Store, ds: Dataset
 ) -> None:
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_SILENT_S_MAX", 1.0)
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_LOOK_S", 0.5)
-    killed: list[int] = []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_DISABLE_DASHBOARD": "1"}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        address = other.stdout.readline().strip()
+        joined = Runner("ray", address=address)
+        sieve = Sieve(ds.schema, by=3)
+        assert write_rows(ds, sieve, ("id",), joined).tree == write_rows(ds, sieve, ("id",), NATIVE).tree
+        before = dict(store.state.refs)
 
-    def kill(rows: int) -> None:
-        if not killed and rows > ROWS // 3:
-            killed.extend([*_processes("gcs_server"), *_processes("raylet/raylet")])
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
+        def stop(rows: int) -> None:
+            if rows > ROWS // 3:
+                other.stdin.close()
 
-    before = dict(store.state.refs)
-    with pytest.raises(ClusterLost, match=r"the Ray cluster on this host went away"):
-        write_rows(ds, Sieve(ds.schema, by=3), ("id",), RAY, kill)
-    assert killed and store.state.refs == before
+        with pytest.raises(ClusterLost, match=rf"the Ray cluster at {address} went away: nothing was published"):
+            write_rows(ds, Sieve(ds.schema, by=4), ("id",), joined, stop)
+        assert other.stdin.closed and store.state.refs == before
     assert write_rows(ds, Same(ds.schema), ("id",), RAY).tree.root == ds.commit_object.root
 
 

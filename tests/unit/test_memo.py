@@ -198,6 +198,25 @@ def test_a_damaged_index_starts_from_empty(memo: Memo) -> None:
     assert len(list((memo.path / "blocks").iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", [b"bytes", b"clock", b"young", b"young bytes", b"budget"])
+@pytest.mark.parametrize("value", [b"short", b"\xff" * 8], ids=["short", "huge"])
+def test_a_damaged_number_of_the_index_is_no_error(memo: Memo, name: bytes, value: bytes) -> None:
+    numbers = list(range(20))
+    memo.put_rows(keys_of(*numbers), outcomes_of(numbers))
+    places = memo._open()
+    places.write(lambda txn: txn.put(name, value, db=places.meta))
+    key = keys_of(99)[0]
+    for _ in range(2):
+        memo.put_rows(keys_of(*numbers), outcomes_of(numbers))
+        memo.put(key, b"small")
+        memo.flush()
+        memo.usage()
+        assert memo.get(key) in (b"small", None)
+    memo.clear()
+    memo.put(key, b"small")
+    assert memo.get(key) == b"small"
+
+
 def test_a_forked_child_finds_what_its_parent_put(memo: Memo) -> None:
     memo.put_rows(keys_of(1, 2), outcomes_of([1, 2]))
     child = os.fork()

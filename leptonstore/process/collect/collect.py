@@ -15,10 +15,13 @@ again goes on where it ended. Items that fail are told at the end; the others ar
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator
+import json
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -123,6 +126,8 @@ class _Known:
     tag: str
     digest: str
     collected_at: datetime.datetime
+    licence: str | None
+    said: bytes  # 16 bytes of BLAKE3 of its other columns
 
 
 class _Run:
@@ -139,6 +144,8 @@ class _Run:
     ) -> None:
         self.store, self.name, self.branch, self.schema, self.kind = store, name, branch, schema, kind
         self.licence, self.clock, self.author = licence, clock, author
+        kept = {"path", _CONTENT[kind], "bytes", "tag", *(one.name for one in PROVENANCE)}
+        self._says = [one.name for one in schema if one.name not in kept]
         self.done = Collected(dataset=head_of(store, name, branch, schema, ("path",)))
         self._known = self._rows_there()
         self._seen: set[str] = set()
@@ -148,9 +155,20 @@ class _Run:
     def _rows_there(self) -> dict[str, _Known]:
         if self.done.dataset is None:
             return {}
-        table = self.done.dataset.to_arrow(["path", "tag", "digest", "collected_at"])
-        columns = [column.to_pylist() for column in table.columns]
-        return {path: _Known(*rest) for path, *rest in zip(*columns, strict=True)}
+        found: dict[str, _Known] = {}
+        for _, batch in self.done.dataset.iter_batches(
+            ["path", "tag", "digest", "collected_at", "licence", *self._says]
+        ):
+            for row in batch.to_pylist():
+                said = _digest_of_json([row[name] for name in self._says])
+                licence = None if row["licence"] is None else sys.intern(row["licence"])
+                found[row["path"]] = _Known(row["tag"], row["digest"], row["collected_at"], licence, said)
+        return found
+
+    def _still_says(self, item: Item, known: _Known) -> bool:
+        """Whether what is said of an item is what its row has."""
+        said = _digest_of_json([item.columns.get(name) for name in self._says])
+        return said == known.said and (not item.licence or item.licence == known.licence)
 
     def run(
         self,
@@ -161,14 +179,16 @@ class _Run:
         workers: int,
         progress: Callable[[int], None],
     ) -> Collected:
-        try:
-            for count, (item, data) in enumerate(self._fetched(self._wanted(items, paranoid), fetcher, workers), 1):
-                self._take(item, data)
-                if self._bytes >= limits.COLLECT_COMMIT_BYTES or len(self._rows) >= limits.COLLECT_COMMIT_ROWS:
-                    self._commit()
-                progress(count + self.done.unchanged)
-        finally:
-            self._commit()
+        fetcher.begin()
+        with closing(self._fetched(self._wanted(items, paranoid), fetcher, workers)) as fetched:
+            try:
+                for count, (item, data) in enumerate(fetched, 1):
+                    self._take(item, data)
+                    if self._bytes >= limits.COLLECT_COMMIT_BYTES or len(self._rows) >= limits.COLLECT_COMMIT_ROWS:
+                        self._commit()
+                    progress(count + self.done.unchanged)
+            finally:
+                self._commit()
         gone = [path for path in self._known if path not in self._seen]
         self.done.gone = len(gone)
         if gone and delete and not self.done.failed and self.done.dataset is not None:
@@ -188,12 +208,17 @@ class _Run:
                 raise BadInput(f"two files would be row {item.path!r}; give them different paths")
             self._seen.add(item.path)
             known = self._known.get(item.path)
-            if known is not None and item.tag and item.tag == known.tag and not paranoid:
+            if item.later:
+                continue
+            same = known is not None and known.tag == item.tag and self._still_says(item, known)
+            if item.tag and same and not paranoid:
                 self.done.unchanged += 1
             else:
                 yield item
 
-    def _fetched(self, items: Iterator[Item], fetcher: Fetcher, workers: int) -> Iterator[tuple[Item, bytes]]:
+    def _fetched(
+        self, items: Iterator[Item], fetcher: Fetcher, workers: int
+    ) -> Generator[tuple[Item, bytes], None, None]:
         """In the order in which they arrive; failures are noted."""
         flying: dict[Future[bytes], Item] = {}
         pool = ThreadPoolExecutor(workers, thread_name_prefix="lepton-collect")
@@ -207,8 +232,14 @@ class _Run:
                     item = flying.pop(future)
                     try:
                         yield item, future.result()
-                    except (SourceError, FileNotFoundError) as error:  # a file may go while others are read
-                        self.done.failed.append((item.path, str(error)))
+                    except (SourceError, FileNotFoundError) as error:
+                        if item.found and isinstance(item.place, Path) and not item.place.exists():
+                            self._seen.discard(item.path)  # it went while others were read
+                        else:
+                            self.done.failed.append((item.path, str(error)))
+        except BaseException:
+            fetcher.stop()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -222,11 +253,12 @@ class _Run:
                 self.done.failed.append((item.path, f"it is no UTF-8 text (byte {error.start}); collect it as file"))
                 return
         same = known is not None and known.digest == digest
+        said = known is not None and self._still_says(item, known)
         self.done.fetched_bytes += len(data)
-        self.done.unchanged += same
-        self.done.changed += known is not None and not same
+        self.done.unchanged += same and said
+        self.done.changed += known is not None and not (same and said)
         self.done.added += known is None
-        if same and known is not None and known.tag == item.tag:
+        if same and said and known is not None and known.tag == item.tag:
             return
         self._rows.append(
             {
@@ -252,6 +284,10 @@ class _Run:
         self.done.dataset = put_rows(
             self.store, self.name, self.branch, self.done.dataset, table, ("path",), message, self.author
         )
+
+
+def _digest_of_json(values: list[Any]) -> bytes:
+    return digest_of(json.dumps(values, default=repr).encode())[:16]
 
 
 def head_of(store: Store, name: str, branch: str, schema: pa.Schema, key: tuple[str, ...]) -> Dataset | None:

@@ -7,11 +7,14 @@ server says (Retry-After) or with growing waits. Other places are read as import
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, cast
 
 from blake3 import blake3
 
@@ -19,7 +22,7 @@ from leptonstore import limits
 from leptonstore.dataset.importers.reading import read_up_to, reading
 from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.places import Place, UrlPlace
-from leptonstore.errors import BadInput, SourceError
+from leptonstore.errors import BadInput, SourceError, Stopped
 from leptonstore.process.collect.items import Item
 from leptonstore.version import __version__
 
@@ -36,15 +39,15 @@ def rate_of(text: str) -> float:
 
 
 class Rate:
-    """Lets callers through one after another, `per_second` at most. Any thread."""
+    """Lets callers through one after another, `per_second` at most. Any thread. sleep: until then; a Fetcher gives one that it can end."""
 
     def __init__(
         self,
         per_second: float,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
-        self._gap, self._clock, self._sleep = 1 / per_second, clock, sleep
+        self._gap, self._clock, self.sleep = 1 / per_second, clock, sleep
         self._lock, self._next = threading.Lock(), 0.0
 
     def wait(self) -> None:
@@ -54,7 +57,7 @@ class Rate:
             turn = max(now, self._next)
             self._next = turn + self._gap
         if turn > now:
-            self._sleep(turn - now)
+            (self.sleep or time.sleep)(turn - now)
 
 
 class Fetcher:
@@ -62,11 +65,27 @@ class Fetcher:
 
     def __init__(self, rate: Rate | None = None, workers: int = limits.COLLECT_WORKERS) -> None:
         self._rate, self._workers = rate, workers
+        self._stopped = threading.Event()
+        if rate is not None and rate.sleep is None:
+            rate.sleep = self._wait
         self._http: Any = None
         self._lock = threading.Lock()
 
+    def begin(self) -> None:
+        """Fetch again after `stop`."""
+        self._stopped.clear()
+
+    def stop(self) -> None:
+        """What waits for its turn, or to try again, gives up: a rate of 1/h is nothing to wait for after Ctrl-C. Any thread."""
+        self._stopped.set()
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise Stopped("fetching was stopped; run it again")
+
     def fetch(self, item: Item) -> bytes:
-        """All of it. Raises SourceError: it is not there, too large, or not what its checksums say."""
+        """All of it. Raises SourceError: it is not there, too large, or not what its checksums say; Stopped."""
+        self._wait(0)
         if item.size > limits.COLLECT_FILE_BYTES_MAX:
             raise self._too_large(item)
         if self._rate is not None:
@@ -93,7 +112,7 @@ class Fetcher:
         return data
 
     def _from(self, item: Item, place: Place) -> bytes:
-        with reading(place), place.open("rb") as file:
+        with reading(place), _opened(place) as file:
             return self._read(item, file)
 
     def _read(self, item: Item, file: IO[bytes] | Any) -> bytes:
@@ -126,7 +145,14 @@ class Fetcher:
     def _pool(self, urllib3: Any) -> Any:
         with self._lock:
             if self._http is None:
-                retries = urllib3.Retry(
+                wait = self._wait
+
+                class Retry(urllib3.Retry):  # type: ignore[misc, name-defined, unused-ignore]
+                    def sleep(self, response: Any = None) -> None:
+                        asked = self.get_retry_after(response) if response is not None else None
+                        wait(self.get_backoff_time() if asked is None else asked)
+
+                retries = Retry(
                     total=limits.COLLECT_HTTP_TRIES,
                     backoff_factor=limits.COLLECT_HTTP_BACKOFF_S,
                     status_forcelist=(429, 500, 502, 503, 504),
@@ -139,3 +165,17 @@ class Fetcher:
                     maxsize=self._workers, retries=retries, timeout=timeout, headers=headers
                 )
             return self._http
+
+
+def _opened(place: Place) -> IO[bytes]:
+    """To be read. What became a pipe or a device since it was listed is refused: opening one may wait for ever."""
+    if not isinstance(place, Path):
+        return place.open("rb")
+    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(0, "not a regular file")
+        return cast(IO[bytes], open(fd, "rb"))
+    except BaseException:
+        os.close(fd)
+        raise

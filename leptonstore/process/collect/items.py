@@ -5,7 +5,7 @@
                      optionally path, bytes, sha256, sha1, md5, blake3, licence; other columns go into the dataset as they are
 
 A list is data that somebody else may have written: paths of rows are taken apart and must be relative; paths in it lie below the list's own
-folder; URLs are http(s):// or those of places. sha1 and md5 find damage, not forgery.
+folder; URLs are those of LIST_SCHEMES: fsspec's others lead to files of this machine, too. sha1 and md5 find damage, not forgery.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,6 +28,7 @@ from leptonstore.dataset.importers.reading import reading
 from leptonstore.dataset.places import Place, UrlPlace, confined, place_of
 from leptonstore.errors import BadInput, SourceError
 
+LIST_SCHEMES = ("http", "https", "s3", "gs", "az")
 CHECKSUMS = {"blake3": 64, "sha256": 64, "sha1": 40, "md5": 32}  # hexadecimal digits
 _KNOWN = {"url", "path", "bytes", "licence", *CHECKSUMS}
 _MANIFESTS = {".csv", ".jsonl", ".ndjson", ".json", ".parquet"}
@@ -38,6 +40,7 @@ class Item:
 
     path: its name in the dataset. place: where it is. size: bytes, -1 when nobody says. tag: what changes when it does (size and times, an
     ETag); "": nobody says, so it is fetched to find out. checksums: algorithm -> hexadecimal digits. columns: more values of its row.
+    found: it was met in a folder, not named, and so may go before it is fetched. later: it is there, and is to be left as it is for now.
     """
 
     path: str
@@ -47,6 +50,8 @@ class Item:
     checksums: Mapping[str, str] = field(default_factory=dict)
     licence: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    found: bool = False
+    later: bool = False
 
     @property
     def source(self) -> str:
@@ -57,8 +62,8 @@ class Item:
 def items_of_place(url: str | Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Iterator[Item]:
     """The files below a path or URL (or the one file that it is), in the order of their paths.
 
-    include, exclude: patterns of paths (`*.jpg`, `raw/*`); without `include` all files. Hidden files and links are passed over. Raises
-    SourceError, TierUnavailable.
+    include, exclude: patterns of paths (`*.jpg`, `raw/*`); without `include` all files. Passed over are hidden files, links, what is no
+    file (pipes, sockets: reading them waits for ever), and what goes while it is listed. Raises SourceError, TierUnavailable.
     """
     root = place_of(url)
     with reading(root):
@@ -83,21 +88,28 @@ def _walk(folder: Place, prefix: str) -> Iterator[tuple[str, Item]]:
         if isinstance(folder, UrlPlace):
             entries = [(one.name, one.is_folder, one.size, one.tag) for one in folder.entries()]
         else:
-            entries = [(one.name, one.is_dir(), -1, "") for one in sorted(folder.iterdir()) if not one.is_symlink()]
+            entries = _entries(folder)
     for name, is_folder, size, tag in entries:
         if name.startswith("."):
             continue
         place = folder / name
         if is_folder:
             yield from _walk(place, f"{prefix}{name}/")
-        else:
-            yield prefix + name, _item(prefix + name, place, size, tag)
+        elif isinstance(place, UrlPlace) or place.is_file():
+            with reading(place), suppress(FileNotFoundError):
+                yield prefix + name, replace(_item(prefix + name, place, size, tag), found=True)
+
+
+def _entries(folder: Path) -> list[tuple[str, bool, int, str]]:
+    """What lies in a directory; nothing when that went since it was met."""
+    with suppress(FileNotFoundError):
+        return [(one.name, one.is_dir(), -1, "") for one in sorted(folder.iterdir()) if not one.is_symlink()]
+    return []
 
 
 def _item(path: str, place: Place, size: int, tag: str = "") -> Item:
     if isinstance(place, Path):
-        with reading(place):
-            found = place.stat()
+        found = place.stat()
         # A file that changed a moment ago may change again within the same tick of its clock: it is looked at next time, too.
         settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > RACY_COARSE_NS
         size, tag = found.st_size, f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}" if settled else ""
@@ -112,7 +124,10 @@ def items_of_list(url: str | Path) -> Iterator[Item]:
         return
     with reading(place), place.open("rb") as file:
         size = 0
-        for number, line in enumerate(file, 1):
+        most = limits.COLLECT_LIST_LINE_BYTES_MAX
+        for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
+            if len(line) > most:
+                raise SourceError(f"{place} line {number} has over {most:,} bytes, which is no URL; is it a list?")
             size += len(line)
             if size > limits.COLLECT_LIST_BYTES_MAX:
                 raise SourceError(
@@ -151,6 +166,11 @@ def _named(manifest: Place, where: str, values: Mapping[str, Any]) -> Item:
         place = place_of(url)
         if isinstance(place, Path):
             raise SourceError(f"{where}: {url} is a file of this machine; lists name those by paths below themselves")
+        if url.partition(":")[0].lower() not in LIST_SCHEMES or "::" in url:
+            raise SourceError(
+                f"{where}: a list names URLs of {', '.join(LIST_SCHEMES)}, not {place}; collect it by its own URL "
+                "(`lepton collect files`)"
+            )
         host = urlsplit(url).netloc.rpartition("@")[2]
         default = f"{host}/{unquote(urlsplit(url).path).strip('/')}".rstrip("/")
     else:

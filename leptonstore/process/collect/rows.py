@@ -19,7 +19,7 @@ from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.refs import MAIN
 from leptonstore.dataset.sql import require_one_that_reads
 from leptonstore.digest import digest_of
-from leptonstore.errors import BadInput, SchemaError, SourceError
+from leptonstore.errors import BadInput, DuplicateKey, SchemaError, SourceError
 from leptonstore.process.collect.collect import PROVENANCE, Collected, head_of, now, put_rows
 from leptonstore.store import Store
 
@@ -63,7 +63,15 @@ def collect_sql(
                 rows = batch.to_pylist()
                 digests = [_digest(row) for row in rows]
                 keys = [tuple(row[one] for one in key) for row in rows]
-                seen.update(keys)
+                for (
+                    one
+                ) in keys:  # also of one with the same values: whichever came last would win, and win anew each time
+                    if one in seen:
+                        named = ", ".join(f"{name} = {value!r}" for name, value in zip(key, one, strict=True))
+                        raise DuplicateKey(
+                            f"the query gives two rows with {named[:200]}; make it give one for each key"
+                        )
+                    seen.add(one)
                 new = [at for at, one in enumerate(keys) if there.get(one) != digests[at]]
                 known = sum(keys[at] in there for at in new)
                 done.added += len(new) - known

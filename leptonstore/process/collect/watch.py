@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from leptonstore.dataset.importers.reading import reading
@@ -29,7 +30,9 @@ def watch(
     settle_s: float = SETTLE_S,
     stop: threading.Event | None = None,
 ) -> Iterator[Collected]:
-    """Call `look` with the items of `listing` that are quiet: now, and whenever something below `folder` changes; yield what came of it.
+    """Call `look` with the items of `listing`: now, and whenever something below `folder` changes; yield what came of it.
+
+    Those that are not quiet are marked `later`: they are there, and not to be fetched yet.
 
     Ends when `stop` is set. Raises SourceError (no directory), MissingExtra, and what `look` raises.
     """
@@ -52,14 +55,14 @@ def watch(
     for changed in changes:
         if not (changed or waiting or first):
             continue
-        quiet, waiting = _quiet(listing(), settle_s)
+        items, waiting = _quiet(listing(), settle_s)
         first = False
-        yield look(iter(quiet))
+        yield look(iter(items))
 
 
 def _quiet(items: Iterator[Item], settle_s: float) -> tuple[list[Item], bool]:
-    """Those that nobody wrote to lately, and whether there are others."""
-    quiet, waiting = [], False
+    """Those that are there, and whether somebody wrote to one of them lately: these are marked."""
+    found, waiting = [], False
     for item in items:
         if isinstance(item.place, Path):
             try:
@@ -69,6 +72,6 @@ def _quiet(items: Iterator[Item], settle_s: float) -> tuple[list[Item], bool]:
                 continue  # gone meanwhile
             if 0 <= age < settle_s:
                 waiting = True
-                continue
-        quiet.append(item)
-    return quiet, waiting
+                item = replace(item, later=True)
+        found.append(item)
+    return found, waiting
