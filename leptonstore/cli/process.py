@@ -93,7 +93,7 @@ def run(
     nothing new nothing is written. Interrupted at any moment, nothing is visible but what was before; run it again to go on.
 
     Exit codes: 0 done, 2 the file, an operation or a row is wrong, 3 no such dataset, 5 somebody else wrote the branch meanwhile, 6 disk
-    full, 8 an optional part is not installed, 11 a cluster or a tier does not answer.
+    full, 8 an optional part is not installed, 11 a tier does not answer, 13 no cluster answers, or it went away.
 
     \b
     Example:
@@ -337,7 +337,8 @@ def _print_lineage(made: Dataset) -> None:
     for number, (recipe, counts) in enumerate(zip(lineage["operations"], lineage["counts"], strict=True), 1):
         given = ", ".join(f"{key} = {value!r}" for key, value in recipe.items() if key not in ("operation", "version"))
         failed = f", {counts['failed']:,} failed" if counts["failed"] else ""
-        click.echo(f"{number}  {recipe['operation']}  {counts['in']:,} rows in, {counts['out']:,} out{failed}")
+        groups = f", in {lineage['rows_after']:,} groups" if counts.get("groups") else ""
+        click.echo(f"{number}  {recipe['operation']}  {counts['in']:,} rows in, {counts['out']:,} out{failed}{groups}")
         click.echo(f"   {given}")
 
 

@@ -21,7 +21,7 @@ from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.refs import MAIN, list_refs, split_spec
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.write import write_table
-from leptonstore.errors import BadInput, LeptonError, OperationFailed
+from leptonstore.errors import BadInput, LeptonError, OperationFailed, listed
 from leptonstore.process.derive import head_of, publish_tree
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.process.findings import SCHEMA, joined, renumbered
@@ -150,7 +150,19 @@ class Pipeline:
 
     def plan(self, store: Store) -> Plan:
         """What would run. Raises all that can be known before: NotFound, BadInput, SchemaError, MissingExtra; names the operation."""
-        return plan_of(store, self)
+        plan = plan_of(store, self)
+        self._check_findings_name(store, self.target()[0])
+        return plan
+
+    def _check_findings_name(self, store: Store, name: str) -> None:
+        """Raise BadInput when NAME.findings is a dataset of something else."""
+        for info in list_refs(store, "dataset", name + FINDINGS):
+            there = Dataset(store, info.name, info.branch, info.commit).schema.names
+            if not set(SCHEMA.names) <= set(there):
+                raise BadInput(
+                    f"{self.where}: findings go into {name}{FINDINGS}, and that is a dataset of something else "
+                    f"({listed(there)}): give the result another name (into), or move that one"
+                )
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -212,7 +224,9 @@ class Pipeline:
         """
         store.refresh()
         name, branch = self.target()
-        plan = self.plan(store)
+        plan = plan_of(store, self)
+        if save:
+            self._check_findings_name(store, plan.dataset.name)
         run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
         findings, counts, totals = run.look()
         if save:
@@ -239,18 +253,20 @@ class Pipeline:
     def _write_findings(
         self, store: Store, ds: Dataset, made: Dataset | None, findings: pa.Table, branch: str, author: str
     ) -> None:
-        """A version of NAME.findings, unless there is nothing to say and nothing was said before. made: None when nothing was."""
+        """A version of NAME.findings, without rows when checks found none: then somebody has looked. made: None when nothing was.
+
+        None is written where nothing was looked for, nothing failed, and nothing was said before.
+        """
         name = (made or ds).name + FINDINGS
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
-        if not len(findings) and branch not in before:
+        checks = sorted({one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")})
+        if not len(findings) and not checks and branch not in before:
             return
         # The rows are those of the version that was searched: that is the one commit which a reader of lineage is to find here.
         lineage = {
             "operation": "findings",
             "searched": {"commit": ds.commit, "name": f"dataset/{ds.name}"},
-            "checks": sorted(
-                {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
-            ),
+            "checks": checks,
         } | ({} if made is None else {"result": made.commit})
         source = Source(SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage)
         write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)

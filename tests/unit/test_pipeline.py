@@ -18,6 +18,7 @@ from leptonstore.dataset.erase import erase
 from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
+from leptonstore.process.checks.outliers import Outliers
 from leptonstore.process.memo import Memo
 from leptonstore.process.operations.function import Function
 from leptonstore.process.operations.rows import Select, Split
@@ -318,6 +319,24 @@ def test_a_pipeline_may_end_in_groups(store: Store) -> None:
 def test_every_row_gone_is_refused(store: Store, texts: Dataset) -> None:
     with pytest.raises(BadInput, match=r"no row of texts@main would be left: rows.select drops 50$"):
         Pipeline("texts", [Select(where="id > 1000")], "made").run(store)
+
+
+def test_a_dataset_of_something_else_is_not_written_over_with_findings(store: Store, texts: Dataset) -> None:
+    other = write(store, "made.findings", table_of(["mine"]), ["id"])
+    pipeline = Pipeline("texts", [Outliers(columns=["id"])], "made")
+    for act in (pipeline.plan, pipeline.run):
+        with pytest.raises(BadInput, match="findings go into made.findings, and that is a dataset of something else"):
+            act(store)
+    assert not list_refs(store, "dataset", "made")
+    assert Dataset.open(store, "made.findings").commit == other.commit
+
+
+def test_a_search_that_finds_nothing_is_written_too_so_that_reports_know_of_it(store: Store, texts: Dataset) -> None:
+    Pipeline("texts", [Outliers(columns=["id"], action="drop")], "made").run(store)
+    found = Dataset.open(store, "made.findings")
+    assert len(found) == 0 and found.commit_object.lineage["checks"] == ["outliers"]
+    Pipeline("texts", [Select(where="id > 3")], "selected").run(store)
+    assert not list_refs(store, "dataset", "selected.findings"), "nobody has looked"
 
 
 def test_when_every_row_fails_the_reason_is_told(store: Store, texts: Dataset) -> None:
