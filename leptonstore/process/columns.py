@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from leptonstore.dataset.schema import class_names, semantic_of, tensor_shape
+from leptonstore.errors import SchemaError, listed
 
 SPLIT = "split"
 
@@ -24,18 +25,24 @@ class ImageColumn:
     shape: tuple[int, ...] | None
 
 
+def field_of(who: str, schema: pa.Schema, column: str) -> pa.Field:
+    """The field of a column that `who` (an operation) asks for. Raises SchemaError, naming the columns that there are."""
+    if schema.names.count(column) != 1:
+        raise SchemaError(f"{who}: there is no column {column!r}; there are {listed(schema.names)}")
+    return schema.field(column)
+
+
+def as_images(field: pa.Field) -> ImageColumn | None:
+    """A column whose type images can have, whatever it says that it means; None for any other."""
+    shape = tensor_shape(field)
+    if shape is not None and field.type.value_type == pa.uint8() and len(shape) in (2, 3):
+        return ImageColumn(field.name, shape)
+    return ImageColumn(field.name, None) if is_binary(field.type) else None
+
+
 def image_columns(schema: pa.Schema) -> list[ImageColumn]:
     """The columns with semantic "image" that this package can look into, in schema order."""
-    found = []
-    for field in schema:
-        if semantic_of(field) != "image":
-            continue
-        shape = tensor_shape(field)
-        if shape is not None and field.type.value_type == pa.uint8() and len(shape) in (2, 3):
-            found.append(ImageColumn(field.name, shape))
-        elif is_binary(field.type):
-            found.append(ImageColumn(field.name, None))
-    return found
+    return [found for field in schema if semantic_of(field) == "image" and (found := as_images(field)) is not None]
 
 
 def label_columns(schema: pa.Schema) -> dict[str, list[str]]:

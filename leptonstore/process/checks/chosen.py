@@ -28,18 +28,11 @@ def chosen_columns(
             )
         return tuple(found)
     for name in wanted:
-        if not fits(field_named(check, schema, name)):
+        if not fits(columns.field_of(check, schema, name)):
             raise SchemaError(
                 f"{check} looks at {what}; column {name!r} is {schema.field(name).type}; these fit: {listed(found, 'none')}"
             )
     return tuple(dict.fromkeys(wanted))
-
-
-def field_named(check: str, schema: pa.Schema, name: str) -> pa.Field:
-    """The column. Raises SchemaError."""
-    if name not in schema.names:
-        raise SchemaError(f"{check}: there is no column {name!r}; there are: {listed(schema.names)}")
-    return schema.field(name)
 
 
 def content_columns(check: str, schema: pa.Schema, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -66,7 +59,7 @@ def class_column(check: str, schema: pa.Schema, wanted: str = "") -> str:
                 f"{check} needs a column of class labels and there is none; `lepton column cast` makes one"
             )
         return next(iter(labels))
-    field = field_named(check, schema, wanted)
+    field = columns.field_of(check, schema, wanted)
     if not (pa.types.is_integer(field.type) or is_text(field.type)):
         raise SchemaError(f"{check}: column {wanted!r} is {field.type}; classes are class labels, integers or strings")
     return wanted

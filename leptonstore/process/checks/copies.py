@@ -104,7 +104,7 @@ class ContentCheck(TableCheck):
     def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
         """Content, side, label."""
         for name in self.content(schema):
-            chosen.field_named(self.name, schema, name)
+            column_values.field_of(self.name, schema, name)
         return tuple(dict.fromkeys((*self.content(schema), *filter(None, self._named(schema)))))
 
     def by_digest(self, schema: pa.Schema) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import SchemaError, listed
 from leptonstore.process import columns, images
 from leptonstore.process.columns import ImageColumn
@@ -39,12 +38,9 @@ def _named(check: str, schema: pa.Schema, name: str, encoded_only: bool, found: 
     if name not in schema.names:
         raise SchemaError(f"{check}: there is no column {name!r}; columns of images: {listed(found, 'none')}")
     field = schema.field(name)
-    if columns.is_binary(field.type):
-        return ImageColumn(name, None)
-    shape = tensor_shape(field)
-    fits = shape is not None and len(shape) in (2, 3) and field.type.value_type == pa.uint8()
-    if fits and not encoded_only:
-        return ImageColumn(name, shape)
+    can = columns.as_images(field)
+    if can is not None and not (encoded_only and can.shape):
+        return can
     kinds = "a binary column" if encoded_only else "a binary column or a tensor of uint8, H x W or H x W x C"
     raise SchemaError(f"{check}: column {name!r} is {field.type}; it needs {kinds}")
 

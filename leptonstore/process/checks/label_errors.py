@@ -98,7 +98,7 @@ class LabelErrors(TableCheck):
         """Label, what the model sees (or said), identity. Raises SchemaError."""
         label = chosen.class_column(self.name, schema, self.label)
         if self.probabilities:
-            field = chosen.field_named(self.name, schema, self.probabilities)
+            field = column_values.field_of(self.name, schema, self.probabilities)
             if not _is_floats(field.type):
                 raise SchemaError(
                     f"{self.name}: column {field.name!r} is {field.type}; probabilities are a list of floats"
@@ -106,7 +106,7 @@ class LabelErrors(TableCheck):
             return (label, field.name)
         seen = _seen(self, schema, label, self.identity)
         for name in self.identity:
-            chosen.field_named(self.name, schema, name)
+            column_values.field_of(self.name, schema, name)
         return tuple(dict.fromkeys((label, *seen, *self.identity)))
 
     def by_digest(self, schema: pa.Schema) -> tuple[str, ...]:

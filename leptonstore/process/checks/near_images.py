@@ -35,6 +35,7 @@ from leptonstore.process.checks import (
     image_measures,
     image_thumbnails,
 )
+from leptonstore.process.checks.alike import groups, kept_of
 from leptonstore.process.checks.check import Found, TableCheck
 from leptonstore.process.checks.copies import codes
 from leptonstore.process.checks.image_facts import facts_of
@@ -43,7 +44,6 @@ from leptonstore.process.columns import ImageColumn
 from leptonstore.process.findings import findings_table, joined
 from leptonstore.process.operation import Bits
 from leptonstore.process.texts.column import number_in
-from leptonstore.process.texts.pairs import groups
 
 _PIXELS = EDGE * EDGE
 _FEATURE = pa.binary(
@@ -173,7 +173,7 @@ def choices(alike: Rows, pairs: Pairs, exposure: Rows) -> Choices:
     """alike: of each row the first one of its value. pairs: of such first rows. exposure: the lower, the rather a row is kept."""
     count = len(alike)
     group = groups(count, np.concatenate([alike, pairs.first]), np.concatenate([np.arange(count), pairs.second]))
-    kept, preferred = _best(group, exposure), _best(alike, exposure)
+    kept, preferred = kept_of(group, exposure), kept_of(alike, exposure)
     row = np.flatnonzero(alike != alike[kept])
     # Each value's neighbours, the best one first: the kept value, then those that would be kept rather, then by similarity.
     own, other = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
@@ -195,15 +195,6 @@ def _firsts(values: NDArray[np.uint8]) -> tuple[Rows, Rows]:
     keys = np.ascontiguousarray(values).view(f"V{values.shape[1]}")[:, 0]
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     return first[which], np.sort(first)
-
-
-def _best(group: Rows, exposure: Rows) -> Rows:
-    """Of each row the one of its group that is kept: of the least exposure, then the first."""
-    order = np.lexsort((np.arange(len(group)), exposure, group))
-    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
-    best = np.zeros(len(group), np.int64)
-    best[group[order[begins]]] = order[begins]
-    return best[group]
 
 
 def _place(exposure: Rows) -> Rows:

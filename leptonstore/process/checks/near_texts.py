@@ -28,6 +28,7 @@ from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
 from leptonstore.process import columns
 from leptonstore.process.checks import chosen
+from leptonstore.process.checks.alike import groups, kept_of
 from leptonstore.process.checks.check import Found, TableCheck
 from leptonstore.process.checks.copies import codes
 from leptonstore.process.findings import findings_table
@@ -43,7 +44,7 @@ from leptonstore.process.texts.minhash import (
     signatures,
     sketches,
 )
-from leptonstore.process.texts.pairs import Features, Pairs, Rows, groups, same_sets, similar_pairs
+from leptonstore.process.texts.pairs import Features, Pairs, Rows, same_sets, similar_pairs
 from leptonstore.process.texts.shingles import Sets, shingle_sets
 
 _UNITS = ("words", "characters")
@@ -181,7 +182,7 @@ def choices(alike: Rows, pairs: Pairs, exposure: NDArray[np.int64]) -> Choices:
     count = len(alike)
     every = np.arange(count)
     group = groups(count, np.concatenate([alike, pairs.first]), np.concatenate([every, pairs.second]))
-    kept, preferred = _best(group, exposure), _best(alike, exposure)
+    kept, preferred = kept_of(group, exposure), kept_of(alike, exposure)
     row = np.flatnonzero(kept != every)
     own, keeper = alike[row], alike[kept[row]]
     other, score, exact = kept[row], np.ones(len(row)), np.ones(len(row), np.bool_)
@@ -201,15 +202,6 @@ def choices(alike: Rows, pairs: Pairs, exposure: NDArray[np.int64]) -> Choices:
         neighbour = np.where(pairs.first[nearest] == own[single], pairs.second[nearest], pairs.first[nearest])
         other[single], score[single], exact[single] = preferred[neighbour], pairs.score[nearest], pairs.exact[nearest]
     return Choices(row, other, score, exact, group[row])
-
-
-def _best(group: Rows, exposure: NDArray[np.int64]) -> Rows:
-    """For each text the one of its group that is kept: of the least exposure, then the first."""
-    order = np.lexsort((np.arange(len(group)), exposure, group))
-    begins = np.flatnonzero(np.diff(group[order], prepend=-1))
-    best = np.empty(len(group), np.int64)
-    best[group[order[begins]]] = order[begins]
-    return best[group]
 
 
 def _nearest(pairs: Pairs, texts: Rows) -> Rows:

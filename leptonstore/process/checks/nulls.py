@@ -15,7 +15,7 @@ from leptonstore.errors import BadInput
 from leptonstore.format.page import is_variable
 from leptonstore.process.checks import chosen
 from leptonstore.process.checks.check import TAGS, Found, RowCheck
-from leptonstore.process.columns import null_mask
+from leptonstore.process.columns import field_of, null_mask
 from leptonstore.process.findings import findings_table
 
 
@@ -45,7 +45,7 @@ class Nulls(RowCheck):
         wanted = self.columns or tuple(self.fill) or [name for name in schema.names if name != TAGS]
         found = chosen.chosen_columns(self.name, schema, tuple(wanted), lambda _: True, "anything")
         for name, value in self.fill.items():
-            _filling(chosen.field_named(self.name, schema, name), value)
+            _filling(field_of(self.name, schema, name), value)
         return tuple(dict.fromkeys((*found, *self.fill)))
 
     def fixes(self, schema: pa.Schema) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from leptonstore.dataset.rules import KINDS, RULES, Rule, check_fits, rules_of
 from leptonstore.errors import BadInput, SchemaError
-from leptonstore.process.checks import chosen
 from leptonstore.process.checks.check import Found, RowCheck
+from leptonstore.process.columns import field_of
 from leptonstore.process.findings import findings_table, joined
 
 VALUE_CHARS_MAX = 60  # of a value in a detail
@@ -34,9 +34,7 @@ class Rules(RowCheck):
     rules: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def _rules(self, schema: pa.Schema) -> Iterator[tuple[pa.Field, list[Rule]]]:
-        for column in (
-            schema if not self.rules else [chosen.field_named(self.name, schema, name) for name in self.rules]
-        ):
+        for column in schema if not self.rules else [field_of(self.name, schema, name) for name in self.rules]:
             found = self._parsed(column) if self.rules else [one for one in rules_of(column) if one.kind != "unique"]
             if found:
                 yield column, found

@@ -290,6 +290,15 @@ def _digest_of_json(values: list[Any]) -> bytes:
     return digest_of(json.dumps(values, default=repr).encode())[:16]
 
 
+def _other_kind(schema: pa.Schema, missing: str) -> str:
+    """What to do about a column that a dataset does not have."""
+    if missing in _CONTENT.values():
+        for kind, name in _CONTENT.items():
+            if name in schema.names:
+                return f"its content was collected as {kind!r}: say --kind {kind} (kind={kind!r}) again"
+    return "collect into another dataset, or add the column"
+
+
 def head_of(store: Store, name: str, branch: str, schema: pa.Schema, key: tuple[str, ...]) -> Dataset | None:
     """The newest version, None when there is none. Raises BadInput, SchemaError: it is no table that collected rows fit into."""
     ds = None
@@ -302,7 +311,7 @@ def head_of(store: Store, name: str, branch: str, schema: pa.Schema, key: tuple[
     for one in schema:
         at = ds.schema.get_field_index(one.name)
         if at < 0:
-            raise SchemaError(f"{ds.label} has no column {one.name!r}; collect into another dataset, or add the column")
+            raise SchemaError(f"{ds.label} has no column {one.name!r}; {_other_kind(ds.schema, one.name)}")
         if ds.schema.field(at).type != one.type:
             raise SchemaError(
                 f"column {one.name!r} of {ds.label} is {ds.schema.field(at).type}, and would be {one.type}"

@@ -44,8 +44,9 @@ from leptonstore.dataset.schema import (
 )
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, listed
+from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, RowOperation
-from leptonstore.process.operations.parameters import field_of, replaced, texts
+from leptonstore.process.operations.parameters import replaced, texts
 
 KEEP = "keep"
 _TYPES = {

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
+from leptonstore.process.columns import field_of
 from leptonstore.process.operation import GroupOperation
-from leptonstore.process.operations.parameters import field_of, one_of, texts
+from leptonstore.process.operations.parameters import one_of, texts
 
 Ints = NDArray[np.int64]
 _WORDS = ("count", "sum", "mean", "std", "min", "max")

@@ -27,7 +27,6 @@ from leptonstore.process import columns, images
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
 from leptonstore.process.operations.parameters import (
-    field_of,
     made_of,
     one_of,
     require_stored,
@@ -282,7 +281,7 @@ def common_shape(ds: Dataset, column: str) -> tuple[int, ...]:
 
 
 def _image_field(operation: str, schema: pa.Schema, column: str) -> pa.Field:
-    field = field_of(operation, schema, column)
+    field = columns.field_of(operation, schema, column)
     if semantic_of(field) != "image" or column not in [found.name for found in columns.image_columns(schema)]:
         raise SchemaError(
             f"{operation}: column {column!r} ({field.type}) holds no images: bytes or a uint8 tensor H x W or H x W x C, with the "

@@ -27,8 +27,9 @@ from leptonstore.errors import BadInput, DuplicateKey, SchemaError, listed
 from leptonstore.format.page import fixed_width
 from leptonstore.limits import JOIN_BYTES_MAX, JOIN_ROWS_MAX, JOIN_VALUES_BYTES_MAX
 from leptonstore.process import columns
+from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, Operation, RowOperation
-from leptonstore.process.operations.parameters import field_of, one_of, texts
+from leptonstore.process.operations.parameters import one_of, texts
 
 Ints = NDArray[np.int64]
 _KINDS = ("left", "inner")

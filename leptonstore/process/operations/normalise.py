@@ -23,9 +23,10 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
+from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
-from leptonstore.process.operations.parameters import field_of, made_of, numbers, one_of, require_stored
+from leptonstore.process.operations.parameters import made_of, numbers, one_of, require_stored
 
 _KINDS = {"standard": ("mean", "std"), "range": ("low", "high")}
 _TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}

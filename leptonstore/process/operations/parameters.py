@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.dataset import Dataset
-from leptonstore.errors import BadInput, SchemaError, listed
+from leptonstore.errors import BadInput, SchemaError
 
 
 def texts(operation: str, parameter: str, value: Any) -> tuple[str, ...]:
@@ -45,13 +45,6 @@ def one_of(operation: str, parameter: str, value: Any, allowed: Iterable[str]) -
     known = list(allowed)
     if value not in known:
         raise BadInput(f"{operation}: {parameter} is one of {', '.join(known)}, not {value!r}")
-
-
-def field_of(operation: str, schema: pa.Schema, column: str) -> pa.Field:
-    """The field of a column. Raises SchemaError, naming the columns that there are."""
-    if schema.names.count(column) != 1:
-        raise SchemaError(f"{operation}: there is no column {column!r}; there are {listed(schema.names)}")
-    return schema.field(column)
 
 
 def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:

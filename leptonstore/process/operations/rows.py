@@ -23,9 +23,10 @@ from leptonstore.dataset.schema import class_label_field
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.limits import CLASSES_MAX
 from leptonstore.process import columns
+from leptonstore.process.columns import field_of
 from leptonstore.process.identity import SAMPLE, SPLIT, identity_numbers
 from leptonstore.process.operation import Made, Operation, RowOperation, TableOperation
-from leptonstore.process.operations.parameters import field_of, numbers, texts, whole_numbers
+from leptonstore.process.operations.parameters import numbers, texts, whole_numbers
 
 _WHOLE = 2**64
 _SUM_ERROR = 1e-6  # of fractions such as 0.1, which no float is

@@ -24,8 +24,9 @@ from leptonstore.dataset.schema import tokens_field
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, MissingExtra, RefMissing, SchemaError
 from leptonstore.limits import TEXT_BYTES_MAX, TOKENISE_BATCH_BYTES, TOKENIZER_BYTES_MAX, TOKENS_KNOWN_MAX
+from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, Operation, RowOperation
-from leptonstore.process.operations.parameters import field_of, made_of, texts
+from leptonstore.process.operations.parameters import made_of, texts
 from leptonstore.store import Store
 
 if TYPE_CHECKING:

@@ -178,15 +178,3 @@ def _together(parts: Iterable[Pairs]) -> Pairs:
     return Pairs(
         *(np.concatenate([getattr(part, name) for part in every]) for name in ("first", "second", "score", "exact"))
     )
-
-
-def groups(count: int, first: Rows, second: Rows) -> Rows:
-    """For each of `count` texts the lowest one that it is connected with, over any number of pairs."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(count, count))
-    label = connected_components(links, directed=False)[1]
-    lowest = np.full(count, count, np.int64)
-    np.minimum.at(lowest, label, np.arange(count))
-    return lowest[label]
