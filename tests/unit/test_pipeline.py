@@ -325,7 +325,7 @@ def test_a_dataset_of_something_else_is_not_written_over_with_findings(store: St
     other = write(store, "made.findings", table_of(["mine"]), ["id"])
     pipeline = Pipeline("texts", [Outliers(columns=["id"])], "made")
     for act in (pipeline.plan, pipeline.run):
-        with pytest.raises(BadInput, match="findings go into made.findings, and that is a dataset of something else"):
+        with pytest.raises(BadInput, match=r"findings go into made\.findings, and that is a dataset of something else"):
             act(store)
     assert not list_refs(store, "dataset", "made")
     assert Dataset.open(store, "made.findings").commit == other.commit
