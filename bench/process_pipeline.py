@@ -1,7 +1,7 @@
 """Workload pipeline: the same pipeline again, after nothing, 1 % of the rows, or a new 1 % have changed.
 
 images   3,000 JPEGs of bench/loader_jpeg.py (500 x 375, 52 KB): decoded, cropped to 352 x 352, resized to 96 x 96
-texts    100,000 texts of 20 to 200 words, one in ten with an address or a number: masked (e-mail, phone, IP, card), tokenised
+texts    100,000 texts of 50 to 500 words, one in thirty with an address or a number: masked (e-mail, phone, IP, card), tokenised
 
 first       with an empty memo; every run is a process of its own, and its time that of Pipeline.run
 changed     1 % of the rows, all over the table, have another value; the result is another version
@@ -67,12 +67,12 @@ def text_rows(first: int, count: int, changed: int = 0) -> pa.Table:
 
 def _text(seed: int) -> str:
     rng = random.Random(seed)
-    words = [rng.choice(_WORDS) for _ in range(rng.randint(20, 200))]
-    if seed % 20 == 0:
+    words = rng.choices(_WORDS, k=rng.randint(50, 500))
+    if seed % 60 == 0:
         words.insert(rng.randrange(len(words)), f"{rng.choice(_WORDS)}.{seed}@example.org")
-    if seed % 30 == 0:
+    if seed % 100 == 0:
         words.insert(rng.randrange(len(words)), f"+44 20 7946 {seed % 10_000:04}")
-    if seed % 50 == 0:
+    if seed % 150 == 0:
         words.insert(rng.randrange(len(words)), f"192.168.{seed % 256}.{seed // 256 % 256}")
     return " ".join(words)
 

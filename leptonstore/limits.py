@@ -317,8 +317,9 @@ ENGINE_TRIES_MAX = (
 # Of each node of a cluster of our own: only results pass through it, and what does not fit is spilled.
 ENGINE_OBJECT_STORE_BYTES = 128 * MIB
 ENGINE_CLUSTER_WAIT_S = 10.0  # for an address to take a connection
-# A cluster whose head does not answer for so long is lost. Ray itself would end this process without a word after 60 s.
-ENGINE_CLUSTER_SILENT_S_MAX = 20.0
+ENGINE_CLUSTER_SILENT_S_MAX = (
+    20.0  # after that, a cluster whose head does not answer is lost (Ray itself waits for 60 s)
+)
 ENGINE_CLUSTER_LOOK_S = 2.0  # between two looks whether it is there
 ENGINE_TASKS_AHEAD = 2  # that a native runner reads at once; what they read waits in queues without bounds
 DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time

@@ -83,7 +83,7 @@ def command(
     What is dropped stays in the version that was read, and each finding stands in the dataset NAME.findings.
 
     Exit codes: 0 done (whatever was found), 2 no such check, or one that does not fit, 3 no such dataset, 8 an optional part is not
-    installed.
+    installed, 13 no cluster answers, or it went away.
 
     \b
     Example:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import os
 import sys
+from typing import NoReturn
 
 from leptonstore.errors import MissingExtra
 
 # Commands that run functions of the user's, which may give DataFrames to pyarrow.
-_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo", "doctor"})
+_WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy", "demo", "doctor", "process"})
 
 
 def main() -> None:
@@ -27,7 +30,19 @@ def main() -> None:
 
     # Commands make many objects and few cycles: looking for these took 3 % of an import.
     gc.set_threshold(20_000, 20, 20)
-    sys.exit(run(lepton, sys.argv[1:]))
+    code = run(lepton, sys.argv[1:])
+    if "daft" in sys.modules:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without the end of the interpreter: threads of Daft's that come out of Python then take it down with signal 6."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
+            stream.flush()
+    os._exit(code)
 
 
 def _load_numpy() -> None:

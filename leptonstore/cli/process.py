@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import time
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from leptonstore.cli.runtime import progress as bar
 from leptonstore.errors import NotFound
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from leptonstore.dataset import Dataset
     from leptonstore.process.pipeline import Pipeline, Progress, Result
     from leptonstore.process.plan import Plan
@@ -90,7 +93,7 @@ def run(
     nothing new nothing is written. Interrupted at any moment, nothing is visible but what was before; run it again to go on.
 
     Exit codes: 0 done, 2 the file, an operation or a row is wrong, 3 no such dataset, 5 somebody else wrote the branch meanwhile, 6 disk
-    full, 8 an optional part is not installed, 11 a cluster or a tier does not answer.
+    full, 8 an optional part is not installed, 11 a tier does not answer, 13 no cluster answers, or it went away.
 
     \b
     Example:
@@ -141,6 +144,7 @@ def _told(result: Result) -> dict[str, Any]:
 
 
 def _print_result(result: Result, seconds: float) -> None:
+    from leptonstore.dataset.refs import MAIN
     from leptonstore.process import findings
 
     made = result.dataset
@@ -152,11 +156,17 @@ def _print_result(result: Result, seconds: float) -> None:
     for reason, rows in result.dropped().items():
         click.echo(f"  left out {rows:>10,}  {reason}")
     if len(result.findings):
-        click.echo(f"findings  {len(result.findings):,} in {made.name}.findings")
+        click.echo(
+            f"findings  {len(result.findings):,} in {made.name}.findings{'' if made.ref == MAIN else f'@{made.ref}'}"
+        )
         for check, rows in findings.counts(result.findings).items():
             click.echo(f"  {rows:>19,}  {check}")
     if result.written:
-        click.echo(f"work      {result.computed:,} rows computed, {result.reused:,} found in the memo, {seconds:.1f} s")
+        # A row counts once for each chain of operations, so these are more than there are rows.
+        click.echo(
+            f"work      {result.computed:,} results computed, {result.reused:,} found in the memo, {seconds:.1f} s"
+        )
+        click.echo(f"look      lepton report {made.name if made.ref == MAIN else made.label}")
 
 
 @command.command("plan")
@@ -181,7 +191,8 @@ def plan(
     with open_store(store) as opened:
         made = pipeline.plan(opened)
         chains = made.memoised(Memo.of(opened))
-        emit(_plan_json(made, chains), as_json, lambda: _print_plan(made, chains))
+        body = {"into": "@".join(pipeline.target())} | _plan_json(made, chains)
+        emit(body, as_json, lambda: _print_plan(made, chains, body["into"]))
 
 
 def _plan_json(made: Plan, chains: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,7 +211,14 @@ def _plan_json(made: Plan, chains: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _print_plan(made: Plan, chains: list[dict[str, Any]]) -> None:
+def _kind(field: pa.Field) -> str:
+    from leptonstore.dataset.schema import semantic_of, shown_type
+
+    means = semantic_of(field)
+    return shown_type(field.type) + (f" ({means})" if means else "")
+
+
+def _print_plan(made: Plan, chains: list[dict[str, Any]], into: str) -> None:
     count = len(made.passes) + 1
     click.echo(
         f"reads {made.dataset.label} {made.dataset.commit[:12]}: {len(made.dataset):,} rows, in {count} pass{'es' if count > 1 else ''}"
@@ -208,7 +226,7 @@ def _print_plan(made: Plan, chains: list[dict[str, Any]]) -> None:
     shown: dict[str, str] = {}
     for number, schema in enumerate(made.schemas):
         title = "" if not number else f"{number}  {made.operations[number - 1].name}"
-        now = {field.name: str(field.type) for field in schema}
+        now = {field.name: _kind(field) for field in schema}
         changed = [f"{name} {kind}" for name, kind in now.items() if shown.get(name) != kind]
         changed += [f"{name} is gone" for name in shown if name not in now]
         click.echo(f"{title:<32} {', '.join(changed) or '(the same columns)'}")
@@ -218,6 +236,8 @@ def _print_plan(made: Plan, chains: list[dict[str, Any]]) -> None:
         known = one["known"]
         said = "known when it runs" if known is None else f"{known:,} of {one['rows']:,} rows are in the memo"
         click.echo(f"pass {one['pass']}  {named}: {said}")
+    failed = "ends the run" if made.on_error == "raise" else "is left out, with a finding that says why"
+    click.echo(f"writes {into}; a row that an operation fails on {failed}")
 
 
 @command.command("show")
@@ -242,7 +262,12 @@ def show(what: str | None, store: str | None, as_json: bool) -> None:
     from leptonstore.dataset import Dataset
 
     with open_store(store) as opened:
-        made = _made_by(Dataset.open(opened, what))
+        try:
+            found = Dataset.open(opened, what)
+        except NotFound as error:
+            near = get_close_matches(what, OPERATIONS, 1)
+            raise NotFound(f"{error}; did you mean the operation {near[0]!r}?") from None if near else error
+        made = _made_by(found)
         lineage = made.commit_object.lineage
         body = {"dataset": made.name, "commit": made.commit, "lineage": lineage}
         emit(body, as_json, lambda: _print_lineage(made))
@@ -252,6 +277,7 @@ _FUNCTION = "package.module:function"
 
 
 def _operation(name: str) -> dict[str, Any]:
+    from leptonstore.process.checks.check import Check
     from leptonstore.process.operations.function import Function
     from leptonstore.process.registry import kind_named
 
@@ -265,6 +291,7 @@ def _operation(name: str) -> dict[str, Any]:
         parameters.append(
             {"name": one.name, "type": str(one.type), "needed": needed}
             | ({} if needed else {"default": list(default) if isinstance(default, tuple) else default})
+            | ({"choices": list(kind.actions())} if one.name == "action" and issubclass(kind, Check) else {})
         )
     help_text = [
         inspect.cleandoc(one.__doc__) for one in kind.__mro__ if one.__doc__ and one.__module__.startswith("lepton")
@@ -286,6 +313,7 @@ def _print_operations(told: list[dict[str, Any]], whole: bool) -> None:
         click.echo()
         for parameter in one["parameters"]:
             said = "needed" if parameter["needed"] else f"default {parameter['default']!r}"
+            said += f": {', '.join(parameter['choices'])}" if "choices" in parameter else ""
             click.echo(f"  {parameter['name']:<16} {parameter['type']:<24} {said}")
     if not whole:
         click.echo("lepton process show NAME explains one, with its parameters")
@@ -309,7 +337,8 @@ def _print_lineage(made: Dataset) -> None:
     for number, (recipe, counts) in enumerate(zip(lineage["operations"], lineage["counts"], strict=True), 1):
         given = ", ".join(f"{key} = {value!r}" for key, value in recipe.items() if key not in ("operation", "version"))
         failed = f", {counts['failed']:,} failed" if counts["failed"] else ""
-        click.echo(f"{number}  {recipe['operation']}  {counts['in']:,} rows in, {counts['out']:,} out{failed}")
+        groups = f", in {lineage['rows_after']:,} groups" if counts.get("groups") else ""
+        click.echo(f"{number}  {recipe['operation']}  {counts['in']:,} rows in, {counts['out']:,} out{failed}{groups}")
         click.echo(f"   {given}")
 
 

@@ -11,6 +11,7 @@ from leptonstore.cli.log import told_time
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.dataset.diff import Diff, DiffStat
 from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.schema import shown_type
 from leptonstore.dataset.versions import Version, version
 from leptonstore.format.commit import KINDS
 from leptonstore.format.schema import schema_to_json
@@ -65,7 +66,7 @@ def _print(found: Version, stat: DiffStat | None) -> None:
             click.echo(f"{name:<10} {text}")
     click.echo("columns")
     for one in commit.schema:
-        click.echo(f"  {one.name:<24} {one.type}{'' if one.nullable else ' not null'}")
+        click.echo(f"  {one.name:<24} {shown_type(one.type)}{'' if one.nullable else ' not null'}")
     if stat is not None:
         counts = f"{stat.added:,} rows added, {stat.removed:,} removed, {stat.changed:,} changed"
         click.echo(f"changes    against {found.parents[0][:12]}: {counts}")

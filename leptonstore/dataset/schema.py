@@ -118,6 +118,13 @@ def _bytes_of(field: pa.Field, key: bytes, default: int) -> int:
     return value
 
 
+def shown_type(data_type: pa.DataType) -> str:
+    """An Arrow type, for people."""
+    if isinstance(data_type, pa.FixedShapeTensorType):
+        return f"tensor of {data_type.value_type}, {' x '.join(str(edge) for edge in data_type.shape)}"
+    return str(data_type)
+
+
 def semantic_of(field: pa.Field) -> str:
     """The semantic type of a column, "" when it has none."""
     return (field.metadata or {}).get(SEMANTIC, b"").decode()

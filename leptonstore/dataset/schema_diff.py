@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.dataset.graph import parents_of, read_commit
+from leptonstore.dataset.schema import shown_type
 from leptonstore.format.commit import Commit
 from leptonstore.format.schema import field_to_json
 from leptonstore.store import Store
@@ -67,7 +68,7 @@ class SchemaDiff:
 
 
 def _told(one: pa.Field) -> str:
-    return f"{one.type}{'' if one.nullable else ' not null'}"
+    return f"{shown_type(one.type)}{'' if one.nullable else ' not null'}"
 
 
 @dataclass(frozen=True)

@@ -156,5 +156,7 @@ class _Errors:
             text = " ".join(str(error).split("\n\n")[0].split())
             if isinstance(error, self._duckdb.CatalogException):
                 there = sorted({info.name for info in list_refs(self._store, "dataset")})
-                text += f'; datasets here: {listed(there)} (versions other than main as "NAME@REF")'
+                text += f"; datasets here: {listed(there)}"
+            if isinstance(error, self._duckdb.CatalogException) or 'near "@"' in text:
+                text += '; names with a dot, and versions other than main, stand in double quotes: "NAME@REF"'
             raise BadInput(f"SQL: {text}") from None

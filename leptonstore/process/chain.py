@@ -145,17 +145,15 @@ class Chain:
         self, memo: Memo, keys: list[bytes], types: Sequence[pa.DataType | None]
     ) -> tuple[list[Part], NDArray[np.int64]]:
         """(parts that are in the memo, rows that are not)."""
-        found = memo.places(keys)
-        by_block: dict[bytes, list[int]] = {}
-        for at, place in enumerate(found):
-            if place is not None:
-                by_block.setdefault(place.block, []).append(at)
+        places = memo.places(keys)
+        at, (names, which) = np.flatnonzero(places.found), np.unique(places.blocks, return_inverse=True)
         parts, have = [], np.zeros(len(keys), np.bool_)
-        for block, to in by_block.items():
-            inner = [place.row for at in to if (place := found[at]) is not None]
-            held = memo.outcomes(block, [keys[at] for at in to], inner, types)
+        for number, name in enumerate(names.tolist()):
+            mine = np.flatnonzero(which == number)
+            to, inner = at[mine], places.rows[mine]
+            held = memo.outcomes(name, [keys[one] for one in to.tolist()], inner, types)
             if held is not None:
-                parts.append(Part(held, np.array(inner), np.array(to)))
+                parts.append(Part(held, inner, to))
                 have[to] = True
         return parts, np.flatnonzero(~have)
 

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import lmdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from leptonstore import limits
 from leptonstore.cache import directory
@@ -49,7 +50,8 @@ from leptonstore.store.environment import (
 
 FOLDER = "memo"  # `lepton erase` removes it (dataset/erase.py)
 _T = TypeVar("_T")
-_PLACE = struct.Struct("<8sI")  # of a row: block, row in it
+_PLACE = np.dtype([("block", "V8"), ("row", "<u4")])  # of a row
+_ROW = struct.Struct("<I")
 _BLOCK = struct.Struct("<QQI")  # of a block: clock of its last use, bytes that are counted for it, rows
 _NUMBER = struct.Struct("<Q")
 _CHECK_BYTES = 16
@@ -66,11 +68,12 @@ class _Places(Environment):
     small1: Any
 
 
-class Place(NamedTuple):
-    """Of a row: the name of a block, and the row in it."""
+class Places(NamedTuple):
+    """Where the outcomes of some rows are said to be. found: of which rows that is known; of these: a block's name and the row in it."""
 
-    block: bytes
-    row: int
+    found: NDArray[np.bool_]
+    blocks: NDArray[np.void]
+    rows: NDArray[np.int64]
 
 
 class Usage(NamedTuple):
@@ -168,13 +171,22 @@ class Memo:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def places(self, keys: Sequence[bytes]) -> list[Place | None]:
+    def places(self, keys: Sequence[bytes]) -> Places:
         """Where the outcomes of rows are said to be."""
-        found: list[bytes | None] = self._guarded(lambda places: places.get_many(keys), [None] * len(keys))
-        return [None if one is None or len(one) != _PLACE.size else Place(*_PLACE.unpack(one)) for one in found]
+        told: list[bytes | None] = self._guarded(lambda places: places.get_many(keys), [None] * len(keys))
+        found = np.fromiter((one is not None for one in told), np.bool_, len(told))
+        data = b"".join(one for one in told if one is not None)
+        if len(data) != _PLACE.itemsize * int(found.sum()):  # somebody else's
+            found, data = np.zeros(len(told), np.bool_), b""
+        table = np.frombuffer(data, _PLACE)
+        return Places(found, table["block"], table["row"].astype(np.int64))
 
     def outcomes(
-        self, block: bytes, keys: Sequence[bytes], rows: Sequence[int], types: Sequence[pa.DataType | None]
+        self,
+        block: bytes,
+        keys: Sequence[bytes],
+        rows: Sequence[int] | NDArray[np.int64],
+        types: Sequence[pa.DataType | None],
     ) -> Outcomes | None:
         """What a block holds, over its mapped file, if it has `keys` at these rows and columns of these types (None: not wanted).
 
@@ -244,7 +256,7 @@ class Memo:
                 os.close(fd)
 
     def _list(self, block: bytes, keys: Sequence[bytes], size: int) -> bool:
-        place = [(key, _PLACE.pack(block, row)) for row, key in enumerate(keys)]
+        place = [(key, block + _ROW.pack(row)) for row, key in enumerate(keys)]
         counted = size + limits.MEMO_ROW_BYTES * len(keys)
 
         def write(places: _Places, txn: Any) -> bool:

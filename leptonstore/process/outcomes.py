@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,16 +92,16 @@ def assembled(
 def _said(parts: Sequence[Part], count: int) -> pa.StringArray:
     if all(part.outcomes.said.null_count == len(part.outcomes) for part in parts):
         return pa.nulls(count, pa.string())
-    said = [part.outcomes.said if part.rows is None else part.outcomes.said.take(pa.array(part.rows)) for part in parts]
-    return _ordered(pa.concat_arrays(said), np.concatenate([part.to for part in parts]))
+    every = (np.arange(len(part.outcomes)) if part.rows is None else part.rows for part in parts)
+    sources = [(part.outcomes.said, rows, part.to) for part, rows in zip(parts, every, strict=True)]
+    return _gathered(sources, count, pa.string())
 
 
 def _column(sources: list[tuple[pa.Array, Rows, Rows]], count: int, data_type: pa.DataType) -> pa.Array:
     """sources: (array, its rows, where these belong)."""
     width = fixed_width(data_type)
     if width is None or any(_has_nulls(array) for array, _, _ in sources):
-        picked = [_taken(array, rows) for array, rows, _ in sources]
-        return _ordered(_joined(picked, data_type), np.concatenate([to for _, _, to in sources]))
+        return _gathered(sources, count, data_type)
     out = np.empty((count, width), np.uint8)
     for array, rows, to in sources:
         values = np.frombuffer(canonical_values(array), np.uint8).reshape(len(array), width)
@@ -113,6 +114,21 @@ def _column(sources: list[tuple[pa.Array, Rows, Rows]], count: int, data_type: p
     return _of_bytes(data_type, count, pa.py_buffer(out))
 
 
+def _gathered(sources: list[tuple[pa.Array, Rows, Rows]], count: int, data_type: pa.DataType) -> pa.Array:
+    """As `_column`, of any type. Mostly a few rows have changed among many, so whole runs of rows are copied, once."""
+    which, row = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for number, (_, rows, to) in enumerate(sources):
+        which[to], row[to] = number, rows
+    cuts = (np.flatnonzero((np.diff(which) != 0) | (np.diff(row) != 1)) + 1).tolist()
+    if len(cuts) < count / _RUN_ROWS_MIN:
+        borders = [0, *cuts, count] if count else []
+        runs = (sources[which[start]][0].slice(int(row[start]), end - start) for start, end in pairwise(borders))
+        return _joined(list(runs), data_type)
+    picked = [_taken(array, rows) for array, rows, _ in sources]
+    return _ordered(_joined(picked, data_type), np.concatenate([to for _, _, to in sources]))
+
+
+_RUN_ROWS_MIN = 4
 _LARGE_BYTES = 1024
 
 

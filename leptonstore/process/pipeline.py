@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.refs import MAIN, list_refs, split_spec
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.write import write_table
-from leptonstore.errors import BadInput, LeptonError, OperationFailed
+from leptonstore.errors import BadInput, LeptonError, OperationFailed, listed
 from leptonstore.process.derive import head_of, publish_tree
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.process.findings import SCHEMA, joined, renumbered
@@ -104,7 +105,7 @@ class Pipeline:
             raise BadInput(f"{self.where}: on_error is one of {', '.join(ON_ERROR)}, not {self.on_error!r}")
         split_spec(self.dataset)
         if self.into is not None:
-            self._into()
+            self.target()
 
     def _repr_html_(self) -> str:
         """For notebooks."""
@@ -134,7 +135,7 @@ class Pipeline:
         line = f" line {self.lines[number - 1]}" if number <= len(self.lines) else ""
         return f"{self.where}{line}, operation {number}"
 
-    def _into(self) -> tuple[str, str]:
+    def target(self) -> tuple[str, str]:
         """(name, branch) of the result."""
         spec = self.into
         if spec is None:
@@ -149,7 +150,19 @@ class Pipeline:
 
     def plan(self, store: Store) -> Plan:
         """What would run. Raises all that can be known before: NotFound, BadInput, SchemaError, MissingExtra; names the operation."""
-        return plan_of(store, self)
+        plan = plan_of(store, self)
+        self._check_findings_name(store, self.target()[0])
+        return plan
+
+    def _check_findings_name(self, store: Store, name: str) -> None:
+        """Raise BadInput when NAME.findings is a dataset of something else."""
+        for info in list_refs(store, "dataset", name + FINDINGS):
+            there = Dataset(store, info.name, info.branch, info.commit).schema.names
+            if not set(SCHEMA.names) <= set(there):
+                raise BadInput(
+                    f"{self.where}: findings go into {name}{FINDINGS}, and that is a dataset of something else "
+                    f"({listed(there)}): give the result another name (into), or move that one"
+                )
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -165,10 +178,10 @@ class Pipeline:
 
         memo: whether results that are kept on this host are used, and a result that is there already is returned. Interrupted anywhere,
         nothing is visible but what was before; run again, it finds what was worked out. Raises as `plan`, OperationFailed, RuleBroken,
-        Conflict (somebody else wrote the branch meanwhile), TierUnavailable (a cluster went away), StoreFull.
+        Conflict (somebody else wrote the branch meanwhile), ClusterLost (a cluster went away), StoreFull.
         """
         store.refresh()
-        name, branch = self._into()
+        name, branch = self.target()
         if memo:
             there = self._made_already(store, name, branch)
             if there is not None:
@@ -184,7 +197,7 @@ class Pipeline:
         tree, findings, counts, totals = run.all_passes()
         lineage = plan.lineage(counts, len(ds), tree.rows)
         if tree.rows == 0 and len(ds):
-            raise BadInput(f"{self.where}: no row of {ds.label} would be left; look at the operations that drop rows")
+            raise BadInput(f"{self.where}: no row of {ds.label} would be left{_why_none(findings, counts)}")
         message = self.message or "process: " + ", ".join(operation.name for operation in self.operations)
         made = publish_tree(
             store, ds, tree, run.schema, plan.identity, plan.keyed, lineage, message, (name, branch), met, author
@@ -210,8 +223,10 @@ class Pipeline:
         rows.
         """
         store.refresh()
-        name, branch = self._into()
-        plan = self.plan(store)
+        name, branch = self.target()
+        plan = plan_of(store, self)
+        if save:
+            self._check_findings_name(store, plan.dataset.name)
         run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
         findings, counts, totals = run.look()
         if save:
@@ -238,23 +253,33 @@ class Pipeline:
     def _write_findings(
         self, store: Store, ds: Dataset, made: Dataset | None, findings: pa.Table, branch: str, author: str
     ) -> None:
-        """A version of NAME.findings, unless there is nothing to say and nothing was said before. made: None when nothing was."""
+        """A version of NAME.findings, without rows when checks found none: then somebody has looked. made: None when nothing was.
+
+        None is written where nothing was looked for, nothing failed, and nothing was said before.
+        """
         name = (made or ds).name + FINDINGS
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
-        if not len(findings) and branch not in before:
+        checks = sorted({one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")})
+        if not len(findings) and not checks and branch not in before:
             return
         # The rows are those of the version that was searched: that is the one commit which a reader of lineage is to find here.
         lineage = {
             "operation": "findings",
             "searched": {"commit": ds.commit, "name": f"dataset/{ds.name}"},
-            "checks": sorted(
-                {one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")}
-            ),
+            "checks": checks,
         } | ({} if made is None else {"result": made.commit})
-        source = Source(
-            SCHEMA, ("row", "check"), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage
-        )
+        source = Source(SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage)
         write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)
+
+
+def _why_none(findings: pa.Table, counts: Sequence[dict[str, Any]]) -> str:
+    """What took all rows: those that failed, with the first one's reason, and the operations that dropped rows."""
+    out = [f"{one['operation']} drops {gone:,}" for one in counts if (gone := one["in"] - one["out"] - one["failed"])]
+    failed = findings.filter(pc.equal(findings["check"], FAILED))
+    if len(failed):
+        first = failed.sort_by("row").slice(0, 1).to_pylist()[0]
+        out.append(f"{len(failed):,} fail, row {first['row']} with {first['detail']}")
+    return f": {'; '.join(out)}" if out else ""
 
 
 def declared(pipeline: Pipeline) -> str:
@@ -351,6 +376,7 @@ class _Run:
 
     def _tell(self) -> Callable[[int], None]:
         total, what = len(self._plan.dataset), f"pass {self._pass_number()} of {len(self._plan.passes) + 1}"
+        self._progress(what, 0, total)
         return lambda done: self._progress(what, done, total)
 
     def _pass_number(self) -> int:

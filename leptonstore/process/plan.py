@@ -250,7 +250,7 @@ def _known(ds: Dataset, chain: Chain, memo: Memo) -> int:
         rows = np.arange(start, min(start + limits.SELECTION_ROWS_BATCH, len(ds)), dtype=np.int64)
         columns = ds.pages.gather(rows, fields, keep=False)
         keys = chain.keys(dict(zip(chain.reads, columns, strict=True)))
-        known += sum(place is not None for place in memo.places(keys))
+        known += int(memo.places(keys).found.sum())
     return known
 
 

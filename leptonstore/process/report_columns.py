@@ -143,7 +143,7 @@ def drift(found: Drift) -> dict[str, Any]:
     levels = [one.level for one in found.columns]
     return {
         "other": f"{found.dataset}@{found.ref}",
-        "commit": found.commit,
+        "commit": "" if found.commit.startswith(found.ref) else found.commit,
         "rows": found.rows,
         "much": levels.count("much"),
         "some": levels.count("some"),

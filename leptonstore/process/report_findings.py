@@ -84,8 +84,7 @@ def clusters(parts: Sequence[Cluster], total: int, edge: int) -> dict[str, Any]:
         if first and part.samples[0].image is None:
             for picture, sample in zip(pictures["pictures"][1:], part.samples[1:], strict=False):
                 picture.pieces = _pieces(first, sample.text)
-        many = len(part.samples) > 2 or pictures["texts"]
-        shown.append({"name": named(part.check), "gallery": pictures, "rows": part.rows, "many": many})
+        shown.append({"name": named(part.check), "gallery": pictures, "rows": part.rows})
     return {"shown": shown, "total": max(total, len(parts))}
 
 

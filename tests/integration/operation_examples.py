@@ -218,6 +218,7 @@ EXAMPLES = [
     Example("check.constant", {}, PICTURES),
     Example("check.image_size", {"sizes": ["12x16"], "action": "tag"}, BROKEN),
     Example("check.image_quality", {"z": 1.5, "action": "drop"}, FILES),
+    Example("check.near_duplicate_images", {"action": "drop"}, PICTURES),
     Example("check.class_balance", {"label": "label"}, NUMBERS),
     Example("check.label_errors", {"columns": ["count", "score"]}, NUMBERS),
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("ray")
@@ -19,11 +21,13 @@ from process_data import write
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.schema import text_field
 from leptonstore.dataset.write import publish_commit
 from leptonstore.digest import parse_hex
 from leptonstore.errors import ClusterLost, LeptonError, SourceError
 from leptonstore.format.commit import Commit
 from leptonstore.process.engine import Runner, Written, cluster, rows_of, write_rows
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
 
@@ -53,23 +57,37 @@ def published(store: Store, ds: Dataset, written: Written) -> Dataset:
     return Dataset(store, "made", "main", publish_commit(store, commit, "dataset/made/main", None))
 
 
-def test_a_cluster_that_goes_away_is_told_and_the_next_one_does_the_work(
-    store: Store, ds: Dataset, monkeypatch: pytest.MonkeyPatch
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_is_joined_and_when_it_goes_away_that_is_told_and_another_does_the_work(
+    store: Store, ds: Dataset
 ) -> None:
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_SILENT_S_MAX", 1.0)
-    monkeypatch.setattr(limits, "ENGINE_CLUSTER_LOOK_S", 0.5)
-    killed: list[int] = []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_DISABLE_DASHBOARD": "1"}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        address = other.stdout.readline().strip()
+        joined = Runner("ray", address=address)
+        sieve = Sieve(ds.schema, by=3)
+        assert write_rows(ds, sieve, ("id",), joined).tree == write_rows(ds, sieve, ("id",), NATIVE).tree
+        before = dict(store.state.refs)
 
-    def kill(rows: int) -> None:
-        if not killed and rows > ROWS // 3:
-            killed.extend([*_processes("gcs_server"), *_processes("raylet/raylet")])
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
+        def stop(rows: int) -> None:
+            if rows > ROWS // 3:
+                other.stdin.close()
 
-    before = dict(store.state.refs)
-    with pytest.raises(ClusterLost, match=r"the Ray cluster on this host went away"):
-        write_rows(ds, Sieve(ds.schema, by=3), ("id",), RAY, kill)
-    assert killed and store.state.refs == before
+        with pytest.raises(ClusterLost, match=rf"the Ray cluster at {address} went away: nothing was published"):
+            write_rows(ds, Sieve(ds.schema, by=4), ("id",), joined, stop)
+        assert other.stdin.closed and store.state.refs == before
     assert write_rows(ds, Same(ds.schema), ("id",), RAY).tree.root == ds.commit_object.root
 
 
@@ -160,6 +178,70 @@ def test_garbage_collection_in_mid_run_spares_what_workers_wrote(store: Store, d
         collect(other)
         assert not check_store(other, read_data=True).problems
     assert len(whole.to_arrow()) == made.tree.rows
+
+
+PIPELINE = """
+dataset = "texts"
+into = "made"
+on_error = "quarantine"
+
+[[operation]]
+use = "check.duplicates"
+action = "drop"
+
+[[operation]]
+use = "check.text_length"
+action = "tag"
+max = 250
+
+[[operation]]
+use = "text.mask_pii"
+
+[[operation]]
+use = "check.near_duplicate_texts"
+action = "drop"
+
+[[operation]]
+use = "rows.split"
+fractions = [0.7, 0.3]
+"""
+
+
+def test_a_pipeline_gives_the_same_commit_also_when_a_worker_is_killed(tmp_path: Path) -> None:
+    """Operations by name, two table operations among them: three passes, the last of which writes."""
+    (tmp_path / "p.toml").write_text(PIPELINE)
+    pipeline = Pipeline.from_toml(tmp_path / "p.toml")
+    commits, findings, killed = set(), [], []
+
+    def kill(what: str, rows: int, total: int) -> None:
+        if not killed and what.startswith("pass 3") and 0 < rows < total:
+            killed.extend(_processes("RaySwordfishActor")[:1])
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    for place, runner, progress in (("a", NATIVE, None), ("b", RAY, None), ("c", RAY, kill)):
+        with Store.create(tmp_path / place) as store:
+            write(store, "texts", _with_addresses(), ("id",))
+            made = pipeline.run(store, runner, *([progress] if progress else []))
+            commits.add(made.dataset.commit)
+            findings.append(made.findings)
+            assert len(made.dataset.to_arrow()) == len(made.dataset)
+            assert not check_store(store, read_data=True).problems
+    assert len(commits) == 1 and killed
+    assert findings[0].equals(findings[1]) and findings[0].equals(findings[2]) and len(findings[0])
+
+
+def _with_addresses() -> pa.Table:
+    """12,000 texts; some twice, some nearly, some with an address, some long."""
+    random = np.random.default_rng(5)
+    words = np.array([f"word{number}" for number in range(2_000)])
+    text = [" ".join(words[random.integers(0, 2_000, 30)]) for _ in range(ROWS * 2 // 5)]
+    for row in range(0, len(text), 10):
+        text[row] += f" a.b{row}@example.org"
+        text[row + 1] = text[row]
+        text[row + 2] = text[row].replace("word", "word", 1) + " more"
+    schema = pa.schema([pa.field("id", pa.int64(), nullable=False), text_field("text")])
+    return pa.table([pa.array(range(len(text))), pa.array(text, schema.field("text").type)], schema=schema)
 
 
 def test_no_cluster_at_an_address_is_told_before_anything_is_done(ds: Dataset) -> None:

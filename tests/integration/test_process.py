@@ -69,6 +69,7 @@ def run(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProces
 
 def test_plan_run_show_and_memo(place: Path) -> None:
     plan = run("process", "plan", "p.toml", cwd=place).stdout
+    assert "writes made@main; a row that an operation fails on ends the run" in plan
     assert "20,000 rows, in 1 pass" in plan and "size int32" in plan and "0 of 20,000 rows are in the memo" in plan
     made = json.loads(run("process", "run", "p.toml", "--json", cwd=place).stdout)
     assert made["rows_in"] == made["rows_out"] == made["computed"] == ROWS and made["reused"] == 0
@@ -109,8 +110,40 @@ def test_a_row_that_fails_ends_the_run_or_is_left_out(place: Path) -> None:
     file.write_text('dataset = "texts"\ninto = "made"\n[[operation]]\nuse = "user_code:picky"\ncolumns = ["text"]\n')
     told = run("process", "run", "picky.toml", cwd=place, code=2).stderr
     assert "operation 1 (user_code:picky) failed on row 17 of texts@main: ValueError: 17 is not allowed" in told
+    assert len(told.splitlines()) == 1, "and Daft says nothing of its own"
     made = run("process", "run", "picky.toml", "--on-error", "quarantine", cwd=place).stdout
     assert "20,000 in, 19,999 out" in made and "failed" in made and "made.findings" in made
+
+
+def test_threads_of_dafts_that_come_out_of_python_find_an_interpreter(place: Path) -> None:
+    """After a failed run some did not, and the process ended with signal 6 instead of its exit code: now it ends before the interpreter."""
+    code = """
+import atexit, sys
+class Interpreter:
+    def __del__(self, write=sys.stdout.write):
+        write("ended")
+kept = Interpreter()
+atexit.register(print, "at exit")
+from leptonstore.cli import main
+main()
+"""
+    file = place / "picky.toml"
+    file.write_text('dataset = "texts"\ninto = "made"\n[[operation]]\nuse = "user_code:picky"\ncolumns = ["text"]\n')
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
+    for arguments, status, said in ((["run", "picky.toml"], 2, "at exit\n"), (["plan", "picky.toml"], 0, "ended")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "process", *arguments],
+            cwd=place, capture_output=True, text=True, check=False, env=env,
+        )  # fmt: skip
+        assert done.returncode == status and done.stdout.endswith(said), (done.stdout, done.stderr)
+
+
+def test_show_names_the_operation_that_is_nearest_to_a_typo(place: Path) -> None:
+    assert (
+        "did you mean the operation 'check.outliers'?"
+        in run("process", "show", "check.outlierz", cwd=place, code=3).stderr
+    )
+    assert "default 'keep': keep, drop, tag, fix" in run("process", "show", "check.nulls", cwd=place).stdout
 
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGKILL"])

@@ -95,7 +95,9 @@ def test_a_query_cannot_reach_anything_else(full: Store, tmp_path: Path) -> None
 
 def test_mistakes_are_named(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for statement, message in [
-        ("select * from nope", "Table with name nope does not exist.*datasets here: d "),
+        ("select * from nope", "Table with name nope does not exist.*datasets here: d; "),
+        ("select * from d.findings", 'names with a dot, .* stand in double quotes: "NAME@REF"'),
+        ("select * from d@main", 'near "@"; .* stand in double quotes: "NAME@REF"'),
         ("selec 1", 'syntax error at or near "selec"'),
         ("select nope from d", "nope"),
         ("select id from d where label = 'cat'", "Could not convert"),

@@ -45,3 +45,20 @@ def wrong_name(batch: pa.RecordBatch) -> dict[str, Any]:
 
 def wrong_length(batch: pa.RecordBatch) -> dict[str, Any]:
     return {"size": [1]}
+
+
+def words_for_numbers(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"size": ["long"] * batch.num_rows}
+
+
+def parity_names(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"parity": [("even", "odd")[number % 2] if number else None for number in batch.column("id").to_pylist()]}
+
+
+def parity_numbers(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"parity": [number % 2 if number else None for number in batch.column("id").to_pylist()]}
+
+
+def parity_unknown(batch: pa.RecordBatch) -> dict[str, Any]:
+    numbers = batch.column("id").to_pylist()
+    return {"parity": ["seven" if number == 7 else ("even", "odd")[number % 2] for number in numbers]}

@@ -13,7 +13,7 @@ from leptonstore.errors import BadInput, ChunkCorrupt, ClusterLost, LeptonError,
 from leptonstore.process.engine import Runner
 from leptonstore.process.engine.failures import Told, received, told
 from leptonstore.process.engine.passes import chosen, missing
-from leptonstore.process.engine.runner import is_loss
+from leptonstore.process.engine.ray_driver import is_loss
 from leptonstore.process.engine.workers import Lent
 
 LENT = Lent("nobody's", "nowhere", None)

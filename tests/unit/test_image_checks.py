@@ -20,6 +20,7 @@ from leptonstore.process.checks import image_facts
 from leptonstore.process.checks.constant import Constant
 from leptonstore.process.checks.image_quality import ImageQuality
 from leptonstore.process.checks.image_size import ImageSize
+from leptonstore.process.checks.near_images import NearDuplicateImages
 from leptonstore.process.checks.undecodable import Undecodable
 from leptonstore.process.operation import Made, RowOperation, TableOperation
 from leptonstore.process.registry import operation_named
@@ -291,3 +292,4 @@ def test_an_empty_dataset_has_no_findings() -> None:
     for kind, encoded_too in KINDS:
         if encoded_too or kind is ImageQuality:
             assert found(kind(), batch) == []
+    assert found(NearDuplicateImages(), batch) == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -158,6 +161,25 @@ def test_what_cannot_be_judged_takes_no_part() -> None:
             LabelErrors(**options)
     with pytest.raises(SchemaError, match="name the columns"):
         found_by(LabelErrors(), table.select(["id", "label"]))
+
+
+def test_the_number_of_threads_decides_nothing() -> None:
+    code = (
+        "import hashlib; import numpy as np; from leptonstore.process.checks.label_model import Features, out_of_fold\n"
+        "rng = np.random.default_rng(0); labels = rng.integers(0, 2, 500)\n"
+        "seen = rng.normal(labels[:, None], 1, (500, 12)).astype(np.float32)\n"
+        "for numbers_only in (False, True):\n"
+        "    made = out_of_fold(Features(seen, None, numbers_only), labels, np.arange(500, dtype=np.uint64), 2, 2)\n"
+        "    print(hashlib.sha256(made.tobytes()).hexdigest())"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": threads}
+        )
+        for threads in ("1", "2")
+    ]
+    said = {one.communicate()[0] for one in running}
+    assert len(said) == 1 and len(said.pop().split()) == 2
 
 
 def test_more_than_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,14 +62,12 @@ def memo(store: Store) -> Memo:
 
 def gathered(memo: Memo, numbers: list[int]) -> Outcomes:
     """The outcomes of these rows, put together from all blocks that have some; every one must be there."""
-    keys = keys_of(*numbers)
-    by_block: dict[bytes, list[tuple[int, int]]] = {}
-    for at, place in enumerate(memo.places(keys)):
-        assert place is not None
-        by_block.setdefault(place.block, []).append((at, place.row))
-    parts = []
-    for block, pairs in by_block.items():
-        to, rows = (np.array(one) for one in zip(*pairs, strict=True))
+    keys, parts = keys_of(*numbers), []
+    found = memo.places(keys)
+    assert found.found.all()
+    for block in set(found.blocks.tolist()):
+        to = np.flatnonzero([one == block for one in found.blocks.tolist()])
+        rows = found.rows[to]
         held = memo.outcomes(block, [keys[at] for at in to], rows.tolist(), TYPES)
         assert held is not None
         parts.append(Part(held, rows, to))
@@ -91,7 +89,7 @@ def test_rows_of_many_blocks_come_back_as_they_were_in_any_order(
 
 def test_keys_that_were_never_put_are_absent(memo: Memo) -> None:
     memo.put_rows(keys_of(1), outcomes_of([1]))
-    assert memo.places(keys_of(1, 2))[1] is None
+    assert memo.places(keys_of(1, 2)).found.tolist() == [True, False]
 
 
 def test_a_block_that_is_altered_anywhere_is_refused(memo: Memo, tmp_path: Path) -> None:
@@ -119,13 +117,12 @@ def test_a_block_that_is_altered_anywhere_is_refused(memo: Memo, tmp_path: Path)
 def test_a_damaged_block_is_absent_and_forgotten(memo: Memo) -> None:
     memo.put_rows(keys_of(1), outcomes_of([1]))
     (file,) = (memo.path / "blocks").iterdir()
-    place = memo.places(keys_of(1))[0]
-    assert place is not None
+    (block,) = memo.places(keys_of(1)).blocks.tolist()
     raw = bytearray(file.read_bytes())
     raw[-70] ^= 1
     file.write_bytes(raw)
     fresh = Memo(memo.path)
-    assert fresh.outcomes(place.block, keys_of(1), [0], TYPES) is None
+    assert fresh.outcomes(block, keys_of(1), [0], TYPES) is None
     assert fresh.usage()[2:4] in ((0, 0), (0, 1))
     assert not list((memo.path / "blocks").iterdir())
     fresh.put_rows(keys_of(1), outcomes_of([1]))
@@ -134,9 +131,8 @@ def test_a_damaged_block_is_absent_and_forgotten(memo: Memo) -> None:
 
 def test_columns_of_another_type_are_absent(memo: Memo) -> None:
     memo.put_rows(keys_of(1), outcomes_of([1]))
-    place = memo.places(keys_of(1))[0]
-    assert place is not None
-    assert memo.outcomes(place.block, keys_of(1), [0], TYPES[:2]) is None
+    (block,) = memo.places(keys_of(1)).blocks.tolist()
+    assert memo.outcomes(block, keys_of(1), [0], TYPES[:2]) is None
 
 
 def test_it_stays_within_its_budget_and_keeps_what_was_used(memo: Memo) -> None:
@@ -147,9 +143,9 @@ def test_it_stays_within_its_budget_and_keeps_what_was_used(memo: Memo) -> None:
     memo.set_budget(12 * ROWS * (limits.MEMO_ROW_BYTES + 64))
     for number in range(40):
         block(number)
-        first = memo.places(keys_of(0))[0]
-        assert first is not None, "what is used all the time stays"
-        assert memo.outcomes(first.block, keys_of(0), [0], (pa.int64(),)) is not None
+        first = memo.places(keys_of(0)).blocks.tolist()
+        assert first, "what is used all the time stays"
+        assert memo.outcomes(first[0], keys_of(0), [0], (pa.int64(),)) is not None
         usage = memo.usage()
         assert usage.bytes <= usage.budget_bytes
     usage = memo.usage()
@@ -196,9 +192,9 @@ def test_a_damaged_index_starts_from_empty(memo: Memo) -> None:
     data.unlink()
     data.write_bytes(b"\xff" * len(raw))
     fresh = Memo(memo.path)
-    assert fresh.places(keys_of(1)) == [None]
+    assert not fresh.places(keys_of(1)).found.any()
     fresh.put_rows(keys_of(1), outcomes_of([1]))
-    assert fresh.places(keys_of(1)) != [None]
+    assert fresh.places(keys_of(1)).found.all()
     assert len(list((memo.path / "blocks").iterdir())) == 1
 
 
@@ -264,10 +260,10 @@ def test_writers_that_are_killed_leave_a_sound_memo(tmp_path: Path) -> None:
     memo = Memo(path)
     for turn, number in acknowledged:
         keys = [digest_of(f"{turn} {number} {row}".encode()) for row in range(64)]
-        (block,) = {place.block for place in memo.places(keys) if place is not None}
+        (block,) = set(memo.places(keys).blocks.tolist())
         held = memo.outcomes(block, keys, range(64), (pa.int64(),))
         assert held is not None
-        assert held.columns[0].to_pylist() == [number] * 64
+        assert held.columns == (pa.array([number] * 64),)
     (memo.path / "blocks" / ("ab" * 8)).write_bytes(b"of a writer that was killed")
     memo.trim(1 << 40)
     assert len(list((memo.path / "blocks").iterdir())) == memo.usage().blocks
@@ -278,7 +274,7 @@ def test_clear_empties_it_and_keeps_its_budget(store: Store, memo: Memo) -> None
     memo.put_rows(keys_of(1), outcomes_of([1]))
     memo.put(keys_of(2)[0], b"small")
     assert memo.clear() > 0
-    assert memo.places(keys_of(1)) == [None] and memo.get(keys_of(2)[0]) is None
+    assert not memo.places(keys_of(1)).found.any() and memo.get(keys_of(2)[0]) is None
     assert memo.usage()[1:] == (1 << 30, 0, 0, 0)
     assert not list((memo.path / "blocks").iterdir())
 

@@ -270,7 +270,7 @@ def test_what_is_proposed_is_what_a_plain_search_proposes() -> None:
         (image_hashes.FINE, image_hashes.WINDOWS[:1], np.arange(25)),
         (image_hashes.COARSE, image_hashes.WINDOWS, np.flatnonzero(~plain)),
     ):
-        signs = image_hashes._signs(kind, found[rows], windows)
+        signs = image_hashes._signs(kind, found, rows, windows)
         bits = [np.unpackbits(one.view(np.uint8), axis=1, bitorder="little") for one in signs]
         for a in range(len(rows)):
             for b in range(len(rows)):

@@ -16,7 +16,9 @@ from leptonstore.dataset import Dataset, list_refs
 from leptonstore.dataset.columns import change_rules
 from leptonstore.dataset.erase import erase
 from leptonstore.dataset.rules import Rule
+from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
+from leptonstore.process.checks.outliers import Outliers
 from leptonstore.process.memo import Memo
 from leptonstore.process.operations.function import Function
 from leptonstore.process.operations.rows import Select, Split
@@ -195,6 +197,24 @@ def test_functions_make_columns_tensors_and_selections(store: Store, texts: Data
     assert rows.schema.field("loud").metadata == {b"lepton.semantic": b"text"}
 
 
+def test_a_function_gives_class_labels_by_name_or_number_so_that_training_takes_them(
+    store: Store, texts: Dataset
+) -> None:
+    def made(name: str, on_error: str = "raise") -> Dataset:
+        operation = function(name, ("id",), returns={"parity": "class_label[even, odd]"})
+        return Pipeline("texts", [operation], f"made@{name}", on_error).run(store).dataset
+
+    for name in ("parity_names", "parity_numbers"):
+        rows = made(name)
+        assert class_names(rows.schema.field("parity")) == ["even", "odd"]
+        assert rows.to_arrow()["parity"].to_pylist() == [None, *(number % 2 for number in range(1, 50))]
+    with pytest.raises(OperationFailed, match=r"on row 7 of .*there is no class 'seven'; there are even, odd"):
+        made("parity_unknown")
+    assert len(made("parity_unknown", "quarantine")) == 49
+    with pytest.raises(BadInput, match="classes have different names"):
+        function("odd", ("id",), returns={"parity": "class_label[even, even]"})
+
+
 def test_code_that_changes_is_run_again(
     store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,8 +317,32 @@ def test_a_pipeline_may_end_in_groups(store: Store) -> None:
 
 
 def test_every_row_gone_is_refused(store: Store, texts: Dataset) -> None:
-    with pytest.raises(BadInput, match="no row of texts@main would be left"):
+    with pytest.raises(BadInput, match=r"no row of texts@main would be left: rows.select drops 50$"):
         Pipeline("texts", [Select(where="id > 1000")], "made").run(store)
+
+
+def test_a_dataset_of_something_else_is_not_written_over_with_findings(store: Store, texts: Dataset) -> None:
+    other = write(store, "made.findings", table_of(["mine"]), ["id"])
+    pipeline = Pipeline("texts", [Outliers(columns=["id"])], "made")
+    for act in (pipeline.plan, pipeline.run):
+        with pytest.raises(BadInput, match=r"findings go into made\.findings, and that is a dataset of something else"):
+            act(store)
+    assert not list_refs(store, "dataset", "made")
+    assert Dataset.open(store, "made.findings").commit == other.commit
+
+
+def test_a_search_that_finds_nothing_is_written_too_so_that_reports_know_of_it(store: Store, texts: Dataset) -> None:
+    Pipeline("texts", [Outliers(columns=["id"], action="drop")], "made").run(store)
+    found = Dataset.open(store, "made.findings")
+    assert len(found) == 0 and found.commit_object.lineage["checks"] == ["outliers"]
+    Pipeline("texts", [Select(where="id > 3")], "selected").run(store)
+    assert not list_refs(store, "dataset", "selected.findings"), "nobody has looked"
+
+
+def test_when_every_row_fails_the_reason_is_told(store: Store, texts: Dataset) -> None:
+    operation = function("words_for_numbers", returns={"size": "int32"})
+    with pytest.raises(BadInput, match=r"would be left: 50 fail, row 0 with .*words_for_numbers: ArrowInvalid.*'long'"):
+        Pipeline("texts", [operation], "made", "quarantine").run(store)
 
 
 def test_rules_of_the_version_before_go_on(store: Store, texts: Dataset) -> None:

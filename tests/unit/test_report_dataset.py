@@ -276,3 +276,29 @@ def test_other_names_of_the_version_and_what_identifies_its_rows_are_told(store:
     create_ref(store, "dataset", "d", "v1", ds.commit, tag=True)
     html = render(dataset_report(ds))
     assert "also d@v1" in html and "int64, identifies rows" in html
+
+
+def test_hostile_columns_classes_texts_findings_and_messages_stay_text(store: Store) -> None:
+    from test_report import HOSTILE, Page, assert_harmless
+
+    evil = [text.replace("\ud800", "?").replace("\x00", "") for text in HOSTILE]
+    rows = 60
+    fields = [pa.field(f"{text[:200]} {at}", pa.float64()) for at, text in enumerate(evil)]
+    schema = pa.schema([pa.field("id", pa.int64(), False), text_field("said"), *fields])
+    rng = np.random.default_rng(0)
+    said = [f"{evil[at % len(evil)]} and more words, so that this is text" for at in range(rows)]
+    columns = [range(rows), said, *(rng.normal(at, 1, rows) for at in range(len(fields)))]
+    table = pa.table(columns, schema=schema)
+    for part in (table.slice(0, 30), table):
+        lineage = {"operation": evil[0], "files": [{"name": evil[1], "bytes": 3}], evil[2]: {"x": evil}}
+        source = Source(schema, ("id",), lambda part=part: iter(part.to_batches()), len(part), lineage)  # type: ignore[misc]
+        ds = write_dataset(store, "t", source, message=evil[3])
+    found = joined(
+        [findings_table(text, text, [at, 20 + at], [text] * 2, others=[40, 40]) for at, text in enumerate(evil)]
+    )
+    findings_of(store, ds, found)
+    page = dataset_report(ds)
+    html = render(page)
+    assert_harmless(html, Page(html))
+    assert page.clusters and page.analysis is not None and page.analysis.correlation is not None and page.analysis.drift
+    assert "alert(1)" in html and "\x1b" not in html and "\u202e" not in html

@@ -42,9 +42,13 @@ class Check(Operation):
     action: str = "keep"
 
     def __post_init__(self) -> None:
-        allowed = [one.value for one in Action if one is not Action.FIX or self.can_fix]
-        if self.action not in allowed:
-            raise BadInput(f"{self.name} has no action {self.action!r}; it has: {listed(allowed)}")
+        if self.action not in self.actions():
+            raise BadInput(f"{self.name} has no action {self.action!r}; it has: {listed(self.actions())}")
+
+    @classmethod
+    def actions(cls) -> tuple[str, ...]:
+        """Those that it has."""
+        return tuple(one.value for one in Action if one is not Action.FIX or cls.can_fix)
 
     @abstractmethod
     def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:

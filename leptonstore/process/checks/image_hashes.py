@@ -38,7 +38,7 @@ class Kind:
 
 
 FINE = Kind(192, 24, 32, 24)
-COARSE = Kind(96, 14, 32, 16)
+COARSE = Kind(96, 14, 32, 18)
 _UNIT = 63  # of the largest number in the matrix: sums stay below 2^24
 
 _ROWS_CHUNK = 4_096
@@ -64,22 +64,21 @@ def proposed(thumbnails: Thumbnails, plain: Bits) -> Rows:
     """(n, EDGE, EDGE) -> (m, 2) rows, the lower first, each pair once, in order. plain: which have a plain ground."""
     count = len(thumbnails)
     every, filled = np.arange(count), np.flatnonzero(~plain)
-    pairs = _within(FINE, _signs(FINE, thumbnails, WINDOWS[:1])[0], every, count)
-    parts = _signs(COARSE, thumbnails[filled], WINDOWS)
+    pairs = _within(FINE, _signs(FINE, thumbnails, every, WINDOWS[:1])[0], every, count)
+    parts = _signs(COARSE, thumbnails, filled, WINDOWS)
     more = _within(COARSE, np.concatenate(parts), np.tile(filled, len(WINDOWS)), len(filled))
     lower, higher = (np.concatenate([pairs[at], more[at]]) for at in (0, 1))
     names = np.unique(lower * count + higher)
     return np.stack([names // max(1, count), names % max(1, count)], axis=1)
 
 
-def _signs(kind: Kind, thumbnails: Thumbnails, windows: Sequence[Window]) -> list[Hashes]:
-    """Of each window (n, words): the signs of the coefficients."""
-    out = np.zeros((len(windows), len(thumbnails), -(-kind.bits // 64) * 8), np.uint8)
-    for at, window in enumerate(windows):
-        matrix = _matrix(kind.bits, window)
-        for low in range(0, len(thumbnails), _ROWS_CHUNK):
-            some = thumbnails[low : low + _ROWS_CHUNK]
-            values = some.reshape(len(some), EDGE * EDGE).astype(np.float32) @ matrix
+def _signs(kind: Kind, thumbnails: Thumbnails, rows: Rows, windows: Sequence[Window]) -> list[Hashes]:
+    """Of each window (n, words): the signs of the coefficients of these rows."""
+    out = np.zeros((len(windows), len(rows), -(-kind.bits // 64) * 8), np.uint8)
+    for low in range(0, len(rows), _ROWS_CHUNK):
+        some = thumbnails[rows[low : low + _ROWS_CHUNK]].reshape(-1, EDGE * EDGE).astype(np.float32)
+        for at, window in enumerate(windows):
+            values = some @ _matrix(kind.bits, window)
             out[at, low : low + len(some), : kind.bits // 8] = np.packbits(values > 0, axis=1, bitorder="little")
     return list(out.view("<u8"))
 
@@ -124,7 +123,7 @@ def _within(kind: Kind, found: Hashes, rows: Rows, whole: int) -> tuple[Rows, Ro
     pairs = np.zeros(0, np.int64)
     for band in _bands(kind):
         fresh = [pairs]
-        for one, other in _equal(_keys(found, band), whole):
+        for one, other in _equal(_keys(found, band), whole, kind.band_bits):
             near = np.bitwise_count(found[one] ^ found[other]).sum(axis=1) <= kind.apart_max
             a, b = rows[one[near]], rows[other[near]]
             fresh.append(np.unique((np.minimum(a, b) * count + np.maximum(a, b))[a != b]))
@@ -139,15 +138,20 @@ def _keys(found: Hashes, band: Sequence[int]) -> NDArray[np.uint32]:
     return key
 
 
-def _equal(keys: NDArray[np.uint32], whole: int) -> Iterator[tuple[Rows, Rows]]:
+def _equal(keys: NDArray[np.uint32], whole: int, bits: int) -> Iterator[tuple[Rows, Rows]]:
     """Places with equal keys: each of the first `whole` with those of them that follow it, each later one with all of them;
     NEAR_BAND_ROWS_MAX at most, some NEAR_PAIRS_CHUNK at a time."""
     order = np.argsort(keys[:whole], kind="stable")
     known = keys[order]
     places = np.concatenate([order, np.arange(whole, len(keys))])
-    begins = np.concatenate([np.arange(1, whole + 1), np.searchsorted(known, keys[whole:], side="left")])
-    ends = np.searchsorted(known, keys[places], side="right")
-    follow = np.minimum(ends - begins, NEAR_BAND_ROWS_MAX)
+    begins = np.arange(1, len(keys) + 1)
+    follow = np.empty(len(keys), np.int64)
+    follow[:whole] = np.searchsorted(known, known, side="right") - begins[:whole]
+    if len(keys) > whole:  # a table, since looking up in random order costs most of the time
+        starts = np.searchsorted(known, np.arange((1 << bits) + 1, dtype=np.uint32))
+        begins[whole:] = starts[keys[whole:]]
+        follow[whole:] = starts[keys[whole:] + np.uint32(1)] - begins[whole:]
+    np.minimum(follow, NEAR_BAND_ROWS_MAX, out=follow)
     before = np.concatenate([[0], np.cumsum(follow)])
     low = 0
     while low < len(places):

@@ -122,8 +122,9 @@ def out_of_fold(
             out[held, seen[0]] = 1.0
             return
         model = _model(features)
-        model.fit(matrix[train], labels[train])
-        out[held[:, None], model.classes_] = model.predict_proba(matrix[held])
+        with threadpool_limits(1, "openmp"):  # which counts for the thread that asks, unlike BLAS's below
+            model.fit(matrix[train], labels[train])
+            out[held[:, None], model.classes_] = model.predict_proba(matrix[held])
 
     with (
         threadpool_limits(1),

@@ -6,7 +6,8 @@
     apply.py    the step as a UDF                                               flow.py     what comes out of it
     sink.py     a Daft DataSink that stores rows, on the worker that has them   stitch.py   what workers stored -> the one tree
     workers.py  which store a worker uses                                       failures.py errors on their way to the caller
-    cluster.py  Ray: one that is there, or our own                              plain.py    plain values, for ../daft_frame.py
+    jobs.py     what a pass asks of a runner                                    plain.py    plain values, for ../daft_frame.py
+    cluster.py  Ray, which another process talks to: ray_driver.py
 
 The root depends on rows and schema alone, so every runner and every number of workers makes the same.
 """

@@ -1,263 +1,142 @@
-"""Ray: a cluster that is there, or one of our own on this host, for as long as this process lives.
+"""The runner ray: a process of its own talks to the cluster (ray_driver.py), this one to that.
 
-Daft's part on Ray ("Flotilla") is one actor that plans and one on each node that works. It replaces working actors that die and gives their
-tasks to others. What it does not survive is met here: when the planning actor dies, another one is made for what is still to be done
-(passes.py), and a cluster that is gone is told of. Without its head Ray ends the process that uses it after a minute, whatever that is at;
-so whether the head answers is looked at from time to time, beside the results.
-
-Own clusters have a node for each worker, since a worker is a process only where it is the one of its node.
+Ray ends the process that uses it when its node or the head of the cluster goes away: at once or after a minute, and without a word. It
+takes signals, starts threads, and knows one cluster at a time. None of that is for a caller's process; when the other one ends, that is
+ClusterLost. It lives until another cluster is asked for or this process ends, so the next pass finds workers that are warm.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import queue
-import socket
+import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Pipe
 
 from leptonstore import limits
 from leptonstore.errors import ClusterLost
+from leptonstore.process.engine.jobs import Job, Range, Result
 from leptonstore.process.engine.pieces import Step
-from leptonstore.process.engine.runner import is_loss
+from leptonstore.process.engine.runner import Lost
 
-_guard = threading.Lock()
-_session: _Session | None = None  # Ray knows one cluster in a process
-
-
-@dataclass
-class _Session:
-    """What this process is connected to. cluster: one of our own. head: host and port of what every part of a cluster talks to."""
-
-    asked: tuple[str | None, int]
-    cluster: Any
-    head: tuple[str, int] | None
-    runner: Any = None  # Daft's RayRunner; None: to be made
-    planners: list[Any] = field(default_factory=list)
+_guard = threading.RLock()  # one plan at a time
+_driver: _Driver | None = None
+_MAIN = "import sys; from leptonstore.process.engine.ray_driver import main; main(*sys.argv[1:])"
+RESULTS, END, TOLD, LOSS = "results", "end", "told", "loss"  # what the other process says
 
 
-def ray_results(plan: Any, address: str | None, workers: int) -> Iterator[Any]:
-    """The micropartitions of a plan. Raises ClusterLost, and what Daft and Ray make of errors of the plan's own."""
-    session = _connected(address, workers)
-    if session.runner is None:
-        from daft.runners.ray_runner import RayRunner
+class _Driver:
+    """The other process. asked: address and workers."""
 
-        logging.getLogger("daft.runners.ray_runner").setLevel(
-            logging.ERROR
-        )  # "will reuse the existing Ray context": so it should
-        session.runner = RayRunner(None)
-    try:
-        yield from _watched(session.runner.run_iter_tables(plan), session)
-    except ClusterLost:
-        session.runner = None
-        disconnect()
-        raise
-    except BaseException as error:
-        # A plan that failed has ended. One that is given up still runs, and what lost its planner needs another.
-        if not isinstance(error, Exception) or is_loss(error):
-            _end_planner(session)
-        raise
+    def __init__(self, asked: tuple[str | None, int]) -> None:
+        """Raises ClusterLost."""
+        self.asked = asked
+        self._said, theirs = Pipe()
+        address, workers = asked
+        paths = os.pathsep.join(path for path in sys.path if path)  # operations of the user's may stand beside a script
+        silent = str(max(1, int(limits.ENGINE_CLUSTER_SILENT_S_MAX)))
+        environment = {**os.environ, "PYTHONPATH": paths, "RAY_gcs_rpc_server_reconnect_timeout_s": silent}
+        command = [sys.executable, "-c", _MAIN, str(theirs.fileno()), address or "", str(workers)]
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one
+        )
+        theirs.close()
+        self.hear()  # it is connected, or says why not
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
 
-@dataclass(frozen=True)
-class _Shared:
-    """A step in the object store of a cluster. reference: as Ray pickles it, which says whose it is; Daft's pickle would leave that out."""
-
-    reference: bytes
-
-    def __call__(self) -> Step:
-        import ray
-
-        step: Step = ray.get(ray.cloudpickle.loads(self.reference))
-        return step
-
-
-def shared(step: Step, address: str | None, workers: int) -> _Shared:
-    """Put a step where every worker of the cluster can have it, once for each host. Raises ClusterLost.
-
-    It stays there as long as this process is connected: Ray keeps what was pickled outside of its own messages.
-    """
-    import ray
-
-    _connected(address, workers)
-    return _Shared(ray.cloudpickle.dumps(ray.put(step)))
-
-
-def _watched(results: Iterator[Any], session: _Session) -> Iterator[Any]:
-    """`results`, which another thread waits for, while this one looks after the head of the cluster."""
-    out: queue.Queue[tuple[str, Any]] = queue.Queue(8)
-    closed = threading.Event()
-
-    def say(kind: str, said: Any) -> None:
-        while not closed.is_set():
-            with suppress(queue.Full):
-                out.put((kind, said), timeout=1.0)
-                return
-
-    def fetch() -> None:
+    def send(self, data: bytes) -> None:
+        """A job. Raises ClusterLost."""
         try:
-            for one in results:
-                say("result", one)
-                if closed.is_set():
-                    return
-            say("end", None)
-        except BaseException as error:
-            say("error", error)
+            self._said.send_bytes(data)
+        except OSError:
+            raise lost(self.asked[0]) from None
 
-    threading.Thread(target=fetch, name="lepton-ray", daemon=True).start()
-    seen = time.monotonic()
-    try:
-        while True:
-            try:
-                kind, said = out.get(timeout=limits.ENGINE_CLUSTER_LOOK_S)
-            except queue.Empty:
-                if session.head is None or _answers(session.head, limits.ENGINE_CLUSTER_LOOK_S):
-                    seen = time.monotonic()
-                elif time.monotonic() - seen > limits.ENGINE_CLUSTER_SILENT_S_MAX:
-                    raise lost(session) from None
-                continue
-            if kind == "end":
-                return
-            if kind == "error":
-                if session.head is not None and not _answers(session.head, limits.ENGINE_CLUSTER_LOOK_S):
-                    raise lost(session) from said
-                raise said
-            yield said
-    finally:
-        closed.set()
+    def hear(self) -> list[Result] | None:
+        """Some results, None at their end. Raises what it raised, Lost, ClusterLost."""
+        try:
+            kind, said = self._said.recv()
+        except (EOFError, OSError):
+            raise lost(self.asked[0]) from None
+        if kind == LOSS:
+            raise Lost(said)
+        if kind == TOLD:
+            raise said
+        results: list[Result] | None = said if kind == RESULTS else None
+        return results
+
+    def end(self) -> None:
+        """Ends it, and a cluster of its own."""
+        self._said.close()  # which it takes for the end
+        try:
+            self._process.wait(limits.ENGINE_CLUSTER_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
-def lost(session: _Session | None = None) -> ClusterLost:
-    """The error of a cluster that went away."""
-    session = session or _session
-    asked = None if session is None else session.asked[0]
-    place = "the Ray cluster on this host" if asked is None else f"the Ray cluster at {asked}"
-    return ClusterLost(f"{place} went away: nothing was published; look after it (`ray status`), and run it again")
-
-
-def _connected(address: str | None, workers: int) -> _Session:
-    """The session with that cluster; one with another is ended. Raises ClusterLost."""
-    global _session
-    import ray
+def ray_results(
+    job: Job, step: Step, todo: Sequence[Range], address: str | None, workers: int
+) -> Iterator[list[Result]]:
+    """As Runner.results. Threads: one after another."""
+    from daft import pickle
 
     with _guard:
-        asked = address, 0 if address else workers
-        if _session is not None and (_session.asked != asked or not ray.is_initialized()):
-            _disconnect()
-        if _session is None:
-            if address is None and ray.is_initialized():  # the caller's own: that is what is meant
-                _session = _Session(asked, None, None)
-            else:
-                _session = _join(address, asked) if address else _start(workers, asked)
-        return _session
+        driver = _connected(address, workers)
+        ended = False
+        try:
+            driver.send(pickle.dumps((job, step, list(todo))))
+            while (results := driver.hear()) is not None:
+                yield results
+            ended = True
+        except Lost:
+            ended = True
+            raise
+        except ClusterLost:
+            raise
+        except Exception:
+            ended = True  # it said so
+            raise
+        finally:
+            if not ended:  # or nobody wants the rest
+                disconnect()
 
 
-def _start(workers: int, asked: tuple[str | None, int]) -> _Session:
-    """A cluster of our own, with a node for each worker."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    os.environ.setdefault("RAY_DISABLE_DASHBOARD", "1")
-    cpus = max(1, (os.cpu_count() or 1) // workers)
-    node: dict[str, Any] = {
-        "num_cpus": cpus,
-        "object_store_memory": limits.ENGINE_OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-    }
-    try:
-        with _importing_as_here():
-            cluster = Cluster(initialize_head=True, head_node_args=node)
-            for _ in range(workers - 1):
-                cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (RuntimeError, OSError, ConnectionError) as error:
-        raise ClusterLost(f"Ray does not start on this host: {_line(error)}; see its logs under /tmp/ray") from None
-    atexit.register(disconnect)
-    return _Session(asked, cluster, _host_and_port(cluster.address))
-
-
-@contextmanager
-def _importing_as_here() -> Iterator[None]:
-    """Inside, processes that are started find the modules that this one finds: operations of the user's may stand beside a script."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    try:
-        yield
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-
-
-def _join(address: str, asked: tuple[str | None, int]) -> _Session:
-    import ray
-
-    head = _host_and_port(address)
-    if head is not None and not _answers(head, limits.ENGINE_CLUSTER_WAIT_S):
-        raise ClusterLost(
-            f"no Ray cluster answers at {address}; start one (`ray start --head`), correct the address, or run without"
-        )
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (RuntimeError, OSError, ConnectionError, ValueError) as error:
-        raise ClusterLost(f"no Ray cluster takes us in at {address}: {_line(error)}; see `ray status` there") from None
-    if head is None and not address.startswith("ray://"):
-        head = _host_and_port(ray.get_runtime_context().gcs_address)
-    return _Session(asked, None, head)
+def _connected(address: str | None, workers: int) -> _Driver:
+    """Raises ClusterLost."""
+    global _driver
+    asked = address, 0 if address else workers
+    if _driver is not None and (_driver.asked != asked or not _driver.alive):
+        disconnect()
+    if _driver is None:
+        _driver = _Driver(asked)
+        atexit.register(disconnect)
+    return _driver
 
 
 def disconnect() -> None:
-    """Leave the cluster; end it when it is our own."""
+    """Leave the cluster; one on this host that is our own ends."""
+    global _driver
     with _guard:
-        _disconnect()
+        driver, _driver = _driver, None
+        if driver is not None:
+            with suppress(OSError):
+                driver.end()
 
 
-def _disconnect() -> None:
-    global _session
-    import ray
-
-    session, _session = _session, None
-    if session is None:
-        return
-    with suppress(Exception):  # of a cluster that is gone, nothing more can be had
-        ray.shutdown()
-    if session.cluster is not None:
-        with suppress(Exception):
-            session.cluster.shutdown()
-
-
-def _end_planner(session: _Session) -> None:
-    """Give up what runs. The next plan gets a planning actor, and working actors, of its own."""
-    import ray
-
-    runner, session.runner = session.runner, None
-    planner = getattr(runner, "flotilla_plan_runner", None)
-    if planner is not None:
-        with suppress(Exception):
-            ray.kill(planner.runner)
-
-
-def _host_and_port(address: str) -> tuple[str, int] | None:
-    """Of an address, None when it does not name one ("auto")."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    return (host.strip("[]"), int(port)) if host and port.isdigit() else None
-
-
-def _answers(head: tuple[str, int], timeout_s: float) -> bool:
-    """Whether something takes a connection there."""
-    try:
-        with socket.create_connection(head, timeout=timeout_s):
-            return True
-    except OSError:
-        return False
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+def lost(address: str | None) -> ClusterLost:
+    """The error of a cluster that went away."""
+    place = "the Ray cluster on this host" if address is None else f"the Ray cluster at {address}"
+    return ClusterLost(f"{place} went away: nothing was published; look after it (`ray status`), and run it again")

@@ -6,9 +6,9 @@ a worker that dies costs what it was at, and nothing is decided by who was faste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -20,18 +20,15 @@ from leptonstore.errors import ClusterLost, SchemaError, listed
 from leptonstore.format.keys import check_key
 from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import schema_to_json
-from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.failures import received
-from leptonstore.process.engine.flow import ROW, row_ranges, whole
+from leptonstore.process.engine.jobs import Came, Job, Range, Result, came_schema
 from leptonstore.process.engine.pieces import Step
-from leptonstore.process.engine.runner import Runner, is_loss
-from leptonstore.process.engine.stitch import RESULTS, Run, stitch
-from leptonstore.process.engine.workers import Lent, lend
+from leptonstore.process.engine.runner import Lost, Runner
+from leptonstore.process.engine.stitch import Run, stitch
+from leptonstore.process.engine.workers import lend
 from leptonstore.process.findings import joined
 
 Progress = Callable[[int], None]
-Range = tuple[int, int]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,10 @@ def rows_of(
     """What the step gives of all rows, in row order: "row" (int64), then step.schema with plain values; and the findings. All in memory.
 
     Rows are numbered as they stand in `ds`, a version or a view. progress: told the number of rows that are done.
-    Raises MissingExtra, SchemaError, what the step raises, ChunkMissing, ChunkCorrupt, and TierUnavailable when a cluster goes away.
+    Raises MissingExtra, SchemaError, what the step raises, ChunkMissing, ChunkCorrupt, and ClusterLost when a cluster goes away.
     """
-    schema = pa.schema([pa.field(ROW, pa.int64(), nullable=False), *step.schema])
-
-    def read(part: Any) -> list[_Rows]:
-        return list(_stretches(part.to_arrow(), step.schema, schema))
-
-    done = _all_rows(ds, step, runner, progress, lambda frame, lent: _plan(frame, step, ds, lent, plain=True), read)
-    table = pa.concat_tables([schema.empty_table(), *(one.table for one in done)])
+    done = [one for one in _all_rows(ds, step, runner, progress) if isinstance(one, Came)]
+    table = pa.concat_tables([came_schema(step.schema).empty_table(), *(one.table for one in done)])
     return table, joined(found for one in done for found in one.findings)
 
 
@@ -77,22 +69,10 @@ def write_rows(
     check_table(step.schema, identity, keyed)
     store = ds.store
 
-    def plan(frame: Any, lent: Lent) -> Any:
-        from leptonstore.process.engine.sink import RowSink
-
-        sink = RowSink(lent, step.schema, identity, keyed)
-        return _plan(frame, step, ds, lent, plain=False).write_datasink(sink.name(), sink)
-
-    def read(part: Any) -> list[Run]:
-        runs = [one.result for one in part.to_pydict()[RESULTS]]
-        for run in runs:
-            store.rely_on(run.packs)
-        return runs
-
-    done = _all_rows(ds, step, runner, progress, plan, read)
-    tree = stitch(store, step.schema, identity, keyed, done)
+    runs = [one for one in _all_rows(ds, step, runner, progress, identity, keyed) if isinstance(one, Run)]
+    tree = stitch(store, step.schema, identity, keyed, runs)
     store.flush()
-    return Written(tree, joined(found for run in done for found in run.findings))
+    return Written(tree, joined(found for run in runs for found in run.findings))
 
 
 def check_table(schema: pa.Schema, identity: Sequence[str], keyed: bool) -> None:
@@ -124,42 +104,40 @@ def _all_rows(
     step: Step,
     runner: Runner,
     progress: Progress,
-    plan: Callable[[Any, Lent], Any],
-    read: Callable[[Any], list[_D]],
-) -> list[_D]:
+    identity: tuple[str, ...] | None = None,
+    keyed: bool = False,
+) -> list[Result]:
     """The results of all rows, in row order and without overlap."""
     runner.require()
-    from leptonstore.process.engine.source import VersionSource, ranges
+    from leptonstore.process.engine.source import ranges
 
-    done: list[_D] = []
+    done: list[Result] = []
     made_bytes = sum(fixed_width(one.type) or 0 for one in step.schema)
     whole = list(ranges(ds, step.reads, runner.parallel, made_bytes=made_bytes))
-    with lend(ds.store, step, progress, runner.shared(step)) as (lent, caller):
+    with lend(ds.store, step, progress) as (lent, caller):
+        job = Job(ds, lent, pa.schema(ds.fields(step.reads)), step.schema, identity, keyed)
         tries = 0  # since one brought something
         while todo := missing(whole, done):
-            before, loss = len(done), None
-            frame = VersionSource(ds, lent, step.reads, todo).read()
+            before, loss = len(done), ""
             try:
-                for part in runner.results(plan(frame, lent)):
-                    done += read(part)
+                for some in runner.results(job, step, todo):
+                    for one in some:
+                        ds.store.rely_on(one.packs if isinstance(one, Run) else ())
+                    done += some
                     if not caller.rows:
                         progress(min(len(ds), sum(one.end - one.first for one in done)))
+            except Lost as error:
+                loss = str(error)
             except Exception as error:
-                told = caller.failure or received(error)
-                if told is not None or not is_loss(error):
-                    raise told or error from None
-                loss = error
+                raise caller.failure or received(error) or error from None
             done = chosen([*done, *caller.take()])
             tries = tries + 1 if len(done) == before else 0
             if tries == limits.ENGINE_TRIES_MAX:
+                first, end = todo[0]
                 raise ClusterLost(
-                    f"rows {todo[0][0]}-{todo[0][1] - 1} were lost {tries} times ({_line(loss)}); run it again"
+                    f"rows {first}-{end - 1} were lost {tries} times ({loss or 'without a word'}); run it again"
                 )
     return done
-
-
-def _line(error: Exception | None) -> str:
-    return "without a word" if error is None else (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def chosen(done: Sequence[_D]) -> list[_D]:
@@ -188,25 +166,3 @@ def missing(whole: Sequence[Range], done: Sequence[_Done]) -> list[Range]:
         if at < end:
             out.append((at, end))
     return out
-
-
-@dataclass(frozen=True)
-class _Rows:
-    first: int
-    end: int
-    table: pa.Table
-    findings: tuple[pa.Table, ...]
-
-
-def _stretches(table: pa.Table, made: pa.Schema, schema: pa.Schema) -> Iterator[_Rows]:
-    """A part of what `applied` gave, row range by row range."""
-    for first, end, kept, findings in row_ranges(table):
-        columns = Carried(made, "o").unpack([whole(kept[name]) for name in Carried(made, "o").schema.names])
-        arrays = [whole(kept[ROW]), *(column.values for column in columns)]
-        yield _Rows(first, end, pa.Table.from_arrays(arrays, schema=schema), findings)
-
-
-def _plan(frame: Any, step: Step, ds: Dataset, lent: Lent, plain: bool) -> Any:
-    from leptonstore.process.engine.apply import applied
-
-    return applied(frame, step.schema, pa.schema(ds.fields(step.reads)), lent, plain)._builder

@@ -61,8 +61,9 @@ def ranges(
 class VersionSource(DataSource):
     """Rows `todo` of a dataset or view: their numbers in it (int64, "row"), and columns as pages keep them (carrier.py)."""
 
-    def __init__(self, ds: Dataset, lent: Lent, columns: Sequence[str], todo: Sequence[Range]) -> None:
-        self._ds, self._lent, self._columns, self._todo = ds, lent, tuple(columns), list(todo)
+    def __init__(self, ds: Dataset, lent: Lent, read: pa.Schema, todo: Sequence[Range]) -> None:
+        """read: the columns, as fields of `ds`: which is not looked into here."""
+        self._ds, self._lent, self._read, self._todo = ds, lent, read, list(todo)
 
     @property
     def name(self) -> str:
@@ -72,31 +73,30 @@ class VersionSource(DataSource):
     @property
     def schema(self) -> daft.Schema:
         """Of the batches."""
-        return daft.Schema.from_pyarrow_schema(_schema(self._ds, self._columns))
+        return daft.Schema.from_pyarrow_schema(_schema(self._read))
 
     async def get_tasks(self, pushdowns: Pushdowns) -> AsyncIterator[DataSourceTask]:
         """One for each range."""
         for first, end in self._todo:
-            yield RangeTask(self._ds, self._lent, self._columns, first, end)
+            yield RangeTask(self._ds, self._lent, self._read, first, end)
 
 
-def _schema(ds: Dataset, columns: Sequence[str]) -> pa.Schema:
-    carried = Carried(pa.schema(ds.fields(columns)))
-    return pa.schema([pa.field(ROW, pa.int64()), *carried.schema])
+def _schema(read: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(ROW, pa.int64()), *Carried(read).schema])
 
 
 class RangeTask(DataSourceTask):
     """Rows [first, end). Pickles: a worker reads through a store of its own (workers.py)."""
 
-    def __init__(self, ds: Dataset, lent: Lent, columns: tuple[str, ...], first: int, end: int) -> None:
+    def __init__(self, ds: Dataset, lent: Lent, read: pa.Schema, first: int, end: int) -> None:
         # A view's rows travel with the tasks that need them, not with each task all of them.
         self._ds = ds if ds.selection is None else ds.select(np.arange(first, end))
-        self._lent, self._columns, self._first, self._end = lent, columns, first, end
+        self._lent, self._fields, self._first, self._end = lent, read, first, end
 
     @property
     def schema(self) -> daft.Schema:
         """Of the batch."""
-        return daft.Schema.from_pyarrow_schema(_schema(self._ds, self._columns))
+        return daft.Schema.from_pyarrow_schema(_schema(self._fields))
 
     async def read(self) -> AsyncIterator[RecordBatch]:
         """The one batch. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
@@ -109,7 +109,7 @@ class RangeTask(DataSourceTask):
 
     def _batch(self) -> RecordBatch:
         ds = self._lent.dataset(self._ds)
-        fields = ds.fields(self._columns)
+        fields = list(self._fields)
         numbers = np.arange(self._first, self._end, dtype=np.int64)
         base = numbers if ds.selection is None else ds.selection
         columns = ds.pages.gather(base, fields, keep=False) if fields else []

@@ -128,14 +128,12 @@ class Lent:
 
 
 @contextmanager
-def lend(
-    store: Store, step: Step, progress: Callable[[int], None], shared: Callable[[], Step] | None
-) -> Iterator[tuple[Lent, Caller]]:
-    """Inside, a run may use `store` and `step`. shared: gives workers in other processes the step."""
+def lend(store: Store, step: Step, progress: Callable[[int], None]) -> Iterator[tuple[Lent, Caller]]:
+    """Inside, a run may use `store` and `step`."""
     run = secrets.token_hex(16)
     caller = _lent[run] = Caller(store, step, progress)
     try:
-        yield Lent(run, store.url, store.secret_source, shared), caller
+        yield Lent(run, store.url, store.secret_source), caller
     finally:
         del _lent[run]
         end(run)

@@ -31,8 +31,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from leptonstore.dataset.schema import image_field, path_field, tensor_field, text_field, tokens_field
+from leptonstore.dataset.schema import (
+    class_label_field,
+    class_names,
+    image_field,
+    path_field,
+    tensor_field,
+    text_field,
+    tokens_field,
+)
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, listed
 from leptonstore.process.operation import Made, RowOperation
@@ -55,6 +64,7 @@ _SPECIAL: dict[str, Callable[[str], pa.Field]] = {
     "path": path_field,
 }
 _TENSOR = re.compile(r"(\w+)\[(\d+(?:\s*,\s*\d+)*)\]")
+_CLASSES = re.compile(r"class_label\[(.+)\]")
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,8 @@ class Function(RowOperation):
     """Calls a function of yours with batches of rows.
 
     call: "package.module:function". columns: those that it is given; none: all. returns: the columns that it returns, with their types:
-    bool, int32, float64, string, binary …, "[int32]" for lists, "float32[3, 224]" for tensors; image, text, tokens for what they mean.
+    bool, int32, float64, string, binary …, "[int32]" for lists, "float32[3, 224]" for tensors; image, text, tokens for what they mean,
+    "class_label[cat, dog]" for labels, which are given by name or number.
     arguments: given to it by name. revision: a text of yours; change it when something changes that its module does not show.
     """
 
@@ -139,7 +150,7 @@ class Function(RowOperation):
         missing = [name for name in self.returns if name not in found]
         if missing:
             raise BadInput(f"{self.call} returned no column {missing[0]!r}, which `returns` has")
-        columns = {name: _array(found[name], self._field(name).type) for name in self.returns}
+        columns = {name: _values(found[name], self._field(name)) for name in self.returns}
         keep = None
         if KEEP in found and KEEP not in self.returns:
             keep = np.asarray(_array(found[KEEP], pa.bool_()).fill_null(False))
@@ -203,14 +214,38 @@ def _field_of(call: str, name: str, text: Any) -> pa.Field:
         tensor = _TENSOR.fullmatch(text)
         if tensor is not None and tensor[1] in _TYPES:
             return tensor_field(name, _TYPES[tensor[1]], tuple(int(one) for one in tensor[2].split(",")))
-    known = [*_TYPES, *_SPECIAL]
+        classes = _CLASSES.fullmatch(text)
+        if classes is not None:
+            names = [one.strip() for one in classes[1].split(",")]
+            if not all(names) or len(set(names)) != len(names):
+                raise BadInput(f"{call}: column {name!r}: classes have different names, which {text!r} does not say")
+            return class_label_field(name, names).with_nullable(True)
+    known = [*_TYPES, *_SPECIAL, "class_label[cat, dog]"]
     near = get_close_matches(str(text), known, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}, [int32], float32[3, 224]"
     raise BadInput(f"{call}: column {name!r} has no type {text!r}; {hint}")
 
 
+def _values(values: Any, field: pa.Field) -> pa.Array:
+    """What a function returned, as an array of a column. Raises what pyarrow raises when a value does not fit: that is about a row."""
+    classes = class_names(field)
+    if classes is None:
+        return _array(values, field.type)
+    array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        numbers = pc.index_in(array, pa.array(classes, array.type))
+        unknown = pc.and_(pc.is_null(numbers), pc.is_valid(array))
+        if pc.any(unknown).as_py():
+            raise ValueError(f"there is no class {array.filter(unknown)[0].as_py()!r}; there are {listed(classes)}")
+        return _array(numbers, field.type)
+    array = _array(array, field.type)
+    for bound in pc.min_max(array).as_py().values():
+        if bound is not None and not 0 <= bound < len(classes):
+            raise ValueError(f"there is no class {bound}; there are {len(classes)}, from 0 on")
+    return array
+
+
 def _array(values: Any, data_type: pa.DataType) -> pa.Array:
-    """What a function returned, as an array of a type. Raises what pyarrow raises when a value does not fit: that is about a row."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(data_type, pa.FixedShapeTensorType) and not isinstance(values, pa.Array):

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from leptonstore import limits
-from leptonstore.dataset.schema import class_names, semantic_of
+from leptonstore.dataset.schema import class_names, semantic_of, shown_type
 from leptonstore.dataset.values import Column
 from leptonstore.errors import FormatDamaged
 from leptonstore.process import columns
@@ -112,10 +112,7 @@ class Watched:
     @property
     def shown_type(self) -> str:
         """Its type, for people."""
-        if isinstance(self.field.type, pa.FixedShapeTensorType):
-            shape = " x ".join(str(edge) for edge in self.field.type.shape)
-            return f"tensor of {self.field.type.value_type}, {shape}"
-        return str(self.field.type)
+        return shown_type(self.field.type)
 
 
 def _element_type(data_type: pa.DataType) -> pa.DataType:

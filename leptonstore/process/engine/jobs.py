@@ -1,0 +1,72 @@
+"""What a pass asks of a runner: a plan for Daft of some ranges of rows, and what its parts tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from leptonstore.dataset import Dataset
+from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.flow import MADE, ROW, row_ranges, whole
+from leptonstore.process.engine.stitch import RESULTS, Run
+from leptonstore.process.engine.workers import Lent
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Came:
+    """What the step gave of the rows [first, end) that were read: "row", then its columns."""
+
+    first: int
+    end: int
+    table: pa.Table
+    findings: tuple[pa.Table, ...]
+
+
+Result = Run | Came
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pickles. read: the columns that are read. schema: of the step. identity: by which rows are stored; None: they come to the caller."""
+
+    ds: Dataset
+    lent: Lent
+    read: pa.Schema
+    schema: pa.Schema
+    identity: tuple[str, ...] | None = None
+    keyed: bool = False
+
+    def plan(self, todo: Sequence[Range]) -> Any:
+        """Daft's plan for these rows."""
+        from leptonstore.process.engine.apply import applied
+        from leptonstore.process.engine.sink import RowSink
+        from leptonstore.process.engine.source import VersionSource
+
+        frame = VersionSource(self.ds, self.lent, self.read, todo).read()
+        made = applied(frame, self.schema, self.read, self.lent, plain=self.identity is None)._builder
+        if self.identity is None:
+            return made
+        sink = RowSink(self.lent, self.schema, self.identity, self.keyed)
+        return made.write_datasink(sink.name(), sink)
+
+    def results(self, part: Any) -> list[Result]:
+        """Those of a part (a micropartition) of what the plan gives."""
+        if self.identity is not None:
+            return [one.result for one in part.to_pydict()[RESULTS]]
+        carried, schema = Carried(self.schema, MADE), came_schema(self.schema)
+        out: list[Result] = []
+        for first, end, kept, findings in row_ranges(part.to_arrow()):
+            columns = carried.unpack([whole(kept[name]) for name in carried.schema.names])
+            arrays = [whole(kept[ROW]), *(column.values for column in columns)]
+            out.append(Came(first, end, pa.Table.from_arrays(arrays, schema=schema), findings))
+        return out
+
+
+def came_schema(schema: pa.Schema) -> pa.Schema:
+    """Of the tables of Came, for a step with `schema`."""
+    return pa.schema([pa.field(ROW, pa.int64(), nullable=False), *schema])
