@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,24 @@ def test_encoded_images_of_several_sizes(store: Store) -> None:
     assert column.image.channel_means[0] == pytest.approx(red.mean())
     assert_numpy(column.numeric, np.concatenate([grey.reshape(-1), colour.reshape(-1)]))
     assert_numpy(column.lengths, np.array([len(file) for file in files]))
+
+
+def test_images_are_looked_at_again_when_the_decoder_is_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leptonstore.process import images
+
+    ds = write(store, "e", encoded_table([encode(one) for one in noise(6, 5, 4)], [0] * 6, ["a"]), ["path"])
+    looked: list[int] = []
+    decoded = images.map_decoded
+
+    def counted(*arguments: Any) -> Any:
+        looked.append(1)
+        return decoded(*arguments)
+
+    monkeypatch.setattr(images, "map_decoded", counted)
+    for versions, times in (("1", 1), ("1", 1), ("2", 2)):
+        monkeypatch.setattr(images, "decoders", lambda versions=versions: {"pillow": versions})
+        analyse(ds)
+        assert len(looked) == times
 
 
 def test_class_balance_overall_and_by_split(store: Store) -> None:

@@ -25,7 +25,7 @@ from leptonstore import limits
 from leptonstore.dataset.schema import class_names, semantic_of, shown_type
 from leptonstore.dataset.values import Column
 from leptonstore.errors import FormatDamaged
-from leptonstore.process import columns
+from leptonstore.process import columns, images
 from leptonstore.process.statistics.numbers import NumberSketch
 from leptonstore.process.statistics.pictures import ImageSketch
 from leptonstore.process.statistics.record import pack, part_of, take, unpack, within
@@ -107,7 +107,10 @@ class Watched:
     def recipe(self) -> str:
         """What decides, beside the pages, what its sketch is."""
         shape = None if self.image is None else self.image.shape
-        return f"{VERSION} {self.kind} {self.field.type} {shape} {self.path}"
+        found = f"{VERSION} {self.kind} {self.field.type} {shape} {self.path}"
+        if self.image is not None and shape is None:  # files: a decoder says what their pixels are
+            found += f" {sorted(images.decoders().items())}"
+        return found
 
     @property
     def shown_type(self) -> str:
