@@ -125,7 +125,7 @@ def command(
         run = Runner(runner, address)
         result = pipeline.run(opened, run, tell) if actions else pipeline.look(opened, run, tell, save=save)
         seconds = time.perf_counter() - begin
-        saved = f"{ds.name}{FINDINGS}@{LOOKED}" if save and len(result.findings) else None
+        saved = f"{ds.name}{FINDINGS}@{LOOKED}" if save else None
         body = _told(ds, chosen, result, limit, bool(actions)) | {
             "saved": saved,
             "not_searched": dict(left_out),
@@ -303,7 +303,7 @@ def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
         told = [*(f"--drop {one}" for one in faults), *(f"--tag {one}" for one in found if one not in faults)]
         lines.append(f"  act on them    lepton clean {ds.label} {' '.join(told[:NAMED_MAX])} --into clean")
     else:
-        lines.append("nothing was found")
+        lines.append(f"nothing was found; {body['saved']} says so" if body["saved"] else "nothing was found")
     slow = [check for check, why in body["not_searched"].items() if not why]
     if slow:
         lines.append(f"  search more    lepton clean {ds.label} {' '.join(f'--check {check}' for check in slow)}")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore.dataset import Dataset, Source, write_dataset
-from leptonstore.dataset.refs import MAIN, list_refs, split_spec
+from leptonstore.dataset.refs import MAIN, list_refs, split_spec, writable_ref
 from leptonstore.dataset.tree import Tree
 from leptonstore.dataset.write import write_table
 from leptonstore.errors import BadInput, LeptonError, OperationFailed, listed
@@ -33,6 +33,7 @@ from leptonstore.store import Store
 
 ON_ERROR = ("raise", "quarantine")
 FINDINGS = ".findings"  # NAME.findings: what is written beside the dataset NAME
+_NO_BRANCH = 'is no branch that the result could go to: say where, with into = "NAME@BRANCH"'
 LOOKED = "looked"  # the branch of NAME.findings that searches without a result are saved to
 Progress = Callable[[str, int, int], None]  # what is done, how many rows so far, of how many
 
@@ -85,7 +86,8 @@ class Result:
 class Pipeline:
     """dataset: NAME[@REF], the version that is read. operations: in order.
 
-    into: NAME[@BRANCH] of the result; None: the branch that is read (main, for a tag or a commit).
+    into: NAME[@BRANCH] of the result; None: the branch that is read. It is needed where what is read is no branch: a tag, a commit, a place
+    in history.
 
     on_error: what becomes of a row that an operation fails on: "raise" ends the run with OperationFailed, "quarantine" leaves the row out,
     with a finding that says why. message: of the commit. Raises BadInput.
@@ -103,7 +105,6 @@ class Pipeline:
         object.__setattr__(self, "operations", tuple(self.operations))
         if self.on_error not in ON_ERROR:
             raise BadInput(f"{self.where}: on_error is one of {', '.join(ON_ERROR)}, not {self.on_error!r}")
-        split_spec(self.dataset)
         if self.into is not None:
             self.target()
 
@@ -136,11 +137,12 @@ class Pipeline:
         return f"{self.where}{line}, operation {number}"
 
     def target(self) -> tuple[str, str]:
-        """(name, branch) of the result."""
+        """(name, branch) of the result. Raises BadInput where `into` is needed."""
         spec = self.into
         if spec is None:
-            name, ref = split_spec(self.dataset)
-            return name, ref or MAIN
+            if any(mark in self.dataset for mark in "~^") or self.dataset.count("@") > 1:
+                raise BadInput(f"{self.where}: {self.dataset} {_NO_BRANCH}")
+            spec = self.dataset
         name, ref = split_spec(spec)
         if any(mark in spec for mark in "~^") or spec.count("@") > 1:
             raise BadInput(f"{self.where}: into is NAME or NAME@BRANCH, not {spec!r}")
@@ -151,7 +153,11 @@ class Pipeline:
     def plan(self, store: Store) -> Plan:
         """What would run. Raises all that can be known before: NotFound, BadInput, SchemaError, MissingExtra; names the operation."""
         plan = plan_of(store, self)
-        self._check_findings_name(store, self.target()[0])
+        name, branch = self.target()
+        _, there = writable_ref(store, "dataset", name, branch)
+        if self.into is None and there is None:
+            raise BadInput(f"{self.where}: {self.dataset} {_NO_BRANCH}")
+        self._check_findings_name(store, name)
         return plan
 
     def _check_findings_name(self, store: Store, name: str) -> None:
@@ -223,11 +229,10 @@ class Pipeline:
         rows.
         """
         store.refresh()
-        name, branch = self.target()
         plan = plan_of(store, self)
         if save:
             self._check_findings_name(store, plan.dataset.name)
-        run = _Run(store, plan, runner or Runner(), progress, memo, name, branch)
+        run = _Run(store, plan, runner or Runner(), progress, memo, plan.dataset.name, LOOKED)
         findings, counts, totals = run.look()
         if save:
             self._write_findings(store, plan.dataset, None, findings, LOOKED, author)
@@ -245,7 +250,7 @@ class Pipeline:
         if (here.name, here.ref) != (name, branch) or lineage.get("pipeline") != declared(self):
             return None
         try:  # what operations found outside of the version (a tokenizer, a joined dataset) must be the same, too
-            before = self.with_changes(dataset=f"{name}@{lineage['read']['commit']}").plan(store)
+            before = plan_of(store, self.with_changes(dataset=f"{name}@{lineage['read']['commit']}"))
         except LeptonError:
             return None
         return _there(store, here, branch) if before.made(lineage) else None

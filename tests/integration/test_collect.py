@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from leptonstore import limits
 from leptonstore.cli.collect import command
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.branches import create_ref
 from leptonstore.dataset.importers import file_listing
 from leptonstore.errors import BadInput, DuplicateKey, SchemaError, SourceError
 from leptonstore.process.collect import Writer, collect, collect_sql, items_of_list, items_of_place, watch
@@ -369,8 +370,17 @@ def test_two_items_of_one_path_are_refused(store: Store, folder: Path) -> None:
 
 def test_another_dataset_is_not_written_into(store: Store, folder: Path) -> None:
     collect(store, "raw", items_of_place(folder))
-    with pytest.raises(SchemaError, match="no column 'text'"):
+    with pytest.raises(SchemaError, match=r"no column .text.; its content was collected as .file.: say --kind file"):
         collect(store, "raw", items_of_place(folder, ["*.txt"]), kind="text")
+
+
+def test_nothing_is_fetched_for_a_tag(store: Store, folder: Path) -> None:
+    done = collect(store, "raw", items_of_place(folder))
+    assert done.dataset is not None
+    create_ref(store, "dataset", "raw", "v1", done.dataset.commit, tag=True)
+    (folder / "one.txt").unlink()
+    with pytest.raises(BadInput, match=r"raw@v1 is a tag, which never moves: write to a branch"):
+        collect(store, "raw", items_of_place(folder), branch="v1")
 
 
 def test_a_rate_lets_requests_through_one_after_another() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from process_data import write
 
 from leptonstore.dataset import Dataset, list_refs
+from leptonstore.dataset.branches import create_ref
 from leptonstore.dataset.columns import change_rules
 from leptonstore.dataset.erase import erase
 from leptonstore.dataset.rules import Rule
@@ -319,6 +320,22 @@ def test_a_pipeline_may_end_in_groups(store: Store) -> None:
 def test_every_row_gone_is_refused(store: Store, texts: Dataset) -> None:
     with pytest.raises(BadInput, match=r"no row of texts@main would be left: rows.select drops 50$"):
         Pipeline("texts", [Select(where="id > 1000")], "made").run(store)
+
+
+def test_a_result_that_has_no_place_is_refused_before_anything_runs(store: Store, texts: Dataset) -> None:
+    create_ref(store, "dataset", "texts", "v1", texts.commit, tag=True)
+    write(store, "texts", table_of(["newer"]), ["id"])
+    operations = [function("all_or_nothing")]  # would fail
+    for into in (None, "texts@v1"):
+        with pytest.raises(BadInput, match="texts@v1 is a tag, which never moves"):
+            Pipeline("texts@v1", operations, into).plan(store)
+    for read in ("texts@main~1", f"texts@{texts.commit[:12]}"):
+        for act in ("plan", "run"):
+            with pytest.raises(BadInput, match=f"{read} is no branch that the result could go to: .*into = "):
+                getattr(Pipeline(read, operations), act)(store)
+        looked = Pipeline(read, [Outliers(columns=["id"])]).look(store)
+        assert looked.rows_in == 50, "to look needs no place"
+        assert len(Pipeline(read, [Select(where="id < 7")], "made").run(store).dataset) == 7
 
 
 def test_a_dataset_of_something_else_is_not_written_over_with_findings(store: Store, texts: Dataset) -> None:

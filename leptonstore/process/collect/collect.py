@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
-from leptonstore.dataset.refs import MAIN
+from leptonstore.dataset.refs import MAIN, writable_ref
 from leptonstore.dataset.schema import image_field, path_field, text_field
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, RefMissing, SchemaError, SourceError
@@ -300,7 +300,8 @@ def _other_kind(schema: pa.Schema, missing: str) -> str:
 
 
 def head_of(store: Store, name: str, branch: str, schema: pa.Schema, key: tuple[str, ...]) -> Dataset | None:
-    """The newest version, None when there is none. Raises BadInput, SchemaError: it is no table that collected rows fit into."""
+    """The newest version, None when there is none. Raises BadInput, SchemaError: it is a tag, or no table that collected rows fit into."""
+    writable_ref(store, "dataset", name, branch)
     ds = None
     with suppress(RefMissing):
         ds = Dataset.open(store, f"{name}@{branch}")
