@@ -16,7 +16,7 @@ import click
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
 from leptonstore.cli.runtime import progress as bar
-from leptonstore.errors import NotFound
+from leptonstore.errors import NotFound, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,6 +161,8 @@ def _print_result(result: Result, seconds: float) -> None:
         )
         for check, rows in findings.counts(result.findings).items():
             click.echo(f"  {rows:>19,}  {check}")
+    elif any(one["operation"].startswith("check.") for one in result.counts):
+        click.echo("findings  none")
     if result.written:
         # A row counts once for each chain of operations, so these are more than there are rows.
         click.echo(
@@ -229,7 +231,7 @@ def _print_plan(made: Plan, chains: list[dict[str, Any]], into: str) -> None:
         now = {field.name: _kind(field) for field in schema}
         changed = [f"{name} {kind}" for name, kind in now.items() if shown.get(name) != kind]
         changed += [f"{name} is gone" for name in shown if name not in now]
-        click.echo(f"{title:<32} {', '.join(changed) or '(the same columns)'}")
+        click.echo(f"{title:<32} {listed(changed, '(the same columns)')}")
         shown = now
     for one in chains:
         named = ", ".join(one["operations"])
@@ -279,9 +281,11 @@ _FUNCTION = "package.module:function"
 def _operation(name: str) -> dict[str, Any]:
     from leptonstore.process.checks.check import Check
     from leptonstore.process.operations.function import Function
+    from leptonstore.process.parameter_types import in_words
     from leptonstore.process.registry import kind_named
 
     kind = Function if name == _FUNCTION else kind_named(name)
+    words = in_words(kind)
     parameters = []
     for one in dataclasses.fields(kind):
         if not one.init or (kind is Function and one.name == "call"):
@@ -289,7 +293,7 @@ def _operation(name: str) -> dict[str, Any]:
         needed = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
         parameters.append(
-            {"name": one.name, "type": str(one.type), "needed": needed}
+            {"name": one.name, "type": words.get(one.name, str(one.type)), "needed": needed}
             | ({} if needed else {"default": list(default) if isinstance(default, tuple) else default})
             | ({"choices": list(kind.actions())} if one.name == "action" and issubclass(kind, Check) else {})
         )
@@ -312,11 +316,15 @@ def _print_operations(told: list[dict[str, Any]], whole: bool) -> None:
             click.echo(f"  {line}" if line else "")
         click.echo()
         for parameter in one["parameters"]:
-            said = "needed" if parameter["needed"] else f"default {parameter['default']!r}"
+            said = "needed" if parameter["needed"] else f"default {_default(parameter['default'])}"
             said += f": {', '.join(parameter['choices'])}" if "choices" in parameter else ""
-            click.echo(f"  {parameter['name']:<16} {parameter['type']:<24} {said}")
+            click.echo(f"  {parameter['name']:<16} {parameter['type']:<32} {said}")
     if not whole:
         click.echo("lepton process show NAME explains one, with its parameters")
+
+
+def _default(value: Any) -> str:
+    return "none" if value in (None, "", [], {}) else repr(value)
 
 
 def _made_by(ds: Dataset) -> Dataset:

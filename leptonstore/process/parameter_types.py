@@ -17,12 +17,21 @@ from leptonstore.errors import BadInput
 from leptonstore.process.operation import Operation
 
 
+def in_words(kind: type[Operation]) -> dict[str, str]:
+    """What each parameter is, for people: "a whole number", "a list (text each)"."""
+    return {name: _said(hint) for name, hint in _hints(kind).items()}
+
+
+def _hints(kind: type[Operation]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind)
+    except NameError:  # types that are there for type checkers alone
+        return {}
+
+
 def fitted(kind: type[Operation], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters, with single values as lists where lists are wanted. Raises BadInput."""
-    try:
-        hints = typing.get_type_hints(kind)
-    except NameError:  # types that are there for type checkers alone
-        return dict(parameters)
+    hints = _hints(kind)
     made = {}
     for name, value in parameters.items():
         hint = hints.get(name, Any)

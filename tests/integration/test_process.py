@@ -144,6 +144,20 @@ def test_show_names_the_operation_that_is_nearest_to_a_typo(place: Path) -> None
         in run("process", "show", "check.outlierz", cwd=place, code=3).stderr
     )
     assert "default 'keep': keep, drop, tag, fix" in run("process", "show", "check.nulls", cwd=place).stdout
+    shown = run("process", "show", "rows.sample", cwd=place).stdout
+    assert "a list (text each)" in shown and "Sequence" not in shown, "types are said in words"
+
+
+def test_a_plan_of_many_columns_stays_readable(tmp_path: Path) -> None:
+    table = pa.table({f"column_{number}": pa.array([number]) for number in range(400)})
+    with Store.create(tmp_path / ".lepton") as store:
+        source = Source(table.schema, ("column_0",), lambda: iter(table.to_batches()), 1)
+        write_dataset(store, "wide", source)
+    (tmp_path / "p.toml").write_text(
+        'dataset = "wide"\ninto = "made"\n[[operation]]\nuse = "rows.select"\nwhere = "column_1 = 1"\n'
+    )
+    plan = run("process", "plan", "p.toml", cwd=tmp_path).stdout
+    assert "and 390 more" in plan and max(map(len, plan.splitlines())) < 500
 
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGKILL"])
