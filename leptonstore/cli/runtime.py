@@ -199,6 +199,11 @@ def run(group: click.Group, arguments: list[str]) -> int:
             raise
         click.echo(f"lepton: {error}", err=True)
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
+    except MemoryError as error:
+        if debug:
+            raise
+        click.echo(f"lepton: out of memory{f' ({error})' if str(error) else ''}; what was stored is intact", err=True)
+        return EXIT_ERROR
     except OSError as error:
         if debug:
             raise

@@ -231,6 +231,12 @@ class Chain:
                 if self.one_failure:
                     self.raise_failed(operation, int(rows[row]), reason)
             good = np.setdiff1d(good, list(failed))
+            if failed and not len(good):  # it may raise on no rows, too
+                before, after = self.schemas[at], self.schemas[at + 1]
+                empty = {
+                    name: _none(after.field(name).type) for name in operation.writes(before) if name in after.names
+                }
+                return Made(empty), good, failed
             made, error = _tried(operation, batch.take(pa.array(good))) if failed else (None, error)
             if made is None:
                 raise OperationFailed(
@@ -362,7 +368,7 @@ def _tried(operation: RowOperation, batch: pa.RecordBatch) -> tuple[Made | None,
     except (LeptonError, MemoryError):
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
         return None, text[: limits.FAILURE_CHARS_MAX]
 
 

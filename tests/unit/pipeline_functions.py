@@ -62,3 +62,11 @@ def parity_numbers(batch: pa.RecordBatch) -> dict[str, Any]:
 def parity_unknown(batch: pa.RecordBatch) -> dict[str, Any]:
     numbers = batch.column("id").to_pylist()
     return {"parity": ["seven" if number == 7 else ("even", "odd")[number % 2] for number in numbers]}
+
+
+def always(batch: pa.RecordBatch) -> dict[str, Any]:
+    raise AssertionError
+
+
+def leaves(batch: pa.RecordBatch) -> dict[str, Any]:
+    raise SystemExit(3)

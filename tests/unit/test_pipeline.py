@@ -356,6 +356,34 @@ def test_a_search_that_finds_nothing_is_written_too_so_that_reports_know_of_it(s
     assert not list_refs(store, "dataset", "selected.findings"), "nobody has looked"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("always", "AssertionError"), ("leaves", r"RuntimeError: it called sys.exit\(3\)")]
+)
+def test_an_operation_that_raises_whatever_it_is_given_is_about_the_rows(
+    store: Store, texts: Dataset, name: str, why: str
+) -> None:
+    """On no rows, too, which is what is left to try; and sys.exit in a thread of Daft's was waited for for ever."""
+    with pytest.raises(OperationFailed, match=f"on row 0 of texts@main: {why}; correct"):
+        Pipeline("texts", [function(name)], "made").run(store)
+    with pytest.raises(BadInput, match=f"50 fail, row 0 with .*{why}$"):
+        Pipeline("texts", [function(name)], "made", "quarantine").run(store)
+
+
+def test_a_module_that_cannot_be_imported_is_named(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, code, why in (
+        ("no_python", "def f(:", "SyntaxError"),
+        ("raising", "1 / 0", "ZeroDivisionError: division"),
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+        with pytest.raises(
+            BadInput, match=f"operation 1: {name}:f: the module '{name}' fails when it is imported: {why}"
+        ):
+            Pipeline("texts", [Function(f"{name}:f")], "made").plan(store)
+
+
 def test_when_every_row_fails_the_reason_is_told(store: Store, texts: Dataset) -> None:
     operation = function("words_for_numbers", returns={"size": "int32"})
     with pytest.raises(BadInput, match=r"would be left: 50 fail, row 0 with .*words_for_numbers: ArrowInvalid.*'long'"):

@@ -138,7 +138,10 @@ class Function(RowOperation):
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Call it."""
-        found = self._function()(batch, **self.arguments)
+        try:
+            found = self._function()(batch, **self.arguments)
+        except SystemExit as error:  # in a thread of Daft's it would be waited for in vain
+            raise RuntimeError(f"it called sys.exit({error.code!r})") from None
         if isinstance(found, (pa.RecordBatch, pa.Table)):
             found = dict(zip(found.schema.names, found.columns, strict=True))
         if not isinstance(found, Mapping):
@@ -169,6 +172,10 @@ class Function(RowOperation):
                 f"{self.call}: there is no module {module!r} that can be imported ({error}); is it on the Python "
                 "path (PYTHONPATH)?"
             ) from None
+        except Exception as error:
+            raise BadInput(
+                f"{self.call}: the module {module!r} fails when it is imported: {type(error).__name__}: {error}"
+            ) from error
 
     def _function(self) -> Callable[..., Any]:
         wanted = self.call.partition(":")[2]
