@@ -378,7 +378,7 @@ def test_redirects_lead_to_http_alone_and_not_in_circles(
     handler.moved["/loop"] = place
     urls = tmp_path / "urls.txt"
     urls.write_text(f"{url}/loop\n")
-    with pytest.raises(SourceError, match="none of 1 files.*could not be fetched|none of 1 files.*answers 302"):
+    with pytest.raises(SourceError, match=r"none of 1 files.*could not be fetched|none of 1 files.*answers 302"):
         collect(store, "web", items_of_list(urls))
 
 
