@@ -139,7 +139,7 @@ def bars(histogram: Histogram) -> str:
 
 
 def _cut(text: str) -> str:
-    line = one_line(text)
+    line = one_line(text) or '""'
     return line if len(line) <= TEXT_CHARS else f"{line[: TEXT_CHARS - 1]}…"
 
 

@@ -211,9 +211,11 @@ def whole(value: float) -> str:
 
 
 def short(value: float | None) -> str:
-    """At most four significant digits; whole numbers with separators; an en dash for None."""
+    """At most four significant digits; whole numbers with separators; an en dash for None. What is not finite: "∞", "-∞", "NaN"."""
     if value is None:
         return "–"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if value == int(value) and abs(value) < 1e15:
         return whole(value)
     if abs(value) >= 1e6 or abs(value) < 1e-3:

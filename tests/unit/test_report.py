@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from process_data import encode, encoded_table, noise, tensor_table, write
@@ -23,6 +24,7 @@ from leptonstore.process.clean import apply_clean, find
 from leptonstore.process.gallery import Sample, finding_samples, pick_samples
 from leptonstore.process.passages import PIECES_MAX, Passage, leveled
 from leptonstore.process.report import EvaluationSection, Report, Version, history, render, write_report
+from leptonstore.process.report_dataset import dataset_report
 from leptonstore.store import Store
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -317,10 +319,18 @@ def test_curves_skip_what_is_no_number_and_keep_the_last_point() -> None:
     assert charts.line_charts([{"loss": None}]) == [] and charts.line_charts([]) == []
 
 
+def test_a_finding_whose_score_is_infinite_is_shown(store: Store) -> None:
+    """An infinity among numbers is infinitely far from their median; the page could not be written."""
+    table = pa.table({"id": pa.array(range(60)), "x": pa.array([float("inf"), *(float(row % 9) for row in range(59))])})
+    found = dataset_report(write(store, "odd", table, ["id"]), check=True)
+    assert found.clean is not None and found.clean.counts() == {"outliers": 1} and "∞" in render(found)
+
+
 def test_numbers_read_well() -> None:
     assert [charts.short(value) for value in (70_000, 0.98374, 33.3184, 1.5e-5, 2.5e9, None)] == [
         "70,000", "0.9837", "33.32", "1.5e-05", "2,500,000,000", "–",
     ]  # fmt: skip
+    assert [charts.short(value) for value in (float("inf"), -float("inf"), float("nan"))] == ["∞", "-∞", "NaN"]
     assert [charts.as_bytes(count) for count in (0, 999, 1_000, 55_000_000, 2**40)] == [
         "0 B", "999 B", "0.98 KiB", "52.5 MiB", "1.00 TiB",
     ]  # fmt: skip

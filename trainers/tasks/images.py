@@ -83,7 +83,10 @@ class ImageClassification:
         images, labels = column_of(ds, config.inputs, "inputs"), column_of(ds, config.labels, "labels")
         names = class_names(labels)
         if names is None:
-            raise BadInput(f"column {config.labels!r} of {ds.name} is no class label; choose another with data.labels")
+            raise BadInput(
+                f"column {config.labels!r} of {ds.name} is no class label; choose another with data.labels, or make it one: "
+                f"lepton column cast {ds.name} {config.labels} --semantic class_label --classes A,B"
+            )
         if len(names) < 2:
             raise BadInput(f"column {config.labels!r} of {ds.name} names {len(names)} class; a classifier needs two")
         for column in {*config.transforms, *config.validation_transforms} - {config.inputs}:
