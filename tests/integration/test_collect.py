@@ -71,6 +71,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]]
     busy: ClassVar[dict[str, int]]  # answers of 503 before the real one
     asked: ClassVar[list[str]]
+    moved: ClassVar[dict[str, str]]  # where redirects lead
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -79,6 +80,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.busy[name] -= 1
             self.send_response(503)
             self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if name in self.moved:
+            self.send_response(302)
+            self.send_header("Location", self.moved[name])
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -94,7 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[_Handler]]]:
-    handler = type("Handler", (_Handler,), {"files": {}, "busy": {}, "asked": []})
+    handler = type("Handler", (_Handler,), {"files": {}, "busy": {}, "asked": [], "moved": {}})
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=running.serve_forever, args=(0.01,))
     thread.start()
@@ -352,6 +359,28 @@ def test_what_a_list_says_anew_of_a_file_comes_in_though_its_checksum_stays(
         row = _rows(done.dataset)["a"]
         assert (row["licence"], row["label"], row["collected_at"]) == (licence, label, DAY)
     assert collect(store, "web", items_of_list(manifest), more=extra_fields(manifest)).unchanged == 1
+
+
+@pytest.mark.parametrize("name", ["data", "digest", "source", "collected_at", "tag"])
+def test_a_list_with_a_column_that_files_have_of_their_own_is_refused_before_anything_is_fetched(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"path": "not there", name: "x"}) + "\n")
+    with pytest.raises(BadInput, match=f"a column '{name}'.*rename"):
+        collect(store, "web", items_of_list(manifest), more=extra_fields(manifest))
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "/loop", "http://[::bad"])
+def test_redirects_lead_to_http_alone_and_not_in_circles(
+    store: Store, server: tuple[str, Any], tmp_path: Path, place: str
+) -> None:
+    url, handler = server
+    handler.moved["/loop"] = place
+    urls = tmp_path / "urls.txt"
+    urls.write_text(f"{url}/loop\n")
+    with pytest.raises(SourceError, match=r"none of 1 files.*could not be fetched|none of 1 files.*answers 302"):
+        collect(store, "web", items_of_list(urls))
 
 
 @pytest.mark.parametrize("path", ["../up", "/top", "a//b", "a/./b", "a\\b", "x" * 2000])

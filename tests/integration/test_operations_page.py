@@ -13,7 +13,7 @@ from operation_examples import write
 from PIL import Image
 
 from leptonstore.dataset import Dataset
-from leptonstore.dataset.lineage import commits_named
+from leptonstore.dataset.lineage import lineage
 from leptonstore.dataset.schema import (
     class_label_field,
     class_names,
@@ -92,7 +92,8 @@ def test_the_pipelines_of_the_page_run(store: Store, ds: Dataset, tmp_path: Path
     assert class_names(results["rows.split"].schema.field("split")) == ["train", "val", "test"]
     assert results["rows.join"].to_arrow(["ward"]).column(0).null_count > 0
     patients = Dataset.open(store, "patients").commit
-    assert patients in commits_named(results["rows.join"].commit_object)  # `lepton lineage` leads there
+    links, _ = lineage(store, results["rows.join"].label, "dataset")
+    assert patients in [link.digest for link in links]
     assert results["rows.group_by"].column_names == ["label", "count", "score_mean", "score_std", "oldest"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from typing import NamedTuple
 
 import pytest
@@ -67,6 +69,21 @@ def test_what_is_no_error_of_ours_comes_back_with_its_name() -> None:
         raise ZeroDivisionError("division by zero")
     got = received(sent.value)
     assert type(got) is LeptonError and str(got) == "ZeroDivisionError: division by zero"
+
+
+def test_a_forked_child_does_not_talk_on_its_parents_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leptonstore.process.engine import cluster
+
+    monkeypatch.setattr(cluster, "_driver", object())
+    with cluster._guard:
+        child = os.fork()
+        if not child:
+            free: list[bool] = []
+            thread = threading.Thread(target=lambda: free.append(cluster._guard.acquire(blocking=False)))
+            thread.start()
+            thread.join()
+            os._exit(0 if cluster._driver is None and free == [True] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_text_that_only_looks_like_an_error_is_told_as_unreadable() -> None:

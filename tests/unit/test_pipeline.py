@@ -18,6 +18,7 @@ from leptonstore.dataset.columns import change_rules
 from leptonstore.dataset.erase import erase
 from leptonstore.dataset.rules import Rule
 from leptonstore.dataset.schema import class_names
+from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
 from leptonstore.process.checks.outliers import Outliers
 from leptonstore.process.memo import Memo
@@ -257,6 +258,38 @@ def test_code_that_was_edited_after_its_import_is_not_taken_for_what_runs(
     result = pipeline.run(store)
     assert result.computed == 50 and result.dataset.to_arrow()["size"][0].as_py() == 22
     sys.modules.pop("edited_code")
+
+
+def test_code_that_is_edited_during_a_run_is_not_what_its_lineage_names(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import sys
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_meanwhile.py"
+    code = "def size(batch):\n    return {'size': [%d for one in batch['text']]}\n"
+    module.write_text(code % 1)
+    importlib.invalidate_caches()
+    pipeline = Pipeline("texts", [Function("edited_meanwhile:size", ["text"], {"size": "int32"})], "made")
+
+    def edit(what: str, done: int, total: int) -> None:
+        module.write_text(code % 2)
+
+    made = pipeline.run(store, progress=edit).dataset
+    (said,) = made.commit_object.lineage["operations"]
+    assert said["libraries"] == {"code": digest_of((code % 1).encode()).hex()}
+    sys.modules.pop("edited_meanwhile")
+
+
+def test_a_worker_with_another_source_of_a_function_is_refused(texts: Dataset) -> None:
+    operation = function("shouted", returns={"loud": "string"}).bound(texts, texts.schema)
+    assert isinstance(operation, Function)
+    batch = pa.record_batch({"text": ["a"]})
+    assert operation.apply(batch).columns["loud"].to_pylist() == ["A!"]
+    object.__setattr__(operation, "code", "0" * 64)  # as the caller has it
+    with pytest.raises(BadInput, match="a worker has another source"):
+        operation.apply(batch)
 
 
 def test_columns_are_not_exchanged_by_the_memo_when_they_are_returned_in_another_order(

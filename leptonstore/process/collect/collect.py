@@ -89,7 +89,12 @@ def schema_of(kind: str, more: Iterable[pa.Field] = ()) -> pa.Schema:
         "text": text_field("text", nullable=False),
     }[kind]
     size, tag = pa.field("bytes", pa.int64(), nullable=False), pa.field("tag", pa.string(), nullable=False)
-    return pa.schema([path_field("path"), content, size, *PROVENANCE, tag, *more])
+    fields = [path_field("path"), content, size, *PROVENANCE, tag]
+    more, own = list(more), {one.name for one in fields}
+    for one in more:
+        if one.name in own:
+            raise BadInput(f"the list has a column {one.name!r}, which collected files have of their own; rename it")
+    return pa.schema([*fields, *more])
 
 
 def collect(

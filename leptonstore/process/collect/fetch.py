@@ -137,7 +137,7 @@ class Fetcher:
                 return self._read(item, answer)
             finally:
                 answer.release_conn()
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: a redirect to what is no URL
             # urllib3 shows URLs with what may be secret in them, and Python objects.
             why = type(getattr(error, "reason", None) or error).__name__
             raise SourceError(f"{item.source} could not be fetched ({why}); check the network and the URL") from None

@@ -136,6 +136,14 @@ def disconnect() -> None:
                 driver.end()
 
 
+def _after_fork_in_child() -> None:
+    global _guard, _driver
+    _guard, _driver = threading.RLock(), None  # the parent's: two that talk on one pipe would get each other's rows
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def lost(address: str | None) -> ClusterLost:
     """The error of a cluster that went away."""
     place = "the Ray cluster on this host" if address is None else f"the Ray cluster at {address}"

@@ -22,7 +22,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import (
     class_label_field,
     class_names,
@@ -45,7 +46,7 @@ from leptonstore.dataset.schema import (
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, listed
 from leptonstore.process.columns import field_of
-from leptonstore.process.operation import Made, RowOperation
+from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.parameters import replaced, texts
 
 KEEP = "keep"
@@ -83,6 +84,7 @@ class Function(RowOperation):
     returns: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     revision: str = ""
+    code: str | None = field(default=None, init=False, compare=False)  # what `bound` found: a run is of one code
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.]+:\w+", self.call):
@@ -106,9 +108,15 @@ class Function(RowOperation):
         del found["call"]
         return found
 
+    def bound(self, source: Dataset, schema: pa.Schema) -> Operation:
+        """With the code that runs now: who edits the file during a run changes nothing of it. Raises BadInput."""
+        made = replace(self)
+        object.__setattr__(made, "code", _code_of(self._module()))
+        return made
+
     def libraries(self) -> dict[str, str]:
         """The digest of its module's source. Raises BadInput when the file is no longer what was imported."""
-        code = _code_of(self._module())
+        code = self.code or _code_of(self._module())
         return {} if code is None else {"code": code}
 
     def recipe(self) -> dict[str, Any]:
@@ -138,8 +146,13 @@ class Function(RowOperation):
 
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Call it."""
+        function = self._function()
+        if self.code is not None and _imported_code(self._module()) not in (None, self.code):
+            raise BadInput(
+                f"{self.call}: a worker has another source of it than the caller; give all the same, and start the cluster anew"
+            )
         try:
-            found = self._function()(batch, **self.arguments)
+            found = function(batch, **self.arguments)
         except SystemExit as error:  # in a thread of Daft's it would be waited for in vain
             raise RuntimeError(f"it called sys.exit({error.code!r})") from None
         if isinstance(found, (pa.RecordBatch, pa.Table)):
@@ -207,6 +220,12 @@ def _code_of(module: ModuleType) -> str | None:
             f"module {module.__name__!r} was edited after this process imported it; start anew, or importlib.reload it"
         )
     return code
+
+
+def _imported_code(module: ModuleType) -> str | None:
+    """The digest that its source had when this process met it."""
+    met = _met.get(module.__name__)
+    return met[1] if met is not None and met[0] is module.__spec__ else _code_of(module)
 
 
 def _field_of(call: str, name: str, text: Any) -> pa.Field:
