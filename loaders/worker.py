@@ -175,8 +175,10 @@ def _word(seed: int, epoch: int, index: int) -> int:
 def _received(channel: socket.socket, parent: int) -> bytes | None:
     """The next task; None when there will be none."""
     found = b""
+    waiting = select.poll()  # select() knows no descriptors beyond 1,023, and whoever forked us may have had more
+    waiting.register(channel, select.POLLIN)
     while len(found) < TASK.size:
-        while not select.select([channel], [], [], _PARENT_POLL_S)[0]:
+        while not waiting.poll(_PARENT_POLL_S * 1_000):
             if os.getppid() != parent:
                 return None
         more = channel.recv(TASK.size - len(found))

@@ -249,12 +249,21 @@ def open_environment(path: Path, user: object, kind: type[_E] = Environment) -> 
             environment.close()  # somebody replaced or deleted the files: ours are no longer what others see
             environment = None
         if environment is None:
+            _close_unused()
             with between_processes(Path(key), "open"):
                 os.makedirs(key, exist_ok=True)
                 environment = _environments[key] = kind(key)
         assert isinstance(environment, kind)
         environment.users.add(user)
         return environment
+
+
+def _close_unused() -> None:
+    """Those whose users are gone without a word (a store that was dropped and not closed): three descriptors and a mapping each."""
+    for key, environment in list(_environments.items()):
+        if not environment.users:
+            environment.close()
+            del _environments[key]
 
 
 def leave_environment(environment: Environment, user: object) -> None:

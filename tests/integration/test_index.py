@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -146,22 +147,35 @@ def test_an_index_of_an_older_layout_starts_over(world: World) -> None:
     world.check(0, 3)
 
 
+def open_files(folder: Path) -> int:
+    files = f"/proc/{os.getpid()}/fd"
+    links = [os.readlink(f"{files}/{fd}") for fd in os.listdir(files) if os.path.lexists(f"{files}/{fd}")]
+    return sum(link.startswith(str(folder)) for link in links)
+
+
 def test_two_objects_share_one_environment_and_the_last_closes_it(world: World) -> None:
     world.sync(0, 3)
     other = World(world.folder)
     other.sync(0, 3)
-    files = f"/proc/{os.getpid()}/fd"
-
-    def open_files() -> int:
-        links = [os.readlink(f"{files}/{fd}") for fd in os.listdir(files) if os.path.lexists(f"{files}/{fd}")]
-        return sum(link.startswith(str(world.folder)) for link in links)
-
-    shared = open_files()
+    shared = open_files(world.folder)
     world.index.close()
-    assert shared and open_files() == shared
+    assert shared and open_files(world.folder) == shared
     other.check(0, 3)
     other.index.close()
-    assert open_files() == 0
+    assert open_files(world.folder) == 0
+
+
+def test_an_index_that_was_dropped_and_not_closed_is_closed_when_the_next_one_is_opened(
+    world: World, tmp_path: Path
+) -> None:
+    dropped = World(tmp_path / "dropped")
+    dropped.sync(0, 3)
+    assert open_files(tmp_path / "dropped")
+    del dropped
+    gc.collect()
+    world.sync(0, 3)
+    assert open_files(tmp_path / "dropped") == 0
+    world.check(0, 3)
 
 
 def test_going_through_it_holds_no_transaction_and_goes_on_after_changes(
@@ -347,7 +361,7 @@ def test_forks_among_reading_and_writing_threads_leave_everybody_unharmed(world:
 
     ends = iter(range(6, 10_000))
     threads = [threading.Thread(target=run, args=(look,)) for _ in range(2)]
-    threads.append(threading.Thread(target=run, args=(lambda: world.sync(max(0, (end := next(ends)) - 8), end),)))
+    threads.append(threading.Thread(target=run, args=(lambda: world.sync(max(0, (end := next(ends)) - 40), end),)))
     known = [COMMON]
     for thread in threads:
         thread.start()

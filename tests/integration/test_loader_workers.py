@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +117,22 @@ def test_a_worker_init_fn_means_worker_processes(ds: Dataset) -> None:
     assert {batch["worker"] for batch in batches} == {0, 1} and {batch["workers"] for batch in batches} == {2}
     assert {batch["rows"] for batch in batches} == {ROWS} and os.getpid() not in {batch["pid"] for batch in batches}
     assert not started and get_worker_info() is None
+
+
+def test_workers_of_a_process_with_more_descriptors_than_select_knows(ds: Dataset) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2_048), hard), hard))
+    held = []
+    try:
+        held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+        loader = DataLoader(ds, 200, columns=["id"], num_workers=1, worker_mode="process")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a worker that dies is told
+            assert sum(len(batch["id"]) for batch in loader) == len(ds)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
