@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from leptonstore import limits
 from leptonstore.dataset.groups import read_column
 from leptonstore.dataset.tree import Span, TreeReader
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Column, one_array
 from leptonstore.errors import DuplicateKey, FormatDamaged, SchemaError
 from leptonstore.format.commit import Commit
 from leptonstore.format.keys import check_key, encode_keys
@@ -121,17 +121,13 @@ class _Form:
         return [self._column(table, field) for field in self.schema]
 
     def _column(self, table: pa.Table, field: pa.Field) -> Column:
-        values = _whole(table.column(field.name))
+        values = one_array(table.column(field.name))
         if isinstance(field.type, pa.BaseExtensionType):
             return Column(pa.ExtensionArray.from_storage(field.type, values))
         if not is_variable(field.type):
             return Column(values)
-        bits = _whole(table.column(_REFERENCES + field.name)).to_numpy(zero_copy_only=False)
+        bits = one_array(table.column(_REFERENCES + field.name)).to_numpy(zero_copy_only=False)
         return Column(values, bits) if bits.any() else Column(values.cast(field.type))
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
 def _in_order(tables: list[pa.Table]) -> pa.Table:
@@ -185,7 +181,7 @@ def _require_unique(
     table: pa.Table, last: tuple[bytes, int] | None, form: _Form, key: Sequence[str], place: Callable[[int], str]
 ) -> tuple[bytes, int]:
     """Raise DuplicateKey for two equal keys, the last of the table before among them; returns the last (key, row) of this one."""
-    keys, rows = _whole(table.column(_KEY)), _whole(table.column(_ROW))
+    keys, rows = one_array(table.column(_KEY)), one_array(table.column(_ROW))
     if last is not None and keys[0].as_py() == last[0]:
         twice, first = 0, last[1]
     else:

@@ -91,7 +91,7 @@ class Operations:
                 pieces.append(self._target.take_stored(target[from_target], one.name))
                 rows.append(np.flatnonzero(from_target))
             if nowhere.any():
-                pieces.append(Column(_nulls(int(nowhere.sum()), one.type)))
+                pieces.append(Column(pa.nulls(int(nowhere.sum()), one.type)))
                 rows.append(np.flatnonzero(nowhere))
             if not pieces:
                 continue
@@ -130,9 +130,3 @@ class Operations:
             return column
         store = self._target.store
         return column_values.intern(store, column_values.resolve(store, column, one.type), inline_bytes(one))
-
-
-def _nulls(count: int, data_type: pa.DataType) -> pa.Array:
-    if isinstance(data_type, pa.ExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.nulls(count, data_type.storage_type))
-    return pa.nulls(count, data_type)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore import limits
+from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import tensor_field
 from leptonstore.digest import Buffer
 from leptonstore.errors import SourceError
@@ -129,9 +130,7 @@ def column_of(field: pa.Field, values: np.ndarray) -> pa.Array:
     """`values` of shape (rows, *row shape) as that column; NaT becomes null. Raises pa.ArrowInvalid."""
     values = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
     if isinstance(field.type, pa.FixedShapeTensorType):
-        flat = pa.array(values.reshape(-1), field.type.value_type)
-        storage = pa.FixedSizeListArray.from_arrays(flat, type=field.type.storage_type)
-        return pa.ExtensionArray.from_storage(field.type, storage)
+        return tensor_column(field, values)
     if values.dtype.kind in "US":
         return pa.array(values.tolist(), field.type)
     return pa.array(values, field.type)

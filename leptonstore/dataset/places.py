@@ -215,15 +215,19 @@ class _Writing(io.RawIOBase):
         return len(view)
 
 
+def is_below(name: str) -> bool:
+    """Whether a path is one of a file below some folder: relative, and without parts that climb or that a system reads otherwise."""
+    return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in name.split("/"))
+
+
 def confined(root: Place, name: str) -> Place:
     """A file that an index names, below `root`. Raises SourceError for a name that climbs out, or a link that leads out."""
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+    if not is_below(name):
         raise SourceError(
             f"{root} names the file {name!r}, which is not one inside of it; correct its index", str(root)
         )
     place: Place = root
-    for part in parts:
+    for part in name.split("/"):
         place = place / part
     if isinstance(place, Path) and isinstance(root, Path):
         require_inside(place, root)

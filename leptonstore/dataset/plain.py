@@ -230,13 +230,7 @@ def _spread(array: pa.Array, children: pa.Array, length: int) -> pa.Array:
     places = np.full((len(array), length), -1, np.int64)
     places[valid] = np.arange(int(valid.sum()) * length, dtype=np.int64).reshape(-1, length)
     flat = places.reshape(-1)
-    return _take(children, pa.array(flat, mask=flat < 0))
-
-
-def _take(array: pa.Array, rows: pa.Array) -> pa.Array:
-    if isinstance(array.type, pa.ExtensionType):
-        return pa.ExtensionArray.from_storage(array.type, array.storage.take(rows))
-    return array.take(rows)
+    return children.take(pa.array(flat, mask=flat < 0))
 
 
 def _fixed_lists(array: pa.Array, data_type: pa.DataType) -> pa.Array:

@@ -96,8 +96,6 @@ def fit_batch(batch: pa.RecordBatch, schema: pa.Schema, first_row: int, partial:
 def _missing(field: pa.Field, rows: int) -> pa.Array:
     if not field.nullable:
         raise SchemaError(f"column {field.name!r} is missing, and is declared without nulls")
-    if isinstance(field.type, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(field.type, pa.nulls(rows, field.type.storage_type))
     return pa.nulls(rows, field.type)
 
 

@@ -114,7 +114,7 @@ def concat(columns: list[Column]) -> Column:
         return columns[0]
     arrays = [column.values for column in columns]
     if all(column.references is None for column in columns):
-        return Column(_concat_arrays(arrays))
+        return Column(pa.concat_arrays(arrays))
     binary = as_binary(arrays[0].type)
     bits = [
         np.zeros(len(column.values), np.bool_) if column.references is None else column.references for column in columns
@@ -122,21 +122,18 @@ def concat(columns: list[Column]) -> Column:
     return Column(pa.concat_arrays([array.cast(binary) for array in arrays]), np.concatenate(bits))
 
 
-def _concat_arrays(arrays: list[pa.Array]) -> pa.Array:
-    data_type = arrays[0].type
-    if isinstance(data_type, pa.ExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.concat_arrays([array.storage for array in arrays]))
-    return pa.concat_arrays(arrays)
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of a table as one array, without a copy where it is one already."""
+    if isinstance(column, pa.Array):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def take(column: Column, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Column:
     """The values of `rows`, in that order."""
-    indices = pa.array(rows)
-    values = column.values
-    if isinstance(values.type, pa.ExtensionType):
-        values = pa.ExtensionArray.from_storage(values.type, values.storage.take(indices))
-    else:
-        values = values.take(indices)
+    values = column.values.take(pa.array(rows))
     return Column(values, None if column.references is None else column.references[rows])
 
 

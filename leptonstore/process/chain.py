@@ -215,7 +215,7 @@ class Chain:
         final = self.schemas[-1]
         names = self.writes
         made_columns = tuple(
-            values.written.get(name) if len(alive) else _none(final.field(name).type) for name in names
+            values.written.get(name) if len(alive) else pa.array([], final.field(name).type) for name in names
         )
         texts = [None if one is None else one if isinstance(one, str) else json.dumps(one) for one in said]
         return Outcomes(fates, pa.array(texts, pa.string()), made_columns)
@@ -234,7 +234,9 @@ class Chain:
             if failed and not len(good):  # it may raise on no rows, too
                 before, after = self.schemas[at], self.schemas[at + 1]
                 empty = {
-                    name: _none(after.field(name).type) for name in operation.writes(before) if name in after.names
+                    name: pa.array([], after.field(name).type)
+                    for name in operation.writes(before)
+                    if name in after.names
                 }
                 return Made(empty), good, failed
             made, error = _tried(operation, batch.take(pa.array(good))) if failed else (None, error)
@@ -336,9 +338,9 @@ class _Values:
             self.written.update(made)
         else:
             keep, of_good = pa.array(stays), pa.array(np.flatnonzero(stays[good]))
-            self.written = {name: _filtered(array, keep) for name, array in self.written.items()}
-            self.written.update({name: _take(array, of_good) for name, array in made.items()})
-            self._plain = {name: _filtered(array, keep) for name, array in self._plain.items()}
+            self.written = {name: array.filter(keep) for name, array in self.written.items()}
+            self.written.update({name: array.take(of_good) for name, array in made.items()})
+            self._plain = {name: array.filter(keep) for name, array in self._plain.items()}
             at = np.flatnonzero(stays)
             self._stored = {name: column_values.take(column, at) for name, column in self._stored.items()}
             self._rows = self._rows[stays]
@@ -398,18 +400,12 @@ def _without(
         rows = findings["row"].to_numpy()
         findings = findings.filter(pa.array(fine[rows]))
         findings = findings.set_column(0, findings.schema.field(0), pa.array(places[rows[fine[rows]]]))
-    columns = {name: _take(array, at) for name, array in made.columns.items()}
+    columns = {name: array.take(at) for name, array in made.columns.items()}
     return Made(columns, None if made.keep is None else made.keep[fine], findings), good[fine]
 
 
 def _said(found: Mapping[str, Any]) -> list[Any]:
     return [found["check"], found["column"], found["score"], found["detail"], found["action"]]
-
-
-def _none(data_type: pa.DataType) -> pa.Array:
-    if isinstance(data_type, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.array([], data_type.storage_type))
-    return pa.array([], data_type)
 
 
 def _new(before: pa.Schema, after: pa.Schema) -> list[str]:
@@ -424,18 +420,6 @@ def _taken(column: Column, rows: Rows) -> Column:
     if len(rows) == len(column.values) and bool((rows == np.arange(len(rows))).all()):
         return column
     return column_values.take(column, rows)
-
-
-def _take(array: pa.Array, rows: pa.Array) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(array.type, array.storage.take(rows))
-    return array.take(rows)
-
-
-def _filtered(array: pa.Array, keep: pa.Array) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(array.type, array.storage.filter(keep))
-    return array.filter(keep)
 
 
 def linked(operations: Sequence[tuple[RowOperation, pa.Schema]]) -> list[list[int]]:

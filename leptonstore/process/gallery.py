@@ -19,6 +19,7 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import class_names, semantic_of
 from leptonstore.dataset.shown import shown
+from leptonstore.dataset.values import one_array
 from leptonstore.errors import SourceError
 from leptonstore.process import columns, images
 from leptonstore.process.clean import CleanReport
@@ -109,7 +110,7 @@ def sample_rows(ds: Dataset, rows: Sequence[int], captions: Iterable[str] = ()) 
     for first in range(0, len(rows), step):
         some = list(rows[first : first + step])
         table = ds.take(np.asarray(some, dtype=np.int64), columns=wanted).combine_chunks()
-        batch = pa.RecordBatch.from_arrays([_one(column) for column in table.columns], schema=table.schema)
+        batch = pa.RecordBatch.from_arrays([one_array(column) for column in table.columns], schema=table.schema)
         names = [""] * len(some)
         if label is not None:
             names = [class_shown(labels[label], value) for value in columns.indices(batch.column(label)).tolist()]
@@ -119,16 +120,6 @@ def sample_rows(ds: Dataset, rows: Sequence[int], captions: Iterable[str] = ()) 
             cut = (words or "")[: limits.REPORT_PASSAGE_CHARS_MAX + 1]
             samples.append(Sample(row, picture, names[at], said[first + at], text=cut))
     return samples
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    """The whole column as one array (an extension type's chunks do not combine)."""
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    if isinstance(column.type, pa.ExtensionType):
-        storage = pa.concat_arrays([chunk.storage for chunk in column.chunks])
-        return pa.ExtensionArray.from_storage(column.type, storage)
-    return pa.concat_arrays(column.chunks)
 
 
 def _line(batch: pa.RecordBatch, row: int, label: str | None) -> str:

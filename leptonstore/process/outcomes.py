@@ -156,16 +156,10 @@ def _of_bytes(data_type: pa.DataType, count: int, data: pa.Buffer) -> pa.Array:
 def _taken(array: pa.Array, rows: Rows) -> pa.Array:
     if len(rows) == len(array) and bool((rows == np.arange(len(array))).all()):
         return array
-    if isinstance(array, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(array.type, array.storage.take(pa.array(rows)))
     return array.take(pa.array(rows))
 
 
 def _joined(arrays: list[pa.Array], data_type: pa.DataType) -> pa.Array:
-    if isinstance(data_type, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(
-            data_type, _joined([array.storage for array in arrays], data_type.storage_type)
-        )
     return pa.concat_arrays(arrays) if arrays else pa.array([], data_type)
 
 

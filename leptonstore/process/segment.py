@@ -24,7 +24,7 @@ from leptonstore.dataset import values as column_values
 from leptonstore.dataset.rules import check_rows, rules_of
 from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.schema import inline_bytes
-from leptonstore.dataset.values import Column, intern
+from leptonstore.dataset.values import Column, intern, one_array
 from leptonstore.errors import LeptonError, OperationFailed
 from leptonstore.process.chain import Chain, resolved
 from leptonstore.process.engine.pieces import Piece, Rows
@@ -166,7 +166,7 @@ class Segment:
         else:
             made = {one.name: columns[one.name] for one in self.schema} if len(rows) else {}
         if not len(rows):
-            made = {one.name: Column(_empty(one.type)) for one in self.schema}
+            made = {one.name: Column(pa.array([], one.type)) for one in self.schema}
         return Piece(rows, made, joined(findings))
 
     def _stored(self, one: pa.Field, columns: Mapping[str, Column], rows: Rows, store: Store) -> Column:
@@ -216,11 +216,11 @@ class Segment:
         made = None
         if found:
             made = group.merged(pa.Table.from_batches(found)) if len(found) > 1 else pa.Table.from_batches(found)
-            made = made.combine_chunks()
         counted = _tally(self.group_number, rows, {"in": len(rows), "kept": len(rows)}) if len(rows) else None
         count = 0 if made is None else made.num_rows
         out = {
-            one.name: Column(_empty(one.type) if made is None else _one(made.column(one.name))) for one in self.schema
+            one.name: Column(pa.array([], one.type) if made is None else one_array(made.column(one.name)))
+            for one in self.schema
         }
         return Piece(rows[:count], out, joined([*findings, counted]))
 
@@ -259,18 +259,8 @@ def _gone_on(
     return rows[kept], out
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else _empty(column.type)
-
-
 def _of_rows(column: Column, rows: NDArray[np.int64]) -> Column:
     return column if len(rows) == len(column.values) else column_values.take(column, rows)
-
-
-def _empty(data_type: pa.DataType) -> pa.Array:
-    if isinstance(data_type, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(data_type, pa.array([], data_type.storage_type))
-    return pa.array([], data_type)
 
 
 # -- what is said of rows --------------------------------------------------------------------------------------------

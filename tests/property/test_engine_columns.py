@@ -11,10 +11,9 @@ from table_strategies import FLAT, NESTED, TENSORS, canonical, tables
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.dataset.groups import stored_columns
-from leptonstore.dataset.values import resolve
+from leptonstore.dataset.values import one_array, resolve
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.process.engine.carrier import Carried, from_carrier, to_carrier
-from leptonstore.process.engine.flow import whole
 from leptonstore.process.engine.pieces import Piece
 from leptonstore.store import Store
 
@@ -53,7 +52,7 @@ def test_columns_are_the_same_after_daft_cut_and_joined_them(
     at = data.draw(st.integers(0, len(table)))
     pieces = [whole_part.slice(at, len(table)), whole_part.slice(0, at)]
     back = MicroPartition.concat(pieces[::-1]).to_arrow()
-    columns = carried.unpack([whole(back[name]) for name in carried.schema.names])
+    columns = carried.unpack([one_array(back[name]) for name in carried.schema.names])
     made = pa.Table.from_arrays(
         [resolve(store, one, field.type) for one, field in zip(columns, table.schema, strict=True)], schema=table.schema
     )
@@ -67,9 +66,9 @@ def test_what_is_left_out_is_null_on_its_way_and_the_rest_as_it_was(table: pa.Ta
     places = pa.array(np.cumsum(keep) - 1, mask=~keep)
     kept = np.flatnonzero(keep)
     for name in table.schema.names:
-        array = whole(table[name])
+        array = one_array(table[name])
         chosen = canonical(pa.table({name: table[name]}).take(pa.array(kept)))
-        spread = to_carrier(whole(table.take(pa.array(kept))[name])).take(places)
+        spread = to_carrier(one_array(table.take(pa.array(kept))[name])).take(places)
         back = from_carrier(spread.filter(pa.array(keep)), array.type)
         assert canonical(pa.Table.from_arrays([back], names=[name])) == chosen
 

@@ -309,18 +309,12 @@ def test_a_search_can_be_stopped(store: Store) -> None:
 
 # -- the command ---------------------------------------------------------------------------------------------------
 
+BROWSE = [sys.executable, "-c", "from leptonstore.cli import main; main()", "browse", "texts", "--store"]
+
 
 def test_without_a_terminal_another_command_is_named(store: Store, tmp_path: Path) -> None:
     texts(store, 10)
-    command = [
-        sys.executable,
-        "-c",
-        "from leptonstore.cli import main; main()",
-        "browse",
-        "texts",
-        "--store",
-        store.url,
-    ]
+    command = [*BROWSE, store.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "needs a terminal" in done.stderr and "lepton head" in done.stderr
 
@@ -329,15 +323,7 @@ def test_in_a_terminal_rows_come_and_q_leaves(store: Store) -> None:
     """The command itself, with a terminal of its own."""
     texts(store, 10)
     main, other = pty.openpty()
-    command = [
-        sys.executable,
-        "-c",
-        "from leptonstore.cli import main; main()",
-        "browse",
-        "texts",
-        "--store",
-        store.url,
-    ]
+    command = [*BROWSE, store.url]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
     with subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment) as process:
         seen = b""

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 from leptonstore import limits
 from leptonstore.dataset.importers.reading import read_up_to
+from leptonstore.dataset.places import is_below
 from leptonstore.errors import SourceError
 
 BLOCK = 512
@@ -166,10 +167,9 @@ def _parse_pax(reader: _Reader, data: bytes, name: str | None, size: int | None)
 
 
 def _checked(reader: _Reader, path: str, may_be_root: bool = False) -> None:
-    parts = path.removeprefix("./").split("/")
     if may_be_root and path == ".":
         return
-    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+    if not is_below(path.removeprefix("./")):
         raise reader.error(
             f"holds the path {path!r}, which leads out of the archive (or is none); pack it again without it"
         )

@@ -15,11 +15,11 @@ from leptonstore.process import columns, images
 from leptonstore.process.checks import image_columns, image_measures
 from leptonstore.process.checks.check import Found, TableCheck
 from leptonstore.process.checks.image_facts import facts_of
+from leptonstore.process.checks.robust import MAD_TO_STD
 from leptonstore.process.columns import ImageColumn
 from leptonstore.process.findings import findings_table, joined
 from leptonstore.process.operation import Bits
 
-_MAD_TO_STD = 1.4826  # of normally distributed values: robust z counts standard deviations
 Figures = NDArray[np.float64]
 
 
@@ -125,7 +125,7 @@ def _robust_z(figures: Figures, measure: Measure) -> tuple[Figures, float]:
     """Robust z of each figure, with its sign, and the median figure."""
     values = np.log(figures + _SHARPNESS_UNIT * (measure.above is None)) if measure.logarithmic else figures
     middle = np.median(values)
-    spread = max(_MAD_TO_STD * float(np.median(np.abs(values - middle))), measure.spread_min)
+    spread = max(MAD_TO_STD * float(np.median(np.abs(values - middle))), measure.spread_min)
     return (values - middle) / spread, float(np.median(figures))
 
 

@@ -15,12 +15,10 @@ from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
 from leptonstore.process.checks import chosen
 from leptonstore.process.checks.check import Found, TableCheck
+from leptonstore.process.checks.robust import robust_spread
 from leptonstore.process.findings import findings_table, joined
 
-# Of normal data: standard deviation / median absolute deviation, and standard deviation / mean absolute deviation.
-# Iglewicz and Hoaglin, How to Detect and Handle Outliers (1993), chapter 3; for small samples they say 3.5.
-_MAD_TO_STD, _MEAN_TO_STD = 1.4826, 1.2533
-Z_MAX = 5.0  # of normal data one row in two million is further away
+Z_MAX = 5.0  # of normal data one row in two million is further away; for small samples Iglewicz and Hoaglin (robust.py) say 3.5
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,8 @@ def robust_z(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     if not len(known):
         return scores, 0.0
     median = float(np.median(known))
-    away = np.abs(known - median)
-    spread = _MAD_TO_STD * float(np.median(away))
-    two_valued = bool(((known == known.min()) | (known == known.max())).all())
-    if not spread and not two_valued:
-        spread = _MEAN_TO_STD * float(away.mean())
-    if spread and not two_valued:
+    if not bool(((known == known.min()) | (known == known.max())).all()):  # of two values none is an outlier
+        away = np.abs(known - median)
         with np.errstate(over="ignore"):  # too far away for a number is infinitely far
-            scores[finite] = away / spread
+            scores[finite] = away / robust_spread(away)
     return scores, median

@@ -2,8 +2,7 @@
 
     min, max   bounds, each may be left out
     robust     how many robust standard deviations from the median a length may be, of the logarithms of lengths (lengths of
-               texts are spread by factors). The deviation is the median absolute deviation x 1.4826 (Hampel 1974); where that is 0,
-               as half of all have one length, the mean absolute deviation x 1.2533 (Iglewicz, Hoaglin 1993). All rows are measured first.
+               texts are spread by factors; robust.py says what the deviation is). All rows are measured first.
 
 Nulls are left to check.nulls.
 """
@@ -22,15 +21,13 @@ from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
 from leptonstore.process import columns
 from leptonstore.process.checks.check import Check, Found, RowCheck, TableCheck
+from leptonstore.process.checks.robust import robust_spread
 from leptonstore.process.findings import findings_table
 from leptonstore.process.operation import Operation
 from leptonstore.process.operations.parameters import one_of
 from leptonstore.process.texts.characters import versions
 from leptonstore.process.texts.column import counted, number_in, text_column, whole_number_in
 from leptonstore.process.texts.shingles import word_counts
-
-_NORMAL = 1.4826  # the standard deviation of a normal distribution is so many times its median absolute deviation
-_NORMAL_MEAN = 1.2533  # ... and its mean absolute deviation
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,7 @@ class RobustTextLength(_Length, TableCheck):
         low, high = 0.0, np.inf
         if len(known):
             median = np.median(known)
-            away = np.abs(known - median)
-            deviation = _NORMAL * np.median(away) or _NORMAL_MEAN * np.mean(away)
-            reach = (self.robust or 0.0) * deviation
+            reach = (self.robust or 0.0) * robust_spread(np.abs(known - median))
             low, high = np.ceil(np.expm1(median - reach) - 1e-9), np.floor(np.expm1(median + reach) + 1e-9)
         low, high = max(low, self.min or 0), min(high, np.inf if self.max is None else self.max)
         return Found(self.bounded(lengths, self.column or "text", low, high, "usual"))

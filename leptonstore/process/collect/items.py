@@ -25,7 +25,7 @@ from leptonstore import limits
 from leptonstore.dataset.importers import open_source
 from leptonstore.dataset.importers.file_listing import RACY_COARSE_NS
 from leptonstore.dataset.importers.reading import reading
-from leptonstore.dataset.places import Place, UrlPlace, confined, place_of
+from leptonstore.dataset.places import Place, UrlPlace, confined, is_below, place_of
 from leptonstore.errors import BadInput, SourceError
 
 LIST_SCHEMES = ("http", "https", "s3", "gs", "az")
@@ -190,8 +190,7 @@ def _named(manifest: Place, where: str, values: Mapping[str, Any]) -> Item:
 
 def checked_path(path: str, where: str) -> str:
     """The name of a row. Raises BadInput for one that an export could not make a file of."""
-    parts = path.split("/")
-    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) or len(path) > 1024:
+    if not is_below(path) or len(path) > 1024:
         raise BadInput(
             f"{where}: {path[:80]!r} cannot name a row: give a relative `path` without . and .., at most 1,024 long"
         )

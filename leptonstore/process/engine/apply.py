@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore.dataset.scan import slice_ends
-from leptonstore.dataset.values import Column, concat, resolve, take
+from leptonstore.dataset.values import Column, concat, one_array, resolve, take
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
-from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row, whole
+from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row
 from leptonstore.process.engine.pieces import Piece, Rows, Step
 from leptonstore.process.engine.workers import Lent
 from leptonstore.process.findings import joined
@@ -50,7 +50,7 @@ class _Applied:
 
     def __call__(self, *series: Any) -> pa.Array:
         with working(self._lent.run), told(self._lent):
-            arrays = [whole(one.to_arrow()) for one in series]
+            arrays = [one_array(one.to_arrow()) for one in series]
             rows = arrays[0].to_numpy()
             columns = Carried(self._read).unpack(arrays[1:])
             return self._struct(rows, columns)

@@ -59,16 +59,3 @@ def on_first_row(found: pa.Table, rows: int) -> pa.Array:
         writer.write_table(found)
     first = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
     return pa.concat_arrays([first, pa.nulls(rows - 1, pa.large_binary())])
-
-
-def whole(array: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Of a column of a table or a Series: one array."""
-    if isinstance(array, pa.ChunkedArray):
-        return (
-            array.chunk(0)
-            if array.num_chunks == 1
-            else pa.concat_arrays(array.chunks)
-            if array.num_chunks
-            else pa.array([], array.type)
-        )
-    return array

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.values import one_array
 from leptonstore.process.engine.carrier import Carried
-from leptonstore.process.engine.flow import MADE, ROW, row_ranges, whole
+from leptonstore.process.engine.flow import MADE, ROW, row_ranges
 from leptonstore.process.engine.stitch import RESULTS, Run
 from leptonstore.process.engine.workers import Lent
 
@@ -61,8 +62,8 @@ class Job:
         carried, schema = Carried(self.schema, MADE), came_schema(self.schema)
         out: list[Result] = []
         for first, end, kept, findings in row_ranges(part.to_arrow()):
-            columns = carried.unpack([whole(kept[name]) for name in carried.schema.names])
-            arrays = [whole(kept[ROW]), *(column.values for column in columns)]
+            columns = carried.unpack([one_array(kept[name]) for name in carried.schema.names])
+            arrays = [one_array(kept[ROW]), *(column.values for column in columns)]
             out.append(Came(first, end, pa.Table.from_arrays(arrays, schema=schema), findings))
         return out
 

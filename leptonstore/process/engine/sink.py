@@ -23,11 +23,11 @@ from daft.recordbatch import MicroPartition
 
 from leptonstore.dataset.groups import GroupWriter
 from leptonstore.dataset.keyed import keys_of
-from leptonstore.dataset.values import Column
+from leptonstore.dataset.values import Column, one_array
 from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
-from leptonstore.process.engine.flow import MADE, row_ranges, whole
+from leptonstore.process.engine.flow import MADE, row_ranges
 from leptonstore.process.engine.stitch import Run
 from leptonstore.process.engine.workers import Lent
 from leptonstore.store import Store
@@ -68,7 +68,7 @@ class RowSink(DataSink[Run]):
     def _runs(self, store: Store, table: pa.Table) -> Iterator[Run]:
         carried = Carried(self._schema, MADE)
         for first, end, kept, findings in row_ranges(table):
-            columns = carried.unpack([whole(kept[name]) for name in carried.schema.names])
+            columns = carried.unpack([one_array(kept[name]) for name in carried.schema.names])
             yield self._run(store, first, end, columns, findings)
             self._lent.done(end - first)
 

@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import (
     class_label_field,
     class_names,
@@ -279,7 +280,6 @@ def _array(values: Any, data_type: pa.DataType) -> pa.Array:
         stacked = np.ascontiguousarray(np.asarray(values, data_type.value_type.to_pandas_dtype()))
         if stacked.shape[1:] != tuple(data_type.shape):
             raise ValueError(f"a value has shape {stacked.shape[1:]}, not {tuple(data_type.shape)}")
-        storage = pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), type=data_type.storage_type)
-        return pa.ExtensionArray.from_storage(data_type, storage)
+        return tensor_column(pa.field("", data_type), stacked)
     array = values if isinstance(values, pa.Array) else pa.array(values, data_type)
     return array if array.type == data_type else array.cast(data_type)

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from leptonstore.dataset.values import one_array
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
 from leptonstore.process.columns import field_of
@@ -135,7 +136,7 @@ class GroupBy(GroupOperation):
         """Groups of several partials, each once."""
         whole = partials.combine_chunks()
         names = whole.schema.names
-        by = {name: _flat(whole[name]) for name in names if name.startswith("by.")}
+        by = {name: one_array(whole[name]) for name in names if name.startswith("by.")}
         groups, firsts = _groups(list(by.values()))
         made: dict[str, pa.Array] = {name: column.take(firsts) for name, column in by.items()}
         for name in names:
@@ -143,9 +144,9 @@ class GroupBy(GroupOperation):
             if state in ("rows", "n"):
                 made[name] = pa.array(_totals(groups, whole[name].to_numpy(), len(firsts)))
             elif state in ("min", "max"):
-                made[name] = _extreme(_flat(whole[name]), groups, len(firsts), state == "max")
+                made[name] = _extreme(one_array(whole[name]), groups, len(firsts), state == "max")
             elif state in (_FLOATS, _WHOLE, "squares"):
-                added = exact.merged(groups, _flat(whole[name]), _flat(whole[f"{state}_amounts.{at}"]))
+                added = exact.merged(groups, one_array(whole[name]), one_array(whole[f"{state}_amounts.{at}"]))
                 made[name], made[f"{state}_amounts.{at}"] = added.to_arrow(len(firsts))
         return pa.Table.from_arrays([made[name] for name in names], schema=whole.schema)
 
@@ -156,7 +157,7 @@ class GroupBy(GroupOperation):
         whole = whole.take(pc.sort_indices(whole, sort_keys=keys)).combine_chunks()
         summed = list(self._summed())
         fields = [whole.schema.field(f"by.{at}").with_name(name) for at, name in enumerate(self.by)]
-        arrays = [_flat(whole[f"by.{at}"]) for at in range(len(self.by))]
+        arrays = [one_array(whole[f"by.{at}"]) for at in range(len(self.by))]
         for one in self.wanted:
             at = summed.index(one.column) if one.column else 0
             field, array = _finished(one, at, whole)
@@ -293,17 +294,12 @@ def _extreme_number(values: pa.Array, groups: Ints, count: int, largest: bool) -
     return found if found.type == values.type else found.cast(values.type)
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
-
-
 def _finished(one: Aggregate, at: int, whole: pa.Table) -> tuple[pa.Field, pa.Array]:
     """The column of an aggregate, of merged partials. at: the number of its column."""
     if one.word == "count":
-        return pa.field(one.name, pa.int64(), nullable=False), _flat(whole[f"n.{at}" if one.column else _ROWS])
+        return pa.field(one.name, pa.int64(), nullable=False), one_array(whole[f"n.{at}" if one.column else _ROWS])
     if one.word in ("min", "max"):
-        return whole.schema.field(f"{one.word}.{at}").with_name(one.name).with_nullable(True), _flat(
+        return whole.schema.field(f"{one.word}.{at}").with_name(one.name).with_nullable(True), one_array(
             whole[f"{one.word}.{at}"]
         )
     counts = whole[f"n.{at}"].to_numpy().tolist()
@@ -324,7 +320,9 @@ def _finished(one: Aggregate, at: int, whole: pa.Table) -> tuple[pa.Field, pa.Ar
 
 def _sums_of(whole: pa.Table, state: str, at: int) -> list[Fraction | float]:
     rows = np.arange(len(whole))
-    return exact.merged(rows, _flat(whole[f"{state}.{at}"]), _flat(whole[f"{state}_amounts.{at}"])).of(len(whole))
+    return exact.merged(rows, one_array(whole[f"{state}.{at}"]), one_array(whole[f"{state}_amounts.{at}"])).of(
+        len(whole)
+    )
 
 
 def _whole_number(one: Aggregate, total: Fraction | float) -> int:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import CODEC, SEMANTIC, semantic_of, tensor_field, tensor_shape
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, SchemaError, SourceError
@@ -334,9 +335,7 @@ def _tensors(field: pa.Field, values: Sequence[images.Pixels | None], missing: B
     for row, value in enumerate(values):
         if value is not None:
             flat[row] = value
-    mask = pa.array(missing) if missing.any() else None
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=field.type.storage_type, mask=mask)
-    return pa.ExtensionArray.from_storage(field.type, storage)
+    return tensor_column(field, flat, missing)
 
 
 def _pixels(shape: Sequence[int]) -> int:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.cut import row_hashes
+from leptonstore.dataset.values import one_array
 from leptonstore.errors import BadInput, DuplicateKey, SchemaError, listed
 from leptonstore.format.page import fixed_width
 from leptonstore.limits import JOIN_BYTES_MAX, JOIN_ROWS_MAX, JOIN_VALUES_BYTES_MAX
@@ -171,13 +172,13 @@ class _Other:
         """The columns wanted of some rows, null where a row is -1."""
         missing, small = rows < 0, self._loaded.small
         large = [name for name in self.wanted if name not in small]
-        found = {name: _taken(column, pa.array(rows, mask=missing)) for name, column in small.items()}
+        found = {name: column.take(pa.array(rows, mask=missing)) for name, column in small.items()}
         if large:
             there, places = np.unique(rows[~missing], return_inverse=True)
             at = np.zeros(len(rows), np.int64)
             at[~missing] = places
             table = self.there.take(there, large)
-            found |= {name: _taken(_whole(table[name]), pa.array(at, mask=missing)) for name in large}
+            found |= {name: one_array(table[name]).take(pa.array(at, mask=missing)) for name in large}
         return [found[name] for name in self.wanted]
 
 
@@ -243,7 +244,7 @@ def _read_keys(there: Dataset, on: tuple[str, ...]) -> _Keys:
                 f"rows.join: the keys {', '.join(on)} of {there.label} have over {JOIN_BYTES_MAX:,} bytes; join by shorter ones"
             )
     table = pa.Table.from_batches(parts, pa.schema(there.fields(on)))
-    keys = [_whole(table[name]) for name in on]
+    keys = [one_array(table[name]) for name in on]
     rows = np.flatnonzero(~_any_null(keys))
     keys = [key.take(pa.array(rows)) for key in keys]
     hashes = row_hashes(keys) if len(rows) else np.zeros(0, np.uint64)
@@ -286,17 +287,6 @@ def _any_null(keys: Sequence[pa.Array]) -> NDArray[np.bool_]:
     return np.logical_or.reduce([columns.null_mask(key) for key in keys])
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
-
-
-def _taken(column: pa.Array, indices: pa.Array) -> pa.Array:
-    if isinstance(column, pa.ExtensionArray):
-        return pa.ExtensionArray.from_storage(column.type, column.storage.take(indices))
-    return column.take(indices)
-
-
 def _small_columns(there: Dataset, wanted: tuple[str, ...]) -> dict[str, pa.Array]:
     """Columns whose values are few bytes: of fixed width, or all when the whole version is small."""
     small, left = [], JOIN_VALUES_BYTES_MAX
@@ -308,4 +298,4 @@ def _small_columns(there: Dataset, wanted: tuple[str, ...]) -> dict[str, pa.Arra
             small.append(field_.name)
             left -= size
     table = there.to_arrow(small) if small else None
-    return {name: _whole(table[name]) for name in small} if table is not None else {}
+    return {name: one_array(table[name]) for name in small} if table is not None else {}

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
@@ -133,14 +134,10 @@ class Normalise(RowOperation):
         ):  # beyond the type's range is infinite; infinities stay what they are
             floats = ((values.astype(np.float64) - first) / divisors).astype(self.type)
         missing = columns.null_mask(column)
-        mask = pa.array(missing) if missing.any() else None
         if shape is None:
             return Made({made.name: pa.array(floats, kind, mask=missing, from_pandas=False)})
         floats[missing] = 0
-        storage = pa.FixedSizeListArray.from_arrays(
-            pa.array(floats.reshape(-1)), type=made.type.storage_type, mask=mask
-        )
-        return Made({made.name: pa.ExtensionArray.from_storage(made.type, storage)})
+        return Made({made.name: tensor_column(made, floats, missing)})
 
     def _constants(self) -> tuple[Sequence[float], Sequence[float]]:
         first, second = _KINDS[self.kind]

@@ -155,8 +155,7 @@ class ColumnSketch:
     @classmethod
     def empty(cls, watched: Watched) -> ColumnSketch:
         """Of no rows."""
-        empty = pa.schema([watched.field]).empty_table().column(0).combine_chunks()
-        return cls.of(watched, Column(empty), lambda column: [])
+        return cls.of(watched, Column(pa.array([], watched.field.type)), lambda column: [])
 
     @classmethod
     def of(cls, watched: Watched, column: Column, resolved: Callable[[Column], Any]) -> ColumnSketch:
