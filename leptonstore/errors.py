@@ -26,6 +26,8 @@
     ├── TierUnavailable     a tier does not answer: wait until it is back, and run it again
     │   └── TierMissing         there is no such bucket: create it, or correct the name
     ├── NotPermitted        this user may not read or write there: ask for the permission
+    │   └── NotAuthenticated    the daemon does not know who asks: give a token that is valid
+    ├── TooBusy             the daemon is at one of its limits, or is about to end: wait, and ask again
     ├── MissingExtra        an optional dependency is not installed: install the named extra
     ├── ClusterLost         a cluster cannot be reached, or went away: look after it, and run it again
     ├── RankLost            another process of a training has ended or does not answer: start all again, and resume
@@ -250,6 +252,18 @@ class TierMissing(TierUnavailable):
 
 class NotPermitted(LeptonError):
     """This user may not read or write there, or the filesystem is mounted read-only; nothing was changed."""
+
+
+class NotAuthenticated(NotPermitted):
+    """The daemon does not know who asks: no credential, or one that is unknown, expired or revoked. Which, it does not say."""
+
+
+class TooBusy(LeptonError):
+    """The daemon is at one of its limits, or drains; nothing was done. `retry_after_s`: seconds to wait before asking again."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class MissingExtra(LeptonError):

@@ -532,3 +532,8 @@ COLLECT_HTTP_TRIES = 5
 COLLECT_HTTP_BACKOFF_S = 0.5  # doubles with each try: 0, 1, 2, 4, 8 s
 COLLECT_HTTP_WAIT_S_MAX = 120  # that a server may ask for by Retry-After
 COLLECT_HTTP_TIMEOUT_S = 60.0
+
+# -- the daemon and its clients (leptonstore/store/wire, leptonstore/daemon) ----------------------------------------------
+
+WIRE_HEADER_BYTES_MAX = 64 * KIB  # of a request's JSON header: names, options, the ref updates of one publication
+WIRE_PAYLOAD_BYTES_MAX = 2 * MIB  # of a request's payload: 65,536 digests, 262,144 row numbers
