@@ -10,9 +10,11 @@ alone: the CLIENTS_MAX that were last active. Everything here may be called from
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,14 +25,11 @@ try:
     from prometheus_client import (
         CONTENT_TYPE_LATEST,
         CollectorRegistry,
-        Counter,
-        Gauge,
-        Histogram,
         Metric,
         ProcessCollector,
         generate_latest,
     )
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as error:
     raise MissingExtra("serving a store", "server", error.name or "") from None
@@ -42,7 +41,7 @@ WINDOW_S = 60  # over which rates are told; `series` has a point for each second
 CLIENTS_MAX = 1_000  # that are told apart, about 4 KiB each; who was silent for longest is forgotten first
 READERS_MAX = 1_000  # loaders that have told what they waited
 LATENCIES_MAX = 512  # of each operation, the last ones: quantiles are of what happens now
-LABELS_MAX = 200  # operations, and outcomes, with a label of their own: more than there are; further ones are "other"
+LABELS_MAX = 200  # operations, and outcomes of each, that are told apart: more than there are; further ones are "other"
 
 Reading = Callable[[], float | Mapping[str, float]]
 log = logging.getLogger("lepton.daemon")
@@ -56,42 +55,21 @@ class Metrics:
         self._began, self._began_at = clock(), time.time()
         self._all = _Tally()
         self._operations: dict[str, _Operation] = {}
-        self._outcomes: set[str] = {OK}
         self._clients: OrderedDict[str, _Tally] = OrderedDict()
         self._readers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._waited_s = 0.0
         self._refused: dict[str, int] = {}
         self._readings = _Readings()
         self._registry = registry = CollectorRegistry()
+        registry.register(_Counted(self))
         registry.register(self._readings)
         ProcessCollector(registry=registry)
-        self._requests = Counter("lepton_requests", "Requests answered", ["operation", "outcome"], registry=registry)
-        self._seconds = Histogram(
-            "lepton_request_seconds",
-            "From a request to the end of its answer",
-            ["operation"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._bytes = Counter(
-            "lepton_bytes", "Bytes of requests and answers", ["operation", "direction"], registry=registry
-        )
-        self._running = Gauge("lepton_requests_running", "Requests under way", ["operation"], registry=registry)
-        self._refusals = Counter(
-            "lepton_refused",
-            "Refused before there was an operation: connections, heads, names",
-            ["reason"],
-            registry=registry,
-        )
-        self._waits = Counter(
-            "lepton_reader_wait_seconds", "That loaders waited for data, as they told", registry=registry
-        )
 
     def begin(self, operation: str, client: str = "") -> Call:
         """A request under way. `client` is what people know it by (a principal's name); "" for nobody in particular."""
         with self._lock:
             label, counted = self._operation(operation)
             counted.running += 1
-        self._running.labels(label).inc()
         return Call(self, label, client, self._clock())
 
     def count(
@@ -114,7 +92,6 @@ class Metrics:
         """Something was refused before there was an operation. `reason`: one of a few words of ours."""
         with self._lock:
             self._refused[reason] = self._refused.get(reason, 0) + 1
-        self._refusals.labels(reason).inc()
 
     def gauge(self, name: str, help: str, read: Reading, label: str = "") -> None:
         """A figure that is asked for whenever figures are wanted. `name` starts with lepton_.
@@ -138,9 +115,7 @@ class Metrics:
             self._readers[client, reader] = {**figures, "at": self._clock()}
             while len(self._readers) > READERS_MAX:
                 self._readers.popitem(last=False)
-        waited = float(figures.get("waited_s", 0.0)) - float(before.get("waited_s", 0.0))
-        if waited > 0:
-            self._waits.inc(waited)
+            self._waited_s += max(0.0, float(figures.get("waited_s", 0.0)) - float(before.get("waited_s", 0.0)))
 
     def text(self) -> bytes:
         """In Prometheus' text format, of the type CONTENT_TYPE. Blocks for as long as the gauges do."""
@@ -221,29 +196,37 @@ class Metrics:
             self._all.add(now, 0, 0, bytes_in, bytes_out)
             if client:
                 self._client(client).add(now, 0, 0, bytes_in, bytes_out)
-        if bytes_in:
-            self._bytes.labels(label, "in").inc(bytes_in)
-        if bytes_out:
-            self._bytes.labels(label, "out").inc(bytes_out)
 
     def _end(self, label: str, client: str, outcome: str, seconds: float, ran: bool = False) -> None:
         now, failed = self._clock(), outcome != OK
         with self._lock:
-            if outcome not in self._outcomes:
-                outcome = outcome if len(self._outcomes) < LABELS_MAX else "other"
-                self._outcomes.add(outcome)
-            counted = self._operations[label]
-            counted.requests += 1
-            counted.errors += failed
-            counted.running -= ran
-            counted.latencies.append(seconds)
+            self._operations[label].ended(outcome, seconds, ran)
             self._all.add(now, 1, failed, 0, 0)
             if client:
                 self._client(client).add(now, 1, failed, 0, 0)
-        self._requests.labels(label, outcome).inc()
-        self._seconds.labels(label).observe(seconds)
-        if ran:
-            self._running.labels(label).dec()
+
+    def families(self) -> list[Metric]:
+        """What was counted, as Prometheus' families."""
+        requests = CounterMetricFamily("lepton_requests", "Requests answered", labels=["operation", "outcome"])
+        moved = CounterMetricFamily("lepton_bytes", "Bytes of requests and answers", labels=["operation", "direction"])
+        running = GaugeMetricFamily("lepton_requests_running", "Requests under way", labels=["operation"])
+        seconds = HistogramMetricFamily(
+            "lepton_request_seconds", "From a request to the end of its answer", labels=["operation"]
+        )
+        refused = CounterMetricFamily("lepton_refused", "Refused before there was an operation", labels=["reason"])
+        waited = CounterMetricFamily("lepton_reader_wait_seconds", "That loaders waited for data, as they told")
+        with self._lock:
+            for name, counted in self._operations.items():
+                for outcome, number in counted.outcomes.items():
+                    requests.add_metric([name, outcome], number)
+                moved.add_metric([name, "in"], counted.bytes_in)
+                moved.add_metric([name, "out"], counted.bytes_out)
+                running.add_metric([name], counted.running)
+                seconds.add_metric([name], counted.buckets(), counted.seconds)
+            for reason, number in self._refused.items():
+                refused.add_metric([reason], number)
+            waited.add_metric([], self._waited_s)
+        return [requests, moved, running, seconds, refused, waited]
 
 
 class Call:
@@ -317,10 +300,29 @@ class _Operation:
 
     def __init__(self) -> None:
         self.requests = self.errors = self.running = self.bytes_in = self.bytes_out = 0
-        self.latencies: deque[float] = deque(maxlen=LATENCIES_MAX)
+        self.seconds = 0.0
+        self.outcomes: dict[str, int] = {}
+        self._latencies: deque[float] = deque(maxlen=LATENCIES_MAX)
+        self._buckets = [0] * (len(SECONDS) + 1)
+
+    def ended(self, outcome: str, seconds: float, ran: bool) -> None:
+        if outcome not in self.outcomes and len(self.outcomes) >= LABELS_MAX:
+            outcome = "other"
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        self.requests += 1
+        self.errors += outcome != OK
+        self.running -= ran
+        self.seconds += seconds
+        self._latencies.append(seconds)
+        self._buckets[bisect_left(SECONDS, seconds)] += 1
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus wants them: requests that took at most so long."""
+        edges = [*(str(edge) for edge in SECONDS), "+Inf"]
+        return list(zip(edges, itertools.accumulate(self._buckets), strict=True))
 
     def to_dict(self, name: str) -> dict[str, Any]:
-        ordered = sorted(self.latencies)
+        ordered = sorted(self._latencies)
         return {
             "operation": name,
             "requests": self.requests,
@@ -331,6 +333,16 @@ class _Operation:
             "p50_s": ordered[len(ordered) // 2] if ordered else None,
             "p99_s": ordered[len(ordered) * 99 // 100] if ordered else None,
         }
+
+
+class _Counted(Collector):
+    """What a Metrics has counted, for Prometheus."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics.families()
 
 
 class _Readings(Collector):
