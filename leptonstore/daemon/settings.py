@@ -35,7 +35,7 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 class Setting:
     """What is known of one setting beside its value.
 
-    kind: str, int, bool, "bytes", "seconds", "list" (of texts) or "sizes" (name -> bytes).
+    kind: str, int, bool, "bytes", "seconds" or "list" (of texts).
     """
 
     name: str  # of the field of Settings
@@ -56,10 +56,6 @@ class Setting:
             if not isinstance(given, (list, tuple)) or not all(isinstance(one, str) for one in given):
                 raise self._wrong(given, "a list of texts")
             return tuple(given)
-        if self.kind == "sizes":
-            if not isinstance(given, Mapping):
-                raise self._wrong(given, "a table of NAME = SIZE")
-            return tuple(sorted((str(name), _quantity(self, size, _SIZES)) for name, size in given.items()))
         value = self._scalar(given)
         if self.choices and value not in self.choices:
             raise self._wrong(given, f"one of {', '.join(self.choices)}")
@@ -176,23 +172,6 @@ class Settings:
         "", str, "Cluster", "Directory for blocks of packs that this daemon answers for (default: in memory only)."
     )
     block_cache_bytes: int = _set(2 * GIB, "bytes", "Cluster", "Budget of those blocks.", least=64 * MIB)
-    gc_every_s: float = _set(0.0, "seconds", "Maintenance", "Collect garbage so often; 0: only when told.", reload=True)
-    tiers_every_s: float = _set(
-        0.0, "seconds", "Maintenance", "Apply the tier policy so often; 0: only when told.", reload=True
-    )
-    scrub_rate: int = _set(
-        0,
-        "bytes",
-        "Maintenance",
-        "Read and check everything, at so many bytes a second; 0: only when told.",
-        reload=True,
-    )
-    index_every_s: float = _set(
-        3_600.0, "seconds", "Maintenance", "Save a checkpoint of the index so often; 0: never.", reload=True
-    )
-    quota: tuple[tuple[str, int], ...] = _set(
-        (), "sizes", "Maintenance", "NAME=SIZE: the most that a dataset may take; may be given again.", reload=True
-    )
     drain_wait_s: float = _set(
         0.0, "seconds", "Ending", "After SIGTERM, go on so long while /readyz says 503, for load balancers to look."
     )
