@@ -29,10 +29,10 @@ from leptonstore.daemon import bounds
 from leptonstore.daemon.arguments import Arguments
 from leptonstore.daemon.holding import Leases
 from leptonstore.daemon.operations import OPERATIONS, Of, Operation, Scope
-from leptonstore.daemon.publishing import MayReach, Publisher
+from leptonstore.daemon.publishing import Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
 from leptonstore.daemon.scrub import Scrubber
-from leptonstore.daemon.sessions import Put, Sessions, put_batches
+from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
 from leptonstore.daemon.sight import Sight, store_wide_only
 from leptonstore.daemon.tables import Tables, dataset_named
 from leptonstore.digest import Digest
@@ -65,7 +65,6 @@ class Service:
     open_store: a new Store object of the same store, one for each write session (default: store.again).
     cache:      the hot cache of the host; without one, pages are kept in this process alone.
     sight:      what a principal may see (reachable.py); by default who may read the whole store sees all, others nothing.
-    may_reach:  see Publisher.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Service:
         open_store: Callable[[], Store] | None = None,
         cache: HotCache | None = None,
         sight: Sight = store_wide_only,
-        may_reach: MayReach | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
@@ -92,8 +90,8 @@ class Service:
             chunks = CachedChunks(store, cache, None if store.sealer is None else store.stored_name)
         self.reading = Reading(store, sight, chunks)
         self.tables = Tables(store, sight, cache)
-        self.sessions = Sessions(open_store or store.again, clock)
-        self.publisher = Publisher(store, may_reach)
+        self.sessions = Sessions(open_store or store.again, sight, clock)
+        self.publisher = Publisher(store, sight)
         self.leases = Leases(store, clock)
         self._sight = sight
         self._draining = False
@@ -266,15 +264,22 @@ class Service:
 
     def _find(self, principal: Principal, request: Request) -> bytes:
         digests = digests_of(request.payload)
-        id = Arguments("find", request.arguments).text("session", None)
+        told = Arguments("find", request.arguments)
+        id = told.text("session", None)
         if id is None:
-            return self.reading.find(principal, digests)
+            return self.reading.find(principal, digests, self._mine(principal, told))
         with self.sessions.use(principal, id) as session:
-            return self.reading.find(principal, digests, session)
+            return self.reading.find(principal, digests, session, rely=True)
 
     def _get(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
-        whole = Arguments("get", request.arguments).flag("whole", True)
-        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), whole)
+        told = Arguments("get", request.arguments)
+        mine = self._mine(principal, told)
+        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), told.flag("whole", True), mine)
+
+    def _mine(self, principal: Principal, told: Arguments) -> Session | None:
+        """The session whose work a request may read besides; None without one, or when it has ended."""
+        id = told.text("mine", None)
+        return None if id is None else self.sessions.peek(principal, id)
 
     def _rows(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
         return self.tables.rows(principal, Arguments("rows", request.arguments))
@@ -320,7 +325,8 @@ class Service:
         return {}
 
     def _open(self, principal: Principal, request: Request) -> dict[str, Any]:
-        session = self.sessions.open(principal, scoped=not principal.may(Scope.WRITE))
+        base = Arguments("open", request.arguments).number("base", 0, 1 << 62, None)
+        session = self.sessions.open(principal, base)
         return {"session": session.id, "idle_s": bounds.SESSION_IDLE_S, "sequence": session.store.state.sequence}
 
     def _flush(self, principal: Principal, request: Request) -> dict[str, Any]:
