@@ -24,7 +24,6 @@ SESSIONS_OF_ONE_MAX = 32  # of one principal, so that one does not take all
 SESSION_IDLE_S = (
     600.0  # without a request, then what was put and not published is forgotten; a client that computes longer flushes
 )
-SESSION_OWN_MAX = 1 << 22  # digests that one remembers, of a principal that is limited to datasets: 128 MiB
 PUT_BATCH_BYTES_MAX = 64 * MIB  # of one batch of `put`: what waits to be encoded is bounded by as much
 PUBLISH_UPDATES_MAX = (
     1_000  # refs in one log entry; names of 1,000 refs are 250 KiB, so WIRE_HEADER_BYTES_MAX is met first

@@ -5,7 +5,7 @@ else the client gets a Conflict, refreshes and decides again. The entry carries 
 request (also to another daemon of the store, or to one that was started anew) finds the entry, and is answered as the first one was.
 
 A principal that may write the whole store publishes what it likes: as a process that has the store open does. One that is limited to
-datasets publishes only commits of which everything that they reach was put in this session, or is visible to it (reaching.py): else
+datasets publishes only commits of which everything that they reach was put in this session, or is visible to it (reachable.py): else
 it could name the digest of something that it may not read, publish a version with it, and read that.
 """
 
@@ -14,15 +14,13 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from leptonstore.daemon import bounds
 from leptonstore.daemon.arguments import Arguments, hex_digest, name_of_ref
 from leptonstore.daemon.operations import OPERATIONS, Scope
-from leptonstore.daemon.reaching import require_reach
 from leptonstore.daemon.sessions import Session
-from leptonstore.daemon.sight import Sight
 from leptonstore.dataset.refs import check_name, check_new, ref_name
 from leptonstore.errors import BadInput, NotPermitted
 from leptonstore.store import RefUpdate, Store
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
 METRICS_BYTES_MAX = 16 << 10  # of one ref's, as JSON
 AUTHOR_CHARS_MAX = 200
+MayReach = Callable[["Principal", Session, list[str], Set[str]], None]
 
 
 class _Done(Exception):
@@ -40,10 +39,14 @@ class _Done(Exception):
 
 
 class Publisher:
-    """Of one daemon. Any thread."""
+    """Of one daemon. Any thread.
 
-    def __init__(self, store: Store, sight: Sight) -> None:
-        self._store, self._sight = store, sight
+    may_reach: raises NotPermitted unless a principal that is limited to datasets may publish these commits from its session; None:
+    nobody can tell, and such principals publish nothing.
+    """
+
+    def __init__(self, store: Store, may_reach: MayReach | None = None) -> None:
+        self._store, self._may_reach = store, may_reach
         self._guard = threading.Lock()
         self._done: OrderedDict[tuple[str, str], int] = OrderedDict()  # (principal, id) -> sequence
 
@@ -83,9 +86,8 @@ class Publisher:
         ends: frozenset[str],
     ) -> dict[str, Any]:
         made = [update.new for update in updates if update.new is not None]
-        visible = self._sight(principal)
-        if visible is not None:
-            require_reach(session, visible, made, ends)
+        if not _all_datasets(principal):
+            self._require_reach(principal, session, [*made, *ends], ends)
 
         def decide(state: LogState) -> tuple[RefUpdate, ...]:
             if self._landed(session.store, state, updates, id):
@@ -103,6 +105,16 @@ class Publisher:
         sequence = self._sequence_of(session.store, updates)
         self._remember(principal, id, sequence)
         return {"sequence": sequence, "again": again}
+
+    def _require_reach(self, principal: Principal, session: Session, commits: list[str], ends: Set[str]) -> None:
+        if not commits:
+            return
+        if self._may_reach is None:
+            raise NotPermitted(
+                "this credential is limited to some datasets, and this daemon cannot tell what a version reaches: publish with one "
+                "that may write the whole store"
+            )
+        self._may_reach(principal, session, commits, ends)
 
     # -- finding an earlier one ----------------------------------------------------------------------------------------
 
@@ -165,6 +177,10 @@ def _require_write(principal: Principal, ref: str) -> None:
         raise NotPermitted(
             f"'publish' of dataset {dataset_of(ref)!r} needs the scope 'write'; this credential does not have it"
         )
+
+
+def _all_datasets(principal: Principal) -> bool:
+    return principal.may(Scope.WRITE)
 
 
 def _identity(told: Arguments) -> str:

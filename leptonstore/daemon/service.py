@@ -29,7 +29,7 @@ from leptonstore.daemon import bounds
 from leptonstore.daemon.arguments import Arguments
 from leptonstore.daemon.holding import Leases
 from leptonstore.daemon.operations import OPERATIONS, Of, Operation, Scope
-from leptonstore.daemon.publishing import Publisher
+from leptonstore.daemon.publishing import MayReach, Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
 from leptonstore.daemon.scrub import Scrubber
 from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
@@ -65,6 +65,7 @@ class Service:
     open_store: a new Store object of the same store, one for each write session (default: store.again).
     cache:      the hot cache of the host; without one, pages are kept in this process alone.
     sight:      what a principal may see (reachable.py); by default who may read the whole store sees all, others nothing.
+    may_reach:  see Publisher.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Service:
         open_store: Callable[[], Store] | None = None,
         cache: HotCache | None = None,
         sight: Sight = store_wide_only,
+        may_reach: MayReach | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
@@ -90,8 +92,8 @@ class Service:
             chunks = CachedChunks(store, cache, None if store.sealer is None else store.stored_name)
         self.reading = Reading(store, sight, chunks)
         self.tables = Tables(store, sight, cache)
-        self.sessions = Sessions(open_store or store.again, sight, clock)
-        self.publisher = Publisher(store, sight)
+        self.sessions = Sessions(open_store or store.again, clock)
+        self.publisher = Publisher(store, may_reach)
         self.leases = Leases(store, clock)
         self._sight = sight
         self._draining = False
@@ -325,9 +327,15 @@ class Service:
         return {}
 
     def _open(self, principal: Principal, request: Request) -> dict[str, Any]:
+        scoped = not principal.may(Scope.WRITE)
+        sees = (lambda digests: self._seen(principal, digests)) if scoped else None
         base = Arguments("open", request.arguments).number("base", 0, 1 << 62, None)
-        session = self.sessions.open(principal, base)
+        session = self.sessions.open(principal, sees, base)
         return {"session": session.id, "idle_s": bounds.SESSION_IDLE_S, "sequence": session.store.state.sequence}
+
+    def _seen(self, principal: Principal, digests: Sequence[Digest]) -> Sequence[bool]:
+        visible = self._sight(principal)
+        return [True] * len(digests) if visible is None else visible(digests)
 
     def _flush(self, principal: Principal, request: Request) -> dict[str, Any]:
         with self.sessions.use(principal, Arguments("flush", request.arguments).text("session")) as session:

@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from leptonstore.daemon import bounds
 from leptonstore.daemon.digest_set import DigestSet
-from leptonstore.daemon.sight import Sight
+from leptonstore.daemon.sight import Visible
 from leptonstore.digest import DIGEST_BYTES, Digest, digest_of
 from leptonstore.errors import BadInput, ChunkCorrupt, FormatDamaged, NotFound, TooBusy
 from leptonstore.format import pack as lpk
@@ -55,30 +55,18 @@ class Put(NamedTuple):
 class Session:
     """One client's unpublished work. Several threads may put at once; `alone` is for what ends a stretch of work."""
 
-    def __init__(self, id: str, principal: Principal, store: Store, sight: Sight, now: float) -> None:
+    def __init__(self, id: str, principal: Principal, store: Store, sees: Visible | None, now: float) -> None:
         self.id, self.principal, self.store = id, principal, store
-        self._sight = sight
         self.last_used, self.under_way = now, 0
         self.alone = threading.RLock()
         self.put_total = Put(0, 0)
         self._guard = threading.Lock()
-        # What was put, of a principal that does not see everything: what it publishes may reach that, and it may read it.
-        self._own = None if sight(principal) is None else DigestSet()
+        # What was put, and what may be seen, of a principal that is limited to datasets: what it publishes may reach only that.
+        self.own, self._sees = DigestSet(store.cache_path("sessions")), sees
 
     def owns(self, digests: Sequence[Digest]) -> list[bool]:
         """Of each, whether it was put here. (Of a principal that sees everything nothing is remembered.)"""
-        with self._guard:
-            return [False] * len(digests) if self._own is None else self._own.has(digests)
-
-    def _remember(self, digests: Sequence[Digest]) -> None:
-        if self._own is None:
-            return
-        with self._guard:
-            if len(self._own) + len(digests) > bounds.SESSION_OWN_MAX:
-                raise BadInput(
-                    f"over {bounds.SESSION_OWN_MAX:,} records in one session: publish, and go on in another one"
-                )
-            self._own.add_all(digests)
+        return self.own.contains(digests)
 
     def put(self, batch: pa.RecordBatch) -> Put:
         """Keep the records of one batch of PUT_SCHEMA. Raises BadInput, ChunkCorrupt (a digest that is not the data's), StoreFull."""
@@ -101,7 +89,8 @@ class Session:
                 self._put_list(digest, view, content)
             else:
                 raise BadInput(f"a record of kind {kind}: clients put chunks (1) and chunk lists (2)")
-        self._remember(digests)
+            if self._sees is not None:
+                self.own.add([digest])
         with self._guard:
             self.put_total = Put(self.put_total.records + batch.num_rows, self.put_total.bytes + size)
         return Put(batch.num_rows, size)
@@ -126,11 +115,11 @@ class Session:
             raise BadInput(
                 f"a piece of {largest:,} bytes: this store cuts above {self.store.config.chunks.cut_above:,}"
             )
-        names = [piece for piece, _ in pieces]
-        if not self._may_use(names):
-            raise BadInput("a piece of a long value is not here: put it before its list")
+        missing = self._lacking([piece for piece, _ in pieces])
+        if missing is not None:
+            raise BadInput(f"piece {missing.hex()[:16]}… of a long value is not here: put it before its list")
         hasher = blake3()
-        for (piece, length), data in zip(pieces, self.store.get_pieces(names), strict=True):
+        for (piece, length), data in zip(pieces, self.store.get_pieces([one for one, _ in pieces]), strict=True):
             if len(data) != length:
                 raise ChunkCorrupt(digest.hex(), "-", f"its piece {piece.hex()[:16]} is not {length} plain bytes")
             hasher.update(data)
@@ -138,23 +127,22 @@ class Session:
             raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it; nothing of it was kept")
         self.store.put_chunk_list(digest, list(pieces), content)
 
-    def _may_use(self, pieces: Sequence[Digest]) -> bool:
-        """Whether all are there, and were put here or may be read: else a list would be a way to read them."""
-        visible = self._sight(self.principal)
-        if visible is not None:
-            rest = [piece for piece, own in zip(pieces, self.owns(pieces), strict=True) if not own]
-            if rest and not all(visible(rest)):
-                return False
-        return all(map(self.store.known, pieces))
+    def _lacking(self, pieces: Sequence[Digest]) -> Digest | None:
+        """The first piece that is not here. What its principal may not see is not here: else the list [piece], which has the piece's own
+        digest, would count as put by it, and be shown to it."""
+        if self._sees is not None:
+            others = [piece for piece, mine in zip(pieces, self.own.contains(pieces), strict=True) if not mine]
+            hidden = next((piece for piece, seen in zip(others, self._sees(others), strict=True) if not seen), None)
+            if hidden is not None:
+                return hidden
+        return next((piece for piece in pieces if not self.store.known(piece)), None)
 
 
 class Sessions:
     """The sessions of a daemon. Any thread. `open_store`: a new Store object of the daemon's store."""
 
-    def __init__(
-        self, open_store: Callable[[], Store], sight: Sight, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._open_store, self._sight, self._clock = open_store, sight, clock
+    def __init__(self, open_store: Callable[[], Store], clock: Callable[[], float] = time.monotonic) -> None:
+        self._open_store, self._clock = open_store, clock
         self._guard = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._opening: dict[str, int] = {}  # principal -> sessions that are being opened
@@ -163,10 +151,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, principal: Principal, base: int | None = None) -> Session:
+    def open(self, principal: Principal, sees: Visible | None, base: int | None = None) -> Session:
         """A new session. Raises TooBusy when there are too many.
 
-        base: the `gc_sequence` of the state that the client began with: what it counts on may have been taken since.
+        sees: what its principal may see, None for all; see `Session`. base: the `gc_sequence` of the state that the client began with:
+        what it counts on may have been taken since.
         """
         self.expire()
         with self._guard:
@@ -186,7 +175,7 @@ class Sessions:
             store = self._open_store()
             if base is not None:
                 store.began_at(base)
-            session = Session(secrets.token_hex(16), principal, store, self._sight, self._clock())
+            session = Session(secrets.token_hex(16), principal, store, sees, self._clock())
         finally:
             with self._guard:
                 self._opening[principal.id] -= 1
