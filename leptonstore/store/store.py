@@ -707,6 +707,11 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
+    def began_at(self, gc_sequence: int) -> None:
+        """The work that will be published by this object began when the state's `gc_sequence` was this: what garbage collection did since
+        concerns it."""
+        self._base = min(self._base, gc_sequence)
+
     def hand_over(self) -> None:
         """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.
 
