@@ -16,7 +16,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from leptonstore.web.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, WebLimits
-from leptonstore.web.refusal import TYPES, Told, nested
+from leptonstore.web.refusal import TYPES, Refused, Told, nested
 
 
 class _Timer:
@@ -144,7 +144,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.abort()
 
     def _whole_answer(self, kind: str, message: str) -> bytes:
-        body = json.dumps(type(self).told(kind, message, None))
+        body = json.dumps(type(self).told(Refused(kind, message), None))
         retry = [f"retry-after: {RETRY_AFTER_S}"] if kind == "busy" else []
         kind_and_length = ["content-type: application/json", f"content-length: {len(body)}"]
         lines = [f"HTTP/1.1 {TYPES[kind]} {kind}", *kind_and_length, *retry, "connection: close", "", body]
