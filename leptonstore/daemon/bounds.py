@@ -36,3 +36,16 @@ LEASES_MAX = 4_096  # a locked file, or a renewed object, each
 LEASE_IDLE_S = 600.0  # a client asks again after a third of this; one that died lets go then
 PLANS_MAX = 256  # readers whose plan is known
 READERS_MAX = 1_024  # readers that told what they wait for, 500 bytes each
+
+# -- how much at once (Flight) -----------------------------------------------------------------------------------------
+ACTIONS_AT_ONCE = 32  # short ones; each is a thread of gRPC's
+GETS_AT_ONCE = (
+    128  # streams, each with a batch in memory that is sent and one that is made: 128 * 2 * BATCH_BYTES = 512 MiB
+)
+PUTS_AT_ONCE = 32  # each with at most PUT_BATCH_BYTES_MAX received: 2 GiB at worst
+WAITING_MAX = 1_024  # of each kind; each is a thread that sleeps
+WAIT_S = 20.0  # in the queue; a client that gets an answer later has given up
+# Threads that make batches at the same time, for each core: more only take the interpreter's lock from each other.
+MAKERS_PER_CORE = 4
+ANSWER_BYTES_MAX = 64 * MIB  # of an action: the state of a store with 10^5 refs has 30 MiB
+DRAIN_S = 30.0  # for what is under way when the daemon ends

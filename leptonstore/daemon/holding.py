@@ -42,7 +42,7 @@ class Leases:
         return len(self._held)
 
     def take(self, principal: Principal, commit: str, id: str | None = None) -> str:
-        """The id of a lease of `commit` (hex). id: one to renew; when it has ended meanwhile, a new one is taken. Raises RefMissing, TooBusy."""
+        """The id of a lease of `commit` (hex). id: one to renew; where it has ended, a new one is taken. Raises RefMissing, TooBusy."""
         self.expire()
         with self._guard:
             held = None if id is None else self._held.get(id)

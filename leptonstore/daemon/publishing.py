@@ -1,8 +1,8 @@
 """Publishing what a session put: refs move by compare-and-set, once, and only to what the principal may publish.
 
 The client has decided; what it wants arrives as updates {name, old, new}. The log entry is appended when every ref still points to `old`,
-else the client gets a Conflict, refreshes and decides again. The entry carries the client's `id`: when an answer gets lost, the same request
-(also to another daemon of the store, or to one that was started anew) finds the entry, and is answered as the first one was.
+else the client gets a Conflict, refreshes and decides again. The entry carries the client's `id`: when an answer gets lost, the same
+request (also to another daemon of the store, or to one that was started anew) finds the entry, and is answered as the first one was.
 
 A principal that may write the whole store publishes what it likes: as a process that has the store open does. One that is limited to
 datasets publishes only commits of which everything that they reach was put in this session, or is visible to it (reachable.py): else
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from leptonstore.daemon import bounds
 from leptonstore.daemon.arguments import Arguments, hex_digest, name_of_ref
-from leptonstore.daemon.operations import OPERATIONS
+from leptonstore.daemon.operations import OPERATIONS, Scope
 from leptonstore.daemon.sessions import Session
 from leptonstore.dataset.refs import check_name, check_new, ref_name
 from leptonstore.errors import BadInput, NotPermitted
@@ -173,8 +173,6 @@ def dataset_of(ref: str) -> str:
 
 
 def _require_write(principal: Principal, ref: str) -> None:
-    from leptonstore.daemon.operations import Scope
-
     if not principal.may(Scope.WRITE, dataset_of(ref)):
         raise NotPermitted(
             f"'publish' of dataset {dataset_of(ref)!r} needs the scope 'write'; this credential does not have it"
@@ -182,8 +180,6 @@ def _require_write(principal: Principal, ref: str) -> None:
 
 
 def _all_datasets(principal: Principal) -> bool:
-    from leptonstore.daemon.operations import Scope
-
     return principal.may(Scope.WRITE)
 
 

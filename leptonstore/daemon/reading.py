@@ -67,7 +67,7 @@ class Reading:
                 self._fresh = max(upto, asked)
 
     def state(self, principal: Principal, known: int | None) -> dict[str, Any]:
-        """{sequence, state}: the log's state without its packs, only the refs that the principal may see; null when `known` is the newest."""
+        """{sequence, state}: the log without its packs, only refs that the principal may see; null when `known` is the newest."""
         self.refresh()
         state = self._store.state
         if known == state.sequence:

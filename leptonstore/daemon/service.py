@@ -154,7 +154,7 @@ class Service:
     def receive(
         self, principal: Principal, request: Request, schema: pa.Schema, batches: Iterable[pa.RecordBatch], ack: Ack
     ) -> dict[str, Any]:
-        """Take a "put": {count, bytes}, as in the last acknowledgement. Raises LeptonError, and what `batches` and `ack` raise."""
+        """Take a "put": {records, bytes}, as in the last acknowledgement. Raises LeptonError, and what `batches` and `ack` raise."""
         try:
             self._allowed(principal, request, "put")
             told = Arguments(request.op, request.arguments)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 from blake3 import blake3
 
-from leptonstore import limits
 from leptonstore.daemon import bounds
 from leptonstore.digest import DIGEST_BYTES, Digest, digest_of
 from leptonstore.errors import BadInput, ChunkCorrupt, FormatDamaged, NotFound, TooBusy
@@ -48,7 +47,7 @@ _PLANE_WIDTHS = (0, 2, 4, 8)
 class Put(NamedTuple):
     """What a session was given: records, and plain bytes of them."""
 
-    count: int
+    records: int
     bytes: int
 
 
@@ -73,11 +72,12 @@ class Session:
         if any(column.null_count for column in batch.columns):
             raise BadInput("a batch of 'put' has a null")
         digests, kinds, contents, widths = (batch.column(at).to_pylist() for at in range(4))
-        data = batch.column(4)
+        data, size = batch.column(4), 0
         for row, (digest, kind, content, width) in enumerate(zip(digests, kinds, contents, widths, strict=True)):
             if content not in (lpk.CONTENT_DATA, lpk.CONTENT_META) or width not in _PLANE_WIDTHS:
                 raise BadInput(f"a record of content {content} and plane width {width}: there is no such thing")
             view = memoryview(data[row].as_buffer()).cast("B")
+            size += len(view)
             if kind == lpk.KIND_CHUNK:
                 self._put_chunk(digest, view, content, width)
             elif kind == lpk.KIND_CHUNK_LIST:
@@ -87,8 +87,8 @@ class Session:
         with self._guard:
             if self._own is not None:
                 self._own.add_all(digests)
-            self.put_total = Put(self.put_total.count + batch.num_rows, self.put_total.bytes + data.nbytes)
-            return self.put_total
+            self.put_total = Put(self.put_total.records + batch.num_rows, self.put_total.bytes + size)
+        return Put(batch.num_rows, size)
 
     def _put_chunk(self, digest: Digest, view: memoryview, content: int, width: int) -> None:
         if len(view) > self.store.config.chunks.cut_above:
@@ -230,8 +230,7 @@ def put_batches(
         raise BadInput(f"'put' takes batches of {PUT_SCHEMA.to_string(truncate_metadata=True)!r}")
     total = Put(0, 0)
     for batch in batches:
-        before = session.put_total
-        after = session.put(batch)
-        total = Put(total.count + batch.num_rows, total.bytes + after.bytes - before.bytes)
+        put = session.put(batch)
+        total = Put(total.records + put.records, total.bytes + put.bytes)
         ack(total)
     return total

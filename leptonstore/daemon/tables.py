@@ -100,7 +100,7 @@ class Tables:
         if len(payload) % 8:
             raise BadInput(f"a list of row numbers has {len(payload)} bytes: no multiple of 8")
         rows = np.frombuffer(payload, "<i8").astype(np.int64)
-        if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < len(ds)):
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(ds)):
             raise BadInput(f"a row out of range: {ds.label} has {len(ds)} rows")
         schema = pa.schema(fields)
         return schema, sized(
