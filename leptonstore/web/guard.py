@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -113,7 +113,7 @@ class Guard:
         watch: Watch,
         *,
         admit: Callable[[Note, Headers, dict[str, Any]], None] | None = None,
-        hosts: frozenset[str] | None = None,
+        hosts: Container[str] | None = None,
         access: Callable[[str], None] | None = None,
         told: Told = nested,
         headers: Mapping[str, str] = HEADERS,

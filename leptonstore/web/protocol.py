@@ -45,7 +45,7 @@ class BoundedProtocol(H11Protocol):
     """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others.
 
     The scope's state has "cut": call it to end a connection in the middle of an answer, which the client then sees; and with TLS
-    "certificate": the client's (DER), when it gave one.
+    "certificate": the client's that was verified, as ssl.SSLSocket.getpeercert tells it.
     """
 
     limits: ClassVar[WebLimits]
@@ -71,7 +71,7 @@ class BoundedProtocol(H11Protocol):
             return
         self.app_state = {**self.app_state, "cut": self._cut}
         secured = transport.get_extra_info("ssl_object")
-        if secured is not None and (certificate := secured.getpeercert(True)) is not None:
+        if secured is not None and (certificate := secured.getpeercert()):
             self.app_state["certificate"] = certificate
         self._expect_head()
 

@@ -17,7 +17,8 @@ READY_LOOK_S = 1.0  # between two such looks: probes that come more often get th
 # -- requests ----------------------------------------------------------------------------------------------------------
 # Of a body to /v1/<operation>: a request on the wire, of which limits.py bounds both parts.
 PUT_MESSAGE_HEAD_BYTES_MAX = 64 * KIB  # of an Arrow message's description; five columns need 500 bytes
-PUT_READ_S = 30.0  # for the next bytes of a put; who is slower is cut off
+PUT_READ_S = 30.0  # for a body, or a message of a put; who is slower is refused
+PUTS_MAX = 8  # at a time: each has a thread for as long as its body takes
 RANGES_MAX = 16  # of one request; a header with more is taken for none, as nginx does
 QUERY_CHARS_MAX = 4_096
 
