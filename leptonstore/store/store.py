@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
@@ -42,7 +42,7 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import fences, footers, reader, together
+from leptonstore.store import dataset_quota, fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -685,11 +685,18 @@ class Store:
         erasure: Erasure | None = None,
     ) -> None:
         checked: fences.Checked | None = None
+        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, measured)
                 return
+            except dataset_quota.Unmeasured as unmeasured:
+                try:
+                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
+                    continue
+                except ChunkMissing:  # garbage collection was faster
+                    lacking = tuple(commit for _, commit in unmeasured.wanted)
             except fences.Fenced as fenced:
                 lacking = fenced.commits
             except fences.Outdated as error:
@@ -715,8 +722,10 @@ class Store:
         author: str = "",
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
+        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
+        when it is not known yet what it adds to a dataset that has a quota."""
         self._sweep()
         sealed = self._writer.sealed()
         if round is None and not sealed:
@@ -737,7 +746,10 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
-            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), forgotten=cut, author=author)
+            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
+            proposal = Proposal(
+                action, sealed, updates, (), charged, placed=self._placed(sealed), forgotten=cut, author=author
+            )
             if erasure is not None:
                 proposal = erasure(state, proposal)
             require_quota(state, proposal)
