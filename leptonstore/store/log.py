@@ -113,6 +113,7 @@ class Proposal:
         default_factory=dict
     )  # pack -> the tiers that keep it (store/placement.py)
     author: str = ""  # who the entry says it was; by default the user that runs this
+    write_id: str = ""  # by which the entry can be found again; by default 32 random hex digits
     epoch: int = 0  # the epoch that begins with this entry; 0: none does
     replaced: dict[str, str] = field(default_factory=dict)  # commit -> the one that stands for it since an erasure
     purged: int = 0  # nothing is left of what was unreachable when this epoch began; 0: says nothing
@@ -384,7 +385,7 @@ class Log:
     def _encode(self, state: LogState, proposal: Proposal) -> bytes:
         body = {
             "sequence": state.sequence + 1,
-            "write_id": secrets.token_hex(16),
+            "write_id": proposal.write_id or secrets.token_hex(16),
             "previous": state.head.hex(),
             "time_ns": time.time_ns(),
             "author": proposal.author or _author(),

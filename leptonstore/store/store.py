@@ -91,6 +91,7 @@ class Store:
         self.placement = Placement()
         self._sync_tiers()
         self._chunker = Chunker(config.chunks, 0 if self._keys is None else self._keys.chunking_seed)
+        self._cache_dir = cache_dir
         self._index = Index(config.store_id, tier.url, cache_dir)
         self._writer = Writer(self.tier, tier, config, self._publish_packs, self._keys)
         self._opened = OpenedPacks(self.tier, config.store_id, self._keys)
@@ -151,6 +152,10 @@ class Store:
         """
         tier, config = cls.read_config(url)
         return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
+
+    def again(self) -> Store:
+        """Another Store object of this store: with a writer and claims of its own, so that what one loses the other keeps."""
+        return Store.open(self.url, self._cache_dir, self.secret_source)
 
     @staticmethod
     def read_config(url: str | Path) -> tuple[StoreHome, StoreConfig]:
@@ -291,6 +296,12 @@ class Store:
         entries: list[dict[str, Any]] = []
         self._log.replay(LogState(), entries.append)
         yield from entries
+
+    def entry(self, sequence: int) -> dict[str, Any] | None:
+        """The body of one log entry, None when there is none. Raises FormatDamaged or FormatTooNew."""
+        data = self._log.read(sequence)
+        what = f"log entry {sequence} of {self.url}"
+        return None if data is None else self.documents.parse(data, "log", what)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -637,7 +648,9 @@ class Store:
         for pack in packs:
             self._writer.rely_on(pack)
 
-    def publish(self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset()) -> None:
+    def publish(
+        self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset(), write_id: str = ""
+    ) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         ends: commits (hex) at which history ends, because what came before them was not put: the entry says that it is forgotten,
@@ -645,10 +658,10 @@ class Store:
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
-        still be read. author: who the log says it was. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more);
-        then no ref has moved.
+        still be read. author: who the log says it was. write_id: by which the entry can be found again, when the answer may get
+        lost. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more); then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish(), author, ends)
+        self._publish(action, decide, self._writer.finish(), author, ends, write_id=write_id)
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
@@ -683,13 +696,14 @@ class Store:
         author: str = "",
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
+        write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
         measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, measured)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
                 return
             except dataset_quota.Unmeasured as unmeasured:
                 try:
@@ -722,6 +736,7 @@ class Store:
         author: str = "",
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
+        write_id: str = "",
         measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
@@ -747,8 +762,16 @@ class Store:
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
             charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
+            placed = self._placed(sealed)
             proposal = Proposal(
-                action, sealed, updates, (), charged, placed=self._placed(sealed), forgotten=cut, author=author
+                action,
+                sealed,
+                updates,
+                settings=charged,
+                placed=placed,
+                forgotten=cut,
+                author=author,
+                write_id=write_id,
             )
             if erasure is not None:
                 proposal = erasure(state, proposal)
