@@ -35,7 +35,7 @@ from leptonstore import limits
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Conflict, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.format import framed
-from leptonstore.tiers.roles import HomeWriter
+from leptonstore.tiers.roles import HomePruner, HomeWriter
 
 HINT = "HEAD"
 GENESIS = bytes(32)
@@ -365,6 +365,18 @@ class Log:
         if state.sequence % limits.LOG_SNAPSHOT_EVERY == 0:
             data = self._documents.encode("snapshot", state.to_json())
             self._home.create_document(f"snapshots/{state.sequence:020d}", data)
+
+    def checkpoint(self, state: LogState, entries: int, kept: int) -> int:
+        """See Store.checkpoint."""
+        snapshots = sorted(int(name) for name in self._home.documents("snapshots") if name.isdigit())
+        if state.sequence - max(snapshots, default=0) >= entries:
+            data = self._documents.encode("snapshot", state.to_json())
+            self._home.create_document(f"snapshots/{state.sequence:020d}", data)
+            snapshots.append(state.sequence)
+        if isinstance(self._home, HomePruner):
+            for sequence in snapshots[:-kept]:
+                self._home.delete_document(f"snapshots/{sequence:020d}")
+        return max(snapshots, default=0)
 
     def _is_ours(self, state: LogState, data: bytes) -> bool:
         """After "exists": was it we who created it, and only the answer got lost? The write id tells."""

@@ -103,6 +103,7 @@ class Store:
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self._silent = ""  # what a tier said that did not answer when the index was filled
         self._away: footers.Away | None = None  # None: to be looked up
+        self._let_go: set[str] = set()  # packs that the log removed, and of which no file is open here
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         self.tier.save_reads = self._save_reads
@@ -217,6 +218,10 @@ class Store:
                 self._index.sync(self._state, self._entry_digest, self._index_rows, again)
         finally:
             self._away = None
+        if len(self._state.gone) > len(self._let_go):
+            gone = self._state.gone - self._let_go
+            self.tier.forget_packs(gone)  # an open file would keep the disk full until this process ends
+            self._let_go |= gone
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
@@ -826,6 +831,20 @@ class Store:
         with self._lock:
             self._log.append(self._state, lambda state: Proposal("settings", settings=settings, requires=requires))
             self._sync_index()
+
+    @property
+    def indexed(self) -> int:
+        """The log entry up to which this host's index is complete."""
+        applied = self._index.applied()
+        return 0 if applied is None else applied[0]
+
+    def checkpoint(self, entries: int, kept: int) -> int:
+        """Write a snapshot of the log as it is, unless there is one that is less than `entries` entries old; keep the newest `kept`.
+
+        Returns the sequence of the newest one, 0 when there is none. Nothing needs them but speed: opening reads one, and what came after.
+        """
+        with self._lock:
+            return self._log.checkpoint(self._state, entries, kept)
 
     # -- closing -------------------------------------------------------------------------------------------------
 
