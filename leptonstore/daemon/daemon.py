@@ -23,7 +23,7 @@ from typing import Any
 from leptonstore.daemon.local_token import local_token_path, remove_local_token, write_local_token
 from leptonstore.daemon.parts import access_of, certificates_of, hot_cache_of
 from leptonstore.daemon.settings import Settings, reloaded
-from leptonstore.errors import BadInput, LeptonError, MissingExtra
+from leptonstore.errors import BadInput, MissingExtra
 from leptonstore.store import Store
 from leptonstore.store.keys import Unlock
 
@@ -73,7 +73,6 @@ class Daemon:
             self._parts.close()
             raise
         self.ready = True
-        log.info("serving %s at %s, HTTP at %s", self.settings.store, self.url, self.http_url or "-")
 
     def _start(self) -> None:
         settings, parts = self.settings, self._parts
@@ -184,7 +183,9 @@ class Daemon:
             time.sleep(self.settings.drain_wait_s)
         began = time.monotonic()
         if not self.flight.drain(self.settings.drain_s):
-            log.warning("%d requests had not ended after %g s and are cut off", self.flight.under_way, self.settings.drain_s)
+            log.warning(
+                "%d requests had not ended after %g s and are cut off", self.flight.under_way, self.settings.drain_s
+            )
         log.info("drained in %.1f s", time.monotonic() - began)
 
     def __enter__(self) -> Daemon:

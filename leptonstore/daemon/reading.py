@@ -27,13 +27,13 @@ from leptonstore.errors import ChunkMissing
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.index import Place
+from leptonstore.store.wire.records import FOUND, pack_found
 
 if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
 
 ABSENT, CHUNK, CHUNK_LIST, REFERENCE = 0, 1, 2, 3
 STORED_RAW = 1  # flag of `find`: it does not shrink
-FOUND = np.dtype([("kind", "u1"), ("flags", "u1"), ("plain", "<u8")])  # 10 bytes a digest
 GET_SCHEMA = pa.schema(
     [pa.field("kind", pa.uint8(), nullable=False), pa.field("data", pa.large_binary(), nullable=False)]
 )
@@ -140,7 +140,7 @@ class Reading:
                 if lists > bounds.FIND_READS_MAX:
                     continue  # as if it were absent: the client asks again, for fewer
                 plain = lpk.parse_chunk_list(store.record(digest)[1]).total
-            out[at] = (kind, STORED_RAW if place.row.codec == 0 else 0, plain or 0)
+            out[at] = pack_found(store.stored_at(place), plain or 0)
         return out.tobytes()
 
     def _places(self, store: Store, digests: Sequence[Digest]) -> list[Place | None]:
