@@ -223,7 +223,8 @@ def token(file: str, name: str, expires: str | None, remove: bool, as_json: bool
 
 
 def _limits(max_body: int | None, bounds: dict[str, Any]) -> Any:
-    from trainers.serving.limits import MIB, ServeLimits
+    from leptonstore.limits import MIB
+    from trainers.serving.limits import ServeLimits
 
     names = {
         "max_batch": "batch_rows",

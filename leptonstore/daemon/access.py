@@ -1,62 +1,181 @@
-"""Who asks, and what they may: principals and their grants.
+"""Who asks: credentials become principals; requests are counted against limits; writes and denials go into the audit log.
 
-A principal is who a credential stands for. It has grants: a scope for one dataset (by name, all kinds and branches of it) or for the whole
-store. A request is allowed when a grant covers the scope that its operation needs (operations.py) of what it names.
+Both planes call it, in this order: `authenticate` (the headers are there, nothing of the body was read), `charge`, then the operation,
+which asks `principal.require`, and at its end `audit` (and `spend`, with its bytes).
+
+What counts as a credential, the first that is given: an `authorization: Bearer TOKEN` header (a store's token, or the token of this
+running daemon, which stands in a file that only its user can read); else a client certificate that TLS has verified, for which the
+store has an entry; else nothing, which is what `--anonymous` allows, if anything. A credential that is given and wrong is never taken
+for none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from leptonstore.daemon.operations import Of, Operation, Scope
-from leptonstore.errors import NotPermitted
+from leptonstore.daemon.audit import AuditLog
+from leptonstore.daemon.live_tokens import LiveTokens
+from leptonstore.daemon.operations import Operation, Scope
+from leptonstore.daemon.principals import Grant, Principal
+from leptonstore.daemon.rates import RateLimits, Rates, too_busy
+from leptonstore.daemon.tokens import (
+    CERTIFICATE_CHARS_MAX,
+    TOKEN_CHARS_MAX,
+    Token,
+    TokenRing,
+    certificate_id,
+    id_in,
+)
+from leptonstore.errors import LeptonError, NotAuthenticated
+from leptonstore.store import Store
 
-_COVERS = {
-    Scope.READ: frozenset((Scope.READ,)),
-    Scope.WRITE: frozenset((Scope.READ, Scope.WRITE)),
-    Scope.ADMIN: frozenset((Scope.READ, Scope.WRITE, Scope.ADMIN)),
-    Scope.PEER: frozenset((Scope.PEER,)),
-}
+__all__ = ["Access", "AccessSettings", "Grant", "Principal"]
+
+LOCAL = Principal("local", "local user", (Grant(Scope.ADMIN),))  # who can read the daemon's own files
+ANONYMOUS_ID = "anonymous"
+_DENIED = "no valid credential was given: set LEPTON_TOKEN (see `lepton token add`), or use a client certificate"
+
+log = logging.getLogger("lepton.daemon.access")
 
 
 @dataclass(frozen=True)
-class Grant:
-    """A scope for one dataset, or (None) for the whole store."""
+class AccessSettings:
+    """What an administrator chooses. anonymous: what is granted to those who give no credential at all."""
 
-    scope: Scope
-    dataset: str | None = None
+    anonymous: tuple[Grant, ...] = ()
+    rates: RateLimits = field(default_factory=RateLimits)
 
 
-@dataclass(frozen=True)
-class Principal:
-    """Whom a credential stands for. `id` is what logs say; `name` is for people; neither is a secret. Immutable: any thread."""
+@dataclass
+class Failures:
+    """Counts of refused credentials, for metrics."""
 
-    id: str
-    name: str
-    grants: tuple[Grant, ...]
+    refused: int = 0
+    slowed: int = 0  # of them, those that were told to wait
 
-    def may(self, scope: Scope, dataset: str | None = None) -> bool:
-        """Whether a grant covers `scope` of `dataset` (None: of the whole store)."""
-        return any(scope in _COVERS[grant.scope] and grant.dataset in (None, dataset) for grant in self.grants)
 
-    def datasets(self, scope: Scope) -> frozenset[str] | None:
-        """The datasets that it may use so, by name; None: all."""
-        if self.may(scope):
-            return None
-        return frozenset(
-            grant.dataset for grant in self.grants if grant.dataset is not None and scope in _COVERS[grant.scope]
-        )
+class Access:
+    """The gate of one daemon. Any thread; `now` and `clock` are those of time.time and time.monotonic."""
 
-    def require(self, operation: Operation, dataset: str | None = None) -> None:
-        """Raise NotPermitted unless it may do `operation` (of `dataset`, where the request names one)."""
-        if operation.of is Of.NOTHING:
-            return
-        if operation.of is Of.ANY:
-            allowed = self.datasets(operation.scope) != frozenset()
+    def __init__(
+        self,
+        ring: TokenRing,
+        settings: AccessSettings | None = None,
+        audit_log: AuditLog | None = None,
+        local_token: str | None = None,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """local_token: of this running daemon (local_token.py); audit_log: None keeps none."""
+        self._settings = settings or AccessSettings()
+        self.tokens = LiveTokens(ring, clock)
+        self.audit_log, self._local_token = audit_log, local_token
+        self._now = now
+        self._rates = Rates(self._settings.rates, clock)
+        self.failures = Failures()
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        settings: AccessSettings | None = None,
+        audit_log: AuditLog | None = None,
+        local_token: str | None = None,
+    ) -> Access:
+        """That of a daemon which serves `store`."""
+        return cls(TokenRing.of(store), settings, audit_log, local_token)
+
+    # -- who -------------------------------------------------------------------------------------------------------
+
+    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
+        """Whom a request comes from.
+
+        authorization: the value of that header. certificate: the name that a verified client certificate states (tls.name_of; Flight's
+        peer_identity). address: the peer's IP address, without a port. Raises NotAuthenticated (which never says what was wrong), TooBusy
+        (an address that fails too often), TierUnavailable (the store's home cannot be asked).
+        """
+        if authorization is not None:
+            found = self._bearer(authorization)
+        elif certificate:
+            found = self._certificate(certificate)
+        elif self._settings.anonymous:
+            return Principal(ANONYMOUS_ID, ANONYMOUS_ID, self._settings.anonymous)
         else:
-            allowed = self.may(operation.scope, dataset if operation.of is Of.DATASET else None)
-        if not allowed:
-            what = f"dataset {dataset!r}" if operation.of is Of.DATASET else "this store"
-            raise NotPermitted(
-                f"{operation.name!r} of {what} needs the scope {operation.scope.value!r}; this credential does not have it"
-            )
+            found = None
+        if found is not None:
+            return found
+        self._failed(address)
+        raise NotAuthenticated(_DENIED)
+
+    def _bearer(self, authorization: str) -> Principal | None:
+        scheme, _, presented = authorization.partition(" ")
+        presented = presented.strip()
+        if scheme.lower() != "bearer" or not presented or len(presented) > TOKEN_CHARS_MAX:
+            return None
+        if self._local_token is not None and hmac.compare_digest(
+            presented.encode("utf-8", "surrogatepass"), self._local_token.encode()
+        ):
+            return LOCAL
+        token_id = id_in(presented)
+        token = None if token_id is None else self.tokens.of(token_id)
+        return self._valid(token) if token is not None and token.fits(presented) else None
+
+    def _certificate(self, name: str) -> Principal | None:
+        if len(name) > CERTIFICATE_CHARS_MAX:
+            return None
+        token = self.tokens.of(certificate_id(name))
+        return self._valid(token) if token is not None and token.certificate == name else None
+
+    def _valid(self, token: Token) -> Principal | None:
+        return None if token.expired(self._now()) else token.principal
+
+    def _failed(self, address: str) -> None:
+        """Count it. An address that fails often is told to wait instead; a valid credential passes from there all the same."""
+        self.failures.refused += 1
+        wait = self._rates.failures.take(address, 1)
+        if wait:
+            self.failures.slowed += 1
+            raise too_busy("too many requests without a valid credential came from this address", wait)
+
+    # -- how much --------------------------------------------------------------------------------------------------
+
+    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
+        """Count a request, and `bytes` of it. Raises TooBusy; then the request is not to be done."""
+        self._rates.charge(principal.id, address, operation.name)
+        self.spend(principal, bytes, address)
+
+    def spend(self, principal: Principal, bytes: int, address: str = "") -> None:
+        """Count bytes that came in or went out. Never raises: too many of them refuse the next request."""
+        self._rates.spend(principal.id, address, bytes)
+
+    # -- what happened ---------------------------------------------------------------------------------------------
+
+    def audit(
+        self,
+        principal: Principal | None,
+        operation: Operation | str,
+        what: str = "",
+        outcome: LeptonError | str = "ok",
+        address: str = "",
+    ) -> None:
+        """Write down a write or a denial. principal: None when nobody was authenticated. outcome: "ok", or the error.
+
+        what: names only (a ref, a dataset, a job), never an argument that could hold a secret.
+        """
+        if self.audit_log is None:
+            return
+        told = type(outcome).__name__ if isinstance(outcome, LeptonError) else outcome
+        name = operation if isinstance(operation, str) else operation.name
+        if principal is None:
+            self.audit_log.write(name, told, None, "", address, what)
+        else:
+            self.audit_log.write(name, told, principal.id, principal.name, address, what)
+
+    def close(self) -> None:
+        """Close the audit log."""
+        if self.audit_log is not None:
+            self.audit_log.close()

@@ -58,6 +58,7 @@ _FLIGHT = (
     Operation("append", "action", Scope.ADMIN, Of.STORE, writes=True),
     Operation("job", "action", Scope.ADMIN, Of.STORE, writes=True),
     Operation("jobs", "action", Scope.ADMIN, Of.STORE),
+    Operation("stop", "action", Scope.ADMIN, Of.STORE, writes=True),  # of a job
     Operation("block", "get", Scope.PEER, Of.STORE),
     Operation("member", "action", Scope.PEER, Of.STORE),
 )

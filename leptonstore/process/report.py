@@ -212,7 +212,7 @@ def _environment() -> Environment:
         raise MissingExtra("writing a report", "process", "jinja2") from error
     environment = Environment(
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=_harmless,
+        finalize=harmless,
     )  # fmt: skip
     environment.filters.update(
         whole=charts.whole,
@@ -236,7 +236,7 @@ def _template(name: str) -> str:
     return resources.files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
-def _harmless(value: Any) -> Any:
+def harmless(value: Any) -> Any:
     """What the template prints: text cut short and without characters that act (controls, bidirectional overrides).
 
     Escaping follows after this. Markup (of the template's own macros) and `Drawn` text of our charts pass unchanged.

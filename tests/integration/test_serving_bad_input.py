@@ -31,7 +31,9 @@ from serving_client import (
 )
 from serving_models import CLASSES, SHAPE, classifier, numbers, png
 
-from trainers.serving.limits import HEAD_BYTES_MAX, MIB, ServeLimits
+from leptonstore.limits import MIB
+from leptonstore.web.limits import HEAD_BYTES_MAX
+from trainers.serving.limits import ServeLimits
 from trainers.serving.model import Served
 from trainers.serving.refusal import TYPES
 from trainers.serving.server import ModelServer

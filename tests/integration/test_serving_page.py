@@ -15,8 +15,8 @@ from training_data import patterns, quick_config, write_patterns
 from leptonstore.store import Store
 from trainers.deploy import deploy, load_bundle
 from trainers.loop import Trainer
-from trainers.serving.guard import ROUTES
 from trainers.serving.limits import ServeLimits
+from trainers.serving.metrics import ROUTES
 from trainers.serving.model import Served
 from trainers.serving.payload import ANSWERS, IMAGES
 from trainers.serving.refusal import TYPES

@@ -12,21 +12,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from leptonstore.version import __version__
+from leptonstore.web.bodies import Bodies
+from leptonstore.web.guard import Note
+from leptonstore.web.limits import RETRY_AFTER_S
 from trainers.serving.batcher import Answer, Batcher
-from trainers.serving.bodies import Bodies
-from trainers.serving.guard import Note
-from trainers.serving.limits import BODY_PART_INLINE_BYTES_MAX, RETRY_AFTER_S, ServeLimits
+from trainers.serving.limits import BODY_PART_INLINE_BYTES_MAX, ServeLimits
 from trainers.serving.metrics import CONTENT_TYPE, Metrics
 from trainers.serving.model import Served
 from trainers.serving.payload import ANSWERS, JSON, Reader, chosen_answer, write_answer
 from trainers.serving.refusal import Refused
 from trainers.serving.steady import Steady
 
+OPEN_ROUTES = ("/healthz", "/readyz")  # what probes of an orchestrator ask, who have no token; they tell nothing
 T = TypeVar("T")
 
 
 class Routes:
-    """Answers requests with a model. `draining`: set it to let /readyz say that no more should come. For one event loop."""
+    """Answers requests with a model. For one event loop."""
 
     def __init__(
         self,
@@ -53,6 +55,10 @@ class Routes:
             ],
             redirect_slashes=False,
         )
+
+    def drain(self) -> None:
+        """From now on /readyz says that no more should come. From any thread."""
+        self.draining = True
 
     async def predict(self, request: Request) -> Response:
         """Rows in, outputs out (trainers.serving.payload)."""

@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from trainers.serving.limits import RETRY_AFTER_S
+from leptonstore.web.limits import RETRY_AFTER_S
 from trainers.serving.refusal import Refused
 
 

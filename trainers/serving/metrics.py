@@ -14,16 +14,19 @@ try:
         ProcessCollector,
         generate_latest,
     )
+
+    from leptonstore.web.guard import Note
 except ModuleNotFoundError as error:
     raise MissingExtra("serving a model", "serve", error.name or "") from None
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+ROUTES = ("/predict", "/schema", "/metrics", "/healthz", "/readyz")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """Of one server. Any thread."""
+    """Of one server; watches its requests (leptonstore.web.guard). Any thread."""
 
     def __init__(self, model: str, commit: str) -> None:
         self._registry = registry = CollectorRegistry()
@@ -33,19 +36,19 @@ class Metrics:
         ).set(1)
         self.queue_rows = Gauge("lepton_queue_rows", "Rows that wait for the model", registry=registry)
         self.held_bytes = Gauge("lepton_body_bytes_held", "Bytes of bodies in memory", registry=registry)
-        self.requests = Counter("lepton_requests", "Requests answered", ["route", "status"], registry=registry)
-        self.refused = Counter(
+        self._requests = Counter("lepton_requests", "Requests answered", ["route", "status"], registry=registry)
+        self._refused = Counter(
             "lepton_refused", "Requests refused, by the type of the error", ["type"], registry=registry
         )
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "lepton_request_seconds",
             "From the headers of a request to its answer",
             ["route"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.body_bytes = Counter("lepton_body_bytes", "Bytes of bodies", ["direction"], registry=registry)
-        self.in_flight = Gauge(
+        self._body_bytes = Counter("lepton_body_bytes", "Bytes of bodies", ["direction"], registry=registry)
+        self._in_flight = Gauge(
             "lepton_requests_in_flight", "Requests that are being read or answered", registry=registry
         )
         self.queue_seconds = Histogram(
@@ -56,6 +59,23 @@ class Metrics:
         )
         self.batch_rows = Histogram("lepton_batch_rows", "Rows of a batch", buckets=ROWS, registry=registry)
         self.batch_requests = Histogram("lepton_batch_requests", "Requests of a batch", buckets=ROWS, registry=registry)
+
+    def began(self, note: Note) -> None:
+        """A request has come."""
+        self._in_flight.inc()
+
+    def refused(self, kind: str) -> None:
+        """A request, or a connection."""
+        self._refused.labels(kind).inc()
+
+    def ended(self, note: Note, seconds: float) -> None:
+        """A request has been answered."""
+        route = note.path if note.path in ROUTES else "other"
+        self._in_flight.dec()
+        self._requests.labels(route, str(note.status)).inc()
+        self._seconds.labels(route).observe(seconds)
+        self._body_bytes.labels("in").inc(note.bytes_in)
+        self._body_bytes.labels("out").inc(note.bytes_out)
 
     def on_batch(self, rows: int, requests: int, seconds: float) -> None:
         """One batch that the model has computed."""

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-from trainers.serving.limits import RETRY_AFTER_S
-from trainers.serving.refusal import Refused
+from leptonstore.web.limits import RETRY_AFTER_S
+from leptonstore.web.refusal import Refused
 
 
 class Bodies:

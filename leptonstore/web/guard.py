@@ -1,7 +1,7 @@
 """Guard: what stands between the network and the routes. Every request passes it, and is answered and logged by it exactly once.
 
-It gives a request its id, holds headers and Host to the limits, asks for a token, turns `Refused` (and anything else that is raised)
-into the one JSON error there is, reads what is left of a refused body so that its sender sees the answer, counts, and writes the log.
+It gives a request its id, holds headers and Host to the limits, asks who is there (`admit`), turns `Refused` (and anything else that
+is raised) into the one JSON error there is, reads what is left of a refused body so that its sender sees the answer, counts, and logs.
 """
 
 from __future__ import annotations
@@ -16,28 +16,44 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainers.serving.limits import HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_S, REQUEST_ID_CHARS_MAX, RETRY_AFTER_S
-from trainers.serving.metrics import Metrics
-from trainers.serving.refusal import TYPES, Refused
-from trainers.serving.tokens import TokenFile
+from leptonstore.web.limits import (
+    HEAD_BYTES_MAX,
+    LINGER_BYTES_MAX,
+    LINGER_S,
+    LOGGED_CHARS_MAX,
+    REQUEST_ID_CHARS_MAX,
+    RETRY_AFTER_S,
+)
+from leptonstore.web.refusal import Refused, Told, nested
 
-ROUTES = ("/predict", "/schema", "/metrics", "/healthz", "/readyz")
-OPEN_ROUTES = ("/healthz", "/readyz")  # what probes of an orchestrator ask, who have no token; they tell nothing
 CLIENT_GONE = 499  # in the log: nobody was there to be answered (nginx's number)
-LOGGED_CHARS_MAX = 200  # of a path
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_CHARS_MAX}}}")
-# An id names a request in the log and is no secret: a call of the system for each would hand the interpreter to the model's thread.
+# An id names a request in the log and is no secret: a call of the system for each would hand the interpreter to other threads.
 _PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count(1)
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
-log = logging.getLogger("lepton.serve")
 Headers = Mapping[bytes, list[bytes]]
+
+
+class Watch(Protocol):
+    """Who counts what happens. Called on the event loop."""
+
+    def began(self, note: Note) -> None:
+        """A request has come."""
+
+    def refused(self, kind: str) -> None:
+        """It, or a connection, is refused; `kind` is the type of the error."""
+
+    def ended(self, note: Note, seconds: float) -> None:
+        """It has been answered, or nobody was there to be answered."""
 
 
 @dataclass
@@ -74,101 +90,111 @@ class Note:
 
 
 class Guard:
-    """An ASGI application around another. hosts: names by which this server may be called; None for any.
+    """An ASGI application around another.
 
-    tokens: None lets everybody in. access: is given a line of the log for every request; None for no log.
+    watch       is told of every request
+    admit       is called before the routes with a request's note, headers and state; it raises Refused, or notes who asks
+    hosts       names by which this server may be called (LOOPBACK_NAMES: a web page cannot reach it by rebinding a name); None for any
+    access      is given a line of the log for every request; None for no log
+    told        how an error looks as JSON
+    headers     of every answer that does not set them itself, names in lower case
+    nothing     what is said of a path that is not there
+    translate   is asked for what to say of an exception of the routes; None: it is a bug, which the log has and the client is not told
+    log         where bugs are logged
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        watch: Watch,
         *,
-        tokens: TokenFile | None,
-        hosts: frozenset[str] | None,
-        access: Callable[[str], None] | None,
+        admit: Callable[[Note, Headers, dict[str, Any]], None] | None = None,
+        hosts: frozenset[str] | None = None,
+        access: Callable[[str], None] | None = None,
+        told: Told = nested,
+        headers: Mapping[str, str] = HEADERS,
+        nothing: str = "there is nothing at this path",
+        translate: Callable[[Exception], Refused | None] = lambda error: None,
+        log: logging.Logger | None = None,
     ) -> None:
-        self._app, self._metrics, self._tokens, self._hosts, self._access = app, metrics, tokens, hosts, access
+        self._app, self._watch, self._admit_more, self._hosts, self._access = app, watch, admit, hosts, access
+        self._told, self._nothing, self._translate = told, nothing, translate
+        self._headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._log = log or logging.getLogger("lepton.web")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # uvicorn is told that there are neither web sockets nor a lifespan
             raise RuntimeError(f"a {scope['type']} connection")
         started = time.monotonic()
-        exchange = _Exchange(scope, receive, send)
-        self._metrics.in_flight.inc()
+        exchange = _Exchange(scope, receive, send, self._headers)
+        self._watch.began(exchange.note)
         try:
             await self._answer(scope, exchange)
         finally:
-            self._metrics.in_flight.dec()
             self._tell(exchange.note, time.monotonic() - started)
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        state = scope.setdefault("state", {})
         try:
-            self._admit(exchange)
+            self._admit(exchange, state)
             scope["app"] = self  # so that the router raises for what it does not know
-            scope.setdefault("state", {})["note"] = exchange.note
+            state["note"] = exchange.note
             await self._app(scope, exchange.receive, exchange.send)
         except Refused as refused:
-            await self._refuse(exchange, refused)
+            await self._refuse(exchange, state, refused)
         except HTTPException as error:
             kind = _BY_STATUS.get(error.status_code, "malformed")
             allowed = dict(error.headers or {}).get("Allow", "")
-            said = (
-                f"{exchange.note.method} is not for this path; use {allowed}"
-                if allowed
-                else f"there are {', '.join(ROUTES)}"
-            )
-            await self._refuse(exchange, Refused(kind, said), {"allow": allowed} if allowed else {})
+            said = f"{exchange.note.method} is not for this path; use {allowed}" if allowed else self._nothing
+            await self._refuse(exchange, state, Refused(kind, said, headers={"allow": allowed} if allowed else {}))
         except ClientDisconnect:
             exchange.note.error = "client_gone"
         except asyncio.CancelledError:  # drain_s is over: what is still under way is told so
             if exchange.started:
                 raise
-            await self._refuse(exchange, Refused("draining", "this server has stopped", RETRY_AFTER_S))
-        except Exception:
-            log.exception("request %s failed", exchange.note.id)
-            if exchange.started:  # its answer cannot be taken back: the connection ends in the middle of it
-                raise
-            await self._refuse(exchange, Refused("internal", "the model could not answer; the server's log says why"))
+            await self._refuse(exchange, state, Refused("draining", "this server has stopped", RETRY_AFTER_S))
+        except Exception as error:
+            refused_so = self._translate(error)
+            if refused_so is None:
+                self._log.exception("request %s failed", exchange.note.id)
+                refused_so = Refused(
+                    "internal", f"internal error; the server's log says more of request {exchange.note.id}"
+                )
+            await self._refuse(exchange, state, refused_so)
 
-    def _admit(self, exchange: _Exchange) -> None:
-        headers, note = exchange.headers, exchange.note
+    def _admit(self, exchange: _Exchange, state: dict[str, Any]) -> None:
         if exchange.head_bytes > HEAD_BYTES_MAX:
             raise Refused("headers_too_large", f"the headers are larger than {HEAD_BYTES_MAX:,} bytes")
         if self._hosts is not None:
-            hosts = headers.get(b"host", [])
+            hosts = exchange.headers.get(b"host", [])
             if len(hosts) != 1 or _host_name(hosts[0]) not in self._hosts:
                 raise Refused("misdirected", "this server is not called by that name; see --allow-host")
-        if self._tokens is not None and note.path not in OPEN_ROUTES:
-            note.token = self._tokens.name_of(_bearer(headers))
-            if note.token is None:
-                raise Refused("unauthorized", "a valid token is needed: authorization: Bearer TOKEN")
+        if self._admit_more is not None:
+            self._admit_more(exchange.note, exchange.headers, state)
 
-    async def _refuse(self, exchange: _Exchange, refused: Refused, headers: Mapping[str, str] | None = None) -> None:
+    async def _refuse(self, exchange: _Exchange, state: Mapping[str, Any], refused: Refused) -> None:
         note = exchange.note
         note.error = refused.kind
-        self._metrics.refused.labels(refused.kind).inc()
-        told = {"type": refused.kind, "message": refused.message, "request_id": note.id}
-        body = json.dumps({"error": told}).encode()
-        more = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        if refused.kind == "unauthorized":
+        self._watch.refused(refused.kind)
+        if exchange.started:  # its answer cannot be taken back: the connection ends in the middle of it
+            if (cut := state.get("cut")) is None:
+                raise refused
+            cut()
+            return
+        body = json.dumps(self._told(refused.kind, refused.message, note.id)).encode()
+        more = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+        if refused.status == 401:
             more["www-authenticate"] = 'Bearer realm="lepton"'
         if refused.retry_after_s is not None:
             more["retry-after"] = str(refused.retry_after_s)
-        # Who is slow is not waited for again; who sends what is not HTTP as we know it may mean something else by the rest.
-        ends = refused.kind in ("timeout", "headers_too_large", "misdirected", "draining")
-        if ends or not await exchange.drain():
+        if refused.ends or not await exchange.drain():
             more["connection"] = "close"
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
-        await exchange.send({"type": "http.response.start", "status": TYPES[refused.kind], "headers": pairs})
+        await exchange.send({"type": "http.response.start", "status": refused.status, "headers": pairs})
         await exchange.send({"type": "http.response.body", "body": body})
 
     def _tell(self, note: Note, seconds: float) -> None:
-        route = note.path if note.path in ROUTES else "other"
-        self._metrics.requests.labels(route, str(note.status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
-        self._metrics.body_bytes.labels("in").inc(note.bytes_in)
-        self._metrics.body_bytes.labels("out").inc(note.bytes_out)
+        self._watch.ended(note, seconds)
         if self._access is not None:
             self._access(json.dumps(note.to_dict(seconds), separators=(",", ":")))
 
@@ -176,8 +202,8 @@ class Guard:
 class _Exchange:
     """One request and its answer: what has been read, and what has been sent."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, defaults: list[tuple[bytes, bytes]]) -> None:
+        self._receive, self._send, self._defaults = receive, send, defaults
         self.headers: dict[bytes, list[bytes]] = {}
         self.head_bytes = len(scope.get("raw_path", b"")) + len(scope["query_string"])
         for name, value in scope["headers"]:
@@ -204,12 +230,10 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.note.status = True, message["status"]
-            message["headers"] = [
-                *message.get("headers", []),
-                (b"x-request-id", self.note.id.encode()),
-                (b"cache-control", b"no-store"),
-                (b"x-content-type-options", b"nosniff"),
-            ]
+            given = list(message.get("headers", []))
+            named = {name for name, _ in given}
+            defaults = [pair for pair in self._defaults if pair[0] not in named]
+            message["headers"] = [*given, (b"x-request-id", self.note.id.encode()), *defaults]
         else:
             self.note.bytes_out += len(message.get("body", b""))
         await self._send(message)
@@ -231,7 +255,7 @@ class _Exchange:
         return self._body_ended
 
 
-def _bearer(headers: Headers) -> str:
+def bearer(headers: Headers) -> str:
     """The token of the one Authorization header; "" when there is none."""
     values = headers.get(b"authorization", [])
     if len(values) != 1:

@@ -15,9 +15,8 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trainers.serving.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, ServeLimits
-from trainers.serving.metrics import Metrics
-from trainers.serving.refusal import TYPES
+from leptonstore.web.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, WebLimits
+from leptonstore.web.refusal import TYPES, Told, nested
 
 
 class _Timer:
@@ -36,19 +35,25 @@ class _Timer:
             self._handle = None
 
 
-def bounded_protocol(limits: ServeLimits, metrics: Metrics) -> type[BoundedProtocol]:
-    """The class that uvicorn is to make for each connection. metrics: where what is refused here is counted."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "metrics": metrics})
+def bounded_protocol(limits: WebLimits, refused: Callable[[str], object], told: Told = nested) -> type[BoundedProtocol]:
+    """The class that uvicorn is to make for each connection. refused: is told the type of what is refused here. told: of its errors."""
+    members = {"limits": limits, "refused": staticmethod(refused), "told": staticmethod(told)}
+    return type("BoundedProtocol", (BoundedProtocol,), members)
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others."""
+    """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others.
 
-    limits: ClassVar[ServeLimits]
-    metrics: ClassVar[Metrics]
+    The scope's state has "cut": call it to end a connection in the middle of an answer, which the client then sees; and with TLS
+    "certificate": the client's (DER), when it gave one.
+    """
+
+    limits: ClassVar[WebLimits]
+    refused: ClassVar[Callable[[str], object]]
+    told: ClassVar[Told]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        self._reading, self._writing, self._turned_away = _Timer(), _Timer(), False
+        self._reading, self._writing, self._closing, self._turned_away = _Timer(), _Timer(), _Timer(), False
         others = len(self.connections)
         if others >= self.limits.connections_max + REFUSED_CONNECTIONS_MAX:
             self._turned_away, self.transport = True, transport
@@ -59,11 +64,15 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         if others >= self.limits.connections_max:
             self._turned_away = True
-            self.metrics.refused.labels("busy").inc()
-            transport.write(_whole_answer("busy", "too many connections are open; try again later"))
+            type(self).refused("busy")
+            transport.write(self._whole_answer("busy", "too many connections are open; try again later"))
             # Closed at once, with bytes of it unread, the client would see a reset and no answer.
             self.loop.call_later(REFUSED_LINGER_S, transport.close)
             return
+        self.app_state = {**self.app_state, "cut": self._cut}
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None and (certificate := secured.getpeercert(True)) is not None:
+            self.app_state["certificate"] = certificate
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -78,10 +87,21 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._reading.cancel()
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._reading.cancel()
-        self._writing.cancel()
+        for timer in (self._reading, self._writing, self._closing):
+            timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -109,14 +129,23 @@ class BoundedProtocol(H11Protocol):
             self.cycle.disconnected = True  # what it is still about to send has nobody to read it
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            self.metrics.refused.labels(kind).inc()
-            self.transport.write(_whole_answer(kind, message))
+            type(self).refused(kind)
+            self.transport.write(self._whole_answer(kind, message))
+        self._close()
+
+    def _close(self) -> None:
+        """Once what was written is gone; a client that does not take it (up to 64 KiB: no pause of writing tells of them) is cut off."""
+        self._closing.start(self.loop, self.limits.write_s, self.transport.abort)
         self.transport.close()
 
+    def _cut(self) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        self.transport.abort()
 
-def _whole_answer(kind: str, message: str) -> bytes:
-    body = json.dumps({"error": {"type": kind, "message": message}})
-    retry = [f"retry-after: {RETRY_AFTER_S}"] if kind == "busy" else []
-    kind_and_length = ["content-type: application/json", f"content-length: {len(body)}"]
-    lines = [f"HTTP/1.1 {TYPES[kind]} {kind}", *kind_and_length, *retry, "connection: close", "", body]
-    return "\r\n".join(lines).encode()
+    def _whole_answer(self, kind: str, message: str) -> bytes:
+        body = json.dumps(type(self).told(kind, message, None))
+        retry = [f"retry-after: {RETRY_AFTER_S}"] if kind == "busy" else []
+        kind_and_length = ["content-type: application/json", f"content-length: {len(body)}"]
+        lines = [f"HTTP/1.1 {TYPES[kind]} {kind}", *kind_and_length, *retry, "connection: close", "", body]
+        return "\r\n".join(lines).encode()

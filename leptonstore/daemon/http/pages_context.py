@@ -1,0 +1,101 @@
+"""What the pages ask of the daemon, and nothing else: each attribute is a part of the daemon, by the interface that the pages use.
+
+A part that a daemon does not have is None: its page says so, and everything else works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from starlette.requests import Request
+
+from leptonstore.daemon.access import Grant, Principal
+from leptonstore.daemon.http.pages_session import Sessions
+from leptonstore.errors import LeptonError
+from leptonstore.store import Store
+
+
+class Gate(Protocol):
+    """Part of access.Access."""
+
+    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
+        """Who asks. Raises NotAuthenticated, TooBusy, TierUnavailable."""
+
+    def audit(
+        self,
+        principal: Principal | None,
+        operation: str,
+        what: str = "",
+        outcome: LeptonError | str = "ok",
+        address: str = "",
+    ) -> None:
+        """Write down what somebody did, or was not let do."""
+
+
+class Counted(Protocol):
+    """Part of metrics.Metrics."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Figures of now."""
+
+
+class Worker(Protocol):
+    """Part of jobs.Jobs."""
+
+    def start(self, kind: str, options: Mapping[str, Any] | None = None, by: str = "") -> Any:
+        """Begin a job. Raises BadInput, Conflict, TooBusy."""
+
+    def list(self) -> Sequence[Any]:
+        """Every job that is remembered."""
+
+    def stop(self, id: str) -> Any:
+        """Ask one to end. Raises NotFound."""
+
+
+class Ring(Protocol):
+    """Part of tokens.TokenRing."""
+
+    def all(self) -> Sequence[Any]:
+        """Those that can be read."""
+
+    def add(
+        self, name: str, grants: Sequence[Grant], lifetime_s: float | None = None, author: str = ""
+    ) -> tuple[Any, str]:
+        """A new one, and its text, which nobody can tell again. Raises BadInput, StoreFull."""
+
+    def revoke(self, token_id: str) -> None:
+        """From now on nobody gets in with it."""
+
+
+def _no_members() -> Sequence[Mapping[str, Any]]:
+    return ()
+
+
+def _no_certificate(request: Request) -> str | None:
+    return None
+
+
+@dataclass
+class PagesContext:
+    """store: the one that is served. name: as its URL says. url: lepton://host:port/name, for people to copy.
+
+    anonymous: whether requests without a credential may see something. certificate: the name that TLS verified of a request's client.
+    members: what is known of each daemon of the cluster. revoked: is told the id of a token that is no longer good.
+    """
+
+    store: Store
+    name: str
+    access: Gate
+    metrics: Counted
+    sessions: Sessions = field(default_factory=Sessions)
+    url: str = ""
+    anonymous: bool = False
+    certificate: Callable[[Request], str | None] = _no_certificate
+    jobs: Worker | None = None
+    tokens: Ring | None = None
+    revoked: Callable[[str], None] = lambda id: None
+    audit_file: Path | None = None
+    members: Callable[[], Sequence[Mapping[str, Any]]] = _no_members
