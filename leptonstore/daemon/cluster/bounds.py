@@ -18,6 +18,7 @@ SIZES_REMEMBERED = 65_536  # packs whose length was asked for, 100 bytes each
 PACKS_GONE_REMEMBERED = 65_536  # that were deleted here, 100 bytes each
 
 RAM_BYTES_MIN = 16 * MIB  # of blocks; two stretches must fit
+RAM_BEFORE_DISK_BYTES = 64 * MIB  # where blocks are kept on disk: those that came last
 DISK_BYTES_MIN = 64 * MIB
 DISK_BYTES_MAX = 16_384 * GIB  # 16 million files
 DISK_FREE_BYTES_MIN = 256 * MIB  # left free of the device

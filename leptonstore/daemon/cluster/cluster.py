@@ -8,7 +8,7 @@ cluster.close()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from leptonstore.daemon.cluster.recent import Recent
 from leptonstore.daemon.cluster.secret import is_peer, peer_token, require_secret, shared_secret
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.daemon.cluster.wire import parts_of
+from leptonstore.digest import Digest
 from leptonstore.errors import BadInput
 from leptonstore.format import pack as lpk
 from leptonstore.limits import MIB
 from leptonstore.store import Store
-from leptonstore.store.wire.messages import Request, digests_of
+from leptonstore.store.wire.messages import Request
 from leptonstore.tiers.roles import StoreHome
 
 STORE, DNS = "store", "dns:"
@@ -102,18 +103,12 @@ class Cluster:
         """Operation `member`."""
         return answers.member(self.members.me, self.store_id)
 
-    def plan(self, store: Store, request: Request, reader: str) -> dict[str, Any]:
-        """Operation `plan` of a reader, whose name is unique among all clients. Digests that it may not see have been taken out.
-
-        {more: false}: its former plan ends, and no digests: it reads no more. Raises BadInput.
-        """
-        more = answers.flag_of(request.arguments, "more")
-        keys = list(blocks_of(store, digests_of(request.payload)))
-        if more:
-            self.plans.more(reader, keys)
-        else:
-            self.plans.set(reader, keys)
-        return {"blocks": len(keys)}
+    def plan(self, store: Store, reader: str, digests: Sequence[Digest]) -> int:
+        """Operation `plan`: what `reader`, whose name is unique among all clients, will read; its former plan ends. No digests: it
+        reads no more. Returns how many blocks that touches."""
+        keys = list(dict.fromkeys(blocks_of(store, digests)))
+        self.plans.set(reader, keys)
+        return len(keys)
 
     def gone(self, reader: str) -> None:
         """A reader's connection has ended."""
@@ -161,7 +156,7 @@ class Cluster:
         self._bucket.close()
 
 
-def blocks_of(store: Store, digests: list[bytes]) -> Iterator[Key]:
+def blocks_of(store: Store, digests: Sequence[Digest]) -> Iterator[Key]:
     """The blocks that reading `digests` will touch, in that order, each as often as it turns up."""
     lists = 0
     for digest, place in zip(digests, store.locate_many(digests), strict=True):

@@ -128,6 +128,12 @@ class CooperativeTier:
         self._forget(pack)
         self._inner.delete_pack(pack)
 
+    def forget_pack(self, pack: str) -> None:
+        """What is kept of it is to be looked at anew: the log lists it no more, or it may have been replaced."""
+        self._sizes.forget(pack)
+        if self._process == os.getpid():
+            self._sharing.forget(lambda other: other == pack)
+
     def set_aside(self, pack: str) -> Path | str | None:
         """See StoreHome."""
         self._forget(pack)
@@ -135,9 +141,7 @@ class CooperativeTier:
 
     def _forget(self, pack: str) -> None:
         self._gone.set(pack, True)
-        self._sizes.forget(pack)
-        if self._process == os.getpid():
-            self._sharing.forget(lambda other: other == pack)
+        self.forget_pack(pack)
 
     # -- documents -----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ import pyarrow.flight as flight
 from leptonstore.daemon.cluster import bounds
 from leptonstore.daemon.cluster.members import Member, member_of
 from leptonstore.daemon.cluster.wire import Answer, Part, answers_of, payload_of
-from leptonstore.errors import BadInput, TierUnavailable
+from leptonstore.errors import BadInput, TierUnavailable, TooBusy
+from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import encode
 
 
@@ -76,7 +77,9 @@ class Peers:
             yield
         except flight.FlightTimedOutError:
             raise PeerLate(f"{where} does not answer in time", address) from None
-        except flight.FlightUnavailableError:
+        except flight.FlightUnavailableError as error:
+            if isinstance(wire_errors.decode(error.extra_info or b""), TooBusy):
+                raise PeerLate(f"{where} is busy", address) from None
             self.forget(address)
             raise TierUnavailable(f"{where} does not answer", address) from None
         except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError):
