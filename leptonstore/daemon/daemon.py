@@ -28,6 +28,7 @@ from leptonstore.store import Store
 from leptonstore.store.keys import Unlock
 
 try:
+    from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.maintenance import requests as job_requests
@@ -76,6 +77,9 @@ class Daemon:
 
     def _start(self) -> None:
         settings, parts = self.settings, self._parts
+        self.cluster = cluster_of(settings)
+        if self.cluster is not None:
+            parts.callback(self.cluster.close)
         self.store = parts.enter_context(self._open_store())
         self.cache = hot_cache_of(settings, self.store, log.warning)
         if self.cache is not None:
@@ -83,15 +87,16 @@ class Daemon:
         self.metrics = Metrics()
         self.service = Service(self.store, settings.name, open_store=self._open_store, cache=self.cache)
         parts.callback(self.service.close)
-        self.jobs = Jobs(self._open_store)
+        # Jobs (gc, check) look at the home itself, not at what the cluster keeps of it.
+        self.jobs = Jobs(lambda: open_store(settings.store, self._unlock, None))
         parts.callback(self.jobs.close)
         self.service.add("job", lambda principal, request: job_requests.act(self.jobs, principal, request))
         self.service.add("jobs", lambda principal, request: job_requests.act(self.jobs, principal, request))
         self._listen()
 
     def _open_store(self) -> Store:
-        """A store object of its own: the daemon's, a write session's or a job's."""
-        return Store.open(self.settings.store, unlock=self._unlock)
+        """A store object of its own: the daemon's, or a write session's."""
+        return open_store(self.settings.store, self._unlock, self.cluster)
 
     def _listen(self) -> None:
         """Both planes. A free port that was looked for may be taken before it is used: then another one."""
@@ -114,6 +119,8 @@ class Daemon:
         self._parts.callback(remove_local_token, self.port, token)
         self._parts.callback(self.access.close)
         self._parts.callback(self.flight.shutdown)
+        if self.cluster is not None:
+            join(self.cluster, self.service, self.access, self.store)
 
     def _failed(self, part: str, why: object) -> None:
         """A part has ended by itself: the rest is to follow."""
