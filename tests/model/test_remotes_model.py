@@ -22,7 +22,7 @@ from leptonstore.dataset.exchange import is_tracking, pull, push
 from leptonstore.dataset.forget import forget_all_but
 from leptonstore.dataset.refs import delete_ref
 from leptonstore.errors import CommitExpired, Conflict
-from leptonstore.store import Store, check_store, lines
+from leptonstore.store import Store, check_store
 from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import Collector, collect
 from leptonstore.store.keys import KeyFile
