@@ -15,7 +15,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from leptonstore.store.keys import Unlock
 
 try:
     from leptonstore.daemon import token_requests
+    from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.maintenance import requests as job_requests
+    from leptonstore.daemon.maintenance.schedule import Schedule
     from leptonstore.daemon.metrics import Metrics
     from leptonstore.daemon.reachable import Reachable
     from leptonstore.daemon.service import Service
@@ -39,7 +41,6 @@ except ModuleNotFoundError as error:
     raise MissingExtra("serving a store", "server", error.name or "") from None
 
 PORT_TRIES = 8  # free ports that somebody else took meanwhile, before that is told
-JOBS_STOP_S = 10.0  # for a job to end after it was told to
 
 log = logging.getLogger("lepton.daemon")
 
@@ -75,10 +76,12 @@ class Daemon:
             self._parts.close()
             raise
         self.ready = True
-        log.info("serving %s at %s, HTTP at %s", self.settings.store, self.url, self.http_url or "-")
 
     def _start(self) -> None:
         settings, parts = self.settings, self._parts
+        self.cluster = cluster_of(settings)
+        if self.cluster is not None:
+            parts.callback(self.cluster.close)
         self.store = parts.enter_context(self._open_store())
         self.cache = hot_cache_of(settings, self.store, log.warning)
         if self.cache is not None:
@@ -95,15 +98,25 @@ class Daemon:
             may_reach=self.reachable.may_reach,
         )
         parts.callback(self.service.close)
-        self.jobs = Jobs(self._open_store)
+        # Jobs (gc, check) look at the home itself, not at what the cluster keeps of it.
+        self.jobs = Jobs(lambda: open_store(settings.store, self._unlock, None))
         parts.callback(self.jobs.close)
-        self.service.add("job", lambda principal, request: job_requests.act(self.jobs, principal, request))
-        self.service.add("jobs", lambda principal, request: job_requests.act(self.jobs, principal, request))
+        for op in ("job", "jobs", "stop"):
+            self.service.add(op, lambda principal, request: job_requests.act(self.jobs, principal, request))
+        self.schedule = Schedule(self._fresh, self._start_job, lambda: not self.flight.under_way)
+        parts.callback(self.schedule.close)
         self._listen()
 
     def _open_store(self) -> Store:
-        """A store object of its own: the daemon's, a write session's or a job's."""
-        return Store.open(self.settings.store, unlock=self._unlock)
+        """A store object of its own: the daemon's, or a write session's."""
+        return open_store(self.settings.store, self._unlock, self.cluster)
+
+    def _fresh(self) -> Store:
+        self.store.refresh()
+        return self.store
+
+    def _start_job(self, kind: str, options: Mapping[str, Any]) -> None:
+        self.jobs.start(kind, options, "schedule")
 
     def _listen(self) -> None:
         """Both planes. A free port that was looked for may be taken before it is used: then another one."""
@@ -127,6 +140,9 @@ class Daemon:
         self._parts.callback(remove_local_token, self.port, token)
         self._parts.callback(self.access.close)
         self._parts.callback(self.flight.shutdown)
+        if self.cluster is not None:
+            join(self.cluster, self.service, self.access, self.store)
+        self.schedule.begin()
 
     def _failed(self, part: str, why: object) -> None:
         """A part has ended by itself: the rest is to follow."""
@@ -196,7 +212,9 @@ class Daemon:
             time.sleep(self.settings.drain_wait_s)
         began = time.monotonic()
         if not self.flight.drain(self.settings.drain_s):
-            log.warning("%d requests had not ended after %g s and are cut off", self.flight.under_way, self.settings.drain_s)
+            log.warning(
+                "%d requests had not ended after %g s and are cut off", self.flight.under_way, self.settings.drain_s
+            )
         log.info("drained in %.1f s", time.monotonic() - began)
 
     def __enter__(self) -> Daemon:

@@ -168,6 +168,9 @@ class Settings:
     )
     rack: str = _set("", str, "Cluster", "Where this daemon stands: the nearest one is asked first.")
     zone: str = _set("", str, "Cluster", "As --rack, one step wider.")
+    cluster_secret: str = _set(
+        "", str, "Cluster", "File with the secret by which its daemons know each other (default: the store keeps one)."
+    )
     block_cache: str = _set(
         "", str, "Cluster", "Directory for blocks of packs that this daemon answers for (default: in memory only)."
     )

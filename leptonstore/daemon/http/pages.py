@@ -27,7 +27,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from leptonstore.daemon.access import Principal
-from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http import (
     pages_audit,
     pages_diff,
@@ -39,6 +38,7 @@ from leptonstore.daemon.http import (
     pages_tokens,
     pages_version,
 )
+from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_ask import NOBODY, Ask, Desk, Handler
 from leptonstore.daemon.http.pages_context import PagesContext
 from leptonstore.daemon.http.pages_measure import Measures
@@ -157,11 +157,15 @@ class Pages:
                 try:
                     loop = asyncio.get_running_loop()
                     async with asyncio.timeout(bounds.PAGE_S):
-                        return await loop.run_in_executor(self._pool, self._answered, ask, handler, open_to_all, request)
+                        return await loop.run_in_executor(
+                            self._pool, self._answered, ask, handler, open_to_all, request
+                        )
                 finally:
                     self._waiting -= 1
             except TimeoutError:
-                return self._error(ask, TooBusy(f"this took longer than {bounds.PAGE_S:.0f} s: ask for less of it", 5.0))
+                return self._error(
+                    ask, TooBusy(f"this took longer than {bounds.PAGE_S:.0f} s: ask for less of it", 5.0)
+                )
             except LeptonError as error:
                 return self._error(ask, error)
             except ClientDisconnect:
@@ -177,7 +181,11 @@ class Pages:
         _require_same_origin(request)
         if not open_to_all:
             ask.who = self._authenticated(ask, request)
-            if ask.method == "POST" and ask.session is not None and not ask.session.holds(ask.form.get("form_token", "")):
+            if (
+                ask.method == "POST"
+                and ask.session is not None
+                and not ask.session.holds(ask.form.get("form_token", ""))
+            ):
                 raise NotPermitted("this form is not of your session: load its page again, and repeat it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LeptonWarning)  # what they say stands in the pages
@@ -210,7 +218,9 @@ class Pages:
     def _ask(self, request: Request) -> Ask:
         note = getattr(request.state, "note", None)
         url = request.url
-        query = parse_qsl(url.query[: bounds.QUERY_CHARS_MAX], keep_blank_values=True, max_num_fields=bounds.FORM_FIELDS_MAX)
+        query = parse_qsl(
+            url.query[: bounds.QUERY_CHARS_MAX], keep_blank_values=True, max_num_fields=bounds.FORM_FIELDS_MAX
+        )
         secure = url.scheme == "https"
         return Ask(
             desk=self._desk,
@@ -227,6 +237,7 @@ class Pages:
             # Cookies know no ports: two daemons of one host need two names. __Host-: set by this host, for https alone.
             cookie=f"{'__Host-' if secure else ''}lepton-{url.port or (443 if secure else 80)}",
             cookies=request.cookies,
+            wants_json=request.headers.get("accept") == "application/json",
         )
 
     def _error(self, ask: Ask, error: LeptonError | None) -> Response:
@@ -235,12 +246,12 @@ class Pages:
         if error is not None:
             status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
         said = "This is a fault of the daemon; its log has more under this id." if error is None else self._told(error)
-        if ask.url_path == "/ui/live":
+        if ask.wants_json:
             return JSONResponse({"error": said, "request_id": ask.request_id}, status, HEADERS)
         if isinstance(error, NotAuthenticated) and ask.method in ("GET", "HEAD"):
             back = "" if ask.url_path == "/ui" else f"?next={quote(ask.url_path, safe='')}"
             return RedirectResponse(f"/ui/login{back}", 303, HEADERS)
-        answer = ask.page("error.html.j2", status, title=_TITLES.get(status, "Error"), said=said, status=status)
+        answer = ask.page("error.html.j2", status, title=_TITLES.get(status, "Error"), said=said, number=status)
         if isinstance(error, TooBusy):
             answer.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         return answer

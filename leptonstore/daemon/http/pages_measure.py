@@ -6,6 +6,7 @@ a twentieth of the time; a version's columns (dataset/stats.py) are measured onc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.dataset import Dataset, DatasetStats
+from leptonstore.dataset.graph import read_commit
+from leptonstore.dataset.refs import list_refs
 from leptonstore.errors import LeptonError
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
 from leptonstore.store.usage import Usage, measure
-from leptonstore.dataset.graph import read_commit
-from leptonstore.dataset.refs import list_refs
 
 _log = logging.getLogger("lepton.daemon")
 
@@ -73,10 +74,8 @@ class Measures:
         """No more is measured; what is being measured is not waited for."""
         with self._lock:
             self._closed = True
-        try:
+        with contextlib.suppress(queue.Full):
             self._asked.put_nowait(None)
-        except queue.Full:
-            pass
 
     def _ask(self, key: str, ds: Dataset | None) -> None:
         with self._lock:

@@ -1,4 +1,7 @@
-"""The overview: what the store holds and takes, and what happens at this daemon now. Figures of the whole store need a grant for all of it."""
+"""The overview: what the store holds and takes, and what happens at this daemon now.
+
+Figures of the whole store need a grant for all of it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from leptonstore.daemon.http.pages_jobs import jobs_shown
 from leptonstore.daemon.http.pages_render import HEADERS
 from leptonstore.process import charts
 from leptonstore.store import Store
-from leptonstore.store.placement import HOME, places_of
+from leptonstore.store.placement import places_of
 
 PARTS = ("figures", "traffic", "clients", "working")  # templates live_*.html.j2: what the script refreshes
 
@@ -75,23 +78,26 @@ def _charts(told: Mapping[str, Any]) -> list[Chart]:
     moved = [("Sent", series["bytes_out"]), ("Received", series["bytes_in"])]
     asked = [("Requests", series["requests"]), ("Failed", series["errors"])]
     return [
-        time_chart("moved", "Throughput", moved, lambda value: f"{charts.as_bytes(value)}/s", length),
-        time_chart("asked", "Requests", asked, lambda value: f"{charts.short(round(value, 1))}/s", length),
+        time_chart("moved", "Throughput", moved, lambda value: f"{charts.as_bytes(value)}/s", length, binary=True),
+        time_chart("asked", "Requests", asked, lambda value: f"{value:,.1f}".removesuffix(".0") + "/s", length),
     ]
 
 
 def _saved(usage: Any) -> dict[str, Any]:
     """From what all versions would take apart to what they take here, as bars on one scale."""
     logical = sum(name.logical for name in usage.names)
-    steps = [("Every version by itself", logical, "plain bytes of all versions")]
+    steps = [("Every version by itself", logical, "plain")]
     plain = getattr(usage, "plain_bytes", 0)
     if plain:
         steps.append(("Each value once", plain, _smaller(logical, plain, "by deduplication")))
-    steps.append(("As stored", usage.live_bytes, _smaller(plain or logical, usage.live_bytes, "by compression" if plain else "")))
+    steps.append(
+        ("As stored", usage.live_bytes, _smaller(plain or logical, usage.live_bytes, "by compression" if plain else ""))
+    )
     peak = max(1, *(size for _, size, _ in steps))
     return {
         "steps": [
-            {"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)} for name, size, note in steps
+            {"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)}
+            for name, size, note in steps
         ],
         "ratio": logical / usage.live_bytes if usage.live_bytes else 1.0,
         "garbage": usage.garbage_bytes,
