@@ -106,12 +106,12 @@ def make_data(folder: Path, rows: int) -> float:
 # -- ours, in processes of their own -----------------------------------------------------------------------------------
 
 
-def epochs(mode: str, folder: Path) -> dict[str, Any]:
-    """Samples/s of each epoch of a DataLoader."""
+def epochs(mode: str, folder: Path, url: str = "") -> dict[str, Any]:
+    """Samples/s of each epoch of a DataLoader. url: of the store, where it is not in `folder`."""
     from loaders import DataLoader
     from loaders.transforms import DecodeImage, RandomHorizontalFlip, RandomResizedCrop, Resize, ToFloat
 
-    dataset = Dataset.open(folder / "store", "pictures")
+    dataset = Dataset.open(url or folder / "store", "pictures")
     chain: list[Any] = [DecodeImage(), RandomResizedCrop(224, antialias=mode in ("default", "decoded"))]
     chain += [RandomHorizontalFlip()] if mode == "pixels" else [RandomHorizontalFlip(), ToFloat()]
     if mode == "decoded":
@@ -231,7 +231,7 @@ def _figures(
 
 if __name__ == "__main__":
     mode, place = sys.argv[1], Path(sys.argv[2])
-    result = bare(place) if mode == "bare" else epochs(mode, place)
+    result = bare(place) if mode == "bare" else epochs(mode, place, *sys.argv[3:])
     result["peak_mib"] = harness.peak_mib()
     print(json.dumps(result), flush=True)
     os._exit(0)

@@ -49,7 +49,7 @@ class LeptonError(Exception):
     """Root of the tree; catch it to catch everything that is not a bug. Passes between processes with all of its fields."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args, self.__dict__)
+        return restored, (type(self), self.args, self.__dict__)
 
 
 def listed(names: Iterable[str], none: str = "none yet") -> str:
@@ -59,8 +59,8 @@ def listed(names: Iterable[str], none: str = "none yet") -> str:
     return ", ".join(every[:_LISTED_MAX]) + (f" and {more:,} more" if more > 0 else "") or none
 
 
-def _restored(kind: type[LeptonError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> LeptonError:
-    # Not by its constructor, whose arguments are not those of the message.
+def restored(kind: type[LeptonError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> LeptonError:
+    """An error as it was in another process: by its fields, not by its constructor, whose arguments are not those of the message."""
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(fields)
     return error

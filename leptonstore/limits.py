@@ -537,3 +537,7 @@ COLLECT_HTTP_TIMEOUT_S = 60.0
 
 WIRE_HEADER_BYTES_MAX = 64 * KIB  # of a request's JSON header: names, options, the ref updates of one publication
 WIRE_PAYLOAD_BYTES_MAX = 2 * MIB  # of a request's payload: 65,536 digests, 262,144 row numbers
+# Of an error that is told to a client: gRPC takes 8 KiB of trailers, in which it stands in base64 beside its message.
+WIRE_ERROR_BYTES_MAX = 4 * KIB
+WIRE_FIELD_CHARS_MAX = 200
+WIRE_ROWS_MAX = 32  # numbers of rows in it

@@ -21,6 +21,11 @@ from leptonstore.errors import BadInput, NotPermitted
 _RAM = {"tmpfs", "ramfs"}
 
 
+def usual_place() -> Path:
+    """Where this user's cache is when nobody named another place."""
+    return Path(f"/dev/shm/lepton-{os.geteuid()}")
+
+
 def prepare(path: Path, ram_only: bool) -> None:
     """Make the directory, or check the one that is there.
 

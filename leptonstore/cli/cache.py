@@ -13,6 +13,7 @@ import click
 
 from leptonstore import limits
 from leptonstore.cache import HotCache
+from leptonstore.cache.directory import usual_place
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.errors import LeptonError, NotFound
@@ -31,11 +32,6 @@ def cache_path(given: Path | None) -> Path:
     """--cache, else $LEPTON_CACHE, else this user's place in RAM."""
     named = os.environ.get("LEPTON_CACHE")
     return given or (Path(named) if named and named != NO_CACHE else usual_place())
-
-
-def usual_place() -> Path:
-    """Where this user's cache is when nobody named another place."""
-    return Path(f"/dev/shm/lepton-{os.geteuid()}")
 
 
 class CacheChoice(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from leptonstore.daemon.maintenance import alone, bounds
-from leptonstore.daemon.maintenance.kinds import kind_of
+from leptonstore.daemon.maintenance import alone, bounds, record
+from leptonstore.daemon.maintenance.kinds import KINDS, kind_of
+from leptonstore.daemon.maintenance.schedule import Schedule, due_at, plans
 from leptonstore.daemon.maintenance.work import Kind, Progress, Work
 from leptonstore.errors import Conflict, LeptonError, NotFound, Stopped, TooBusy
 from leptonstore.store import Store
@@ -73,6 +75,10 @@ class _Running:
         self.result: dict[str, Any] = {}
         self.over = threading.Event()
 
+    def finish(self, state: JobState, error: str, result: dict[str, Any], ended: float) -> None:
+        self.error, self.result = error, result
+        self.state, self.ended = state, ended
+
     def shown(self) -> Job:
         work = self.work
         state = JobState.STOPPING if self.ended is None and work.stopping else self.state
@@ -97,6 +103,9 @@ class Jobs:
     def __init__(self, open_store: Callable[[], Store], clock: Callable[[], float] = time.time) -> None:
         """open_store: makes a Store object of the daemon's store, which the job closes. clock: seconds since 1970, for people."""
         self._open, self._clock = open_store, clock
+        self._schedule: Schedule | None = None
+        self._opening = threading.Lock()
+        self._reader: Store | None = None
         self._lock = threading.Lock()
         self._jobs: OrderedDict[str, _Running] = OrderedDict()  # in the order in which they began
         self._closed = False
@@ -130,6 +139,13 @@ class Jobs:
             raise
         return running.shown()
 
+    def begin_schedule(self, idle: Callable[[], bool], look_s: float = bounds.SCHEDULE_LOOK_S) -> None:
+        """From now on, start what the store's schedule says (maintenance/schedule.py). idle: whether the daemon has nothing else to do."""
+        self._schedule = Schedule(
+            self._looked_at, lambda kind, options: self.start(kind, options, "schedule"), idle, self._clock, look_s
+        )
+        self._schedule.begin()
+
     def _admit(self, running: _Running) -> None:
         """Under the lock: note it as running, if it may."""
         if self._closed:
@@ -148,24 +164,26 @@ class Jobs:
         self._jobs[running.id] = running
 
     def _run(self, running: _Running, store: Store, lock: HeldLock) -> None:
-        state = JobState.FAILED
         try:
-            try:
-                running.result = running.kind.run(store, running.work)
-                state = JobState.DONE
-            finally:
+            with store:
+                running.finish(*self._outcome(running, store), self._clock())
+                # Before the lock goes: who takes it then knows that this one has been.
+                record.write(store, running.kind.name, {**running.shown().to_json(), "host": socket.gethostname()})
                 lock.release()
-                store.close()
+        finally:
+            running.over.set()
+
+    def _outcome(self, running: _Running, store: Store) -> tuple[JobState, str, dict[str, Any]]:
+        try:
+            return JobState.DONE, "", running.kind.run(store, running.work)
         except Stopped:
-            state = JobState.STOPPED
+            return JobState.STOPPED, "", {}
         except LeptonError as error:
-            running.error = str(error)
+            return JobState.FAILED, str(error), {}
         except BaseException:  # of a thread nobody would be told
             incident = secrets.token_hex(4)
             _log.exception("job %s (%s) failed: internal error %s", running.id, running.kind.name, incident)
-            running.error = f"internal error {incident}: the daemon's log tells more"
-        running.state, running.ended = state, self._clock()
-        running.over.set()
+            return JobState.FAILED, f"internal error {incident}: the daemon's log tells more", {}
 
     def list(self) -> Sequence[Job]:
         """Those that run and the last ones that ended, the newest first."""
@@ -173,12 +191,41 @@ class Jobs:
             found = list(self._jobs.values())
         return [job.shown() for job in reversed(found)]
 
+    def kinds(self) -> Sequence[dict[str, Any]]:
+        """Every kind: name, what it does, its options with their defaults, its `schedule` (None: none), when it is `due`, and the `last`
+        job of any daemon of the store (None: not known), as Job.to_json and `host`."""
+        store = self._looked_at()
+        scheduled, now = plans(store.state.settings), self._clock()
+        found = []
+        for kind in KINDS.values():
+            last, plan = record.read(store, kind.name), scheduled.get(kind.name)
+            told = {
+                "name": kind.name,
+                "what": kind.what,
+                "options": {name: {"default": one.default, "what": one.what} for name, one in kind.options.items()},
+                "schedule": None if plan is None else plan.to_json(),
+                "due": None if plan is None else due_at(plan, last, now),
+                "last": last,
+            }
+            found.append(told)
+        return found
+
+    def _looked_at(self) -> Store:
+        """A Store object for what is only looked up; up to date."""
+        with self._lock:
+            if self._closed:
+                raise TooBusy("the daemon is about to end")
+        with self._opening:
+            if self._reader is None:
+                self._reader = self._open()
+        self._reader.refresh()
+        return self._reader
+
     def elsewhere(self) -> Sequence[dict[str, Any]]:
         """What other daemons of the store are at: kind, job, by, host, began. They are stopped where they run."""
         with self._lock:
             mine = set(self._jobs)
-        with self._open() as store:
-            found = alone.at_work(store).values()
+        found = alone.at_work(self._looked_at()).values()
         return [
             {key: other.get(key) for key in ("kind", "job", "by", "host", "began")}
             for other in found
@@ -210,10 +257,17 @@ class Jobs:
 
     def close(self, timeout_s: float = 30.0) -> bool:
         """Start none any more, stop those that run, and wait for them: whether all have ended."""
+        if self._schedule is not None:
+            self._schedule.close()
         with self._lock:
             self._closed = True
             running = [job for job in self._jobs.values() if job.ended is None]
         for job in running:
             job.work.stop()
         end = time.monotonic() + timeout_s
-        return all(job.over.wait(max(0.0, end - time.monotonic())) for job in running)
+        ended = all(job.over.wait(max(0.0, end - time.monotonic())) for job in running)
+        with self._opening:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+        return ended

@@ -164,7 +164,7 @@ def _check(store: Store, share: float, progress: Callable[[int, int], None], see
                 continue  # garbage collection removed it meanwhile
         findings.add(found)
     _check_references(store, report, findings, read)
-    _check_versions(store, report, findings)
+    _check_versions(store, report, findings, told.again)
     report.unlisted_packs = _unlisted(store)
     return report
 
@@ -286,29 +286,35 @@ class _Told:
             self._done += count
             self._progress(min(self._done * self._total // self._expected, self._total), self._total)
 
+    def again(self) -> None:
+        """Nothing more is to be read, but it goes on: whoever asked may want to stop it."""
+        self.read(0)
 
-def _check_versions(store: Store, report: CheckReport, findings: _Findings) -> None:
+
+def _check_versions(store: Store, report: CheckReport, findings: _Findings, alive: Callable[[], None]) -> None:
     """Walk every version; add what is missing, and name the rows that each problem costs."""
     more = report.problems_more
-    missing = _walk_versions(store, report, findings)
+    missing = _walk_versions(store, report, findings, alive)
     if missing and not findings.tiers:
         # The index may have been filled from a damaged file that somebody has replaced since: look at the packs themselves.
         store.reindex()
         report.problems_more = more
-        missing = _walk_versions(store, report, findings)
+        missing = _walk_versions(store, report, findings, alive)
     for problem in missing:
         report.add(problem)
     findings.settle()
 
 
-def _walk_versions(store: Store, report: CheckReport, findings: _Findings) -> list[Problem]:
+def _walk_versions(store: Store, report: CheckReport, findings: _Findings, alive: Callable[[], None]) -> list[Problem]:
     """Add places to the problems that are known, and return those that nobody knew."""
     seen = Recent()
     new: dict[Digest, Problem] = {}
     report.refs, report.versions, more = len(store.state.refs), 0, report.problems_more
     for version in all_versions(store):
         report.versions += 1
-        for reached in walk(store, version.commit, seen):
+        for number, reached in enumerate(walk(store, version.commit, seen)):
+            if number % 1024 == 0:
+                alive()
             name = store.stored_name(reached.digest)
             place = store.locate(reached.digest)
             pack = place.pack if place else ""

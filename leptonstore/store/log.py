@@ -35,7 +35,7 @@ from leptonstore import limits
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Conflict, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.format import framed
-from leptonstore.tiers.roles import HomeWriter
+from leptonstore.tiers.roles import HomePruner, HomeWriter
 
 HINT = "HEAD"
 GENESIS = bytes(32)
@@ -113,6 +113,7 @@ class Proposal:
         default_factory=dict
     )  # pack -> the tiers that keep it (store/placement.py)
     author: str = ""  # who the entry says it was; by default the user that runs this
+    write_id: str = ""  # by which the entry can be found again; by default 32 random hex digits
     epoch: int = 0  # the epoch that begins with this entry; 0: none does
     replaced: dict[str, str] = field(default_factory=dict)  # commit -> the one that stands for it since an erasure
     purged: int = 0  # nothing is left of what was unreachable when this epoch began; 0: says nothing
@@ -365,6 +366,18 @@ class Log:
             data = self._documents.encode("snapshot", state.to_json())
             self._home.create_document(f"snapshots/{state.sequence:020d}", data)
 
+    def checkpoint(self, state: LogState, entries: int, kept: int) -> int:
+        """See Store.checkpoint."""
+        snapshots = sorted(int(name) for name in self._home.documents("snapshots") if name.isdigit())
+        if state.sequence - max(snapshots, default=0) >= entries:
+            data = self._documents.encode("snapshot", state.to_json())
+            self._home.create_document(f"snapshots/{state.sequence:020d}", data)
+            snapshots.append(state.sequence)
+        if isinstance(self._home, HomePruner):
+            for sequence in snapshots[:-kept]:
+                self._home.delete_document(f"snapshots/{sequence:020d}")
+        return max(snapshots, default=0)
+
     def _is_ours(self, state: LogState, data: bytes) -> bool:
         """After "exists": was it we who created it, and only the answer got lost? The write id tells."""
         return self.read(state.sequence + 1) == data
@@ -372,7 +385,7 @@ class Log:
     def _encode(self, state: LogState, proposal: Proposal) -> bytes:
         body = {
             "sequence": state.sequence + 1,
-            "write_id": secrets.token_hex(16),
+            "write_id": proposal.write_id or secrets.token_hex(16),
             "previous": state.head.hex(),
             "time_ns": time.time_ns(),
             "author": proposal.author or _author(),

@@ -112,7 +112,7 @@ def repair_store(
     damaged: list[Examined] = []
     placement = store.placement
     for pack in _examine(store, report, progress):
-        if not _replace_copies(store, pack, placement, report):
+        if not replace_copies(store, pack, placement, report):
             damaged += pack.damaged[:1]
     _require_mounted(store, damaged, copies, report.packs, force)
     mending = Mending(store, list(copies), dry_run)
@@ -163,7 +163,7 @@ def _examine(store: Store, report: RepairReport, progress: Callable[[int, int], 
     return damaged
 
 
-def _replace_copies(store: Store, found: ExaminedPack, placement: Placement, report: RepairReport) -> bool:
+def replace_copies(store: Store, found: ExaminedPack, placement: Placement, report: RepairReport) -> bool:
     """Replace what is damaged or missing of a pack by the whole copy of a tier that the log counts on; False when there is none.
 
     The whole copy has just been read in full. It is counted on, so nobody deletes it while the damaged one is away; an interruption

@@ -124,6 +124,7 @@ def examine(store: Store, pack: str, record: PackRecord, read_data: bool, read: 
     Raises TierUnavailable when the store has one tier and that does not answer; NotPermitted.
     """
     found, tiers = ExaminedPack(pack), store.tier
+    tiers.forget_packs([pack])  # the files that are there now, not those that were when somebody opened them
     kept = positions_of(store.state, store.placement, pack)
     absent: list[int] = []
     silent: dict[int, TierUnavailable] = {}

@@ -91,6 +91,7 @@ class Store:
         self.placement = Placement()
         self._sync_tiers()
         self._chunker = Chunker(config.chunks, 0 if self._keys is None else self._keys.chunking_seed)
+        self._cache_dir = cache_dir
         self._index = Index(config.store_id, tier.url, cache_dir)
         self._writer = Writer(self.tier, tier, config, self._publish_packs, self._keys)
         self._opened = OpenedPacks(self.tier, config.store_id, self._keys)
@@ -102,6 +103,7 @@ class Store:
         self.damaged_packs: dict[str, str] = {}  # found while the index was filled; reads of what is whole go on
         self._silent = ""  # what a tier said that did not answer when the index was filled
         self._away: footers.Away | None = None  # None: to be looked up
+        self._let_go: set[str] = set()  # packs that the log removed, and of which no file is open here
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         self.tier.save_reads = self._save_reads
@@ -150,6 +152,10 @@ class Store:
         """
         tier, config = cls.read_config(url)
         return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
+
+    def again(self) -> Store:
+        """Another Store object of this store: with a writer and claims of its own, so that what one loses the other keeps."""
+        return Store.open(self.url, self._cache_dir, self.secret_source)
 
     @staticmethod
     def read_config(url: str | Path) -> tuple[StoreHome, StoreConfig]:
@@ -212,6 +218,10 @@ class Store:
                 self._index.sync(self._state, self._entry_digest, self._index_rows, again)
         finally:
             self._away = None
+        if len(self._state.gone) > len(self._let_go):
+            gone = self._state.gone - self._let_go
+            self.tier.forget_packs(gone)  # an open file would keep the disk full until this process ends
+            self._let_go |= gone
 
     def _entry_digest(self, sequence: int) -> bytes | None:
         data = self._log.read(sequence)
@@ -286,6 +296,12 @@ class Store:
         entries: list[dict[str, Any]] = []
         self._log.replay(LogState(), entries.append)
         yield from entries
+
+    def entry(self, sequence: int) -> dict[str, Any] | None:
+        """The body of one log entry, None when there is none. Raises FormatDamaged or FormatTooNew."""
+        data = self._log.read(sequence)
+        what = f"log entry {sequence} of {self.url}"
+        return None if data is None else self.documents.parse(data, "log", what)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -632,7 +648,9 @@ class Store:
         for pack in packs:
             self._writer.rely_on(pack)
 
-    def publish(self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset()) -> None:
+    def publish(
+        self, action: str, decide: Decide, author: str = "", ends: Set[str] = frozenset(), write_id: str = ""
+    ) -> None:
         """Make everything that was put durable, and move refs in the same log entry.
 
         ends: commits (hex) at which history ends, because what came before them was not put: the entry says that it is forgotten,
@@ -640,10 +658,10 @@ class Store:
 
         `decide` sees the newest state and returns the updates; it is called again after a lost race and raises Conflict
         when its wish is impossible by then. What garbage collection took meanwhile is stored again from wherever it can
-        still be read. author: who the log says it was. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more);
-        then no ref has moved.
+        still be read. author: who the log says it was. write_id: by which the entry can be found again, when the answer may get
+        lost. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more); then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish(), author, ends)
+        self._publish(action, decide, self._writer.finish(), author, ends, write_id=write_id)
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
@@ -678,12 +696,13 @@ class Store:
         author: str = "",
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
+        write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id)
                 return
             except fences.Fenced as fenced:
                 lacking = fenced.commits
@@ -710,6 +729,7 @@ class Store:
         author: str = "",
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
+        write_id: str = "",
     ) -> None:
         """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
         self._sweep()
@@ -732,7 +752,10 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
-            proposal = Proposal(action, sealed, updates, placed=self._placed(sealed), forgotten=cut, author=author)
+            placed = self._placed(sealed)
+            proposal = Proposal(
+                action, sealed, updates, placed=placed, forgotten=cut, author=author, write_id=write_id
+            )
             if erasure is not None:
                 proposal = erasure(state, proposal)
             require_quota(state, proposal)
@@ -808,6 +831,20 @@ class Store:
         with self._lock:
             self._log.append(self._state, lambda state: Proposal("settings", settings=settings, requires=requires))
             self._sync_index()
+
+    @property
+    def indexed(self) -> int:
+        """The log entry up to which this host's index is complete."""
+        applied = self._index.applied()
+        return 0 if applied is None else applied[0]
+
+    def checkpoint(self, entries: int, kept: int) -> int:
+        """Write a snapshot of the log as it is, unless there is one that is less than `entries` entries old; keep the newest `kept`.
+
+        Returns the sequence of the newest one, 0 when there is none. Nothing needs them but speed: opening reads one, and what came after.
+        """
+        with self._lock:
+            return self._log.checkpoint(self._state, entries, kept)
 
     # -- closing -------------------------------------------------------------------------------------------------
 

@@ -172,6 +172,7 @@ class LocalTier:
     def replace_document(self, name: str, data: bytes) -> None:
         """Create or replace a hint."""
         durable.make_directory(self._tmp)
+        durable.make_directory((self.root / name).parent)
         durable.replace_file(self.root / name, data, self._tmp)
 
     def confirm_documents(self, folder: str) -> None:
@@ -257,17 +258,18 @@ class LocalTier:
 
     def delete_pack(self, pack: str) -> None:
         """Remove a pack; no error when it is not there. Raises NotPermitted."""
-        self._forget(pack)
+        self.forget_pack(pack)
         with durable.failures_named(self.path_of(pack)):
             self.path_of(pack).unlink(missing_ok=True)
 
-    def _forget(self, pack: str) -> None:
+    def forget_pack(self, pack: str) -> None:
+        """Read it anew from the next time on: its file was removed, or is another one now. Its space is free only then."""
         with self._lock:
             self._open.pop(pack, None)
 
     def set_aside(self, pack: str) -> Path | None:
         """Move a pack's file to damaged/ and return where it is now; None when it is not there. Raises NotPermitted."""
-        self._forget(pack)
+        self.forget_pack(pack)
         to = self.root / "damaged" / self.path_of(pack).name
         try:
             durable.move_file(self.path_of(pack), to)

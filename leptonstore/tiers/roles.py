@@ -112,7 +112,7 @@ class HomeWriter(HomeReader, Protocol):
 
 @runtime_checkable
 class HomePruner(HomeWriter, Protocol):
-    """Removes documents that may go: wrapped keys. Never an entry of the log."""
+    """Removes documents that may go: wrapped keys, old snapshots. Never an entry of the log."""
 
     def delete_document(self, name: str) -> None:
         """Remove a document, durably; no error when it is not there."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -227,6 +227,7 @@ class TieredPacks:
         """What was read of this pack is damaged: read it elsewhere from now on. False when no other tier has a copy."""
         with self._lock:
             worse = self._found.get(pack)
+        self.forget_packs([pack])  # by the time that it is read again, somebody may have replaced it
         for at in range(len(self.tiers)):
             try:
                 if at != worse and self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None:
@@ -235,6 +236,15 @@ class TieredPacks:
             except (OSError, TierUnavailable, NotPermitted):
                 continue
         return False
+
+    def forget_packs(self, packs: Iterable[str]) -> None:
+        """These are gone, or are to be looked at anew: let go of their files, whose space would not be free before."""
+        for pack in packs:
+            with self._lock:
+                self._found.pop(pack, None)
+            for tier in self.tiers:
+                if hasattr(tier, "forget_pack"):
+                    tier.forget_pack(pack)
 
     def after_fork(self) -> None:
         """In a child process: another thread of the parent may have held the lock; what the parent read is the parent's to tell."""

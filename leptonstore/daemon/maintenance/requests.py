@@ -1,7 +1,7 @@
 """The operations `job`, `jobs` and `stop`: what a client asks of the jobs of a daemon, checked.
 
-    job {kind, options}   -> {job}       jobs {}   -> {jobs: [job, ...], elsewhere: [{kind, job, by, host, began}, ...]}
-    stop {job: id}        -> {job}       job: Job.to_json; elsewhere: what other daemons of the store are at
+    job {kind, options}   -> {job}       jobs {}   -> {jobs: [job, ...], elsewhere: [{kind, job, by, host, began}, ...], kinds: [...]}
+    stop {job: id}        -> {job}       job: Job.to_json; elsewhere: what other daemons of the store are at; kinds: Jobs.kinds
 
 Whoever calls these has asked first whether the principal may (operations.py).
 """
@@ -30,7 +30,7 @@ def act(jobs: Jobs, principal: Principal, request: Request) -> dict[str, Any]:
         _only(arguments, "job")
         return {"job": jobs.stop(_text(arguments, "job")).to_json()}
     _only(arguments)
-    return {"jobs": [job.to_json() for job in jobs.list()], "elsewhere": jobs.elsewhere()}
+    return {"jobs": [job.to_json() for job in jobs.list()], "elsewhere": jobs.elsewhere(), "kinds": jobs.kinds()}
 
 
 def _only(arguments: Mapping[str, Any], *names: str) -> None:

@@ -1,0 +1,408 @@
+"""FlightServer: the data plane. Arrow Flight's three calls carry the operations of the service; docs/FORMAT.md, LWR1.
+
+    do_action(type=op, body=LWR1)      -> one result: JSON, or bytes
+    do_get(ticket=LWR1)                -> record batches
+    do_put(command=LWR1, batches)      -> metadata messages: JSON {"records", "bytes"} for each batch, and once more at the end
+
+Every call: authenticate (before anything of the request is read) -> parse -> charge -> a place (admission.py) -> do it -> audit, count.
+Errors travel as JSON in FlightError.extra_info (store/wire/errors.py).
+
+gRPC has a thread for each call and no limit of its own, so what limits is here and in connections.py, which cuts off clients that do not
+read, do not ask, or send more than they may.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from leptonstore.daemon import bounds
+from leptonstore.daemon.admission import Admission
+from leptonstore.daemon.operations import OPERATIONS, Operation
+from leptonstore.daemon.service import Service
+from leptonstore.daemon.sessions import Put
+from leptonstore.errors import BadInput, LeptonError, NotAuthenticated, NotPermitted, TierUnavailable, TooBusy
+from leptonstore.store.wire import errors as wire_errors
+from leptonstore.store.wire.messages import Request, parse
+
+if TYPE_CHECKING:
+    from leptonstore.daemon.access import Principal
+
+_MESSAGE_CHARS = 300  # of the gRPC status, for clients that know no LWR1
+_CALL = "lepton"
+log = logging.getLogger("lepton.daemon")
+
+
+class Gate(Protocol):
+    """What the server asks of access.Access."""
+
+    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
+        """Raises NotAuthenticated."""
+
+    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
+        """Raises TooBusy."""
+
+    def spend(self, principal: Principal, bytes: int, address: str = "") -> None:
+        """Count bytes."""
+
+    def audit(
+        self,
+        principal: Principal | None,
+        operation: Operation | str,
+        what: str = "",
+        outcome: LeptonError | str = "ok",
+        address: str = "",
+    ) -> None:
+        """Write down a write or a denial."""
+
+
+class Counter(Protocol):
+    """What the server asks of metrics.Metrics."""
+
+    def count(
+        self,
+        operation: str,
+        outcome: str = "ok",
+        *,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        seconds: float = 0.0,
+        client: str = "",
+    ) -> None:
+        """A request that has ended."""
+
+
+class Call(fl.ServerMiddleware):
+    """One RPC, from its headers to its end. gRPC tells the end by `call_completed`, whatever ended it."""
+
+    def __init__(self, authorization: str | None) -> None:
+        self.authorization = authorization
+        self._at_end: list[Callable[[], None]] = []
+        self._ended = False
+        self._guard = threading.Lock()
+
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Have something done when the call ends, once; now, when it has."""
+        with self._guard:
+            if not self._ended:
+                self._at_end.append(do)
+                return
+        do()
+
+    def end(self) -> None:
+        """May be called several times."""
+        with self._guard:
+            self._ended, todo, self._at_end = True, self._at_end, []
+        for do in todo:
+            do()
+
+    def sending_headers(self) -> None:
+        """None of ours."""
+
+    def call_completed(self, exception: BaseException | None) -> None:
+        """The call is over."""
+        self.end()
+
+
+class _Calls(fl.ServerMiddlewareFactory):
+    def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> Call:
+        values = headers.get("authorization", [])
+        # Two are no credential, rather than the better of the two.
+        value = values[0] if len(values) == 1 else None if not values else ""
+        return Call(value if isinstance(value, str) or value is None else "")
+
+
+class _Asked:
+    """One request that was let in: who, what, since when; and what became of it."""
+
+    def __init__(self, server: FlightServer, call: Call, context: fl.ServerCallContext, op: str) -> None:
+        self._server, self.call, self.op = server, call, op
+        self.address = address_of(context.peer())
+        self.principal: Principal | None = None
+        self.bytes_in = self.bytes_out = 0
+        self.what = ""
+        self._began = time.monotonic()
+        self._outcome: LeptonError | str = "ok"
+        call.at_end(self._end)
+
+    def failed(self, error: BaseException) -> fl.FlightError:
+        """`error` as it is told, and counted."""
+        told = self._server.service.failure(error, self.op)
+        self._outcome = told
+        return flight_error(told)
+
+    def _end(self) -> None:
+        server, outcome = self._server, self._outcome
+        seconds = time.monotonic() - self._began
+        operation = OPERATIONS.get(self.op)
+        if self.principal is not None:
+            server.access.spend(self.principal, self.bytes_out, self.address)
+        denied = isinstance(outcome, NotPermitted)
+        if denied or (operation is not None and operation.writes):
+            server.access.audit(self.principal, operation or self.op[:40], self.what, outcome, self.address)
+        if server.metrics is not None:
+            server.metrics.count(
+                self.op if operation is not None else "other",
+                outcome if isinstance(outcome, str) else type(outcome).__name__,
+                bytes_in=self.bytes_in,
+                bytes_out=self.bytes_out,
+                seconds=seconds,
+                client="" if self.principal is None else self.principal.name,
+            )
+
+
+class FlightServer(fl.FlightServerBase):
+    """Serves `service` from the moment it is made, on `host` and `port` (0: a free one, see `port`). End it with `drain`, then `shutdown`.
+
+    certificates: (certificate, key) in PEM, for TLS. client_roots: PEM of the authorities of client certificates; with them every client
+    has to have one. Raises BadInput when the port cannot be had.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        access: Gate,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        metrics: Counter | None = None,
+        certificates: tuple[bytes, bytes] | None = None,
+        client_roots: bytes | None = None,
+    ) -> None:
+        self.service, self.access, self.metrics = service, access, metrics
+        waiting, wait_s = bounds.WAITING_MAX, bounds.WAIT_S
+        self.admissions = {
+            "action": Admission("requests", bounds.ACTIONS_AT_ONCE, waiting, wait_s),
+            "get": Admission("reads", bounds.GETS_AT_ONCE, waiting, wait_s),
+            "put": Admission("writes", bounds.PUTS_AT_ONCE, waiting, wait_s),
+        }
+        cores = len(os.sched_getaffinity(0))
+        self._makers = Admission("reads", bounds.MAKERS_PER_CORE * cores, 1 << 20, 3600.0)
+        self._draining = False
+        self._under_way = 0
+        self._idle = threading.Condition()
+        bracketed = f"[{host}]" if ":" in host else host
+        scheme = "grpc+tcp" if certificates is None else "grpc+tls"
+        try:
+            super().__init__(
+                f"{scheme}://{bracketed}:{port}",
+                tls_certificates=None if certificates is None else [certificates],
+                verify_client=client_roots is not None,
+                root_certificates=client_roots,
+                middleware={_CALL: _Calls()},
+            )
+        except (pa.ArrowException, OSError):
+            raise BadInput(f"cannot listen on {host}:{port}: is it taken, or another host's address?") from None
+
+    # -- the calls of Flight -------------------------------------------------------------------------------------------
+
+    def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> list[fl.Result]:
+        """An action: one result."""
+        asked = self._asked(context, action.type)
+        try:
+            principal, request = self._let_in(asked, context, "action", action.body)
+            if request.op != action.type:
+                raise BadInput("the type of an action and the operation of its body differ")
+            answer = self.service.act(principal, request)
+            data = answer if isinstance(answer, bytes) else json.dumps(answer, separators=(",", ":")).encode()
+            if len(data) > bounds.ANSWER_BYTES_MAX:
+                raise BadInput(f"the answer to {request.op!r} has {len(data):,} bytes: ask for less")
+            asked.bytes_out = len(data)
+            return [fl.Result(pa.py_buffer(data))]
+        except BaseException as error:
+            raise asked.failed(error) from None
+
+    def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> fl.FlightDataStream:
+        """A stream of record batches, each made when gRPC has taken the one before."""
+        asked = self._asked(context, "get")
+        try:
+            principal, request = self._let_in(asked, context, "get", ticket.ticket)
+            with self._makers.place():
+                schema, batches = self.service.stream(principal, request)
+            return fl.GeneratorStream(schema, _Sent(asked, batches, self._makers))
+        except BaseException as error:
+            raise asked.failed(error) from None
+
+    def do_put(
+        self,
+        context: fl.ServerCallContext,
+        descriptor: fl.FlightDescriptor,
+        reader: fl.MetadataRecordBatchReader,
+        writer: fl.FlightMetadataWriter,
+    ) -> None:
+        """A stream of record batches from the client, each acknowledged."""
+        asked = self._asked(context, "put")
+        try:
+            if descriptor.descriptor_type is not fl.DescriptorType.CMD:
+                self._authenticated(asked, context)
+                raise BadInput("a put names its session by a command")
+            principal, request = self._let_in(asked, context, "put", descriptor.command)
+
+            def batches() -> Iterator[pa.RecordBatch]:
+                for chunk in reader:
+                    if chunk.data is not None:
+                        asked.bytes_in += chunk.data.nbytes
+                        yield chunk.data
+
+            def ack(total: Put) -> None:
+                writer.write(json.dumps(total._asdict()).encode())
+
+            done = self.service.receive(principal, request, reader.schema, batches(), ack)
+            self.access.spend(principal, asked.bytes_in, asked.address)
+            writer.write(json.dumps({**done, "done": True}).encode())
+        except BaseException as error:
+            raise asked.failed(_arrow_to_input(error)) from None
+
+    def list_actions(self, context: fl.ServerCallContext) -> list[tuple[str, str]]:
+        """The operations that are actions."""
+        self._refused(context, "list_actions", answered=True)
+        return [(name, "") for name, operation in OPERATIONS.items() if operation.call == "action"]
+
+    def list_flights(self, context: fl.ServerCallContext, criteria: bytes) -> None:
+        """Not done here."""
+        self._refused(context, "list_flights")
+
+    def get_flight_info(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> None:
+        """Not done here: a ticket is a request (LWR1), and made by the client."""
+        self._refused(context, "get_flight_info")
+
+    def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> None:
+        """Not done here."""
+        self._refused(context, "get_schema")
+
+    def do_exchange(self, context: fl.ServerCallContext, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Not done here."""
+        self._refused(context, "do_exchange")
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _asked(self, context: fl.ServerCallContext, op: str) -> _Asked:
+        call = context.get_middleware(_CALL)
+        asked = _Asked(self, call, context, op)
+        with self._idle:
+            self._under_way += 1
+        call.at_end(self._over)
+        return asked
+
+    def _over(self) -> None:
+        with self._idle:
+            self._under_way -= 1
+            self._idle.notify_all()
+
+    def _authenticated(self, asked: _Asked, context: fl.ServerCallContext) -> Principal:
+        name = context.peer_identity().decode("utf-8", "replace") or None
+        asked.principal = self.access.authenticate(asked.call.authorization, name, asked.address)
+        return asked.principal
+
+    def _let_in(self, asked: _Asked, context: fl.ServerCallContext, call: str, body: Any) -> tuple[Principal, Request]:
+        """Who asks, and what, once there is a place for it."""
+        principal = self._authenticated(asked, context)
+        if self._draining:
+            raise TooBusy("the daemon is about to end: ask again, or ask another one", 1.0)
+        request = parse(body)
+        operation = self.service.operation(request)
+        asked.op = request.op
+        asked.bytes_in = len(body)
+        asked.what = subject_of(request)
+        self.access.charge(principal, operation, len(body), asked.address)
+        admission = self.admissions[call]
+        admission.enter()
+        asked.call.at_end(admission.leave)
+        return principal, request
+
+    def _refused(self, context: fl.ServerCallContext, what: str, answered: bool = False) -> None:
+        """A call of Flight's that carries no operation. answered: it is done, for those who are known."""
+        asked = self._asked(context, what)
+        try:
+            self._authenticated(asked, context)
+            if not answered:
+                raise BadInput(f"{what} is none of this daemon's calls")
+        except BaseException as refused:
+            raise asked.failed(refused) from None
+
+    # -- ending --------------------------------------------------------------------------------------------------------
+
+    @property
+    def under_way(self) -> int:
+        """Calls that have begun and not ended."""
+        return self._under_way
+
+    def drain(self, wait_s: float = bounds.DRAIN_S) -> bool:
+        """Refuse new requests (TooBusy), and wait for those under way; whether all have ended in time. `shutdown` has to follow."""
+        self._draining = True
+        self.service.drain()
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._under_way, wait_s)
+
+
+class _Sent:
+    """The batches of a stream as gRPC asks for them."""
+
+    def __init__(self, asked: _Asked, batches: Iterator[pa.RecordBatch], makers: Admission) -> None:
+        self._asked, self._batches, self._makers = asked, batches, makers
+        asked.call.at_end(self._close)
+
+    def __iter__(self) -> _Sent:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        try:
+            with self._makers.place():
+                batch = next(self._batches)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            raise self._asked.failed(error) from None
+        self._asked.bytes_out += batch.nbytes
+        return batch
+
+    def _close(self) -> None:
+        self._batches.close()  # type: ignore[attr-defined]
+
+
+def flight_error(error: LeptonError) -> fl.FlightError:
+    """The error as Flight tells it: the class of Flight's that is nearest, and all of it in extra_info."""
+    if isinstance(error, NotAuthenticated):
+        kind = fl.FlightUnauthenticatedError
+    elif isinstance(error, NotPermitted):
+        kind = fl.FlightUnauthorizedError
+    elif isinstance(error, TooBusy | TierUnavailable):
+        kind = fl.FlightUnavailableError
+    else:
+        kind = fl.FlightServerError
+    return kind(str(error)[:_MESSAGE_CHARS], wire_errors.encode(error))
+
+
+def address_of(peer: str) -> str:
+    """gRPC's "ipv4:127.0.0.1:4711" or "ipv6:%5B::1%5D:4711" -> the address alone."""
+    _, _, rest = unquote(peer).partition(":")
+    host, _, _ = rest.rpartition(":")
+    return host.strip("[]")
+
+
+def subject_of(request: Request) -> str:
+    """What a request is about, for the audit log: names, never values."""
+    updates = request.arguments.get("updates")
+    if isinstance(updates, list):
+        names = [str(one.get("name"))[:200] for one in updates[:8] if isinstance(one, dict)]
+        return ", ".join(names) + (f" and {len(updates) - 8} more" if len(updates) > 8 else "")
+    for name in ("dataset", "kind"):
+        if isinstance(request.arguments.get(name), str):
+            return str(request.arguments[name])[:200]
+    return ""
+
+
+def _arrow_to_input(error: BaseException) -> BaseException:
+    """What Arrow says of a stream that is none: the client's fault. (When the client has gone, nobody reads the answer.)"""
+    if isinstance(error, pa.ArrowException | OSError) and not isinstance(error, LeptonError):
+        return BadInput("the stream of a put is no Arrow stream, or ended early")
+    return error
