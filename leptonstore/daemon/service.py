@@ -320,8 +320,13 @@ class Service:
         return {}
 
     def _open(self, principal: Principal, request: Request) -> dict[str, Any]:
-        session = self.sessions.open(principal, scoped=not principal.may(Scope.WRITE))
+        scoped = not principal.may(Scope.WRITE)
+        session = self.sessions.open(principal, (lambda digests: self._seen(principal, digests)) if scoped else None)
         return {"session": session.id, "idle_s": bounds.SESSION_IDLE_S, "sequence": session.store.state.sequence}
+
+    def _seen(self, principal: Principal, digests: Sequence[Digest]) -> Sequence[bool]:
+        visible = self._sight(principal)
+        return [True] * len(digests) if visible is None else visible(digests)
 
     def _flush(self, principal: Principal, request: Request) -> dict[str, Any]:
         with self.sessions.use(principal, Arguments("flush", request.arguments).text("session")) as session:
