@@ -139,8 +139,10 @@ class Daemon:
         parts.callback(self.access.close)
         parts.callback(self._shut_down)
         self._authorization = f"Bearer {token}"
-        self.pages = Pages(self._pages_context())
-        parts.callback(self.pages.close)
+        context = self._pages_context()
+        self._visitors = context.sessions
+        pages = Pages(context)
+        parts.callback(pages.close)
         app = make_app(
             self.service,
             self.access,
@@ -148,7 +150,7 @@ class Daemon:
             self.jobs,
             settings,
             access_log=None if self.access_log is None else self.access_log.write,
-            pages=self.pages.routes,
+            pages=pages.routes,
         )
         self.http = HttpServer(
             app,
@@ -221,7 +223,7 @@ class Daemon:
 
     def login_url(self) -> str:
         """Signs its first visitor in to the dashboard as an administrator; good for some minutes."""
-        return f"{self.http_url}/ui/login?code={self.pages.context.sessions.code(self._authorization)}"
+        return f"{self.http_url}/ui/login?code={self._visitors.code(self._authorization)}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts. No secret: `token_file` says where one is that this user can read."""
@@ -293,7 +295,9 @@ class Daemon:
         for thread in beside:
             thread.start()
         if not self.flight.drain(settings.drain_s):
-            log.warning("%d requests had not ended after %g s, and are cut off", self.flight.under_way, settings.drain_s)
+            log.warning(
+                "%d requests had not ended after %g s, and are cut off", self.flight.under_way, settings.drain_s
+            )
         for thread in beside:
             thread.join()
         log.info("drained in %.1f s", time.monotonic() - began)
