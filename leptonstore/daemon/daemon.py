@@ -30,6 +30,7 @@ from leptonstore.store import Store
 from leptonstore.store.keys import Unlock
 
 try:
+    from leptonstore.daemon import token_requests
     from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.http.pages import Pages
@@ -40,6 +41,7 @@ try:
     from leptonstore.daemon.maintenance import requests as job_requests
     from leptonstore.daemon.metrics import Metrics
     from leptonstore.daemon.principals import Principal
+    from leptonstore.daemon.reachable import Reachable
     from leptonstore.daemon.service import Service
 except ModuleNotFoundError as error:
     raise MissingExtra("serving a store", "server", error.name or "") from None
@@ -100,7 +102,16 @@ class Daemon:
         if self.cache is not None:
             parts.callback(self.cache.close)
         self.metrics = Metrics()
-        self.service = Service(self.store, settings.name, open_store=self._open_store, cache=self.cache)
+        self.reachable = Reachable(self.store)
+        parts.callback(self.reachable.close)
+        self.service = Service(
+            self.store,
+            settings.name,
+            open_store=self._open_store,
+            cache=self.cache,
+            sight=self.reachable.visible,
+            may_reach=self.reachable.may_reach,
+        )
         self.service.told = self._told
         parts.callback(self.service.close)
         # Jobs (gc, check) look at the home itself, not at what the cluster keeps of it.
@@ -128,6 +139,7 @@ class Daemon:
             token = write_local_token(self.port)
             try:
                 self.access = access_of(settings, self.store, token)
+                token_requests.add_to(self.service, self.access.tokens)
                 self.flight = self._new_flight()
                 break
             except BaseException as error:

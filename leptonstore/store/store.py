@@ -192,6 +192,21 @@ class Store:
         return isinstance(self.home, LocalTier)
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The URLs of its tiers, as errors and `bytes_read` name them."""
+        return tuple(tier.url for tier in self.tier.tiers)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests and bytes of the object stores that it lives on, since it was opened."""
+        out: dict[str, int] = {}
+        for tier in self.tier.tiers:
+            counters = getattr(tier, "counters", None)
+            for name, count in (counters.to_json() if counters is not None else {}).items():
+                out[name] = out.get(name, 0) + count
+        return out
+
+    @property
     def encrypted(self) -> bool:
         """Whether what it holds must not lie in the clear elsewhere."""
         return self.config.encryption is not None
@@ -377,6 +392,11 @@ class Store:
         return digest if self._keys is None else self._keys.name(digest)
 
     @property
+    def hot_names(self) -> Callable[[Digest], bytes] | None:
+        """What a hot cache calls the store's chunks (cache/chunks.py): None for their digests, which do in the clear."""
+        return self.stored_name if self.encrypted else None
+
+    @property
     def sealer(self) -> SealedDocuments | None:
         """Seals what is kept of an encrypted store elsewhere (caches on this host); None when the store is in the clear."""
         return None if self._keys is None else self._keys.documents
@@ -391,6 +411,10 @@ class Store:
         if digest in self._writer:
             return True
         return self._place_outside(digest, self._state.lost) is not None
+
+    def has_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """`has` of each."""
+        return [self.has(digest) for digest in digests]
 
     def _place_outside(self, digest: Digest, avoided: Callable[[str], bool]) -> Place | None:
         """A place of the chunk in a pack that is not `avoided`."""
@@ -425,6 +449,15 @@ class Store:
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """`get` of each, in order. On an object store, what lies close together is read together."""
         return together.get_many(self, digests, self.get)
+
+    def get_encoded(self, digests: Sequence[Digest], encoded: bool) -> Iterator[tuple[bytes, Encoded | None]]:
+        """`get` of each chunk that has a record of its own, with (encoded) what it is stored as, where another store could do the same."""
+        return together.get_encoded(self, digests, encoded)
+
+    def in_order(self, digests: Sequence[Digest]) -> list[Digest]:
+        """In the order in which they are kept, which is the order in which reading them costs least."""
+        found = zip(digests, self.locate_many(digests), strict=True)
+        return [digest for digest, _ in sorted(found, key=lambda item: _position(item[1]))]
 
     def find_many(self, digests: Sequence[Digest]) -> together.Found:
         """Look for chunks that are to be read straight into their places. What is not published yet is left to `get`."""
@@ -672,6 +705,11 @@ class Store:
             self._publish("packs", (), self._writer.finish())
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
+
+    def began_at(self, gc_sequence: int) -> None:
+        """The work that will be published by this object began when the state's `gc_sequence` was this: what garbage collection did since
+        concerns it."""
+        self._base = min(self._base, gc_sequence)
 
     def hand_over(self) -> None:
         """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.
@@ -946,6 +984,12 @@ class Store:
 def _require_place(url: str | Path) -> None:
     if is_served(url):
         raise BadInput(f"{url} is behind a daemon: make, unlock or look at a store itself where it is, by its path")
+
+
+def _position(place: Place | None) -> tuple[str, int, int]:
+    if place is None:
+        return "", 0, 0
+    return place.pack, place.row.offset, place.row.dictionary if place.row.is_member else 0
 
 
 def renew_in_children(store: Store) -> None:

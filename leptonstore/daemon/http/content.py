@@ -39,7 +39,7 @@ from leptonstore.daemon.tables import dataset_named
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.mounted import Mounted, StoredBytes, mount
 from leptonstore.dataset.plain import python_values, to_plain
-from leptonstore.dataset.refs import list_refs
+from leptonstore.dataset.refs import MAIN, list_refs
 from leptonstore.dataset.schema import class_names, semantic_of, shown_type
 from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import BadInput, ChunkMissing, NotFound, RefMissing
@@ -86,7 +86,7 @@ class Content:
         told = {
             "kind": commit.kind,
             "name": ds.name,
-            "ref": ds.ref,
+            "ref": ask.path["version"].partition("@")[2] or MAIN,
             "commit": ds.commit,
             "rows": len(ds),
             "plain_bytes": commit.plain_bytes,

@@ -45,6 +45,7 @@ from leptonstore.daemon.http.pages_measure import Measures
 from leptonstore.daemon.http.pages_render import HEADERS, Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
+from leptonstore.daemon.scrub import Scrubber
 from leptonstore.errors import (
     BadInput,
     Conflict,
@@ -101,6 +102,7 @@ class Pages:
         self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name))
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0
+        self._scrubber = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
 
     def close(self) -> None:
         """No page is answered any more."""
@@ -258,9 +260,7 @@ class Pages:
 
     def _told(self, error: LeptonError) -> str:
         """An error for somebody elsewhere: places of this host are none of their business."""
-        store, said = self._desk.context.store, str(error)
-        for url in sorted({store.url, *(tier.url for tier in store.tier.tiers)}, key=len, reverse=True):
-            said = said.replace(url, self._desk.context.name)
+        said = self._scrubber.text(str(error))
         return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
     async def _static(self, request: Request) -> Response:
