@@ -177,8 +177,7 @@ class Settings:
         "",
         str,
         "Logs",
-        "File for writes and denials, one line of JSON each; - is stderr (default: in the user's state directory).",
-        reload=True,
+        "File for writes and denials, one line of JSON each (default: in the user's state directory).",
     )
 
     def __post_init__(self) -> None:
