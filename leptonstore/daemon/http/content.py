@@ -33,6 +33,7 @@ from leptonstore.daemon.http.media import BINARY, JSON, is_stored_bytes, media_o
 from leptonstore.daemon.http.sending import ARROW_STREAM, ArrowStream, Ranged, Source
 from leptonstore.daemon.http.work import Work
 from leptonstore.daemon.operations import Operation, Scope
+from leptonstore.daemon.reading import CHUNK, CHUNK_LIST
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tables import dataset_named
 from leptonstore.dataset import Dataset
@@ -46,11 +47,9 @@ from leptonstore.format import pack as lpk
 from leptonstore.format.commit import KINDS
 from leptonstore.store.wire.messages import Request
 from leptonstore.store.wire.records import FOUND
-from leptonstore.store.wire.records import KINDS as FOUND_KINDS
 from leptonstore.web.accept import chosen
 
 Reader = Callable[[int, int], Iterator[Buffer]]
-CHUNK, CHUNK_LIST = FOUND_KINDS[lpk.KIND_CHUNK], FOUND_KINDS[lpk.KIND_CHUNK_LIST]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VARY = "authorization, accept"
 
