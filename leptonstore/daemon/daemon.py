@@ -23,16 +23,18 @@ from typing import Any
 from leptonstore.daemon.local_token import local_token_path, remove_local_token, write_local_token
 from leptonstore.daemon.parts import access_of, certificates_of, hot_cache_of
 from leptonstore.daemon.settings import Settings, reloaded
-from leptonstore.errors import BadInput, LeptonError, MissingExtra
+from leptonstore.errors import BadInput, MissingExtra
 from leptonstore.store import Store
 from leptonstore.store.keys import Unlock
 
 try:
+    from leptonstore.daemon import token_requests
     from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.maintenance import requests as job_requests
     from leptonstore.daemon.metrics import Metrics
+    from leptonstore.daemon.reachable import Reachable
     from leptonstore.daemon.service import Service
 except ModuleNotFoundError as error:
     raise MissingExtra("serving a store", "server", error.name or "") from None
@@ -86,7 +88,16 @@ class Daemon:
         if self.cache is not None:
             parts.callback(self.cache.close)
         self.metrics = Metrics()
-        self.service = Service(self.store, settings.name, open_store=self._open_store, cache=self.cache)
+        self.reachable = Reachable(self.store)
+        parts.callback(self.reachable.close)
+        self.service = Service(
+            self.store,
+            settings.name,
+            open_store=self._open_store,
+            cache=self.cache,
+            sight=self.reachable.visible,
+            may_reach=self.reachable.may_reach,
+        )
         parts.callback(self.service.close)
         # Jobs (gc, check) look at the home itself, not at what the cluster keeps of it.
         self.jobs = Jobs(lambda: open_store(settings.store, self._unlock, None))
@@ -107,6 +118,7 @@ class Daemon:
             token = write_local_token(port)
             try:
                 self.access = access_of(settings, self.store, token)
+                token_requests.add_to(self.service, self.access.tokens)
                 self.flight = FlightServer(
                     self.service, self.access, settings.host, port, metrics=self.metrics, **certificates_of(settings)
                 )
