@@ -114,6 +114,7 @@ CONFIG_BYTES_MAX = 64 * KIB
 
 # -- full disks and checks -----------------------------------------------------------------------------------------
 QUOTA_BYTES_MAX = 1 << 60
+QUOTA_LOOK_UPS = 65_536  # chunks of a dataset whose places are looked up together: some MiB
 RESERVE_BYTES = 4 * MIB  # given back when gc finds the disk full: its log entries (at most LOG_ENTRY_BYTES_MAX) fit
 CHECK_WINDOW_BYTES = 4 * MIB  # of a pack that one thread of `check --read-data` holds (more for a single larger record)
 CHECK_PROBLEMS_MAX = 10_000  # findings that are listed one by one; the others are counted

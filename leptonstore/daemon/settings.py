@@ -128,10 +128,10 @@ class Settings:
     insecure: bool = _set(
         False, bool, "Security", "Listen beyond loopback without TLS: tokens and data travel in clear."
     )
-    tls_cert: str = _set("", str, "Security", "Certificate chain (PEM): speak TLS on both ports.", reload=True)
-    tls_key: str = _set("", str, "Security", "Its private key (PEM).", reload=True)
+    tls_cert: str = _set("", str, "Security", "Certificate chain (PEM): speak TLS on both ports. Read again on SIGHUP.")
+    tls_key: str = _set("", str, "Security", "Its private key (PEM).")
     client_ca: str = _set(
-        "", str, "Security", "Who signs client certificates (PEM): they may stand for a token (mTLS).", reload=True
+        "", str, "Security", "Who signs client certificates (PEM): they may stand for a token (mTLS)."
     )
     anonymous: str = _set(
         "none", str, "Security", "What requests without a credential may do.", choices=("none", "read")

@@ -116,7 +116,7 @@ def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batche
         return
     for first in range(start, stop, bounds.ROWS_AT_ONCE):
         rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
-        for _, batch in scan(ds, fields, rows):
+        for _, batch in scan(ds, fields, rows, lend=True):  # gRPC lets go of each when it is sent
             yield batch
 
 

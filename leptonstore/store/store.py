@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
@@ -42,7 +42,7 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import fences, footers, reader, together
+from leptonstore.store import dataset_quota, fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -780,11 +780,18 @@ class Store:
         write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
+        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
                 return
+            except dataset_quota.Unmeasured as unmeasured:
+                try:
+                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
+                    continue
+                except ChunkMissing:  # garbage collection was faster
+                    lacking = tuple(commit for _, commit in unmeasured.wanted)
             except fences.Fenced as fenced:
                 lacking = fenced.commits
             except fences.Outdated as error:
@@ -811,8 +818,10 @@ class Store:
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
         write_id: str = "",
+        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
+        when it is not known yet what it adds to a dataset that has a quota."""
         self._sweep()
         sealed = self._writer.sealed()
         if round is None and not sealed:
@@ -833,9 +842,17 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
+            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
             placed = self._placed(sealed)
             proposal = Proposal(
-                action, sealed, updates, placed=placed, forgotten=cut, author=author, write_id=write_id
+                action,
+                sealed,
+                updates,
+                settings=charged,
+                placed=placed,
+                forgotten=cut,
+                author=author,
+                write_id=write_id,
             )
             if erasure is not None:
                 proposal = erasure(state, proposal)

@@ -57,6 +57,7 @@ class Ask:
     secure: bool = False
     cookie: str = ""  # the name of the session's cookie
     cookies: Mapping[str, str] = field(default_factory=dict)
+    wants_json: bool = False  # the script asks: errors are JSON, too
     deadline: float = field(default_factory=lambda: time.monotonic() + bounds.PAGE_S)
 
     # -- what it may -----------------------------------------------------------------------------------------------
