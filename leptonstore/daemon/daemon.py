@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,8 @@ class Daemon:
         parts.callback(self.access.close)
         parts.callback(self._shut_down)
         self._authorization = f"Bearer {token}"
-        self.pages = Pages(self._pages_context())
+        self._context = self._pages_context()
+        self.pages = Pages(self._context)
         parts.callback(self.pages.close)
         app = make_app(
             self.service,
@@ -194,14 +195,8 @@ class Daemon:
             tokens=self.access.tokens.ring,
             revoked=self.access.tokens.forget,
             audit_file=None if audit is None else audit.path,
-            members=self._members,
+            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
         )
-
-    def _members(self) -> Sequence[Mapping[str, Any]]:
-        if self.cluster is None:
-            return ()
-        members: Sequence[Mapping[str, Any]] = self.cluster.snapshot()["members"]
-        return members
 
     def _failed(self, part: str, error: BaseException | None) -> None:
         """A part has ended by itself: the rest is to follow."""
@@ -233,7 +228,7 @@ class Daemon:
 
     def login_url(self) -> str:
         """Signs its first visitor in to the dashboard as an administrator; good for some minutes."""
-        return f"{self.http_url}/ui/login?code={self.pages.context.sessions.code(self._authorization)}"
+        return f"{self.http_url}/ui/login?code={self._context.sessions.code(self._authorization)}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts. No secret: `token_file` says where one is that this user can read."""

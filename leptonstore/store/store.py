@@ -528,7 +528,9 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                if self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                if (
+                    self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None
+                ):  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):

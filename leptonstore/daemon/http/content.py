@@ -33,7 +33,7 @@ from leptonstore.daemon.http.media import BINARY, JSON, is_stored_bytes, media_o
 from leptonstore.daemon.http.sending import ARROW_STREAM, ArrowStream, Ranged, Source
 from leptonstore.daemon.http.work import Work
 from leptonstore.daemon.operations import Operation, Scope
-from leptonstore.daemon.reading import ABSENT, CHUNK, CHUNK_LIST, FOUND
+from leptonstore.daemon.reading import CHUNK, CHUNK_LIST
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tables import dataset_named
 from leptonstore.dataset import Dataset
@@ -46,6 +46,7 @@ from leptonstore.errors import BadInput, ChunkMissing, NotFound, RefMissing
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import KINDS
 from leptonstore.store.wire.messages import Request
+from leptonstore.store.wire.records import FOUND
 from leptonstore.web.accept import chosen
 
 Reader = Callable[[int, int], Iterator[Buffer]]
@@ -205,7 +206,7 @@ class Content:
         digest = bytes.fromhex(text)
         read: Reader
         found = np.frombuffer(self._act(ask, "find", digest), FOUND)[0]
-        if found["kind"] == ABSENT:
+        if not found["kind"]:
             raise ChunkMissing(text)
         size = int(found["plain"])
         if found["kind"] == CHUNK:
