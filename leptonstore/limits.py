@@ -114,6 +114,7 @@ CONFIG_BYTES_MAX = 64 * KIB
 
 # -- full disks and checks -----------------------------------------------------------------------------------------
 QUOTA_BYTES_MAX = 1 << 60
+QUOTA_LOOK_UPS = 65_536  # chunks of a dataset whose places are looked up together: some MiB
 RESERVE_BYTES = 4 * MIB  # given back when gc finds the disk full: its log entries (at most LOG_ENTRY_BYTES_MAX) fit
 CHECK_WINDOW_BYTES = 4 * MIB  # of a pack that one thread of `check --read-data` holds (more for a single larger record)
 CHECK_PROBLEMS_MAX = 10_000  # findings that are listed one by one; the others are counted
@@ -519,6 +520,26 @@ CACHE_PINNED_RETRY_PUTS = (
 )
 CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full, before it is tried again
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
+
+# Clients of a daemon (leptonstore/store/wire, leptonstore/store/remote_store.py).
+WIRE_HOSTS_MAX = (
+    64  # in one URL, and of the members that a daemon tells: each is asked in turn when others do not answer
+)
+WIRE_CONNECT_S = 3.0  # for a TCP connection: a host that is up answers in a round trip
+WIRE_OPEN_S = 5.0  # for a daemon to answer when a store is opened: a person waits, and a wrong name is told at once
+WIRE_RETRY_S = 60.0  # for a daemon to answer again when the store is in use: it may be restarted meanwhile
+WIRE_CALL_S = 120.0  # for one answer, or for a stream to end: 16 MiB at 140 KB/s
+WIRE_BACKOFF_S = 0.05  # before the second try; doubles with each, up to WIRE_BACKOFF_S_MAX, half of it by chance
+WIRE_BACKOFF_S_MAX = 2.0
+WIRE_CLIENTS_MAX = 4  # connections to one daemon: one carries 1 to 2 GB/s, and threads that read at once need not wait
+WIRE_ANSWER_BYTES_MAX = 256 * MIB  # of one answer: the refs of a store, at 300 bytes each
+WIRE_BATCH_BYTES_MAX = 64 * MIB  # of one record batch that a daemon sends: four of the largest chunks
+WIRE_GET_BYTES = 32 * MIB  # asked for in one request, where lengths are known
+WIRE_GET_DIGESTS = 8_192  # asked for in one request
+WIRE_PUT_BYTES = 16 * MIB  # of values that wait to be sent: one request; as many again are on their way
+WIRE_PUT_VALUES = 4_096  # that wait to be sent
+WIRE_PLAN_DIGESTS = 16_384  # of a reader's plan that are told in one request
+WIRE_FACTS_KEPT = 1 << 18  # chunks of which a client remembers kind and length: 120 bytes each
 
 # Collecting (leptonstore/process/collect).
 COLLECT_WORKERS = 8  # items fetched at a time: hides the waits of a server without being rude to it

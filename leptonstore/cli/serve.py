@@ -40,7 +40,12 @@ def _looks(one: Setting) -> dict[str, Any]:
     if one.choices:
         return {"type": click.Choice(one.choices), "help": text}
     names = {"seconds": "TIME", "bytes": "SIZE", "list": "TEXT", int: "NUMBER", str: "TEXT"}
-    return {"type": int if one.kind is int else str, "multiple": one.kind == "list", "metavar": names[one.kind], "help": text}
+    return {
+        "type": int if one.kind is int else str,
+        "multiple": one.kind == "list",
+        "metavar": names[one.kind],
+        "help": text,
+    }
 
 
 @click.command("serve")

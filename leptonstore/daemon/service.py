@@ -32,7 +32,7 @@ from leptonstore.daemon.operations import OPERATIONS, Of, Operation, Scope
 from leptonstore.daemon.publishing import MayReach, Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
 from leptonstore.daemon.scrub import Scrubber
-from leptonstore.daemon.sessions import Put, Sessions, put_batches
+from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
 from leptonstore.daemon.sight import Sight, store_wide_only
 from leptonstore.daemon.tables import Tables, dataset_named
 from leptonstore.digest import Digest
@@ -266,15 +266,22 @@ class Service:
 
     def _find(self, principal: Principal, request: Request) -> bytes:
         digests = digests_of(request.payload)
-        id = Arguments("find", request.arguments).text("session", None)
+        told = Arguments("find", request.arguments)
+        id = told.text("session", None)
         if id is None:
-            return self.reading.find(principal, digests)
+            return self.reading.find(principal, digests, self._mine(principal, told))
         with self.sessions.use(principal, id) as session:
-            return self.reading.find(principal, digests, session)
+            return self.reading.find(principal, digests, session, rely=True)
 
     def _get(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
-        whole = Arguments("get", request.arguments).flag("whole", True)
-        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), whole)
+        told = Arguments("get", request.arguments)
+        mine = self._mine(principal, told)
+        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), told.flag("whole", True), mine)
+
+    def _mine(self, principal: Principal, told: Arguments) -> Session | None:
+        """The session whose work a request may read besides; None without one, or when it has ended."""
+        id = told.text("mine", None)
+        return None if id is None else self.sessions.peek(principal, id)
 
     def _rows(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
         return self.tables.rows(principal, Arguments("rows", request.arguments))
@@ -321,7 +328,9 @@ class Service:
 
     def _open(self, principal: Principal, request: Request) -> dict[str, Any]:
         scoped = not principal.may(Scope.WRITE)
-        session = self.sessions.open(principal, (lambda digests: self._seen(principal, digests)) if scoped else None)
+        sees = (lambda digests: self._seen(principal, digests)) if scoped else None
+        base = Arguments("open", request.arguments).number("base", 0, 1 << 62, None)
+        session = self.sessions.open(principal, sees, base)
         return {"session": session.id, "idle_s": bounds.SESSION_IDLE_S, "sequence": session.store.state.sequence}
 
     def _seen(self, principal: Principal, digests: Sequence[Digest]) -> Sequence[bool]:

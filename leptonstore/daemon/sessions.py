@@ -64,6 +64,10 @@ class Session:
         # What was put, and what may be seen, of a principal that is limited to datasets: what it publishes may reach only that.
         self.own, self._sees = DigestSet(store.cache_path("sessions")), sees
 
+    def owns(self, digests: Sequence[Digest]) -> list[bool]:
+        """Of each, whether it was put here. (Of a principal that sees everything nothing is remembered.)"""
+        return self.own.contains(digests)
+
     def put(self, batch: pa.RecordBatch) -> Put:
         """Keep the records of one batch of PUT_SCHEMA. Raises BadInput, ChunkCorrupt (a digest that is not the data's), StoreFull."""
         if batch.nbytes > bounds.PUT_BATCH_BYTES_MAX:
@@ -113,7 +117,7 @@ class Session:
             )
         missing = self._lacking([piece for piece, _ in pieces])
         if missing is not None:
-            raise NotFound(f"piece {missing.hex()[:16]}… of a long value is not here: put it before its list")
+            raise BadInput(f"piece {missing.hex()[:16]}… of a long value is not here: put it before its list")
         hasher = blake3()
         for (piece, length), data in zip(pieces, self.store.get_pieces([one for one, _ in pieces]), strict=True):
             if len(data) != length:
@@ -147,8 +151,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, principal: Principal, sees: Visible | None) -> Session:
-        """A new session. sees: what its principal may see, None for all; see `Session`. Raises TooBusy when there are too many."""
+    def open(self, principal: Principal, sees: Visible | None, base: int | None = None) -> Session:
+        """A new session. Raises TooBusy when there are too many.
+
+        sees: what its principal may see, None for all; see `Session`. base: the `gc_sequence` of the state that the client began with:
+        what it counts on may have been taken since.
+        """
         self.expire()
         with self._guard:
             mine = sum(session.principal.id == principal.id for session in self._sessions.values())
@@ -164,7 +172,10 @@ class Sessions:
                 )
             self._opening[principal.id] = self._opening.get(principal.id, 0) + 1
         try:
-            session = Session(secrets.token_hex(16), principal, self._open_store(), sees, self._clock())
+            store = self._open_store()
+            if base is not None:
+                store.began_at(base)
+            session = Session(secrets.token_hex(16), principal, store, sees, self._clock())
         finally:
             with self._guard:
                 self._opening[principal.id] -= 1
@@ -191,6 +202,12 @@ class Sessions:
             with self._guard:
                 session.under_way -= 1
                 session.last_used = self._clock()
+
+    def peek(self, principal: Principal, id: str) -> Session | None:
+        """The session `id`, to look at; None when there is none."""
+        with self._guard:
+            session = self._sessions.get(id)
+            return session if session is not None and session.principal.id == principal.id else None
 
     def close(self, principal: Principal, id: str) -> None:
         """End a session; what it did not publish is forgotten. One that is gone already is no error."""

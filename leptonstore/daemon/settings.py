@@ -128,10 +128,10 @@ class Settings:
     insecure: bool = _set(
         False, bool, "Security", "Listen beyond loopback without TLS: tokens and data travel in clear."
     )
-    tls_cert: str = _set("", str, "Security", "Certificate chain (PEM): speak TLS on both ports.", reload=True)
-    tls_key: str = _set("", str, "Security", "Its private key (PEM).", reload=True)
+    tls_cert: str = _set("", str, "Security", "Certificate chain (PEM): speak TLS on both ports. Read again on SIGHUP.")
+    tls_key: str = _set("", str, "Security", "Its private key (PEM).")
     client_ca: str = _set(
-        "", str, "Security", "Who signs client certificates (PEM): they may stand for a token (mTLS).", reload=True
+        "", str, "Security", "Who signs client certificates (PEM): they may stand for a token (mTLS)."
     )
     anonymous: str = _set(
         "none", str, "Security", "What requests without a credential may do.", choices=("none", "read")
@@ -168,6 +168,9 @@ class Settings:
     )
     rack: str = _set("", str, "Cluster", "Where this daemon stands: the nearest one is asked first.")
     zone: str = _set("", str, "Cluster", "As --rack, one step wider.")
+    cluster_secret: str = _set(
+        "", str, "Cluster", "File with the secret by which its daemons know each other (default: the store keeps one)."
+    )
     block_cache: str = _set(
         "", str, "Cluster", "Directory for blocks of packs that this daemon answers for (default: in memory only)."
     )

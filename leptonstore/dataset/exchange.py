@@ -32,7 +32,6 @@ from leptonstore.errors import (
     listed,
 )
 from leptonstore.store import RefUpdate, Store
-from leptonstore.store.copies import is_same_place
 from leptonstore.store.lines import Line
 from leptonstore.store.log import LogState, RefRecord
 from leptonstore.store.transfer import Transfer, TransferReport
@@ -243,7 +242,7 @@ def _between(
     source: Store, destination: Store, refs: Sequence[str], dry_run: bool, progress: Progress
 ) -> Iterator[_Work]:
     """Work on `refs`, whose heads are held in the source meanwhile. One that is only read cannot hold anything, and is trusted."""
-    if is_same_place(source.home, destination.home):
+    if source.same_place(destination):
         raise BadInput(f"{source.url} is the same store: give another one")
     if not refs:
         raise BadInput(f"nothing to do: {source.url} has no dataset, model or checkpoint, or none was named")

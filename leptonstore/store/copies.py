@@ -31,9 +31,9 @@ from leptonstore.store import reader
 from leptonstore.store.config import DOCUMENT
 from leptonstore.store.opened import OpenedPacks
 from leptonstore.store.store import Store
-from leptonstore.tiers.local import LocalTier
+from leptonstore.tiers.local import LocalTier, is_same_place
 from leptonstore.tiers.open import open_tier
-from leptonstore.tiers.roles import PackReader, StoreHome
+from leptonstore.tiers.roles import PackReader
 
 _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 Keys = np.ndarray[Any, Any]
@@ -77,13 +77,6 @@ def open_copy(store: Store, url: str | Path) -> Copy:
     if (tier.root / DOCUMENT).exists():
         return StoreCopy(Store.open(tier.url, unlock=store.secret_source))
     return FolderCopy(store, tier.root)
-
-
-def is_same_place(tier: StoreHome, other: StoreHome) -> bool:
-    """Whether both are one place, also when a link leads there."""
-    if isinstance(tier, LocalTier) and isinstance(other, LocalTier):
-        return tier.root.resolve() == other.root.resolve()
-    return tier.url == other.url
 
 
 class StoreCopy:

@@ -52,6 +52,12 @@ def cache_home() -> Path:
     return Path(value) if value.startswith("/") else Path.home() / ".cache"
 
 
+def cache_folder(store_id: bytes, url: str, cache_dir: Path | None = None) -> Path:
+    """What this user's cache directory holds of the store at `url`; may not exist yet. cache_dir: instead of that directory."""
+    home = cache_dir if cache_dir is not None else cache_home() / "lepton"
+    return home / store_id.hex() / digest_of(url.encode())[:8].hex()
+
+
 class Place(NamedTuple):
     """A record's row and the pack (hex id) that holds it."""
 
@@ -71,8 +77,7 @@ class Index:
     """One store's index. Any thread; other processes may read and write the same one. After a fork it reopens by itself."""
 
     def __init__(self, store_id: bytes, url: str, cache_dir: Path | None = None) -> None:
-        home = cache_dir if cache_dir is not None else cache_home() / "lepton"
-        self.path = home / store_id.hex() / digest_of(os.path.realpath(url).encode())[:8].hex()
+        self.path = cache_folder(store_id, os.path.realpath(url), cache_dir)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._environment: Environment | None = None
         self.rebuilt = False  # whether this process started it from empty

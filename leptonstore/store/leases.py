@@ -35,7 +35,7 @@ class Lease:
         data = documents.encode("lease", body)
         self.commit = commit
         self._lock = home.hold_lock(LEASES, data)
-        self._finalizer = weakref.finalize(self, _release, self._lock, os.getpid())
+        self._finalizer: weakref.finalize[..., Lease] = weakref.finalize(self, _release, self._lock, os.getpid())
 
     def release(self) -> None:
         """Let go of the commit. May be called twice."""

@@ -14,15 +14,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
-from leptonstore.codec import Encoded
+from leptonstore.codec import CODEC_RAW, Encoded
 from leptonstore.crypto import SealedDocuments
 from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
 from leptonstore.errors import (
@@ -42,7 +42,7 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import fences, footers, reader, together
+from leptonstore.store import dataset_quota, fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -55,8 +55,11 @@ from leptonstore.store.quota import OverQuota, require_quota
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
 from leptonstore.store.references import References, Spot, reference_to
+from leptonstore.store.stored import Stored
 from leptonstore.store.tier_open import open_beside
+from leptonstore.store.wire.address import is_served
 from leptonstore.store.writer import Writer
+from leptonstore.tiers.local import LocalTier, is_same_place
 from leptonstore.tiers.open import open_tier
 from leptonstore.tiers.roles import PackReader, StoreHome
 from leptonstore.tiers.tiered import AbsentTier, TieredPacks
@@ -107,7 +110,7 @@ class Store:
         self.put_bytes = 0  # plain bytes given to `put`
         self._sync_index()
         self.tier.save_reads = self._save_reads
-        _stores.add(self)
+        renew_in_children(self)
         if unlocked is not None:
             store_keys.lend(unlocked)
 
@@ -126,6 +129,7 @@ class Store:
 
         Raises BadInput when there is one already, or when the place holds something else; TierMissing, TierUnavailable.
         """
+        _require_place(url)
         tier = open_tier(url)
         there = tier.contents() or ()
         if DOCUMENT in there:
@@ -147,9 +151,13 @@ class Store:
     def open(cls, url: str | Path, cache_dir: Path | None = None, unlock: store_keys.Unlock | None = None) -> Store:
         """Open an existing store; `unlock` is a secret of an encrypted one, or what is called for it.
 
-        A store that this process (or the one that it was forked from) has open needs none. Raises StoreMissing, WrongKey,
-        FormatDamaged or FormatTooNew.
+        A store that this process (or the one that it was forked from) has open needs none. Of a URL lepton://… it is the one that daemons
+        serve there (remote_store.py), which needs none either. Raises StoreMissing, WrongKey, FormatDamaged or FormatTooNew.
         """
+        if is_served(url):
+            from leptonstore.store.remote_store import RemoteStore  # a Store itself; and it brings Arrow Flight
+
+            return RemoteStore.open_url(str(url), cache_dir)
         tier, config = cls.read_config(url)
         return cls(tier, config, cache_dir, store_keys.open_keys(tier, config, unlock))
 
@@ -160,6 +168,7 @@ class Store:
     @staticmethod
     def read_config(url: str | Path) -> tuple[StoreHome, StoreConfig]:
         """The place and the settings of an existing store. Raises StoreMissing, FormatDamaged or FormatTooNew."""
+        _require_place(url)
         tier = open_tier(url)
         data = tier.read_document(DOCUMENT, limits.CONFIG_BYTES_MAX)
         if data is None:
@@ -171,6 +180,42 @@ class Store:
     def url(self) -> str:
         """Where the store is."""
         return self.home.url
+
+    @property
+    def far(self) -> bool:
+        """Whether a request takes longer than its bytes, for some of what it holds: then many chunks are asked for together."""
+        return self.tier.far
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in a directory of this host, where reading costs least."""
+        return isinstance(self.home, LocalTier)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The URLs of its tiers, as errors and `bytes_read` name them."""
+        return tuple(tier.url for tier in self.tier.tiers)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests and bytes of the object stores that it lives on, since it was opened."""
+        out: dict[str, int] = {}
+        for tier in self.tier.tiers:
+            counters = getattr(tier, "counters", None)
+            for name, count in (counters.to_json() if counters is not None else {}).items():
+                out[name] = out.get(name, 0) + count
+        return out
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether what it holds must not lie in the clear elsewhere."""
+        return self.config.encryption is not None
+
+    def same_place(self, other: Store) -> bool:
+        """Whether `other` is at the same place, also when a link leads there. (What a daemon serves is the daemon's.)"""
+        if self.is_local and other.is_local:
+            return is_same_place(self.home, other.home)
+        return self.url == other.url
 
     @property
     def chunker(self) -> Chunker:
@@ -324,6 +369,16 @@ class Store:
                     places[at] = self._better(digests[at], place)
         return places
 
+    def stored_many(self, digests: Sequence[Digest]) -> list[Stored | None]:
+        """What is known of each without reading it; None for what is not known (or only pending)."""
+        return [None if place is None else self.stored_at(place) for place in self.locate_many(digests)]
+
+    def stored_at(self, place: Place) -> Stored:
+        """What is known of the chunk at a place."""
+        row, listed = place.row, self._state.packs.get(place.pack)
+        content = lpk.CONTENT_DATA if listed is None else listed.content
+        return Stored(row.kind, row.plain, row.share, content, row.plane_width, row.codec == CODEC_RAW)
+
     def opened(self, pack: str) -> OpenedPack:
         """What decoding the records of a pack needs."""
         return self._opened.get(pack)
@@ -335,6 +390,11 @@ class Store:
     def stored_name(self, digest: Digest) -> Digest:
         """What packs, footers and the index call a chunk: its digest, or in an encrypted store a keyed digest of that."""
         return digest if self._keys is None else self._keys.name(digest)
+
+    @property
+    def hot_names(self) -> Callable[[Digest], bytes] | None:
+        """What a hot cache calls the store's chunks (cache/chunks.py): None for their digests, which do in the clear."""
+        return self.stored_name if self.encrypted else None
 
     @property
     def sealer(self) -> SealedDocuments | None:
@@ -351,6 +411,10 @@ class Store:
         if digest in self._writer:
             return True
         return self._place_outside(digest, self._state.lost) is not None
+
+    def has_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """`has` of each."""
+        return [self.has(digest) for digest in digests]
 
     def _place_outside(self, digest: Digest, avoided: Callable[[str], bool]) -> Place | None:
         """A place of the chunk in a pack that is not `avoided`."""
@@ -385,6 +449,15 @@ class Store:
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """`get` of each, in order. On an object store, what lies close together is read together."""
         return together.get_many(self, digests, self.get)
+
+    def get_encoded(self, digests: Sequence[Digest], encoded: bool) -> Iterator[tuple[bytes, Encoded | None]]:
+        """`get` of each chunk that has a record of its own, with (encoded) what it is stored as, where another store could do the same."""
+        return together.get_encoded(self, digests, encoded)
+
+    def in_order(self, digests: Sequence[Digest]) -> list[Digest]:
+        """In the order in which they are kept, which is the order in which reading them costs least."""
+        found = zip(digests, self.locate_many(digests), strict=True)
+        return [digest for digest, _ in sorted(found, key=lambda item: _position(item[1]))]
 
     def find_many(self, digests: Sequence[Digest]) -> together.Found:
         """Look for chunks that are to be read straight into their places. What is not published yet is left to `get`."""
@@ -455,8 +528,9 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                one_copy = len(self.tier.tiers) == 1
-                if one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                if (
+                    self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None
+                ):  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):
@@ -576,6 +650,10 @@ class Store:
         next commit."""
         return self._found(digest, b"" if referred else None)
 
+    def known_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """`known` of each."""
+        return [self._found(digest) for digest in digests]
+
     def _found(self, digest: Digest, reference: bytes | None = None) -> bool:
         """reference: what would be put in place of the chunk; b"" for any. Without, a reference that is there does not count: who puts
         bytes is promised that the store keeps them."""
@@ -629,6 +707,11 @@ class Store:
             self._publish("packs", (), self._writer.finish())
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
+
+    def began_at(self, gc_sequence: int) -> None:
+        """The work that will be published by this object began when the state's `gc_sequence` was this: what garbage collection did since
+        concerns it."""
+        self._base = min(self._base, gc_sequence)
 
     def hand_over(self) -> None:
         """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.
@@ -699,11 +782,18 @@ class Store:
         write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
+        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
                 return
+            except dataset_quota.Unmeasured as unmeasured:
+                try:
+                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
+                    continue
+                except ChunkMissing:  # garbage collection was faster
+                    lacking = tuple(commit for _, commit in unmeasured.wanted)
             except fences.Fenced as fenced:
                 lacking = fenced.commits
             except fences.Outdated as error:
@@ -730,8 +820,10 @@ class Store:
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
         write_id: str = "",
+        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
+        when it is not known yet what it adds to a dataset that has a quota."""
         self._sweep()
         sealed = self._writer.sealed()
         if round is None and not sealed:
@@ -752,9 +844,17 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
+            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
             placed = self._placed(sealed)
             proposal = Proposal(
-                action, sealed, updates, placed=placed, forgotten=cut, author=author, write_id=write_id
+                action,
+                sealed,
+                updates,
+                settings=charged,
+                placed=placed,
+                forgotten=cut,
+                author=author,
+                write_id=write_id,
             )
             if erasure is not None:
                 proposal = erasure(state, proposal)
@@ -881,6 +981,22 @@ class Store:
         from leptonstore.store.notebook import store_html
 
         return store_html(self)
+
+
+def _require_place(url: str | Path) -> None:
+    if is_served(url):
+        raise BadInput(f"{url} is behind a daemon: make, unlock or look at a store itself where it is, by its path")
+
+
+def _position(place: Place | None) -> tuple[str, int, int]:
+    if place is None:
+        return "", 0, 0
+    return place.pack, place.row.offset, place.row.dictionary if place.row.is_member else 0
+
+
+def renew_in_children(store: Store) -> None:
+    """Have `store.after_fork` called in forked children."""
+    _stores.add(store)
 
 
 def _is_reference(place: Place | None) -> bool:

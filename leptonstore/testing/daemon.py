@@ -115,13 +115,14 @@ def start(
 ) -> Served:
     """Start a daemon for `store` in a process of its own. Raises NotStarted.
 
-    folder: for its log (default: beside the store's hot cache, in the system's folder for temporary files). environment: further variables.
+    folder: for its log and its audit log, NAME.audit (default: that for temporary files). environment: further variables.
     settings: by their names in `leptonstore.daemon.settings`.
     """
-    given = {"host": "127.0.0.1", "port": 0, "http_port": 0, **settings}
+    log = _log_in(folder)
+    given = {"host": "127.0.0.1", "port": 0, "http_port": 0, "audit_log": f"{log}.audit", **settings}
     program = "import sys; from leptonstore.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
-    served = Served(command, _log_in(folder), {**os.environ, **(environment or {})})
+    served = Served(command, log, {**os.environ, **(environment or {})})
     _launch(served)
     return served
 
@@ -135,17 +136,18 @@ def running(store: str | Path, *, in_process: bool = False, **settings: Any) -> 
     finally:
         if served.process is None or served.process.poll() is None:
             served.stop()
-        if served.daemon is None:
-            served.log.unlink(missing_ok=True)
+        served.log.unlink(missing_ok=True)
+        Path(f"{served.log}.audit").unlink(missing_ok=True)
 
 
 def start_here(store: str | Path, **settings: Any) -> Served:
     """A daemon in threads of this process. Processes that are forked from it meanwhile cannot use Flight."""
     from leptonstore.daemon.daemon import Daemon
 
-    daemon = Daemon(make_settings(str(store), **{"port": 0, "http_port": 0, **settings}))
+    log = _log_in(None)
+    daemon = Daemon(make_settings(str(store), **{"port": 0, "http_port": 0, "audit_log": f"{log}.audit", **settings}))
     daemon.start()
-    return Served([], Path(os.devnull), {}, daemon.to_json(), daemon=daemon)
+    return Served([], log, {}, daemon.to_json(), daemon=daemon)
 
 
 def _options(settings: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
 from leptonstore.tiers.direct import ALIGN, Appender, Buffers, ThreadMemory
+from leptonstore.tiers.roles import StoreHome
 
 RESERVE = "reserve"
 OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
@@ -337,3 +338,10 @@ class LocalTier:
             if disk is not None:
                 disk.shutdown()
             self._open.clear()
+
+
+def is_same_place(tier: StoreHome, other: StoreHome) -> bool:
+    """Whether both are one place, also when a link leads there."""
+    if isinstance(tier, LocalTier) and isinstance(other, LocalTier):
+        return tier.root.resolve() == other.root.resolve()
+    return tier.url == other.url

@@ -16,7 +16,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from leptonstore.web.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, WebLimits
-from leptonstore.web.refusal import TYPES, Told, nested
+from leptonstore.web.refusal import TYPES, Refused, Told, nested
 
 
 class _Timer:
@@ -45,7 +45,7 @@ class BoundedProtocol(H11Protocol):
     """One connection. A request's body and answer have their times in guard.py and bodies.py; here are the others.
 
     The scope's state has "cut": call it to end a connection in the middle of an answer, which the client then sees; and with TLS
-    "certificate": the client's (DER), when it gave one.
+    "certificate": the client's that was verified, as ssl.SSLSocket.getpeercert tells it.
     """
 
     limits: ClassVar[WebLimits]
@@ -71,7 +71,7 @@ class BoundedProtocol(H11Protocol):
             return
         self.app_state = {**self.app_state, "cut": self._cut}
         secured = transport.get_extra_info("ssl_object")
-        if secured is not None and (certificate := secured.getpeercert(True)) is not None:
+        if secured is not None and (certificate := secured.getpeercert()):
             self.app_state["certificate"] = certificate
         self._expect_head()
 
@@ -144,7 +144,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.abort()
 
     def _whole_answer(self, kind: str, message: str) -> bytes:
-        body = json.dumps(type(self).told(kind, message, None))
+        body = json.dumps(type(self).told(Refused(kind, message), None))
         retry = [f"retry-after: {RETRY_AFTER_S}"] if kind == "busy" else []
         kind_and_length = ["content-type: application/json", f"content-length: {len(body)}"]
         lines = [f"HTTP/1.1 {TYPES[kind]} {kind}", *kind_and_length, *retry, "connection: close", "", body]

@@ -1,0 +1,38 @@
+"""A store behind a data plane in this process, opened by leptonstore's own client: for tests of what a served store promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_data import TOKEN, new_store, serving
+
+from leptonstore.daemon.flight import FlightServer
+from leptonstore.store import Store
+from leptonstore.store.remote_store import RemoteStore
+
+
+class Served:
+    """A store, who serves it, and the URL that a client opens."""
+
+    def __init__(self, store: Store, server: FlightServer) -> None:
+        self.store, self.server = store, server
+        self.url = f"lepton://127.0.0.1:{server.port}/{server.service.name}"
+
+    def open(self) -> RemoteStore:
+        opened = Store.open(self.url)
+        assert isinstance(opened, RemoteStore)
+        return opened
+
+
+@contextmanager
+def served(place: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Served]:
+    """A new store in `place`, served by this process; the client's token stands in the environment."""
+    monkeypatch.setenv("LEPTON_TOKEN", TOKEN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "client-cache"))
+    place.mkdir(parents=True, exist_ok=True)
+    with new_store(place) as store, serving(store, **options) as server:
+        yield Served(store, server)
