@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,10 @@ class Daemon:
         parts.callback(self.access.close)
         parts.callback(self._shut_down)
         self._authorization = f"Bearer {token}"
-        self._context = self._pages_context()
-        self.pages = Pages(self._context)
-        parts.callback(self.pages.close)
+        context = self._pages_context()
+        self._visitors = context.sessions
+        pages = Pages(context)
+        parts.callback(pages.close)
         app = make_app(
             self.service,
             self.access,
@@ -161,7 +162,7 @@ class Daemon:
             self.jobs,
             settings,
             access_log=None if self.access_log is None else self.access_log.write,
-            pages=self.pages.routes,
+            pages=pages.routes,
         )
         self.http = HttpServer(
             app,
@@ -195,8 +196,14 @@ class Daemon:
             tokens=self.access.tokens.ring,
             revoked=self.access.tokens.forget,
             audit_file=None if audit is None else audit.path,
-            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
+            members=self._members,
         )
+
+    def _members(self) -> Sequence[Mapping[str, Any]]:
+        if self.cluster is None:
+            return ()
+        members: Sequence[Mapping[str, Any]] = self.cluster.snapshot()["members"]
+        return members
 
     def _failed(self, part: str, error: BaseException | None) -> None:
         """A part has ended by itself: the rest is to follow."""
@@ -228,7 +235,7 @@ class Daemon:
 
     def login_url(self) -> str:
         """Signs its first visitor in to the dashboard as an administrator; good for some minutes."""
-        return f"{self.http_url}/ui/login?code={self._context.sessions.code(self._authorization)}"
+        return f"{self.http_url}/ui/login?code={self._visitors.code(self._authorization)}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts. No secret: `token_file` says where one is that this user can read."""
