@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ try:
     from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.http.pages import Pages
-    from leptonstore.daemon.http.pages_context import PagesContext
+    from leptonstore.daemon.http.pages_context import PagesContext, context_of
     from leptonstore.daemon.http.server import HttpServer, make_app, web_limits
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.logs import LineLog
@@ -184,26 +184,15 @@ class Daemon:
         return FlightServer(self.service, self.access, settings.host, self.port, metrics=self.metrics, **more)
 
     def _pages_context(self) -> PagesContext:
-        audit = self.access.audit_log
-        return PagesContext(
-            self.store,
-            self.settings.name,
+        return context_of(
+            self.service,
             self.access,
             self.metrics,
             url=self.url,
             anonymous=self.settings.anonymous != "none",
             jobs=self.jobs,
-            tokens=self.access.tokens.ring,
-            revoked=self.access.tokens.forget,
-            audit_file=None if audit is None else audit.path,
-            members=self._members,
+            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
         )
-
-    def _members(self) -> Sequence[Mapping[str, Any]]:
-        if self.cluster is None:
-            return ()
-        members: Sequence[Mapping[str, Any]] = self.cluster.snapshot()["members"]
-        return members
 
     def _failed(self, part: str, error: BaseException | None) -> None:
         """A part has ended by itself: the rest is to follow."""

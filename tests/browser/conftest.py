@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from dashboard_daemon import Dashboard
+    from leptonstore.testing.daemon import Served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,22 +27,24 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A daemon with the store of dashboard_store.py."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A daemon with the store of dashboard_store.py, in this process: tests look at its parts, too."""
     pytest.importorskip("uvicorn", reason="the extra server is not installed")
-    from dashboard_daemon import dashboard
     from dashboard_store import make_store
+
+    from leptonstore.testing import daemon
 
     folder = tmp_path_factory.mktemp("dashboard")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+            patch.setenv(name, str(folder / name.lower()))
         make_store(folder / "store")
-        with dashboard(folder / "store", folder) as running:
+        with daemon.running(folder / "store", in_process=True, cache=str(folder / "hot")) as running:
             yield running
 
 
 @pytest.fixture
-def visit(chromium: Any, served: Dashboard) -> Callable[..., Any]:
+def visit(chromium: Any, served: Served) -> Callable[..., Any]:
     """A context manager: a browser of its own, signed in (unless token is ""), in a scheme and a width.
 
     What its pages complained of, and what they asked for elsewhere, fails the test; `expected` are parts of messages that may come.
@@ -53,14 +55,16 @@ def visit(chromium: Any, served: Dashboard) -> Callable[..., Any]:
         token: str | None = None, scheme: str = "light", width: int = 1280, expected: tuple[str, ...] = ()
     ) -> Iterator[Any]:
         context = chromium.new_context(
-            viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=served.url
+            viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=served.http_url
         )
         context.set_default_timeout(15_000)
         page = context.new_page()
         wrong: list[str] = []
         page.on(
             "request",
-            lambda one: None if one.url.startswith((served.url, "data:")) else wrong.append(f"asked for {one.url}"),
+            lambda one: (
+                None if one.url.startswith((served.http_url, "data:")) else wrong.append(f"asked for {one.url}")
+            ),
         )
         page.on("console", lambda one: wrong.append(one.text) if one.type in ("error", "warning") else None)
         page.on("pageerror", lambda one: wrong.append(str(one)))

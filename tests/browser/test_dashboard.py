@@ -14,7 +14,7 @@ from leptonstore.dataset import Dataset
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 if TYPE_CHECKING:
-    from dashboard_daemon import Dashboard
+    from leptonstore.testing.daemon import Served
 
 # Of each kind of page, one or more that show all that it has.
 PAGES = {
@@ -173,7 +173,7 @@ def test_whatever_scrolls_can_be_scrolled_by_keyboard(visit: Callable[..., Any])
             assert lost == [], name
 
 
-def test_rows_are_paged_found_and_gone_to(visit: Callable[..., Any], served: Dashboard) -> None:
+def test_rows_are_paged_found_and_gone_to(visit: Callable[..., Any], served: Served) -> None:
     with visit() as page:
         page.goto("/ui/dataset/digits/v1/rows")
         pager = page.get_by_role("navigation", name="Pages of rows").first
@@ -192,7 +192,7 @@ def test_rows_are_paged_found_and_gone_to(visit: Callable[..., Any], served: Das
         while page.get_by_role("link", name="Next").count():
             page.get_by_role("link", name="Next").first.click()
             labels += page.locator(".gallery .caption b").all_inner_texts()
-        found = len(Dataset.open(served.path, "digits@v1").filter("label = 'digit 3' and score < 0.5"))
+        found = len(Dataset.open(served.told["store"], "digits@v1").filter("label = 'digit 3' and score < 0.5"))
         assert len(labels) == found > 40
 
 

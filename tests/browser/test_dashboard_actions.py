@@ -17,7 +17,7 @@ from dashboard_store import MARKUP
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 if TYPE_CHECKING:
-    from dashboard_daemon import Dashboard
+    from leptonstore.testing.daemon import Served
 
 
 def make_token(page: Any, name: str, scope: str = "read", datasets: str = "") -> str:
@@ -35,8 +35,8 @@ def make_token(page: Any, name: str, scope: str = "read", datasets: str = "") ->
 # -- signing in and out --------------------------------------------------------------------------------------------
 
 
-def test_the_printed_url_signs_in_once(visit: Callable[..., Any], served: Dashboard) -> None:
-    url = served.sign_in_url()
+def test_the_printed_url_signs_in_once(visit: Callable[..., Any], served: Served) -> None:
+    url = served.daemon.login_url()  # type: ignore[union-attr]
     with visit(token="") as page:
         page.goto(url)
         page.wait_for_url("**/ui")
@@ -49,7 +49,7 @@ def test_the_printed_url_signs_in_once(visit: Callable[..., Any], served: Dashbo
         assert "/ui/login" in page.url
 
 
-def test_who_is_not_signed_in_sees_nothing_and_comes_back(visit: Callable[..., Any], served: Dashboard) -> None:
+def test_who_is_not_signed_in_sees_nothing_and_comes_back(visit: Callable[..., Any], served: Served) -> None:
     with visit(token="", expected=("401",)) as page:
         page.goto("/ui/dataset/digits")
         assert (
@@ -125,7 +125,7 @@ def test_a_token_of_some_datasets_sees_these_alone(visit: Callable[..., Any]) ->
             assert "Request" in said and page.locator("main code").inner_text().strip()
 
 
-def test_a_name_with_markup_is_text(visit: Callable[..., Any], served: Dashboard) -> None:
+def test_a_name_with_markup_is_text(visit: Callable[..., Any], served: Served) -> None:
     with visit(expected=("400",)) as page:
         name = MARKUP[:60]
         make_token(page, name)
@@ -136,7 +136,7 @@ def test_a_name_with_markup_is_text(visit: Callable[..., Any], served: Dashboard
         assert page.evaluate("document.querySelectorAll('main script, img[src=x]').length") == 0
         make_token_fails(page, name)
         said = page.get_by_role("alert").inner_text()
-        assert "has a token" in said and str(served.path) not in said
+        assert "has a token" in said and served.told["store"] not in said
         assert page.get_by_label("Name", exact=True).input_value() == name
 
 
@@ -178,11 +178,11 @@ def test_a_job_that_cannot_begin_says_why(visit: Callable[..., Any]) -> None:
         assert "must be from 0 to 1" in page.locator("main").inner_text()
 
 
-def test_live_figures_are_refreshed_until_paused(visit: Callable[..., Any], served: Dashboard) -> None:
+def test_live_figures_are_refreshed_until_paused(visit: Callable[..., Any], served: Served) -> None:
     with visit() as page:
         page.clock.install()
         page.goto("/ui")
-        served.context.metrics.count("get", bytes_out=5 << 20, client="somebody <b>new</b>")  # type: ignore[attr-defined]
+        served.daemon.metrics.count("get", bytes_out=5 << 20, client="somebody <b>new</b>")  # type: ignore[union-attr]
         with page.expect_response("**/ui/live") as answer:
             page.clock.run_for(5_100)
         assert set(answer.value.json()) == {"parts", "said"}
@@ -242,8 +242,8 @@ def _form_token(html: str) -> str:
     return found[1]
 
 
-def test_a_form_needs_the_token_of_its_session(served: Dashboard) -> None:
-    mine, other = Client(served.url), Client(served.url)
+def test_a_form_needs_the_token_of_its_session(served: Served) -> None:
+    mine, other = Client(served.http_url), Client(served.http_url)
     own, foreign = mine.signed_in(served.token), other.signed_in(served.token)
     assert own != foreign
     form = {"name": "stolen", "scope": "admin", "of": "all", "days": "1"}
@@ -257,10 +257,10 @@ def test_a_form_needs_the_token_of_its_session(served: Dashboard) -> None:
     assert mine.ask("/ui/tokens")[0] == 303
 
 
-def test_signing_in_needs_the_form_of_this_browser(served: Dashboard) -> None:
-    client = Client(served.url)
+def test_signing_in_needs_the_form_of_this_browser(served: Served) -> None:
+    client = Client(served.http_url)
     assert client.ask("/ui/login", {"token": served.token})[0] == 403
-    foreign = _form_token(Client(served.url).ask("/ui/login")[1])
+    foreign = _form_token(Client(served.http_url).ask("/ui/login")[1])
     client.ask("/ui/login")
     assert client.ask("/ui/login", {"token": served.token, "form_token": foreign})[0] == 403
 
@@ -269,15 +269,15 @@ def test_signing_in_needs_the_form_of_this_browser(served: Dashboard) -> None:
     "path",
     ["https://evil.example", "//evil.example", "/ui//evil.example", "/\\evil.example", "/ui/../../x", "/ui/a\r\nX: y"],
 )
-def test_signing_in_never_leads_elsewhere(served: Dashboard, path: str) -> None:
-    client = Client(served.url)
+def test_signing_in_never_leads_elsewhere(served: Served, path: str) -> None:
+    client = Client(served.http_url)
     made = _form_token(client.ask("/ui/login")[1])
     status, _, headers = client.ask("/ui/login", {"form_token": made, "token": served.token, "next": path})
     assert status == 303 and headers["location"] == "/ui"
 
 
-def test_every_answer_forbids_what_pages_do_not_need(served: Dashboard) -> None:
-    client = Client(served.url)
+def test_every_answer_forbids_what_pages_do_not_need(served: Served) -> None:
+    client = Client(served.http_url)
     client.signed_in(served.token)
     for path in (
         "/ui",
@@ -309,16 +309,16 @@ def test_every_answer_forbids_what_pages_do_not_need(served: Dashboard) -> None:
         ("/ui/dataset/%2e%2e/main", 404), ("/ui/dataset/digits/" + "a" * 3000, 400), ("/ui/dataset/digits/main~99", 404),
     ],
 )  # fmt: skip
-def test_addresses_that_lead_nowhere_are_told_so(served: Dashboard, path: str, status: int) -> None:
-    client = Client(served.url)
+def test_addresses_that_lead_nowhere_are_told_so(served: Served, path: str, status: int) -> None:
+    client = Client(served.http_url)
     client.signed_in(served.token)
     found, body, _ = client.ask(path)
     assert found == status
-    assert str(served.path) not in body and "Traceback" not in body
+    assert served.told["store"] not in body and "Traceback" not in body
 
 
-def test_a_form_that_is_too_large_or_none_is_refused(served: Dashboard) -> None:
-    client = Client(served.url)
+def test_a_form_that_is_too_large_or_none_is_refused(served: Served) -> None:
+    client = Client(served.http_url)
     own = client.signed_in(served.token)
     assert client.ask("/ui/tokens", {"form_token": own, "name": "x" * 20_000})[0] == 400
     assert client.ask("/ui/tokens", {"form_token": own, **{f"f{at}": "" for at in range(100)}})[0] == 400
@@ -326,8 +326,8 @@ def test_a_form_that_is_too_large_or_none_is_refused(served: Dashboard) -> None:
     assert client.ask("/ui/tokens", json.dumps({"name": "x"}).encode(), Content_Type="application/json")[0] == 400
 
 
-def test_programs_may_use_their_header(served: Dashboard) -> None:
-    client = Client(served.url)
+def test_programs_may_use_their_header(served: Served) -> None:
+    client = Client(served.http_url)
     bearer = f"Bearer {served.token}"
     assert client.ask("/ui/dataset", Authorization=bearer)[0] == 200
     status, body, _ = client.ask("/ui/live", Authorization="Bearer wrong", Accept="application/json")
