@@ -492,10 +492,8 @@ class ColumnSource:
 
     @property
     def distant(self) -> bool:
-        """Whether some of it may have to come from where many small reads cost far more than a long one: an object store."""
-        from leptonstore.tiers.roles import ManyReader
-
-        return any(isinstance(tier, ManyReader) for tier in self.dataset.store.tier.tiers)
+        """Whether some of it may have to come from where many small reads cost far more than a long one: an object store, a daemon."""
+        return bool(self.dataset.store.far)
 
     @property
     def cache_bytes(self) -> int:

@@ -62,7 +62,7 @@ class Moved(NamedTuple):
 def read_since(store: Store, before: Mapping[str, int]) -> dict[str, int]:
     """What was read of each tier of the store since its `bytes_read` was `before`, in the order of the tiers."""
     now = store.bytes_read
-    return {tier.url: now.get(tier.url, 0) - before.get(tier.url, 0) for tier in store.tier.tiers}
+    return {place: now.get(place, 0) - before.get(place, 0) for place in store.places}
 
 
 def usage_of(world: World, wrapped: nn.Module, time: RunTime, steps: int, moved: Moved) -> Usage:

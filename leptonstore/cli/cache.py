@@ -209,13 +209,13 @@ def warm(
         dataset = Dataset.open(opened, name)
         dataset.fields(columns)  # an unknown column is named before anything is read
         with (
-            _open(path, size, ram_only=opened.sealer is not None) as cache,
+            _open(path, size, ram_only=opened.encrypted) as cache,
             progress(dataset.name, None, "values") as tell,
         ):
             before = cache.stats()
             room = before["budget_bytes"] * limits.CACHE_WANTED_SHARE
             put = whole = there = 0
-            chunks = CachedChunks(opened, cache, None if opened.sealer is None else opened.stored_name)
+            chunks = CachedChunks(opened, cache, opened.hot_names)
             for chunk in walk(opened, dataset.commit):
                 if chunk.error is not None:
                     raise chunk.error

@@ -27,7 +27,7 @@ import pyarrow.flight as fl
 from leptonstore.daemon import bounds
 from leptonstore.daemon.admission import Admission
 from leptonstore.daemon.connections import Connections
-from leptonstore.daemon.operations import OPERATIONS, Operation
+from leptonstore.daemon.operations import OPERATIONS, Operation, Scope
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.sessions import Put
 from leptonstore.errors import BadInput, LeptonError, NotAuthenticated, NotPermitted, TierUnavailable, TooBusy
@@ -187,10 +187,14 @@ class FlightServer(fl.FlightServerBase):
             "action": Admission("requests", bounds.ACTIONS_AT_ONCE, waiting, wait_s),
             "get": Admission("reads", bounds.GETS_AT_ONCE, waiting, wait_s),
             "put": Admission("writes", bounds.PUTS_AT_ONCE, waiting, wait_s),
+            # Of their own: clients' reads wait for peers, and two daemons whose places clients hold would wait for each other.
+            "peer": Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s),
         }
         self.connections = Connections(getattr(metrics, "refuse", None))
         self.connections.busy = lambda: any(admission.waiting for admission in self.admissions.values())
-        self._ahead = ThreadPoolExecutor(bounds.GETS_AT_ONCE, "lepton-ahead")  # one for each stream at most
+        self._ahead = ThreadPoolExecutor(
+            bounds.GETS_AT_ONCE + bounds.PEERS_AT_ONCE, "lepton-ahead"
+        )  # one for each stream at most
         self._draining = False
         self._under_way = 0
         self._idle = threading.Condition()
@@ -336,7 +340,7 @@ class FlightServer(fl.FlightServerBase):
         self.connections.account(asked.turn, len(body))
         asked.what = subject_of(request)
         self.access.charge(principal, operation, len(body), asked.address)
-        admission = self.admissions[call]
+        admission = self.admissions["peer" if is_peers(request) else call]
         admission.enter()
         asked.call.at_end(admission.leave)
         return principal, request
@@ -437,6 +441,11 @@ def flight_error(error: LeptonError) -> fl.FlightError:
     else:
         kind = fl.FlightServerError
     return kind(str(error)[:_MESSAGE_CHARS], wire_errors.encode(error))
+
+
+def is_peers(request: Request) -> bool:
+    """Whether only other daemons of a cluster ask for this."""
+    return OPERATIONS[request.op].scope is Scope.PEER
 
 
 def subject_of(request: Request) -> str:

@@ -67,4 +67,19 @@ _FLIGHT = (
     Operation("member", "action", Scope.PEER, Of.STORE),
 )
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _FLIGHT}
+# Over HTTP alone (http/). What Flight carries is there too, as POST /v1/<name>.
+_HTTP = (
+    Operation("healthz", "GET /healthz", Scope.READ, Of.NOTHING),
+    Operation("readyz", "GET /readyz", Scope.READ, Of.NOTHING),
+    Operation("openapi", "GET /openapi.json", Scope.READ, Of.ANY),
+    Operation("metrics", "GET /metrics", Scope.READ, Of.STORE),
+    Operation("content", "GET /content", Scope.READ, Of.ANY),
+    Operation("content.kind", "GET /content/{kind}", Scope.READ, Of.ANY),
+    Operation("content.chunk", "GET /content/chunks/{digest}", Scope.READ, Of.ANY),
+    Operation("content.version", "GET /content/{kind}/{version}", Scope.READ, Of.DATASET),
+    Operation("content.rows", "GET /content/{kind}/{version}/rows", Scope.READ, Of.DATASET),
+    Operation("content.value", "GET /content/{kind}/{version}/rows/{row}/{column}", Scope.READ, Of.DATASET),
+    Operation("content.files", "GET /content/{kind}/{version}/files/{path}", Scope.READ, Of.DATASET),
+)
+
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (*_FLIGHT, *_HTTP)}

@@ -62,9 +62,12 @@ class Tables:
         if kind not in KINDS:
             raise BadInput(f"'kind' is one of {', '.join(KINDS)}")
         name = dataset_named(spec)
-        if not list_refs(self._store, kind, name) and "@" not in spec:
-            raise RefMissing(f"no {kind} {name!r} in this store")  # and not which others there are
-        name, ref, commit = resolve_ref(self._store, kind, spec)
+        try:
+            name, ref, commit = resolve_ref(self._store, kind, spec)
+        except RefMissing:
+            if not list_refs(self._store, kind, name):
+                raise RefMissing(f"no {kind} {name!r} in this store") from None  # and not which others there are
+            raise
         visible = self._sight(principal)
         if visible is not None and not visible([parse_hex(commit)])[0]:
             raise RefMissing(f"{kind} {name!r} has no version {ref!r}")
@@ -121,7 +124,8 @@ def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batche
         return
     if ds.store.far:
         for first in range(start, stop, bounds.ROWS_AT_ONCE):
-            for _, batch in scan(ds, fields, np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)):
+            rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
+            for _, batch in scan(ds, fields, rows, lend=True):  # gRPC lets go of each when it is sent
                 yield batch
         return
     row_bytes = _row_bytes(ds, fields, start)
@@ -130,7 +134,7 @@ def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batche
     while at < stop:
         leaf = ds.leaves.find(at)
         end = min(stop, leaf.end if leaf.end - at >= together else at + together)
-        yield from _sliced(ds, fields, np.arange(at, end, dtype=np.int64), borrowed=True)
+        yield from _sliced(ds, fields, np.arange(at, end, dtype=np.int64), lend=True)
         at = end
 
 
@@ -140,12 +144,12 @@ def _gathered(ds: Dataset, fields: list[pa.Field], rows: Rows) -> Batches:
         return
     step = max(1, min(len(rows), bounds.TAKE_BYTES // max(1, _row_bytes(ds, fields, int(rows[0])))))
     for first in range(0, len(rows), step):
-        yield from _sliced(ds, fields, rows[first : first + step], borrowed=False)
+        yield from _sliced(ds, fields, rows[first : first + step], lend=False)
 
 
-def _sliced(ds: Dataset, fields: list[pa.Field], rows: Rows, borrowed: bool) -> Batches:
+def _sliced(ds: Dataset, fields: list[pa.Field], rows: Rows, lend: bool) -> Batches:
     """Batches of about BATCH_BYTES; of a single row that is larger, one."""
-    columns = ds.pages.gather(rows, fields, borrowed=borrowed)
+    columns = ds.pages.gather(rows, fields, lend=lend)
     sizes = np.zeros(len(rows), np.int64)
     for column in columns:
         sizes += column.values.nbytes // len(rows)

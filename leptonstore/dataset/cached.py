@@ -41,14 +41,14 @@ class CacheLink:
 
     def chunks(self, store: Store) -> CachedChunks:
         """The store's chunks through the cache. Raises BadInput when they are encrypted and the cache is not in RAM."""
-        sealed = store.sealer is not None
+        names = store.hot_names
         if self._cache is None:
             budget = self.budget_bytes
             if budget is None and not (self.path / "table").exists():
                 budget = usual_budget_bytes(self.path)
-            self._cache = HotCache(self.path, budget, ram_only=sealed, on_problem=_tell_once)
+            self._cache = HotCache(self.path, budget, ram_only=names is not None, on_problem=_tell_once)
             _opened.add(self._cache)
-        return CachedChunks(store, self._cache, store.stored_name if sealed else None)
+        return CachedChunks(store, self._cache, names)
 
 
 def usual_budget_bytes(path: Path) -> int:

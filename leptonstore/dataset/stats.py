@@ -41,13 +41,13 @@ def version_stats(store: Store, commit: str, logical_bytes: int, rows: int, grou
         item.name: {"type": str(item.type), "logical_bytes": 0, "stored_bytes": 0, "chunks": 0} for item in schema
     }
     unique = stored = metadata = chunks = 0
-    for reached, place, size in placed_once(store, [commit]):
+    for reached, fact, size in placed_once(store, [commit]):
         chunks += 1
         stored += size
         if reached.what in ("commit", "node"):
             metadata += size
             continue
-        plain = place.row.plain or 0
+        plain = fact.plain or 0
         unique += plain
         column = columns[reached.column]
         column["stored_bytes"] += size

@@ -106,13 +106,13 @@ class Memo:
     def of(cls, store: Store) -> Memo | None:
         """The memo of a store on this host; None where there can be none (see above), or the cache directory cannot be used."""
         path = store.cache_path(FOLDER)
-        key = os.path.realpath(path), store.sealer is not None
+        key = os.path.realpath(path), store.encrypted
         with _memos_lock.held():
             memo = _memos.get(key)
             if memo is None:
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    memo = _memos[key] = cls(path, ram_only=store.sealer is not None)
+                    memo = _memos[key] = cls(path, ram_only=store.encrypted)
                 except (BadInput, NotPermitted, OSError):
                     return None
             return memo

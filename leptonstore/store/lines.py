@@ -5,7 +5,7 @@ A commit has one name everywhere, so either store tells what it says; it is read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from leptonstore import limits
@@ -13,7 +13,6 @@ from leptonstore.digest import Digest, parse_hex
 from leptonstore.errors import ChunkCorrupt, ChunkMissing
 from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.store.store import Store
-from leptonstore.tiers.local import LocalTier
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Lines:
     def __init__(self, source: Store, destination: Store) -> None:
         self.source, self.destination = source, destination
         # What both have is read where that costs less.
-        self.destination_is_near = _is_local(destination) and not _is_local(source)
+        self.destination_is_near = destination.is_local and not source.is_local
         self._held: dict[Digest, bytes] = {}  # commits as they were read, while they are few
         self._held_bytes = 0
 
@@ -109,13 +108,18 @@ class Lines:
             return self.destination if self.destination.has(digest) else self.source
         return self.source if self.source.has(digest) or not self.destination.has(digest) else self.destination
 
+    def near_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """Of each, whether `near` is the source."""
+        if self.destination_is_near:
+            return [not there for there in self.destination.has_many(digests)]
+        found = self.source.has_many(digests)
+        absent = [digest for digest, there in zip(digests, found, strict=True) if not there]
+        elsewhere = dict(zip(absent, self.destination.has_many(absent), strict=True)) if absent else {}
+        return [there or not elsewhere[digest] for digest, there in zip(digests, found, strict=True)]
+
     def from_destination(self, digest: Digest) -> bytes:
         """From the destination; from the source when a collection takes it there, or it is damaged."""
         try:
             return self.destination.get(digest)
         except (ChunkMissing, ChunkCorrupt):
             return self.source.get(digest)
-
-
-def _is_local(store: Store) -> bool:
-    return isinstance(store.home, LocalTier)

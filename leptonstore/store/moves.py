@@ -185,7 +185,8 @@ def pinned_packs(store: Store) -> dict[str, set[str]]:
     for ref, name in store.placement.pins.items():
         record = store.state.refs.get(ref)
         if record is not None:
-            found.setdefault(name, set()).update(one.place.pack for one in placed_once(store, [record.commit]))
+            reached = (store.locate(one.reached.digest) for one in placed_once(store, [record.commit]))
+            found.setdefault(name, set()).update(place.pack for place in reached if place is not None)
     return found
 
 

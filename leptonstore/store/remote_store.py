@@ -27,7 +27,7 @@ from leptonstore import limits
 from leptonstore.chunking import Chunker, ChunkSizes
 from leptonstore.codec import Encoded
 from leptonstore.digest import Buffer, Digest, digest_of
-from leptonstore.errors import BadInput, ChunkCorrupt, CommitExpired, Conflict, FormatDamaged, LeptonError
+from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, CommitExpired, Conflict, FormatDamaged, LeptonError
 from leptonstore.format import pack as lpk
 from leptonstore.store.config import Encryption, StoreConfig
 from leptonstore.store.index import cache_folder
@@ -68,7 +68,7 @@ class RemoteStore(Store):
     home = tier = placement = documents = references = OnlyThere()
     unlocked = None
     put_reference = put_reference_piece = locate = locate_many = opened = opened_in = OnlyThere()
-    erasing = publish_erasure = replace_packs = reindex = why_absent = packs_away = OnlyThere()
+    erasing = publish_erasure = replace_packs = reindex = packs_away = OnlyThere()
 
     def __init__(self, link: Link, cache_dir: Path | None = None) -> None:
         # Not Store's: there is nothing to open here.
@@ -117,6 +117,16 @@ class RemoteStore(Store):
         """Never."""
         return False
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Its URL."""
+        return (self.url,)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """None that are counted."""
+        return {}
+
     def cache_path(self, name: str) -> Path:
         """As Store."""
         return cache_folder(self.config.store_id, self.url, self._cache_dir) / name
@@ -124,6 +134,12 @@ class RemoteStore(Store):
     def stored_name(self, digest: Digest) -> Digest:
         """The digest: names of an encrypted store are made where its key is."""
         return digest
+
+    @property
+    def hot_names(self) -> None:
+        """As Store. Raises BadInput where the store is encrypted: names that only readers know are made of a key, which is not here."""
+        if self.encrypted:
+            raise BadInput(f"{self.url} is encrypted: what comes from it is kept in no hot cache of a client")
 
     @property
     def sealer(self) -> None:
@@ -182,9 +198,19 @@ class RemoteStore(Store):
         """As Store, as far as the credential may see."""
         return digest in self._writer or self._chunks.facts([digest], fresh=True)[0] is not None
 
+    def has_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """As Store, in one request."""
+        found = self._chunks.facts(digests, fresh=True)
+        return [fact is not None or digest in self._writer for digest, fact in zip(digests, found, strict=True)]
+
+    def why_absent(self, digest: Digest, where: str = "") -> LeptonError:
+        """As Store."""
+        return ChunkMissing(digest.hex(), where)
+
     def get(self, digest: Digest) -> bytes:
         """As Store."""
-        return next(self.get_many([digest]))
+        (value,) = self.get_many([digest])
+        return value
 
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """As Store."""
@@ -195,6 +221,14 @@ class RemoteStore(Store):
         """As Store."""
         self._readable(pieces)
         return self._chunks.get_pieces(pieces)
+
+    def get_encoded(self, digests: Sequence[Digest], encoded: bool) -> Iterator[tuple[bytes, Encoded | None]]:
+        """As Store; what comes over the network is not encoded."""
+        return ((data, None) for data in self.get_many(digests))
+
+    def in_order(self, digests: Sequence[Digest]) -> list[Digest]:
+        """As they are: only the daemon knows, and reads them so."""
+        return list(digests)
 
     def find_many(self, digests: Sequence[Digest]) -> RemoteFound:  # type: ignore[override]
         """As Store; what is not published yet is published first."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
@@ -42,7 +42,7 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import fences, footers, reader, together
+from leptonstore.store import dataset_quota, fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -190,6 +190,21 @@ class Store:
     def is_local(self) -> bool:
         """Whether it lies in a directory of this host, where reading costs least."""
         return isinstance(self.home, LocalTier)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The URLs of its tiers, as errors and `bytes_read` name them."""
+        return tuple(tier.url for tier in self.tier.tiers)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests and bytes of the object stores that it lives on, since it was opened."""
+        out: dict[str, int] = {}
+        for tier in self.tier.tiers:
+            counters = getattr(tier, "counters", None)
+            for name, count in (counters.to_json() if counters is not None else {}).items():
+                out[name] = out.get(name, 0) + count
+        return out
 
     @property
     def encrypted(self) -> bool:
@@ -377,6 +392,11 @@ class Store:
         return digest if self._keys is None else self._keys.name(digest)
 
     @property
+    def hot_names(self) -> Callable[[Digest], bytes] | None:
+        """What a hot cache calls the store's chunks (cache/chunks.py): None for their digests, which do in the clear."""
+        return self.stored_name if self.encrypted else None
+
+    @property
     def sealer(self) -> SealedDocuments | None:
         """Seals what is kept of an encrypted store elsewhere (caches on this host); None when the store is in the clear."""
         return None if self._keys is None else self._keys.documents
@@ -391,6 +411,10 @@ class Store:
         if digest in self._writer:
             return True
         return self._place_outside(digest, self._state.lost) is not None
+
+    def has_many(self, digests: Sequence[Digest]) -> list[bool]:
+        """`has` of each."""
+        return [self.has(digest) for digest in digests]
 
     def _place_outside(self, digest: Digest, avoided: Callable[[str], bool]) -> Place | None:
         """A place of the chunk in a pack that is not `avoided`."""
@@ -425,6 +449,15 @@ class Store:
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """`get` of each, in order. On an object store, what lies close together is read together."""
         return together.get_many(self, digests, self.get)
+
+    def get_encoded(self, digests: Sequence[Digest], encoded: bool) -> Iterator[tuple[bytes, Encoded | None]]:
+        """`get` of each chunk that has a record of its own, with (encoded) what it is stored as, where another store could do the same."""
+        return together.get_encoded(self, digests, encoded)
+
+    def in_order(self, digests: Sequence[Digest]) -> list[Digest]:
+        """In the order in which they are kept, which is the order in which reading them costs least."""
+        found = zip(digests, self.locate_many(digests), strict=True)
+        return [digest for digest, _ in sorted(found, key=lambda item: _position(item[1]))]
 
     def find_many(self, digests: Sequence[Digest]) -> together.Found:
         """Look for chunks that are to be read straight into their places. What is not published yet is left to `get`."""
@@ -495,8 +528,9 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                one_copy = len(self.tier.tiers) == 1
-                if one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                if (
+                    self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None
+                ):  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):
@@ -748,11 +782,18 @@ class Store:
         write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
+        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
                 return
+            except dataset_quota.Unmeasured as unmeasured:
+                try:
+                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
+                    continue
+                except ChunkMissing:  # garbage collection was faster
+                    lacking = tuple(commit for _, commit in unmeasured.wanted)
             except fences.Fenced as fenced:
                 lacking = fenced.commits
             except fences.Outdated as error:
@@ -779,8 +820,10 @@ class Store:
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
         write_id: str = "",
+        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
+        when it is not known yet what it adds to a dataset that has a quota."""
         self._sweep()
         sealed = self._writer.sealed()
         if round is None and not sealed:
@@ -801,9 +844,17 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
+            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
             placed = self._placed(sealed)
             proposal = Proposal(
-                action, sealed, updates, placed=placed, forgotten=cut, author=author, write_id=write_id
+                action,
+                sealed,
+                updates,
+                settings=charged,
+                placed=placed,
+                forgotten=cut,
+                author=author,
+                write_id=write_id,
             )
             if erasure is not None:
                 proposal = erasure(state, proposal)
@@ -935,6 +986,12 @@ class Store:
 def _require_place(url: str | Path) -> None:
     if is_served(url):
         raise BadInput(f"{url} is behind a daemon: make, unlock or look at a store itself where it is, by its path")
+
+
+def _position(place: Place | None) -> tuple[str, int, int]:
+    if place is None:
+        return "", 0, 0
+    return place.pack, place.row.offset, place.row.dictionary if place.row.is_member else 0
 
 
 def renew_in_children(store: Store) -> None:

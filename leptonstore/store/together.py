@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from leptonstore import limits
-from leptonstore.codec import CODEC_RAW
+from leptonstore.codec import CODEC_RAW, Encoded
 from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import ChunkCorrupt, ReferenceBroken
 from leptonstore.format import pack as lpk
@@ -46,6 +46,28 @@ def get_many(store: Store, digests: Sequence[Digest], get: Callable[[Digest], by
             except ChunkCorrupt:
                 pass  # a short answer is not damage; what follows tells what is
         yield get(digest)
+
+
+def get_encoded(store: Store, digests: Sequence[Digest], encoded: bool) -> Iterator[tuple[bytes, Encoded | None]]:
+    """`get` of each chunk that has a record of its own, with (encoded) what it is stored as, where it can be copied so."""
+    places = store.locate_many(digests)
+    for digest, place, record in zip(digests, places, records(store, places), strict=True):
+        data, made = None, None
+        if record is not None and place is not None:
+            try:
+                _, data = reader.decode_record(record, place.row, store.opened(place.pack))
+                made = _encoded(record, place) if encoded else None
+            except ChunkCorrupt:
+                data = None  # a short answer is not damage; what follows tells what is
+        yield (store.get(digest), None) if data is None else (data, made)
+
+
+def _encoded(record: Buffer, place: Place) -> Encoded | None:
+    row = place.row
+    if row.dictionary != lpk.DICTIONARY_NONE:
+        return None
+    _, payload = lpk.parse_record(record)
+    return Encoded(row.codec, bytes(payload), row.raw, row.plane_width)
 
 
 class Found:

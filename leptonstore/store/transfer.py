@@ -31,14 +31,13 @@ from blake3 import blake3
 
 from leptonstore import limits
 from leptonstore.codec import Encoded
-from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
+from leptonstore.digest import Digest, digest_of, parse_hex
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, LeptonError, TierUnavailable
 from leptonstore.format import pack as lpk
-from leptonstore.store import reader, together
-from leptonstore.store.index import Place
 from leptonstore.store.lines import Line, Lines
 from leptonstore.store.reach import Reach
 from leptonstore.store.store import Store
+from leptonstore.store.stored import Stored
 
 
 @dataclass
@@ -89,16 +88,17 @@ class Transfer:
         self.lines = Lines(source, destination)
         # A record can be copied as it is: no key on either side, and the destination would compress it alike.
         self._as_it_is = (
-            source.sealer is None
-            and destination.sealer is None
+            not source.encrypted
+            and not destination.encrypted
             and source.config.zstd_level == destination.config.zstd_level
         )
         self._commits: set[Digest] = set()
+        self._met: dict[Digest, None] = {}  # to be looked up with the next batch
         self._waiting: dict[Digest, None] = {}  # to be sent with the next batch
         self._read_through: set[Digest] = set()  # sent as they were read; the walk tells of them next
         self._counted: set[Digest] = set()  # dry_run: what would be there by now
         self._other_bytes = 0  # sent of commits and nodes, plain
-        self._before = {name: _counters(store) for name, store in self._ends()}
+        self._before = {name: store.requests for name, store in self._ends()}
         self._stored_before = destination.new_bytes
         self._begin = time.monotonic()
 
@@ -119,6 +119,7 @@ class Transfer:
         try:
             walk = Reach(self, self._visit, self.source.cache_path("transfer"))
             walk.walk(line.commits, stop=line.met, history=False, known=known)
+            self._look()
             self._send()
             for commit in reversed(line.commits):
                 self._send_commit(parse_hex(commit))
@@ -130,7 +131,7 @@ class Transfer:
 
     def keep(self, error: BaseException) -> None:
         """After `error`: have the destination list what has arrived, so that another attempt finds it. Never fails."""
-        source_away = isinstance(error, TierUnavailable) and error.tier in {tier.url for tier in self.source.tier.tiers}
+        source_away = isinstance(error, TierUnavailable) and error.tier in self.source.places
         if self._dry_run or (isinstance(error, TierUnavailable) and not source_away):
             return  # the destination does not answer: asking again takes another minute
         with suppress(LeptonError, OSError):
@@ -141,7 +142,7 @@ class Transfer:
         self._tell()
         self.report.bytes_saved = max(0, plain_bytes - (self.report.plain_bytes_sent - self._other_bytes))
         for name, store in self._ends():
-            counted = _counters(store)
+            counted = store.requests
             if counted:
                 before = self._before[name]
                 self.report.requests[name] = {key: count - before.get(key, 0) for key, count in counted.items()}
@@ -153,90 +154,83 @@ class Transfer:
 
     def get_many(self, digests: Sequence[Digest]) -> Iterator[bytes]:
         """For Reach: nodes, and pages with references. What the destination lacks is sent as it is read."""
-        far = [digest for digest in digests if self.lines.near(digest) is self.source]
+        from_source = self.lines.near_many(digests)
+        far = [digest for digest, is_far in zip(digests, from_source, strict=True) if is_far]
+        lacking = {digest for digest, there in zip(far, self._there(far), strict=True) if not there}
+        facts = dict(zip(lacking, self.source.stored_many(list(lacking)), strict=True))
         read = iter(self.source.get_many(far))
-        left = iter(far)
-        following = next(left, None)
-        for digest in digests:
-            if digest != following:
+        for digest, is_far in zip(digests, from_source, strict=True):
+            if not is_far:
                 yield self.lines.from_destination(digest)
                 continue
             data = next(read)
-            following = next(left, None)
-            if not self._there(digest):
-                self._put(digest, data, self.source.locate(digest))
+            if digest in lacking:
+                lacking.discard(digest)
+                self._put(digest, data, facts[digest])
                 self._read_through.add(digest)
             yield data
 
-    def _there(self, digest: Digest) -> bool:
-        """Whether the destination has this chunk. What is found is relied on by the next publication."""
-        if self._dry_run:
-            return digest in self._counted or self.destination.has(digest)
-        return self.destination.known(digest)
+    def _there(self, digests: Sequence[Digest]) -> list[bool]:
+        """Which of these chunks the destination has. What is found is relied on by the next publication."""
+        if not self._dry_run:
+            return self.destination.known_many(digests)
+        there = self.destination.has_many(digests)
+        return [has or digest in self._counted for digest, has in zip(digests, there, strict=True)]
 
     def _visit(self, digest: Digest) -> None:
-        if digest in self._commits or digest in self._waiting:
+        if digest in self._commits or digest in self._met or digest in self._waiting:
             return
         if digest in self._read_through:
             self._read_through.discard(digest)
             return
-        if self._there(digest):
-            self.report.chunks_present += 1
-            return
-        self._waiting[digest] = None
+        self._met[digest] = None
+        if len(self._met) >= limits.TRANSFER_BATCH_CHUNKS:
+            self._look()
+
+    def _look(self) -> None:
+        """Which of what was met has to be sent."""
+        met, self._met = list(self._met), {}
+        for digest, there in zip(met, self._there(met), strict=True):
+            if there:
+                self.report.chunks_present += 1
+            else:
+                self._waiting[digest] = None
         if len(self._waiting) >= limits.TRANSFER_BATCH_CHUNKS:
             self._send()
 
     def _send(self) -> None:
         """What waits, in the order in which the source keeps it."""
-        wanted = [digest for digest in self._waiting if not self._there(digest)]
-        self._waiting.clear()
-        found = zip(wanted, self.source.locate_many(wanted), strict=True)
-        ordered = sorted(found, key=lambda item: _position(item[1]))
-        whole = [(digest, at) for digest, at in ordered if at is not None and at.row.kind == lpk.KIND_CHUNK]
-        self._send_whole(whole)
-        for digest in [digest for digest, place in ordered if place is None or place.row.kind != lpk.KIND_CHUNK]:
+        waiting, self._waiting = list(self._waiting), {}
+        wanted = [digest for digest, there in zip(waiting, self._there(waiting), strict=True) if not there]
+        wanted = self.source.in_order(wanted)
+        facts = dict(zip(wanted, self.source.stored_many(wanted), strict=True))
+        whole = [digest for digest, fact in facts.items() if fact is not None and fact.kind == lpk.KIND_CHUNK]
+        self._send_whole(whole, facts)
+        for digest in [digest for digest, fact in facts.items() if fact is None or fact.kind != lpk.KIND_CHUNK]:
             self._put_long(digest)
 
-    def _send_whole(self, wanted: Sequence[tuple[Digest, Place]]) -> None:
+    def _send_whole(self, wanted: Sequence[Digest], facts: dict[Digest, Stored | None]) -> None:
         """Chunks that have a record each. It travels as it is where both stores would write the same."""
-        stored = (
-            iter([None] * len(wanted)) if self._dry_run else together.records(self.source, [at for _, at in wanted])
-        )
-        for (digest, place), record in zip(wanted, stored, strict=True):
-            if self._dry_run:
-                self._put(digest, None, place)
-                continue
-            try:
-                data, encoded = None, None
-                if record is not None:
-                    _, data = reader.decode_record(record, place.row, self.source.opened(place.pack))
-                    encoded = self._encoded(record, place)
-            except ChunkCorrupt:
-                data = None  # a short answer is not damage; what follows tells what is
-            self._put(digest, self.source.get(digest) if data is None else data, place, encoded)
-
-    def _encoded(self, record: Buffer, place: Place) -> Encoded | None:
-        row = place.row
-        if not self._as_it_is or row.dictionary != lpk.DICTIONARY_NONE:
-            return None
-        _, payload = lpk.parse_record(record)
-        return Encoded(row.codec, bytes(payload), row.raw, row.plane_width)
-
-    def _put(self, digest: Digest, data: bytes | None, place: Place | None, encoded: Encoded | None = None) -> None:
-        content = self._content(place)
-        width = 0 if place is None else place.row.plane_width
-        raw = len(data) if data is not None else (place.row.plain or 0) if place is not None else 0
         if self._dry_run:
-            self._count(digest, raw, 0 if place is None else place.row.share, content)
+            for digest in wanted:
+                self._put(digest, None, facts[digest])
+            return
+        stored = self.source.get_encoded(wanted, self._as_it_is)
+        for digest, (data, encoded) in zip(wanted, stored, strict=True):
+            self._put(digest, data, facts[digest], encoded)
+
+    def _put(self, digest: Digest, data: bytes | None, fact: Stored | None, encoded: Encoded | None = None) -> None:
+        content = lpk.CONTENT_DATA if fact is None else fact.content
+        plain = len(data) if data is not None else 0 if fact is None else fact.plain or 0
+        if self._dry_run:
+            self._count(digest, plain, 0 if fact is None else fact.stored, content)
             return
         if data is not None:
-            self.destination.put_checked(digest, data, content, width, encoded)
-        self._count(digest, raw, 0, content)
+            self.destination.put_checked(digest, data, content, 0 if fact is None else fact.plane_width, encoded)
+        self._count(digest, plain, 0, content)
 
-    def _content(self, place: Place | None) -> int:
-        listed = None if place is None else self.source.state.packs.get(place.pack)
-        return lpk.CONTENT_DATA if listed is None else listed.content
+    def _fact(self, digest: Digest) -> Stored | None:
+        return self.source.stored_many([digest])[0]
 
     def _count(self, digest: Digest, plain: int, stored: int, content: int) -> None:
         self.report.chunks_sent += 1
@@ -256,32 +250,30 @@ class Transfer:
         self._progress(self.report)
 
     def _send_commit(self, digest: Digest) -> None:
-        if not self._there(digest):
-            data = self.lines.read(digest)
-            place = self.source.locate(digest)
+        if not self._there([digest])[0]:
+            data, fact = self.lines.read(digest), self._fact(digest)
             if not self._dry_run:
                 self.destination.put_checked(digest, data, lpk.CONTENT_META)
-            self._count(digest, len(data), 0 if place is None else place.row.share, lpk.CONTENT_META)
+            self._count(digest, len(data), 0 if fact is None else fact.stored, lpk.CONTENT_META)
 
     # -- long values ---------------------------------------------------------------------------------------------
 
     def _put_long(self, digest: Digest) -> None:
         """A value that the source keeps in pieces: cut as the destination does, a window at a time."""
-        place = self.source.locate(digest)
-        if self._dry_run and place is not None and place.row.kind == lpk.KIND_REFERENCE:
-            self._put(digest, None, place)
+        fact = self._fact(digest)
+        if self._dry_run and fact is not None and fact.kind == lpk.KIND_REFERENCE:
+            self._put(digest, None, fact)
             return
         pieces = self.source.pieces(digest)
         if pieces is None or sum(length for _, length in pieces) <= self.destination.config.chunks.cut_above:
-            data = self.source.get(digest)
-            self._put(digest, data, self.source.locate(digest))
+            self._put(digest, self.source.get(digest), fact)
             return
         if self._dry_run:
             self._count_long(digest, pieces)
             return
-        content = self._content(self.source.locate(digest))
-        places = self.source.locate_many([piece for piece, _ in pieces])
-        width = max((place.row.plane_width for place in places if place is not None), default=0)
+        content = lpk.CONTENT_DATA if fact is None else fact.content
+        found = self.source.stored_many([piece for piece, _ in pieces])
+        width = max((one.plane_width for one in found if one is not None), default=0)
         chunker, hasher = self.destination.chunker, blake3()
         window = bytearray()
         made: list[tuple[Digest, int]] = []
@@ -289,7 +281,7 @@ class Transfer:
         def put(piece: memoryview) -> None:
             name = digest_of(piece)
             made.append((name, len(piece)))
-            if not self._there(name):
+            if not self._there([name])[0]:
                 self.destination.put_piece(bytes(piece), content, plane_width=width)
                 self._count(name, len(piece), 0, content)
 
@@ -309,7 +301,9 @@ class Transfer:
         self.destination.put_chunk_list(digest, made, content)
 
     def _read_pieces(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> Iterator[bytes]:
-        far = [piece for piece, _ in pieces if not self.lines.destination_is_near or not self.destination.has(piece)]
+        far = [piece for piece, _ in pieces]
+        if self.lines.destination_is_near:
+            far = [piece for piece, there in zip(far, self.destination.has_many(far), strict=True) if not there]
         read, left = self.source.get_pieces(far), iter(far)
         following = next(left, None)
         for piece, length in pieces:
@@ -329,25 +323,10 @@ class Transfer:
 
     def _count_long(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> None:
         """As if the destination cut as the source does."""
-        for (piece, length), place in zip(pieces, self.source.locate_many([name for name, _ in pieces]), strict=True):
-            if not self._there(piece):
-                self._count(piece, length, 0 if place is None else place.row.share, lpk.CONTENT_DATA)
+        names = [name for name, _ in pieces]
+        for (piece, length), fact, there in zip(
+            pieces, self.source.stored_many(names), self._there(names), strict=True
+        ):
+            if not there and piece not in self._counted:
+                self._count(piece, length, 0 if fact is None else fact.stored, lpk.CONTENT_DATA)
         self._counted.add(digest)
-
-
-def _position(place: Place | None) -> tuple[str, int, int]:
-    return (
-        ("", 0, 0)
-        if place is None
-        else (place.pack, place.row.offset, place.row.dictionary if place.row.is_member else 0)
-    )
-
-
-def _counters(store: Store) -> dict[str, int]:
-    """Requests and bytes of the object stores that a store lives on, since it was opened."""
-    out: dict[str, int] = {}
-    for tier in store.tier.tiers:
-        counters = getattr(tier, "counters", None)
-        for name, count in (counters.to_json() if counters is not None else {}).items():
-            out[name] = out.get(name, 0) + count
-    return out

@@ -25,8 +25,8 @@ from leptonstore.digest import Digest, parse_hex
 from leptonstore.errors import ChunkMissing, Damaged, FormatTooNew
 from leptonstore.format import pack as lpk
 from leptonstore.format.node import RowGroup, parse_node
-from leptonstore.store.index import Place
 from leptonstore.store.store import Store
+from leptonstore.store.stored import Stored
 from leptonstore.store.versions import Version, all_versions
 from leptonstore.store.walk import Reached, walk, walk_group, walk_one
 
@@ -35,21 +35,20 @@ _NOTE = np.dtype([("name", "<u8"), ("more", "<u8"), ("set", "<u4"), ("pack", "<u
 
 
 class Placed(NamedTuple):
-    """A chunk that a version reaches, where it lies, and what it takes there with its header and footer row."""
+    """A chunk that a version reaches, what is known of it, and what it takes with its header and footer row."""
 
     reached: Reached
-    place: Place
+    fact: Stored
     stored: int
 
 
-def placed(store: Store, reached: Iterable[Reached]) -> Iterator[Placed]:
-    """The chunks of a walk with their places. Raises the walk's errors; chunks that are not published yet are passed over."""
+def placed(reached: Iterable[Reached]) -> Iterator[Placed]:
+    """The chunks of a walk with what they take. Raises the walk's errors; chunks that are not published yet are passed over."""
     for one in reached:
         if one.error is not None:
             raise one.error
-        place = store.locate(one.digest)
-        if place is not None:
-            yield Placed(one, place, place.row.share)
+        if one.fact is not None:
+            yield Placed(one, one.fact, one.fact.stored)
 
 
 def placed_once(store: Store, commits: Iterable[str]) -> Iterator[Placed]:
@@ -57,7 +56,7 @@ def placed_once(store: Store, commits: Iterable[str]) -> Iterator[Placed]:
     seen: set[Digest] = set()
     counted: set[Digest] = set()  # commits and pieces, which `walk` does not remember
     for commit in commits:
-        for one in placed(store, walk(store, commit, seen)):
+        for one in placed(walk(store, commit, seen)):
             if one.reached.digest not in counted:
                 if one.reached.what in ("commit", "piece"):
                     counted.add(one.reached.digest)
@@ -230,9 +229,10 @@ class _Count:
 
     def _note_all(self, walked: Iterable[Reached], mask: int) -> None:
         owners = self.sets.number(mask)
-        for one in placed(self.store, self._found(walked)):
-            if one.place.pack in self._ordinals:
-                self.notes.add(one.place.row.digest, owners, self._ordinals[one.place.pack], one.stored)
+        for one in placed(self._found(walked)):
+            place = self.store.locate(one.reached.digest)
+            if place is not None and place.pack in self._ordinals:
+                self.notes.add(place.row.digest, owners, self._ordinals[place.pack], one.stored)
             else:
                 self.missing += 1
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from leptonstore.digest import Digest, parse_hex
 from leptonstore.errors import ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew, TierUnavailable
 from leptonstore.format import pack as lpk
@@ -15,6 +17,7 @@ from leptonstore.format.commit import Commit, parse_commit
 from leptonstore.format.node import Part, RowGroup, parse_node
 from leptonstore.format.page import REFERENCE, decode_page
 from leptonstore.store.store import Store
+from leptonstore.store.stored import Stored
 
 Unreadable = (ChunkCorrupt, ChunkMissing, FormatDamaged, FormatTooNew)
 _Stops = (*Unreadable, TierUnavailable)  # of these, a walk goes on beside what cannot be read
@@ -28,6 +31,7 @@ class Reached(NamedTuple):
     rows: tuple[int, int]
     column: str = ""
     error: Exception | None = None
+    fact: Stored | None = None  # None of what is not published
 
     def place(self, name: str) -> str:
         """For people: where in dataset `name` this is."""
@@ -80,10 +84,12 @@ def _walk_node(
         return
     yield from _with_pieces(store, here)
     if isinstance(node, RowGroup):
+        every = [part.digest for parts in node.columns for part in parts]
+        facts = dict(zip(every, store.stored_many(every), strict=True))
         for field, parts in zip(commit.schema, node.columns, strict=False):
             at = first
             for part in parts:
-                yield from _walk_part(store, part, at, field, seen)
+                yield from _walk_part(store, part, at, field, seen, facts[part.digest])
                 at += part.rows
         return
     at = first
@@ -92,12 +98,14 @@ def _walk_node(
         at += child.rows
 
 
-def _walk_part(store: Store, part: Part, first: int, field, seen: set[Digest]) -> Iterator[Reached]:  # type: ignore[no-untyped-def]
+def _walk_part(
+    store: Store, part: Part, first: int, field: pa.Field, seen: set[Digest], fact: Stored | None
+) -> Iterator[Reached]:
     if part.digest in seen:
         return
     seen.add(part.digest)
-    here = Reached(part.digest, "page", (first, first + part.rows), field.name)
-    yield from _with_pieces(store, here)
+    here = Reached(part.digest, "page", (first, first + part.rows), field.name, fact=fact)
+    yield from _told(store, here)
     if not part.has_references:
         return
     try:
@@ -107,27 +115,33 @@ def _walk_part(store: Store, part: Part, first: int, field, seen: set[Digest]) -
         return
     if page.references is None:
         return
+    values: dict[Digest, int] = {}
     for row in page.references.nonzero()[0].tolist():
         value, _ = REFERENCE.unpack(page.values[row].as_py())
         if value not in seen:
             seen.add(value)
-            yield from _with_pieces(store, Reached(value, "value", (first + row, first + row + 1), field.name))
+            values[value] = first + row
+    for (value, row), known in zip(values.items(), store.stored_many(list(values)), strict=True):
+        yield from _told(store, Reached(value, "value", (row, row + 1), field.name, fact=known))
 
 
 def _with_pieces(store: Store, here: Reached) -> Iterator[Reached]:
-    """`here`, and its pieces when it is stored as a chunk list."""
-    place = store.locate(here.digest)
-    if place is None:
+    return _told(store, here._replace(fact=store.stored_many([here.digest])[0]))
+
+
+def _told(store: Store, here: Reached) -> Iterator[Reached]:
+    """`here`, of which the fact is known, and its pieces when it is stored as a chunk list."""
+    if here.fact is None:
         yield here if store.has(here.digest) else here._replace(error=store.why_absent(here.digest))
         return
     yield here
-    if place.row.kind == lpk.KIND_CHUNK_LIST:
+    if here.fact.kind == lpk.KIND_CHUNK_LIST:
         try:
             _, data = store.record(here.digest)
         except _Stops as error:
             yield here._replace(error=error)
             return
-        for piece, _ in lpk.parse_chunk_list(data).pieces:
-            found = store.locate(piece) is not None
-            why = None if found else store.why_absent(piece, here.digest.hex()[:16])
-            yield here._replace(digest=piece, what="piece", error=why)
+        pieces = [piece for piece, _ in lpk.parse_chunk_list(data).pieces]
+        for piece, fact in zip(pieces, store.stored_many(pieces), strict=True):
+            why = store.why_absent(piece, here.digest.hex()[:16]) if fact is None else None
+            yield here._replace(digest=piece, what="piece", error=why, fact=fact)

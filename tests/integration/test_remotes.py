@@ -488,6 +488,7 @@ def test_collections_of_the_destination_while_a_transfer_runs(
 ) -> None:
     """A whole collection in one moment, half of which the destination's own garbage, that the transfer counts on."""
     monkeypatch.setattr(limits, "PACK_BYTES_MAX", 65_536)
+    monkeypatch.setattr(limits, "TRANSFER_BATCH_CHUNKS", 2)
     rows = table(1)
     write(there, "old", edited(rows, range(1300)))
     delete_ref(there, "dataset", "old", "main")
@@ -513,7 +514,7 @@ def test_collections_of_the_destination_while_a_transfer_runs(
         assert copies == [True]
     else:
         assert done[0].packs_removed and copies[1:] in ([], [False]), "what was counted on and is gone is sent"
-        assert len(copies) == 2 or at == 1
+        assert len(copies) == 2 or at <= 2, "two nodes are sent before anything is looked up and counted on"
 
 
 def test_the_source_holds_what_is_copied(here: Store, there: Store) -> None:

@@ -53,7 +53,7 @@ class _Job(NamedTuple):
 def read_targets(checkpoint: Checkpoint, targets: Sequence[Target]) -> None:
     """See Checkpoint.read."""
     jobs = [job for target in targets for job in _jobs(checkpoint, target)]
-    size = BATCH_CELLS_FAR if checkpoint.store.tier.far else BATCH_CELLS
+    size = BATCH_CELLS_FAR if checkpoint.store.far else BATCH_CELLS
     batches = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     threads = min(READ_THREADS, THREADS_PER_CORE * len(os.sched_getaffinity(0)), len(batches))
     if threads < 2:
@@ -111,7 +111,7 @@ def _fill(checkpoint: Checkpoint, batch: Sequence[_Job], outs: Sequence[memoryvi
         else:
             out[:] = job.value
     try:
-        found = store.find_many([digest for digest, _, _ in asked]) if store.tier.far else None
+        found = store.find_many([digest for digest, _, _ in asked]) if store.far else None
         if found is not None and found.lengths == [len(out) for _, _, out in asked]:
             found.read_into([out for _, _, out in asked])
             return
