@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_data import TOKEN, new_store, serving
+from flight_data import TOKEN, new_store, serving
 
 from leptonstore.daemon.flight import FlightServer
 from leptonstore.store import Store
