@@ -12,6 +12,7 @@ bulk cold     a daemon just started, with an empty hot cache: it reads, checks a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def write(place: Path, rows: int) -> None:
     with Store.create(place) as store:
         for kind in ("tokens", "texts"):
             table = table_of(kind, rows)
-            batches = table.to_batches(max_chunksize=4_096)
-            write_dataset(store, kind, Source(table.schema, ("id",), lambda b=batches: iter(b), rows, {}))
+            batches = functools.partial(iter, table.to_batches(max_chunksize=4_096))
+            write_dataset(store, kind, Source(table.schema, ("id",), batches, rows, {}))
 
 
 # -- in processes of their own -----------------------------------------------------------------------------------------
@@ -65,7 +66,8 @@ def read(url: str, kind: str, times: int) -> dict[str, object]:
     """Bytes a second of each pass, and how its batches were cut."""
     with Store.open(url) as store:
         dataset = Dataset.open(store, kind)
-        rates, rows = [], []
+        rates: list[float] = []
+        rows: list[int] = []
         for _ in range(times):
             began, count = time.perf_counter(), 0
             rows = []
@@ -137,7 +139,9 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
                         ours.append(max(in_process(MODULE, "read", served.url, kind, "3")["rates"]) / 1e6)
                         peer.append(max(in_process(MODULE, "bare", str(port), "3")["rates"]) / 1e6)
                 figures.append(Figure(name, median(ours), "MB/s", bound, "bare Flight stream", median(peer)))
-                figures.append(Figure(f"{name}, cold", cold["rates"][0] / 1e6, "MB/s", "", "bare Flight stream", median(peer)))
+                figures.append(
+                    Figure(f"{name}, cold", cold["rates"][0] / 1e6, "MB/s", "", "bare Flight stream", median(peer))
+                )
     return figures
 
 

@@ -1,7 +1,7 @@
 """Workload chunks: 64 clients of one daemon, each asking for one random chunk of 256 KiB after another.
 
-2,048 values of 256 KiB of noise (512 MiB; a value of that size is one chunk) are a table's. The clients are 64 threads in 4 processes of 16,
-each with a store object, and so connections, of its own; an answer is checked against its digest by the client, as always. They
+2,048 values of 256 KiB of noise (512 MiB; a value of that size is one chunk) are a table's. The clients are 64 threads in 4 processes of
+16, each with a store object, and so connections, of its own; an answer is checked against its digest by the client, as always. They
 start together and ask for SECONDS; the first of each is not counted.
 
 chunks        answers a second, and MB/s, of all clients together
@@ -15,6 +15,7 @@ Warm: the daemon's hot cache holds all of it. The clients read around the hot ca
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -87,10 +88,8 @@ def clients(url: str, file: str, count: int, seconds: float, seed: int) -> dict[
     threads = [threading.Thread(target=ask, args=(which,)) for which in range(count)]
     for thread in threads:
         thread.start()
-    try:
+    with contextlib.suppress(threading.BrokenBarrierError):  # what went wrong is in `wrong`
         ready.wait(120)
-    except threading.BrokenBarrierError:
-        pass
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.perf_counter()

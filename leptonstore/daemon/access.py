@@ -36,6 +36,7 @@ from leptonstore.store import Store
 __all__ = ["Access", "AccessSettings", "Grant", "Principal"]
 
 LOCAL = Principal("local", "local user", (Grant(Scope.ADMIN),))  # who can read the daemon's own files
+PEER = Principal("peer", "another daemon", (Grant(Scope.PEER),))  # who has the cluster's secret
 ANONYMOUS_ID = "anonymous"
 _DENIED = "no valid credential was given: set LEPTON_TOKEN (see `lepton token add`), or use a client certificate"
 
@@ -75,8 +76,9 @@ class Access:
         self.tokens = LiveTokens(ring, clock)
         self.audit_log, self._local_token = audit_log, local_token
         self._now = now
-        self._rates = Rates(self._settings.rates, clock)
+        self._clock, self._rates = clock, Rates(self._settings.rates, clock)
         self.failures = Failures()
+        self.is_peer: Callable[[str], bool] = lambda authorization: False  # of a cluster: Cluster.is_peer
 
     @classmethod
     def of(
@@ -120,6 +122,8 @@ class Access:
             presented.encode("utf-8", "surrogatepass"), self._local_token.encode()
         ):
             return LOCAL
+        if self.is_peer(f"Bearer {presented}"):
+            return PEER
         token_id = id_in(presented)
         token = None if token_id is None else self.tokens.of(token_id)
         return self._valid(token) if token is not None and token.fits(presented) else None
@@ -143,14 +147,21 @@ class Access:
 
     # -- how much --------------------------------------------------------------------------------------------------
 
+    def limit(self, rates: RateLimits) -> None:
+        """From now on these limits hold. Everybody begins anew with a full bucket."""
+        self._rates = Rates(rates, self._clock)
+
     def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
         """Count a request, and `bytes` of it. Raises TooBusy; then the request is not to be done."""
+        if principal is PEER:  # its clients are counted where they ask
+            return
         self._rates.charge(principal.id, address, operation.name)
         self.spend(principal, bytes, address)
 
     def spend(self, principal: Principal, bytes: int, address: str = "") -> None:
         """Count bytes that came in or went out. Never raises: too many of them refuse the next request."""
-        self._rates.spend(principal.id, address, bytes)
+        if principal is not PEER:
+            self._rates.spend(principal.id, address, bytes)
 
     # -- what happened ---------------------------------------------------------------------------------------------
 

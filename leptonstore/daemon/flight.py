@@ -27,7 +27,7 @@ import pyarrow.flight as fl
 
 from leptonstore.daemon import bounds
 from leptonstore.daemon.admission import Admission
-from leptonstore.daemon.operations import OPERATIONS, Operation
+from leptonstore.daemon.operations import OPERATIONS, Operation, Scope
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.sessions import Put
 from leptonstore.errors import BadInput, LeptonError, NotAuthenticated, NotPermitted, TierUnavailable, TooBusy
@@ -184,9 +184,12 @@ class FlightServer(fl.FlightServerBase):
             "action": Admission("requests", bounds.ACTIONS_AT_ONCE, waiting, wait_s),
             "get": Admission("reads", bounds.GETS_AT_ONCE, waiting, wait_s),
             "put": Admission("writes", bounds.PUTS_AT_ONCE, waiting, wait_s),
+            # Of their own: clients' reads wait for peers, and two daemons whose places clients hold would wait for each other.
+            "peer": Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s),
         }
         cores = len(os.sched_getaffinity(0))
         self._makers = Admission("reads", bounds.MAKERS_PER_CORE * cores, 1 << 20, 3600.0)
+        self._peer_makers = Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s)
         self._draining = False
         self._under_way = 0
         self._idle = threading.Condition()
@@ -226,9 +229,10 @@ class FlightServer(fl.FlightServerBase):
         asked = self._asked(context, "get")
         try:
             principal, request = self._let_in(asked, context, "get", ticket.ticket)
-            with self._makers.place():
+            makers = self._peer_makers if is_peers(request) else self._makers
+            with makers.place():
                 schema, batches = self.service.stream(principal, request)
-            return fl.GeneratorStream(schema, _Sent(asked, batches, self._makers))
+            return fl.GeneratorStream(schema, _Sent(asked, batches, makers))
         except BaseException as error:
             raise asked.failed(error) from None
 
@@ -314,7 +318,7 @@ class FlightServer(fl.FlightServerBase):
         asked.bytes_in = len(body)
         asked.what = subject_of(request)
         self.access.charge(principal, operation, len(body), asked.address)
-        admission = self.admissions[call]
+        admission = self.admissions["peer" if is_peers(request) else call]
         admission.enter()
         asked.call.at_end(admission.leave)
         return principal, request
@@ -382,6 +386,11 @@ def flight_error(error: LeptonError) -> fl.FlightError:
     return kind(str(error)[:_MESSAGE_CHARS], wire_errors.encode(error))
 
 
+def is_peers(request: Request) -> bool:
+    """Whether only other daemons of a cluster ask for this."""
+    return OPERATIONS[request.op].scope is Scope.PEER
+
+
 def address_of(peer: str) -> str:
     """gRPC's "ipv4:127.0.0.1:4711" or "ipv6:%5B::1%5D:4711" -> the address alone."""
     _, _, rest = unquote(peer).partition(":")
@@ -395,7 +404,7 @@ def subject_of(request: Request) -> str:
     if isinstance(updates, list):
         names = [str(one.get("name"))[:200] for one in updates[:8] if isinstance(one, dict)]
         return ", ".join(names) + (f" and {len(updates) - 8} more" if len(updates) > 8 else "")
-    for name in ("dataset", "kind"):
+    for name in ("dataset", "kind", "name", "token", "job"):
         if isinstance(request.arguments.get(name), str):
             return str(request.arguments[name])[:200]
     return ""

@@ -59,8 +59,27 @@ _FLIGHT = (
     Operation("job", "action", Scope.ADMIN, Of.STORE, writes=True),
     Operation("jobs", "action", Scope.ADMIN, Of.STORE),
     Operation("stop", "action", Scope.ADMIN, Of.STORE, writes=True),  # of a job
+    # Of what it administers: the whole store, or some datasets (token_requests.py).
+    Operation("token_add", "action", Scope.ADMIN, Of.ANY, writes=True),
+    Operation("token_ls", "action", Scope.ADMIN, Of.ANY),
+    Operation("token_revoke", "action", Scope.ADMIN, Of.ANY, writes=True),
     Operation("block", "get", Scope.PEER, Of.STORE),
     Operation("member", "action", Scope.PEER, Of.STORE),
 )
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _FLIGHT}
+# Over HTTP alone (http/). What Flight carries is there too, as POST /v1/<name>.
+_HTTP = (
+    Operation("healthz", "GET /healthz", Scope.READ, Of.NOTHING),
+    Operation("readyz", "GET /readyz", Scope.READ, Of.NOTHING),
+    Operation("openapi", "GET /openapi.json", Scope.READ, Of.ANY),
+    Operation("metrics", "GET /metrics", Scope.READ, Of.STORE),
+    Operation("content", "GET /content", Scope.READ, Of.ANY),
+    Operation("content.kind", "GET /content/{kind}", Scope.READ, Of.ANY),
+    Operation("content.chunk", "GET /content/chunks/{digest}", Scope.READ, Of.ANY),
+    Operation("content.version", "GET /content/{kind}/{version}", Scope.READ, Of.DATASET),
+    Operation("content.rows", "GET /content/{kind}/{version}/rows", Scope.READ, Of.DATASET),
+    Operation("content.value", "GET /content/{kind}/{version}/rows/{row}/{column}", Scope.READ, Of.DATASET),
+    Operation("content.files", "GET /content/{kind}/{version}/files/{path}", Scope.READ, Of.DATASET),
+)
+
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (*_FLIGHT, *_HTTP)}

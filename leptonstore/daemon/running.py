@@ -27,11 +27,10 @@ EXIT_AT_ONCE = 130
 log = logging.getLogger("lepton.daemon")
 
 
-def run(daemon: Daemon, on_ready: Callable[[], None] = lambda: None, reload: Callable[[], None] | None = None) -> int:
+def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]) -> int:
     """Start `daemon`, serve until a signal or a failure, and drain. Returns the exit code. Main thread only.
 
-    on_ready: called once, when requests are answered. reload: what SIGHUP does; None: nothing but the certificates.
-    Raises what `Daemon.start` does.
+    on_ready: called once, when requests are answered. reload: what SIGHUP does. Raises what `Daemon.start` does.
     """
     words: queue.SimpleQueue[str] = queue.SimpleQueue()
     ending = threading.Event()
@@ -51,7 +50,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None] = lambda: None, reload: Cal
         daemon.start(lambda: words.put("failed"))
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {daemon.settings.name}")
         on_ready()
-        _serve(daemon, words, reload or daemon.reload_certificates)
+        _serve(daemon, words, reload)
         systemd.notify("STOPPING=1", "STATUS=draining")
         ending.set()  # from now on a signal means: at once
         daemon.stop()

@@ -55,9 +55,12 @@ class Tables:
         if kind not in KINDS:
             raise BadInput(f"'kind' is one of {', '.join(KINDS)}")
         name = dataset_named(spec)
-        if not list_refs(self._store, kind, name) and "@" not in spec:
-            raise RefMissing(f"no {kind} {name!r} in this store")  # and not which others there are
-        name, ref, commit = resolve_ref(self._store, kind, spec)
+        try:
+            name, ref, commit = resolve_ref(self._store, kind, spec)
+        except RefMissing:
+            if not list_refs(self._store, kind, name):
+                raise RefMissing(f"no {kind} {name!r} in this store") from None  # and not which others there are
+            raise
         visible = self._sight(principal)
         if visible is not None and not visible([parse_hex(commit)])[0]:
             raise RefMissing(f"{kind} {name!r} has no version {ref!r}")
@@ -113,7 +116,7 @@ def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batche
         return
     for first in range(start, stop, bounds.ROWS_AT_ONCE):
         rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
-        for _, batch in scan(ds, fields, rows):
+        for _, batch in scan(ds, fields, rows, lend=True):  # gRPC lets go of each when it is sent
             yield batch
 
 

@@ -191,7 +191,7 @@ class _Files(Mounted):
     def reader(self, path: str) -> Callable[[int, int], bytes]:
         row = self._files[self._followed(path)]
         assert row is not None
-        return _Value(self._ds, row.row).read
+        return StoredBytes(self._ds, row.row, "data").read
 
 
 def _tree_rows(ds: Dataset) -> dict[str, _Row | None]:
@@ -220,23 +220,29 @@ def _table_rows(ds: Dataset) -> dict[str, _Row | None]:
     return files
 
 
-class _Value:
-    """The `data` of one row, read in ranges: of a large file, the pieces that a range covers."""
+class StoredBytes:
+    """One value of a column of bytes or text, read in ranges: of a large one, the pieces that a range covers.
 
-    def __init__(self, ds: Dataset, row: int) -> None:
-        self._ds, self._row = ds, row
-        column = ds.take_stored(np.array([row], np.int64), "data")
+    `size` in bytes, None for a null. Any thread. Raises ChunkMissing or ChunkCorrupt.
+    """
+
+    def __init__(self, ds: Dataset, row: int, name: str) -> None:
+        self._ds, self._row, self._name = ds, row, name
+        column = ds.take_stored(np.array([row], np.int64), name)
         value = column.values[0].as_py()
+        value = value.encode() if isinstance(value, str) else value
+        self.size: int | None = None if value is None else len(value)
         self._pieces: list[tuple[Digest, int]] = []
         self._value: bytes | None = value
         if column.references is not None and column.references[0]:
             digest, size = REFERENCE.unpack(value)
-            with ds.errors_at(row, "data"):
+            self.size = size
+            with ds.errors_at(row, name):
                 pieces = self._store.pieces(digest)
             self._pieces = list(pieces) if pieces is not None else [(digest, size)]
             self._value = None
             if sum(length for _, length in self._pieces) != size:
-                raise FormatDamaged(f"{ds.label} row {row} column 'data': its pieces do not add up to {size} bytes")
+                raise FormatDamaged(f"{ds.label} row {row} column {name!r}: its pieces do not add up to {size} bytes")
         self._starts = list(accumulate((length for _, length in self._pieces), initial=0))
         self._kept: Kept[bytes] = Kept(limits.FILE_PIECES_BYTES)
 
@@ -256,7 +262,7 @@ class _Value:
                 break
             piece = self._kept.get(number)
             if piece is None:
-                with self._ds.errors_at(self._row, "data"):
+                with self._ds.errors_at(self._row, self._name):
                     piece = self._kept.add(number, self._store.get(digest), length)
             out += piece[max(start - at, 0) : end - at]
         return bytes(out)

@@ -90,13 +90,14 @@ class Pages:
         renew_in_children(self)
         self.reads = 0
 
-    def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True) -> list[Column]:
+    def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True, lend: bool = False) -> list[Column]:
         """The values of some rows of the version, as the pages keep them, in the order asked; at least one row.
 
-        keep: whether pages are kept for the next call. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
+        keep: whether pages are kept for the next call. lend: whoever asks lets go of what it gets at once; then it may be views of what
+        lies in the host's cache. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
         """
         first, last = int(rows[0]), int(rows[-1])
-        if not self._on_host and last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
+        if (lend or not self._on_host) and last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
             with told_at(f"{self._named} rows {first}-{last} (a tree node)"):
                 leaf = self._leaves.find(first)
             if last < leaf.end:

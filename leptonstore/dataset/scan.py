@@ -37,16 +37,17 @@ _Slice = tuple[int, _Batch]  # position of its first row in the view, and what m
 
 
 def scan(
-    dataset: Dataset, fields: list[pa.Field], rows: Rows, keep: bool = True
+    dataset: Dataset, fields: list[pa.Field], rows: Rows, keep: bool = True, lend: bool = False
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(position of the first row in `rows`, batch), in the order of `rows`, which are rows of the version.
 
-    keep: whether the dataset keeps decoded pages for what is read next, up to PAGE_CACHE_BYTES.
+    keep: whether the dataset keeps decoded pages for what is read next, up to PAGE_CACHE_BYTES. lend: whoever reads lets go of each batch
+    before it asks for many more; then it may be views of the host's cache.
     """
     if not len(rows) or not fields:
         return
     cuts = _cuts(dataset.leaves.starts, rows)
-    slices = _planned(dataset, fields, rows, cuts, keep)
+    slices = _planned(dataset, fields, rows, cuts, keep, lend)
     memory = Recycler(limits.SCAN_SLAB_BYTES, READ_THREADS + 1)
     if len(cuts) == 2:
         yield from ((first, batch(memory)) for first, batch in slices)
@@ -114,14 +115,16 @@ class _Ahead:
             self._batches.append((first, self._readers.submit(batch, self._memory)))
 
 
-def _planned(dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[int], keep: bool) -> Iterator[_Slice]:
+def _planned(
+    dataset: Dataset, fields: list[pa.Field], rows: Rows, cuts: list[int], keep: bool, lend: bool
+) -> Iterator[_Slice]:
     alone = threading.Lock()
     for start, end in itertools.pairwise(cuts):
         base = rows[start:end]
         if not dataset.pages.refers(int(base[0]), fields):
-            yield start, functools.partial(_in_pages, dataset, fields, base, keep)
+            yield start, functools.partial(_in_pages, dataset, fields, base, keep, lend)
             continue
-        columns = dataset.pages.gather(base, fields, keep)
+        columns = dataset.pages.gather(base, fields, keep, lend)
         at = 0
         for stop in slice_ends(columns, len(base)):
             asked = dataset.ask([column.slice(at, stop) for column in columns], fields, base[at:stop])
@@ -136,8 +139,10 @@ def _alone(lock: threading.Lock, asked: Asked, memory: Recycler) -> pa.RecordBat
         return asked.batch(memory)
 
 
-def _in_pages(dataset: Dataset, fields: list[pa.Field], base: Rows, keep: bool, memory: Recycler) -> pa.RecordBatch:
-    return dataset.ask(dataset.pages.gather(base, fields, keep), fields, base).batch(memory)
+def _in_pages(
+    dataset: Dataset, fields: list[pa.Field], base: Rows, keep: bool, lend: bool, memory: Recycler
+) -> pa.RecordBatch:
+    return dataset.ask(dataset.pages.gather(base, fields, keep, lend), fields, base).batch(memory)
 
 
 def slice_ends(columns: list[Column], rows: int) -> list[int]:

@@ -25,6 +25,7 @@ FEATURE_SEALED, FEATURE_ENCRYPTED_STORE = 1, 2
 NAMED_FEATURES = {
     "references": "a reader would take chunks whose bytes stand in objects outside of the store for damage",
     "tiers": "a reader that knows only the home would take packs in other tiers for lost",
+    "quotas": "a writer that does not know quotas of datasets would publish beyond them",
     "epochs": "a writer that does not know epochs could publish what it had put before an erasure",
     "fences": "a writer that does not heed the fences of garbage collection could rely on a pack that is being deleted",
 }

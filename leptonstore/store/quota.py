@@ -47,13 +47,14 @@ def require_quota(state: LogState, proposal: Proposal) -> None:
     used = used_bytes(state)
     if added > removed and used + added - removed > quota:
         raise OverQuota(
-            f"the store's quota is {_human(quota)}; its packs have {_human(used)} and {_human(added)} more would be added: "
+            f"the store's quota is {human(quota)}; its packs have {human(used)} and {human(added)} more would be added: "
             "raise it (`lepton quota --set SIZE`) or free some (`lepton gc`) and run the command again; "
             "what was stored before is intact"
         )
 
 
-def _human(count: int) -> str:
+def human(count: int) -> str:
+    """1536 -> "1.5 KiB"."""
     for unit, size in (("GiB", limits.GIB), ("MiB", limits.MIB), ("KiB", limits.KIB)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 from leptonstore import limits
@@ -42,7 +42,7 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import fences, footers, reader, together
+from leptonstore.store import dataset_quota, fences, footers, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
@@ -528,8 +528,9 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                one_copy = len(self.tier.tiers) == 1
-                if one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                if (
+                    self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None
+                ):  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):
@@ -707,6 +708,11 @@ class Store:
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
+    def began_at(self, gc_sequence: int) -> None:
+        """The work that will be published by this object began when the state's `gc_sequence` was this: what garbage collection did since
+        concerns it."""
+        self._base = min(self._base, gc_sequence)
+
     def hand_over(self) -> None:
         """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.
 
@@ -776,11 +782,18 @@ class Store:
         write_id: str = "",
     ) -> None:
         checked: fences.Checked | None = None
+        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
         while True:
             try:
                 with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id)
+                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
                 return
+            except dataset_quota.Unmeasured as unmeasured:
+                try:
+                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
+                    continue
+                except ChunkMissing:  # garbage collection was faster
+                    lacking = tuple(commit for _, commit in unmeasured.wanted)
             except fences.Fenced as fenced:
                 lacking = fenced.commits
             except fences.Outdated as error:
@@ -807,8 +820,10 @@ class Store:
         ends: Set[str] = frozenset(),
         erasure: Erasure | None = None,
         write_id: str = "",
+        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
     ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first."""
+        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
+        when it is not known yet what it adds to a dataset that has a quota."""
         self._sweep()
         sealed = self._writer.sealed()
         if round is None and not sealed:
@@ -829,9 +844,17 @@ class Store:
             if not proven or any(state.lost(pack) for pack in sealed):
                 raise fences.Fenced(doubtful)
             cut = self._unprotected(state, ends) if ends else ()
+            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
             placed = self._placed(sealed)
             proposal = Proposal(
-                action, sealed, updates, placed=placed, forgotten=cut, author=author, write_id=write_id
+                action,
+                sealed,
+                updates,
+                settings=charged,
+                placed=placed,
+                forgotten=cut,
+                author=author,
+                write_id=write_id,
             )
             if erasure is not None:
                 proposal = erasure(state, proposal)

@@ -95,6 +95,12 @@ class Writer:
                 return builder
         return None
 
+    def row(self, digest: Digest) -> lpk.FooterRow | None:
+        """The footer row that an unpublished record has, None when it is not here, or still on its way to a pack."""
+        with self._lock:
+            builder = self._holder(digest)
+            return None if builder is None else builder.rows[digest]
+
     def record(self, digest: Digest) -> tuple[int, bytes] | None:
         """(kind, plain bytes) of an unpublished record, None when it is not here."""
         with self._lock:

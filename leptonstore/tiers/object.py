@@ -131,6 +131,10 @@ class ObjectTier:
     def _fetch(self, pack: str, offset: int, length: int) -> Buffer:
         return self._client.get_range(self._path(pack), offset, length)
 
+    def read_plain(self, pack: str, offset: int, length: int) -> Buffer:
+        """`read` by one request for exactly so much: for those who decide themselves what is read together, and ahead."""
+        return self._fetch(pack, offset, length) if length else b""
+
     def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
         """`read` of several (offset, length) of one pack, in their order."""
         return list(self.read_many([(pack, offset, length) for offset, length in ranges]))

@@ -182,3 +182,11 @@ class ManyReader(PackReader, Protocol):
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """What `read` returns for each (pack, offset, length), in their order. Raises as `read`, on the way too."""
+
+
+@runtime_checkable
+class Distrusting(PackReader, Protocol):
+    """Keeps copies of what it reads, or is sent copies by others, of which one may be damaged."""
+
+    def distrust(self, pack: str) -> bool:
+        """What was read of this pack is damaged: read it where it is kept, from now on. False when it was read there."""

@@ -19,7 +19,7 @@ from typing import TypeVar
 from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import NotPermitted, TierUnavailable
-from leptonstore.tiers.roles import ManyReader, PackPruner, PackReader, PackSink, PackStreamer
+from leptonstore.tiers.roles import Distrusting, ManyReader, PackPruner, PackReader, PackSink, PackStreamer
 
 _T = TypeVar("_T")
 _Data = TypeVar("_Data", bound=Sized)
@@ -181,6 +181,11 @@ class TieredPacks:
         return self.read(pack, offset, length)
 
     @property
+    def one_copy(self) -> bool:
+        """Whether what was read is the only copy that there can be: damage is damage."""
+        return len(self.tiers) == 1 and not isinstance(self.tiers[0], Distrusting)
+
+    @property
     def far(self) -> bool:
         """Whether some of it is where a request takes longer than its bytes: many are then asked for together (`read_many`)."""
         return bool(self._many)
@@ -228,6 +233,9 @@ class TieredPacks:
         with self._lock:
             worse = self._found.get(pack)
         self.forget_packs([pack])  # by the time that it is read again, somebody may have replaced it
+        read = self.tiers[worse or 0]
+        if isinstance(read, Distrusting) and read.distrust(pack):
+            return True
         for at in range(len(self.tiers)):
             try:
                 if at != worse and self.ask(at, lambda tier: tier.pack_bytes(pack)) is not None:

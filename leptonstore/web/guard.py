@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -52,6 +52,9 @@ class Watch(Protocol):
     def refused(self, kind: str) -> None:
         """It, or a connection, is refused; `kind` is the type of the error."""
 
+    def moved(self, note: Note, bytes_in: int, bytes_out: int) -> None:
+        """Some of its bytes have come, or go; `note` has them too."""
+
     def ended(self, note: Note, seconds: float) -> None:
         """It has been answered, or nobody was there to be answered."""
 
@@ -69,6 +72,7 @@ class Note:
     error: str | None = None
     bytes_in: int = 0
     bytes_out: int = 0
+    call: Any = None  # what who counts keeps of it; not logged
     more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self, seconds: float) -> dict[str, Any]:
@@ -109,7 +113,7 @@ class Guard:
         watch: Watch,
         *,
         admit: Callable[[Note, Headers, dict[str, Any]], None] | None = None,
-        hosts: frozenset[str] | None = None,
+        hosts: Container[str] | None = None,
         access: Callable[[str], None] | None = None,
         told: Told = nested,
         headers: Mapping[str, str] = HEADERS,
@@ -126,7 +130,7 @@ class Guard:
         if scope["type"] != "http":  # uvicorn is told that there are neither web sockets nor a lifespan
             raise RuntimeError(f"a {scope['type']} connection")
         started = time.monotonic()
-        exchange = _Exchange(scope, receive, send, self._headers)
+        exchange = _Exchange(scope, receive, send, self._headers, self._watch)
         self._watch.began(exchange.note)
         try:
             await self._answer(scope, exchange)
@@ -181,7 +185,7 @@ class Guard:
                 raise refused
             cut()
             return
-        body = json.dumps(self._told(refused.kind, refused.message, note.id)).encode()
+        body = json.dumps(self._told(refused, note.id)).encode()
         more = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
         if refused.status == 401:
             more["www-authenticate"] = 'Bearer realm="lepton"'
@@ -202,8 +206,10 @@ class Guard:
 class _Exchange:
     """One request and its answer: what has been read, and what has been sent."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, defaults: list[tuple[bytes, bytes]]) -> None:
-        self._receive, self._send, self._defaults = receive, send, defaults
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, defaults: list[tuple[bytes, bytes]], watch: Watch
+    ) -> None:
+        self._receive, self._send, self._defaults, self._watch = receive, send, defaults, watch
         self.headers: dict[bytes, list[bytes]] = {}
         self.head_bytes = len(scope.get("raw_path", b"")) + len(scope["query_string"])
         for name, value in scope["headers"]:
@@ -223,7 +229,9 @@ class _Exchange:
         self._waits_for_leave = False  # uvicorn gives it with the first read
         message = await self._receive()
         if message["type"] == "http.request":
-            self.note.bytes_in += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self.note.bytes_in += size
+            self._watch.moved(self.note, size, 0)
             self._body_ended = not message.get("more_body", False)
         return message
 
@@ -235,7 +243,9 @@ class _Exchange:
             defaults = [pair for pair in self._defaults if pair[0] not in named]
             message["headers"] = [*given, (b"x-request-id", self.note.id.encode()), *defaults]
         else:
-            self.note.bytes_out += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self.note.bytes_out += size
+            self._watch.moved(self.note, 0, size)
         await self._send(message)
 
     async def drain(self) -> bool:

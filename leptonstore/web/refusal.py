@@ -25,9 +25,6 @@ TYPES: Mapping[str, int] = {
     "draining": 503,
 }
 
-Told = Callable[[str, str, str | None], dict[str, Any]]
-"""(type, message, request id; None where there was no request) -> the JSON of an error."""
-
 
 class Refused(Exception):
     """`kind` is one of `types`; `retry_after_s`: when it makes sense to try again; `headers` go with the answer."""
@@ -53,7 +50,11 @@ class Refused(Exception):
         return self.kind in ("timeout", "headers_too_large", "misdirected", "draining")
 
 
-def nested(kind: str, message: str, request_id: str | None) -> dict[str, Any]:
+Told = Callable[[Refused, str | None], dict[str, Any]]
+"""(what is refused, the request's id; None where there was no request) -> the JSON of an error."""
+
+
+def nested(refused: Refused, request_id: str | None) -> dict[str, Any]:
     """{"error": {"type": "busy", "message": "…", "request_id": "9f86…"}}"""
-    told = {"type": kind, "message": message}
+    told = {"type": refused.kind, "message": refused.message}
     return {"error": told if request_id is None else told | {"request_id": request_id}}

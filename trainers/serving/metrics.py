@@ -68,6 +68,9 @@ class Metrics:
         """A request, or a connection."""
         self._refused.labels(kind).inc()
 
+    def moved(self, note: Note, bytes_in: int, bytes_out: int) -> None:
+        """Bytes of a request: its note has them in the end."""
+
     def ended(self, note: Note, seconds: float) -> None:
         """A request has been answered."""
         route = note.path if note.path in ROUTES else "other"

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from leptonstore.errors import LeptonError, SourceError
 from leptonstore.process import images
+from leptonstore.web.accept import chosen
 from trainers.serving.limits import JSON_NUMBER_BYTES_MAX, JSON_SLACK_BYTES, ServeLimits
 from trainers.serving.refusal import Refused
 from trainers.signature import TensorSpec
@@ -297,27 +298,10 @@ def write_answer(kind: str, outputs: Tensor, name: str, about: Mapping[str, Any]
 
 def chosen_answer(accept: str) -> str:
     """The type of answer that an Accept header asks for first; JSON when it takes anything. Raises Refused."""
-    best, best_quality = "", 0.0
-    for part in accept.split(",") if accept.strip() else ["*/*"]:
-        kind, _, parameters = part.strip().lower().partition(";")
-        kind, quality = kind.strip(), _quality(parameters)
-        named = kind if kind in ANSWERS else JSON if kind in ("*/*", "application/*") else ""
-        if named and quality > best_quality:
-            best, best_quality = named, quality
-    if not best:
+    best = chosen(accept, (JSON, *(kind for kind in ANSWERS if kind != JSON)))
+    if best is None:
         raise Refused("not_acceptable", f"answers are {', '.join(ANSWERS)}")
     return best
-
-
-def _quality(parameters: str) -> float:
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.strip().partition("=")
-        if name == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0
 
 
 def _without_infinities(value: Any) -> Any:

@@ -27,7 +27,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from leptonstore.daemon.access import Principal
-from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http import (
     pages_audit,
     pages_diff,
@@ -39,12 +38,14 @@ from leptonstore.daemon.http import (
     pages_tokens,
     pages_version,
 )
+from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_ask import NOBODY, Ask, Desk, Handler
 from leptonstore.daemon.http.pages_context import PagesContext
 from leptonstore.daemon.http.pages_measure import Measures
 from leptonstore.daemon.http.pages_render import HEADERS, Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
+from leptonstore.daemon.scrub import Scrubber
 from leptonstore.errors import (
     BadInput,
     Conflict,
@@ -98,7 +99,8 @@ class Pages:
 
     def __init__(self, context: PagesContext) -> None:
         store = context.store
-        self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name))
+        places = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
+        self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name), places)
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0
 
@@ -157,11 +159,15 @@ class Pages:
                 try:
                     loop = asyncio.get_running_loop()
                     async with asyncio.timeout(bounds.PAGE_S):
-                        return await loop.run_in_executor(self._pool, self._answered, ask, handler, open_to_all, request)
+                        return await loop.run_in_executor(
+                            self._pool, self._answered, ask, handler, open_to_all, request
+                        )
                 finally:
                     self._waiting -= 1
             except TimeoutError:
-                return self._error(ask, TooBusy(f"this took longer than {bounds.PAGE_S:.0f} s: ask for less of it", 5.0))
+                return self._error(
+                    ask, TooBusy(f"this took longer than {bounds.PAGE_S:.0f} s: ask for less of it", 5.0)
+                )
             except LeptonError as error:
                 return self._error(ask, error)
             except ClientDisconnect:
@@ -177,7 +183,11 @@ class Pages:
         _require_same_origin(request)
         if not open_to_all:
             ask.who = self._authenticated(ask, request)
-            if ask.method == "POST" and ask.session is not None and not ask.session.holds(ask.form.get("form_token", "")):
+            if (
+                ask.method == "POST"
+                and ask.session is not None
+                and not ask.session.holds(ask.form.get("form_token", ""))
+            ):
                 raise NotPermitted("this form is not of your session: load its page again, and repeat it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LeptonWarning)  # what they say stands in the pages
@@ -210,7 +220,9 @@ class Pages:
     def _ask(self, request: Request) -> Ask:
         note = getattr(request.state, "note", None)
         url = request.url
-        query = parse_qsl(url.query[: bounds.QUERY_CHARS_MAX], keep_blank_values=True, max_num_fields=bounds.FORM_FIELDS_MAX)
+        query = parse_qsl(
+            url.query[: bounds.QUERY_CHARS_MAX], keep_blank_values=True, max_num_fields=bounds.FORM_FIELDS_MAX
+        )
         secure = url.scheme == "https"
         return Ask(
             desk=self._desk,
@@ -227,6 +239,7 @@ class Pages:
             # Cookies know no ports: two daemons of one host need two names. __Host-: set by this host, for https alone.
             cookie=f"{'__Host-' if secure else ''}lepton-{url.port or (443 if secure else 80)}",
             cookies=request.cookies,
+            wants_json=request.headers.get("accept") == "application/json",
         )
 
     def _error(self, ask: Ask, error: LeptonError | None) -> Response:
@@ -234,23 +247,20 @@ class Pages:
         status = 500
         if error is not None:
             status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
-        said = "This is a fault of the daemon; its log has more under this id." if error is None else self._told(error)
-        if ask.url_path == "/ui/live":
+        said = (
+            "This is a fault of the daemon; its log has more under this id."
+            if error is None
+            else self._desk.told(error)
+        )
+        if ask.wants_json:
             return JSONResponse({"error": said, "request_id": ask.request_id}, status, HEADERS)
         if isinstance(error, NotAuthenticated) and ask.method in ("GET", "HEAD"):
             back = "" if ask.url_path == "/ui" else f"?next={quote(ask.url_path, safe='')}"
             return RedirectResponse(f"/ui/login{back}", 303, HEADERS)
-        answer = ask.page("error.html.j2", status, title=_TITLES.get(status, "Error"), said=said, status=status)
+        answer = ask.page("error.html.j2", status, title=_TITLES.get(status, "Error"), said=said, number=status)
         if isinstance(error, TooBusy):
             answer.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         return answer
-
-    def _told(self, error: LeptonError) -> str:
-        """An error for somebody elsewhere: places of this host are none of their business."""
-        store, said = self._desk.context.store, str(error)
-        for url in sorted({store.url, *(tier.url for tier in store.tier.tiers)}, key=len, reverse=True):
-            said = said.replace(url, self._desk.context.name)
-        return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
     async def _static(self, request: Request) -> Response:
         found = self._desk.renderer.static(request.path_params["file"])

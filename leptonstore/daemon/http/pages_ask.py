@@ -21,6 +21,7 @@ from leptonstore.daemon.http.pages_render import Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
 from leptonstore.daemon.operations import Scope
+from leptonstore.daemon.scrub import Scrubber
 from leptonstore.errors import BadInput, LeptonError, NotPermitted
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class Desk:
     seen: Seen
     measures: Measures
     renderer: Renderer
+    scrubber: Scrubber
+
+    def told(self, error: LeptonError) -> str:
+        """An error as a sentence, for somebody elsewhere: places of this host are none of their business."""
+        said = self.scrubber.text(str(error))
+        return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
 
 @dataclass
@@ -57,6 +64,7 @@ class Ask:
     secure: bool = False
     cookie: str = ""  # the name of the session's cookie
     cookies: Mapping[str, str] = field(default_factory=dict)
+    wants_json: bool = False  # the script asks: errors are JSON, too
     deadline: float = field(default_factory=lambda: time.monotonic() + bounds.PAGE_S)
 
     # -- what it may -----------------------------------------------------------------------------------------------

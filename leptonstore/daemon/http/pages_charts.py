@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,12 +35,18 @@ class Chart:
 
 
 def time_chart(
-    id: str, title: str, named: Sequence[tuple[str, Sequence[float]]], told: Callable[[float], str], seconds: int
+    id: str,
+    title: str,
+    named: Sequence[tuple[str, Sequence[float]]],
+    told: Callable[[float], str],
+    seconds: int,
+    binary: bool = False,
 ) -> Chart:
-    """Series of equal length over the last `seconds`; `told` writes a value."""
-    top = nice_ticks(0.0, max([1e-9, *(value for _, values in named for value in values)]))
-    if top[-1] < 1e-6:  # nothing happened: an axis all the same
-        top = [0.0, 1.0]
+    """Series of equal length over the last `seconds`; `told` writes a value. binary: ticks are round in units of 1,024."""
+    most = max((value for _, values in named for value in values), default=0.0)
+    unit = 1024.0 ** math.floor(math.log(most, 1024)) if binary and most >= 1024 else 1.0
+    # Nothing happened: an axis all the same. Above the highest point there is some room.
+    top = [mark * unit for mark in nice_ticks(0.0, most * 1.05 / unit if most else 1.0)]
     high = top[-1]
     made = []
     for tone, (name, values) in enumerate(named):
@@ -47,11 +54,12 @@ def time_chart(
         points = [(round(at * step, 1), round(HEIGHT - value / high * HEIGHT, 2)) for at, value in enumerate(values)]
         line = "L".join(f"{x} {y}" for x, y in points)
         area = f"M0 {HEIGHT}L{line}L{points[-1][0]} {HEIGHT}Z" if points else ""
-        now = sum(values[-5:]) / max(len(values[-5:]), 1)  # of some seconds: single ones jump
-        made.append(
-            Series(name, tone, Drawn(f"M{line}"), Drawn(area), told(now), told(max(values, default=0.0)))
-        )
+        recent = values[-6:-1]  # whole seconds, and several: single ones jump, and the last one is not over
+        now = sum(recent) / max(len(recent), 1)
+        made.append(Series(name, tone, Drawn(f"M{line}"), Drawn(area), told(now), told(max(values, default=0.0))))
     shown = [top[0], top[len(top) // 2], high] if len(top) > 3 else top
     ticks = tuple((round((high - mark) / high * 100, 2), told(mark)) for mark in shown if mark)
     said = "; ".join(f"{one.name} {one.now}, at most {one.most}" for one in made)
-    return Chart(id, title, tuple(made), ticks, f"{seconds} s ago", "now", f"{title} over the last {seconds} seconds: {said}")
+    return Chart(
+        id, title, tuple(made), ticks, f"{seconds} s ago", "now", f"{title} over the last {seconds} seconds: {said}"
+    )

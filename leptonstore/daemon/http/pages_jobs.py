@@ -109,7 +109,9 @@ def _row(job: Any) -> JobRow:
     if progress and unit != "bytes":
         progress = f"{progress} {unit}"
     given = [f"{name.replace('_', ' ')} {_said(value)}" for name, value in job.options.items()]
-    told = tuple((name.replace("_", " "), _figure(name, value)) for name, value in job.result.items() if _is_told(value))
+    told = tuple(
+        (name.replace("_", " "), _figure(name, value)) for name, value in job.result.items() if _is_told(value)
+    )
     return JobRow(
         job.id, job.kind, job.by, job.began, job.ended, str(job.state), percent, progress, job.note, job.error,
         ", ".join(given), told[:12],
@@ -121,7 +123,7 @@ def _is_told(value: Any) -> bool:
 
 
 def _figure(name: str, value: Any) -> str:
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, (bool, str)):
         return _said(value)
     return charts.as_bytes(value) if name.endswith("bytes") else charts.short(value)
 

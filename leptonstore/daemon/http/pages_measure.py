@@ -6,6 +6,7 @@ a twentieth of the time; a version's columns (dataset/stats.py) are measured onc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.dataset import Dataset, DatasetStats
+from leptonstore.dataset.graph import read_commit
+from leptonstore.dataset.refs import list_refs
 from leptonstore.errors import LeptonError
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
 from leptonstore.store.usage import Usage, measure
-from leptonstore.dataset.graph import read_commit
-from leptonstore.dataset.refs import list_refs
 
 _log = logging.getLogger("lepton.daemon")
 
@@ -42,6 +43,7 @@ class Measures:
         self._lock = threading.Lock()
         self._asked: queue.Queue[tuple[str, Dataset | None] | None] = queue.Queue(bounds.STATS_WAITING_MAX)
         self._under_way: set[str] = set()
+        self._done = threading.Condition()
         self._thread: threading.Thread | None = None
         self._usage: Measured | None = None
         self._next = 0.0
@@ -56,13 +58,17 @@ class Measures:
         return found
 
     def stats(self, ds: Dataset) -> DatasetStats | None:
-        """Of a version, once they are measured; None before, and of a version that is too large or damaged."""
-        with self._lock:
-            if ds.commit in self._stats:
-                self._stats.move_to_end(ds.commit)
-                return self._stats[ds.commit]
-        if len(ds) <= bounds.STATS_ROWS_MAX:
+        """Of a version, once they are measured; None before (a small one is waited for), and of one that is too large or damaged."""
+        for wait_s in (bounds.STATS_WAIT_S, 0.0):
+            with self._lock:
+                if ds.commit in self._stats:
+                    self._stats.move_to_end(ds.commit)
+                    return self._stats[ds.commit]
+            if len(ds) > bounds.STATS_ROWS_MAX or not wait_s:
+                break
             self._ask(ds.commit, ds)
+            with self._done:
+                self._done.wait_for(lambda: ds.commit not in self._under_way, wait_s)
         return None
 
     def measuring(self, commit: str = "") -> bool:
@@ -73,10 +79,8 @@ class Measures:
         """No more is measured; what is being measured is not waited for."""
         with self._lock:
             self._closed = True
-        try:
+        with contextlib.suppress(queue.Full):
             self._asked.put_nowait(None)
-        except queue.Full:
-            pass
 
     def _ask(self, key: str, ds: Dataset | None) -> None:
         with self._lock:
@@ -103,7 +107,9 @@ class Measures:
                 _log.exception("figures of the dashboard could not be measured")
                 self._keep(key, None)
             finally:
-                self._under_way.discard(key)
+                with self._done:
+                    self._under_way.discard(key)
+                    self._done.notify_all()
 
     def _measure(self, key: str, ds: Dataset | None) -> None:
         if ds is not None:

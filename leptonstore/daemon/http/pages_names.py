@@ -45,7 +45,11 @@ def names(ask: Ask) -> Response:
         matching.sort(key=lambda name: -name.changed.sequence)
     start = ask.number("from")
     usage = ask.desk.measures.usage() if ask.reads_all else None
-    stored = {one.name.partition("/")[2]: one for one in usage.usage.names if one.name.startswith(f"{kind}/")} if usage else {}
+    stored = (
+        {one.name.partition("/")[2]: one for one in usage.usage.names if one.name.startswith(f"{kind}/")}
+        if usage
+        else {}
+    )
     shown = matching[start : start + bounds.NAMES_PAGE]
     rows = [{"name": name, "size": ask.seen.rows_of(name.head), "usage": stored.get(name.name)} for name in shown]
     return ask.page(

@@ -1,4 +1,7 @@
-"""The overview: what the store holds and takes, and what happens at this daemon now. Figures of the whole store need a grant for all of it."""
+"""The overview: what the store holds and takes, and what happens at this daemon now.
+
+Figures of the whole store need a grant for all of it.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from starlette.responses import JSONResponse, Response
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_ask import Ask
 from leptonstore.daemon.http.pages_charts import Chart, time_chart
+from leptonstore.daemon.http.pages_context import CACHE_FIGURE
 from leptonstore.daemon.http.pages_jobs import jobs_shown
 from leptonstore.daemon.http.pages_render import HEADERS
 from leptonstore.process import charts
 from leptonstore.store import Store
-from leptonstore.store.placement import HOME, places_of
+from leptonstore.store.placement import places_of
 
 PARTS = ("figures", "traffic", "clients", "working")  # templates live_*.html.j2: what the script refreshes
 
@@ -60,7 +64,7 @@ def _figures(ask: Ask) -> dict[str, Any]:
         "clients": told.get("clients", [])[: bounds.CLIENTS_MAX] if ask.reads_all else [],
         "readers": told.get("readers", [])[: bounds.CLIENTS_MAX] if ask.reads_all else [],
         "jobs": [job for job in jobs_shown(ask) if job.running] if ask.is_admin else [],
-        "members": ask.context.members() if ask.reads_all else (),
+        "members": (ask.context.cluster() or {}).get("members", ()) if ask.reads_all else (),
         "counts": ask.seen.kinds(ask.who),
         "sequence": ask.context.store.state.sequence,
         "now": time.time(),
@@ -75,23 +79,26 @@ def _charts(told: Mapping[str, Any]) -> list[Chart]:
     moved = [("Sent", series["bytes_out"]), ("Received", series["bytes_in"])]
     asked = [("Requests", series["requests"]), ("Failed", series["errors"])]
     return [
-        time_chart("moved", "Throughput", moved, lambda value: f"{charts.as_bytes(value)}/s", length),
-        time_chart("asked", "Requests", asked, lambda value: f"{charts.short(round(value, 1))}/s", length),
+        time_chart("moved", "Throughput", moved, lambda value: f"{charts.as_bytes(value)}/s", length, binary=True),
+        time_chart("asked", "Requests", asked, lambda value: f"{value:,.1f}".removesuffix(".0") + "/s", length),
     ]
 
 
 def _saved(usage: Any) -> dict[str, Any]:
     """From what all versions would take apart to what they take here, as bars on one scale."""
     logical = sum(name.logical for name in usage.names)
-    steps = [("Every version by itself", logical, "plain bytes of all versions")]
+    steps = [("Every version by itself", logical, "plain")]
     plain = getattr(usage, "plain_bytes", 0)
     if plain:
         steps.append(("Each value once", plain, _smaller(logical, plain, "by deduplication")))
-    steps.append(("As stored", usage.live_bytes, _smaller(plain or logical, usage.live_bytes, "by compression" if plain else "")))
+    steps.append(
+        ("As stored", usage.live_bytes, _smaller(plain or logical, usage.live_bytes, "by compression" if plain else ""))
+    )
     peak = max(1, *(size for _, size, _ in steps))
     return {
         "steps": [
-            {"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)} for name, size, note in steps
+            {"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)}
+            for name, size, note in steps
         ],
         "ratio": logical / usage.live_bytes if usage.live_bytes else 1.0,
         "garbage": usage.garbage_bytes,
@@ -124,14 +131,12 @@ def tiers(store: Store, urls: bool) -> list[TierFigures]:
 
 
 def _cache(told: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the caches of this daemon, where it says figures of them: hits, misses and their ratio."""
-    gauges = told.get("gauges") or {}
-    for name in ("lepton_cache_lookups", "lepton_cache_reads"):
-        found = gauges.get(name)
-        if isinstance(found, Mapping) and {"hit", "miss"} <= found.keys():
-            hits, misses = float(found["hit"]), float(found["miss"])
-            return {"hits": hits, "misses": misses, "ratio": hits / (hits + misses) if hits + misses else None}
-    return None
+    """Hits of the host's hot cache, misses and their ratio; None without one."""
+    found = (told.get("gauges") or {}).get(CACHE_FIGURE)
+    if not isinstance(found, Mapping):
+        return None
+    hits, misses = float(found["hit"]), float(found["miss"])
+    return {"hits": hits, "misses": misses, "ratio": hits / (hits + misses) if hits + misses else None}
 
 
 def _names(ask: Ask) -> list[dict[str, Any]]:

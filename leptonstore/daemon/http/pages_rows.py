@@ -54,12 +54,15 @@ def rows(ask: Ask) -> Response:
     total = len(ds)
     problem, found = "", Found([], None, False)
     if start >= total > 0 and not where:
-        start, problem = (total - 1) // bounds.ROWS_PAGE * bounds.ROWS_PAGE, f"Row {start:,} is not there: there are {total:,}."
+        start, problem = (
+            (total - 1) // bounds.ROWS_PAGE * bounds.ROWS_PAGE,
+            f"Row {start:,} is not there: there are {total:,}.",
+        )
     if where:
         try:
             found = search(ds, where, start)
         except BadInput as error:
-            problem = str(error)
+            problem = ask.desk.told(error)
     else:
         end = min(start + bounds.ROWS_PAGE, total)
         found = Found(list(range(start, end)), end if end < total else None, False)
@@ -67,12 +70,21 @@ def rows(ask: Ask) -> Response:
     view = ask.query.get("view") or ("gallery" if visual else "table")
     content: dict[str, Any] = {"gallery": None, "table": None}
     if found.rows:
-        content |= {"gallery": gallery_of(ds, found.rows)} if view == "gallery" and visual else {"table": table_of(ds, found.rows)}
+        content |= (
+            {"gallery": gallery_of(ds, found.rows)}
+            if view == "gallery" and visual
+            else {"table": table_of(ds, found.rows)}
+        )
     return ask.page(
         "rows.html.j2", kind=name.kind, plural=PLURALS[name.kind], name=name, commit=commit, total=total, start=start,
         where=where, found=found, problem=problem, view=view, visual=visual, page=bounds.ROWS_PAGE,
-        columns=[field.name for field in list(ds.schema)[: bounds.COLUMNS_MAX]], **content,
+        columns=[_quoted(name) for name in ds.schema.names[: bounds.COLUMNS_MAX]], **content,
     )  # fmt: skip
+
+
+def _quoted(name: str) -> str:
+    """A column as a condition names it."""
+    return name if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
 def search(ds: Dataset, where: str, start: int) -> Found:

@@ -73,7 +73,9 @@ class Sessions:
     def begin(self, authorization: str) -> Session:
         """A new session. Of those of one credential, and of all, the oldest ends when there are too many."""
         now = self._clock()
-        made = Session(secrets.token_urlsafe(SECRET_BYTES), secrets.token_urlsafe(SECRET_BYTES), authorization, now, now)
+        made = Session(
+            secrets.token_urlsafe(SECRET_BYTES), secrets.token_urlsafe(SECRET_BYTES), authorization, now, now
+        )
         with self._lock:
             self._forget(now)
             mine = [name for name, one in self._sessions.items() if one.authorization == authorization]

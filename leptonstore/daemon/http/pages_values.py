@@ -23,6 +23,7 @@ from leptonstore.process import charts, columns
 from leptonstore.process.charts import LongText
 from leptonstore.process.gallery import Thumbnail, sample_rows, thumbnail
 
+NO_TEXT = LongText("")
 NO_PICTURE = Thumbnail("", 1, 1, False)
 
 
@@ -85,7 +86,7 @@ class Value:
     type: str
     kind: str
     column: int
-    text: LongText = LongText("")
+    text: LongText = NO_TEXT
     note: str = ""
     size: tuple[int, int] = (0, 0)  # width and height of a picture, when they are known
     tiny: bool = False
@@ -170,7 +171,9 @@ def _value(ds: Dataset, row: int, number: int, field: pa.Field) -> Value:
     try:
         if image is not None and image.shape is not None:
             height, width = image.shape[:2]
-            return _with(base, kind="image", size=(width, height), note=f"{width} × {height}", tiny=max(width, height) < 128)
+            return _with(
+                base, kind="image", size=(width, height), note=f"{width} × {height}", tiny=max(width, height) < 128
+            )
         if tensor_shape(field) is not None:
             return _tensor(base, ds, row, field)
         value = python_values(ds.take_stored(np.asarray([row]), field.name), field.type)[0]
@@ -190,7 +193,12 @@ def _value(ds: Dataset, row: int, number: int, field: pa.Field) -> Value:
         note = f"{len(value):,} characters" if len(value) > bounds.CELL_CHARS_MAX else ""
         if len(cut) < len(value):
             note += f", of which {len(cut):,} are shown"
-        return _with(base, kind="text" if "\n" in cut or len(cut) > bounds.CELL_CHARS_MAX else "scalar", text=LongText(cut), note=note)
+        return _with(
+            base,
+            kind="text" if "\n" in cut or len(cut) > bounds.CELL_CHARS_MAX else "scalar",
+            text=LongText(cut),
+            note=note,
+        )
     if isinstance(value, (list, tuple, Mapping)):
         return _listed(base, value)
     return _with(base, text=LongText(shown(value, field, bounds.CELL_CHARS_MAX)))

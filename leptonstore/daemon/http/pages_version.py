@@ -19,9 +19,9 @@ from leptonstore.dataset.lineage import Link, lineage
 from leptonstore.dataset.schema import class_names, semantic_of, shown_type
 from leptonstore.process import charts, columns
 from leptonstore.process.gallery import text_column
-from leptonstore.process.report_graph import Graph, graphs
-from leptonstore.process.report_view import lineage as lineage_rows
 from leptonstore.process.report import Version
+from leptonstore.process.report_graph import graphs
+from leptonstore.process.report_view import lineage as lineage_rows
 
 SAMPLES = 24
 
@@ -90,10 +90,16 @@ def _storage(stats: DatasetStats | None) -> list[dict[str, Any]]:
     )
     steps = [
         ("All values", stats.logical_bytes, "plain"),
-        ("Each value once", stats.unique_bytes, f"{charts.as_ratio(unique)} smaller" if unique >= 1.005 else "nothing repeats"),
+        (
+            "Each value once",
+            stats.unique_bytes,
+            f"{charts.as_ratio(unique)} smaller" if unique >= 1.005 else "nothing repeats",
+        ),
         ("As stored", stats.stored_bytes, f"{charts.as_ratio(stored)} smaller" if stored >= 1.005 else "with metadata"),
     ]
-    return [{"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)} for name, size, note in steps]
+    return [
+        {"name": name, "bytes": size, "note": note, "width": round(size / peak * 100, 2)} for name, size, note in steps
+    ]
 
 
 def _samples(ds: Dataset) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from leptonstore.daemon.maintenance import bounds
 from leptonstore.daemon.maintenance.checking import check
 from leptonstore.daemon.maintenance.checkpoint import checkpoint
+from leptonstore.daemon.maintenance.quotas import measure_all
 from leptonstore.daemon.maintenance.scrub import scrub
 from leptonstore.daemon.maintenance.tiering import move
 from leptonstore.daemon.maintenance.work import Kind, Option, Work
@@ -22,7 +23,8 @@ def _gc(store: Store, work: Work) -> dict[str, Any]:
     def tell(what: str, done: int, total: int) -> None:
         work.tell(done, total, _STAGES.get(what, "packs"), what)
 
-    return collect(store, work.options["dry_run"], work.options["repack"], tell).to_json()
+    done = collect(store, work.options["dry_run"], work.options["repack"], tell).to_json()
+    return done if work.options["dry_run"] else {**done, "quotas": measure_all(store, work)}
 
 
 _ALL = (
@@ -62,6 +64,7 @@ _ALL = (
             "dry_run": Option(bool, False, "only say what would be moved"),
         },
     ),
+    Kind("quotas", "measure anew what datasets with a quota take", measure_all),
     Kind("index", "bring this host's index up to date, and write a snapshot of the log", checkpoint),
 )
 
