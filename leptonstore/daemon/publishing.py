@@ -73,8 +73,8 @@ class Publisher:
             found = self._known(principal, id)
             if found is not None:
                 return {"sequence": found, "again": True}
-            told = self._publish(principal, session, id, action, updates, author, ends)
-        return {**told, "new_bytes": session.store.new_bytes}
+            done = self._publish(principal, session, id, action, updates, author, ends)
+        return {**done, "new_bytes": session.store.new_bytes}
 
     def _publish(
         self,

@@ -34,7 +34,7 @@ from leptonstore.store import Store
 from leptonstore.store.wire.address import SCHEME
 
 _KINDS = ("dataset", "checkpoint", "model")
-# What a path begins with that goes on a daemon's URL: hosts with their ports. No path of a store is taken for one that has no ":7400" in it.
+# What a path begins with that goes on a daemon's URL: hosts with their ports. A path without a ":7400" in it is never taken for one.
 _HOSTS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}(?:,[^/]*)?/")
 
 

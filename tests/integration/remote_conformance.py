@@ -1,10 +1,9 @@
-"""Runs existing tests over again with every store that they make or open behind a daemon: what they promise of a store holds of a served one.
+"""Existing tests over again, with every store that they make or open behind a daemon: a served store keeps what they promise of a store.
 
     from test_dataset import *
     from remote_conformance import behind_a_daemon
 
-`Store.create(path)` makes the store, serves it in this process, and gives the client's RemoteStore; `Store.open(path)` opens a client of what
-is served there.
+`Store.create(path)` makes the store, serves it in this process, and gives the client's RemoteStore; `Store.open(path)` opens another client.
 """
 
 from __future__ import annotations
