@@ -3,7 +3,7 @@
     from test_dataset import *
     from remote_conformance import behind_a_daemon
 
-`Store.create(path)` makes the store, serves it in this process, and gives the client's RemoteStore; `Store.open(path)` opens another client.
+`Store.create(path)` makes the store, serves it in this process, and gives a RemoteStore; `Store.open(path)` opens another client.
 """
 
 from __future__ import annotations
