@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_data import TOKEN, serving
+from remote_data import TOKEN, serving
 
 from leptonstore.store import Store
 from leptonstore.store.remote_store import RemoteStore
@@ -45,8 +45,7 @@ class Behind:
     def serve(self, url: str | Path, cache_dir: Path | None, unlock: Any = None) -> RemoteStore:
         store = self._ends.enter_context(_open(url, cache_dir, unlock))
         again = lambda: _open(url, cache_dir, unlock)  # noqa: E731
-        server = self._ends.enter_context(serving(store, open_store=again))
-        served = f"lepton://127.0.0.1:{server.port}/{server.service.name}"
+        served = self._ends.enter_context(serving(store, open_store=again)).url
         self._urls[os.path.realpath(url)] = served
         return RemoteStore.open_url(served, cache_dir)
 
