@@ -25,10 +25,10 @@ from leptonstore.daemon.flight import subject_of
 from leptonstore.daemon.http.arrow_body import ArrowBody, put_messages
 from leptonstore.daemon.http.ask import query_of
 from leptonstore.daemon.http.bounds import PUT_READ_S, PUTS_MAX
-from leptonstore.daemon.http.failures import Failed
+from leptonstore.daemon.http.failures import Failed, failed
 from leptonstore.daemon.http.sending import ArrowStream
 from leptonstore.daemon.operations import OPERATIONS, Of, Operation
-from leptonstore.errors import BadInput, TooBusy
+from leptonstore.errors import BadInput, Damaged, TooBusy
 from leptonstore.store.wire.messages import Request, parse
 from leptonstore.web.bodies import Bodies
 
@@ -119,7 +119,10 @@ class Gateway:
     def _received(self, one: One, request: Request, body: ArrowBody) -> dict[str, Any]:
         assert one.principal is not None
         schema, batches = put_messages(body, PUT_BATCH_BYTES_MAX)
-        taken = self._plane.service.receive(one.principal, request, schema, batches, lambda total: None)
+        try:
+            taken = self._plane.service.receive(one.principal, request, schema, batches, lambda total: None)
+        except Damaged as error:  # what was sent is: no fault of this side
+            raise failed(error, 400) from None
         self._plane.access.spend(one.principal, body.bytes_in, one.note.client)
         return taken
 
