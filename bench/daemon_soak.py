@@ -110,7 +110,7 @@ def sample(pid: int) -> dict[str, float]:
 def soak(place: Path, seconds: float) -> dict[str, Any]:
     """One run: {samples: Watch, counts, wrong, damage}."""
     make(place)
-    settings = {"cache": str(place / "hot"), "cache_bytes": "128MiB", "folder": place}
+    settings: dict[str, Any] = {"cache": str(place / "hot"), "cache_bytes": "128MiB", "folder": place}
     with daemon.running(place / "store", **settings) as served:
         watch = Watch(served.pid, seconds / 600)
         command = [
