@@ -522,7 +522,9 @@ CACHE_FULL_RETRY_PUTS = 256  # values that go uncached after the device was full
 CACHE_COUNTS_FLUSH = 1_024  # requests that a killed process may fail to report
 
 # Clients of a daemon (leptonstore/store/wire, leptonstore/store/remote_store.py).
-WIRE_HOSTS_MAX = 64  # in one URL, and of the members that a daemon tells: each is asked in turn when others do not answer
+WIRE_HOSTS_MAX = (
+    64  # in one URL, and of the members that a daemon tells: each is asked in turn when others do not answer
+)
 WIRE_CONNECT_S = 3.0  # for a TCP connection: a host that is up answers in a round trip
 WIRE_OPEN_S = 5.0  # for a daemon to answer when a store is opened: a person waits, and a wrong name is told at once
 WIRE_RETRY_S = 60.0  # for a daemon to answer again when the store is in use: it may be restarted meanwhile

@@ -76,7 +76,7 @@ class Access:
         self.tokens = LiveTokens(ring, clock)
         self.audit_log, self._local_token = audit_log, local_token
         self._now = now
-        self._rates = Rates(self._settings.rates, clock)
+        self._clock, self._rates = clock, Rates(self._settings.rates, clock)
         self.failures = Failures()
         self.is_peer: Callable[[str], bool] = lambda authorization: False  # of a cluster: Cluster.is_peer
 
@@ -146,6 +146,10 @@ class Access:
             raise too_busy("too many requests without a valid credential came from this address", wait)
 
     # -- how much --------------------------------------------------------------------------------------------------
+
+    def limit(self, rates: RateLimits) -> None:
+        """From now on these limits hold. Everybody begins anew with a full bucket."""
+        self._rates = Rates(rates, self._clock)
 
     def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
         """Count a request, and `bytes` of it. Raises TooBusy; then the request is not to be done."""

@@ -43,14 +43,16 @@ class AuditLog:
         path: str | Path,
         file_bytes: int = AUDIT_FILE_BYTES,
         files: int = AUDIT_FILES,
+        strangers: Rate | None = AUDIT_STRANGERS,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the file, and its folder. Raises BadInput when it cannot be written."""
+        """Makes the file, and its folder; "-" is stderr, which is not rotated. Raises BadInput when it cannot be written."""
         self.path, self._file_bytes, self._files, self._now = Path(path), file_bytes, files, now
         self.lost = 0
-        self._strangers, self._left_out = Buckets(AUDIT_STRANGERS, clock), 0
+        self._strangers, self._left_out = Buckets(strangers, clock), 0
         self._guard = threading.Lock()
+        self._own_file = str(path) != "-"
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd, self._bytes = self._open()
@@ -58,6 +60,8 @@ class AuditLog:
             raise BadInput(f"the audit log {self.path} cannot be written: {error.strerror}") from None
 
     def _open(self) -> tuple[int, int]:
+        if not self._own_file:
+            return os.dup(2), 0
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         return fd, os.fstat(fd).st_size
 
@@ -86,7 +90,8 @@ class AuditLog:
 
     def _append(self, line: bytes) -> None:
         try:
-            if self._fd < 0 or (self._bytes and self._bytes + len(line) > self._file_bytes):
+            full = self._own_file and self._bytes and self._bytes + len(line) > self._file_bytes
+            if self._fd < 0 or full:
                 self._rotate()
             written = os.write(self._fd, line)
             self._bytes += written

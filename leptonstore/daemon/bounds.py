@@ -38,11 +38,10 @@ PLANS_MAX = 256  # readers whose plan is known
 READERS_MAX = 1_024  # readers that told what they wait for, 500 bytes each
 
 # -- how much at once (Flight) -----------------------------------------------------------------------------------------
-ACTIONS_AT_ONCE = 32  # short ones; each is a thread of gRPC's
-GETS_AT_ONCE = (
-    128  # streams, each with a batch in memory that is sent and one that is made: 128 * 2 * BATCH_BYTES = 512 MiB
-)
-PEERS_AT_ONCE = 64  # of other daemons of the cluster, beside all of the above: ANSWER_BATCH_BYTES and two blocks each
+ACTIONS_AT_ONCE = 32
+# Streams: each has a batch in memory that is sent and one that is made, 128 * 2 * BATCH_BYTES = 512 MiB at worst.
+GETS_AT_ONCE = 128
+PEERS_AT_ONCE = 64  # of other daemons of the cluster, beside all else: two batches and four blocks each, 512 MiB
 PUTS_AT_ONCE = 32  # each with at most PUT_BATCH_BYTES_MAX received: 2 GiB at worst
 WAITING_MAX = 1_024  # of each kind; each is a thread that sleeps
 WAIT_S = 20.0  # in the queue; a client that gets an answer later has given up

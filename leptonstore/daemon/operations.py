@@ -59,6 +59,10 @@ _FLIGHT = (
     Operation("job", "action", Scope.ADMIN, Of.STORE, writes=True),
     Operation("jobs", "action", Scope.ADMIN, Of.STORE),
     Operation("stop", "action", Scope.ADMIN, Of.STORE, writes=True),  # of a job
+    # Of what it administers: the whole store, or some datasets (token_requests.py).
+    Operation("token_add", "action", Scope.ADMIN, Of.ANY, writes=True),
+    Operation("token_ls", "action", Scope.ADMIN, Of.ANY),
+    Operation("token_revoke", "action", Scope.ADMIN, Of.ANY, writes=True),
     Operation("block", "get", Scope.PEER, Of.STORE),
     Operation("member", "action", Scope.PEER, Of.STORE),
 )

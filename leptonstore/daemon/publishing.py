@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from leptonstore.daemon import bounds
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 METRICS_BYTES_MAX = 16 << 10  # of one ref's, as JSON
 AUTHOR_CHARS_MAX = 200
-MayReach = Callable[["Principal", Session, list[str]], None]
+MayReach = Callable[["Principal", Session, list[str], Set[str]], None]
 
 
 class _Done(Exception):
@@ -87,7 +87,7 @@ class Publisher:
     ) -> dict[str, Any]:
         made = [update.new for update in updates if update.new is not None]
         if not _all_datasets(principal):
-            self._require_reach(principal, session, [*made, *ends])
+            self._require_reach(principal, session, [*made, *ends], ends)
 
         def decide(state: LogState) -> tuple[RefUpdate, ...]:
             if self._landed(session.store, state, updates, id):
@@ -106,7 +106,7 @@ class Publisher:
         self._remember(principal, id, sequence)
         return {"sequence": sequence, "again": again}
 
-    def _require_reach(self, principal: Principal, session: Session, commits: list[str]) -> None:
+    def _require_reach(self, principal: Principal, session: Session, commits: list[str], ends: Set[str]) -> None:
         if not commits:
             return
         if self._may_reach is None:
@@ -114,7 +114,7 @@ class Publisher:
                 "this credential is limited to some datasets, and this daemon cannot tell what a version reaches: publish with one "
                 "that may write the whole store"
             )
-        self._may_reach(principal, session, commits)
+        self._may_reach(principal, session, commits, ends)
 
     # -- finding an earlier one ----------------------------------------------------------------------------------------
 

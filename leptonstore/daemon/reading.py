@@ -27,19 +27,17 @@ from leptonstore.errors import ChunkMissing
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.index import Place
-from leptonstore.store.wire.records import FOUND, pack_found
+from leptonstore.store.wire.records import FOUND, KINDS, pack_found
 
 if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
 
-ABSENT, CHUNK, CHUNK_LIST, REFERENCE = 0, 1, 2, 3
-STORED_RAW = 1  # flag of `find`: it does not shrink
+CHUNK, CHUNK_LIST = KINDS[lpk.KIND_CHUNK], KINDS[lpk.KIND_CHUNK_LIST]
 GET_SCHEMA = pa.schema(
     [pa.field("kind", pa.uint8(), nullable=False), pa.field("data", pa.large_binary(), nullable=False)]
 )
 HISTORY_SCHEMA = pa.schema([pa.field("entry", pa.string(), nullable=False)])
 
-_KINDS = {lpk.KIND_CHUNK: CHUNK, lpk.KIND_CHUNK_LIST: CHUNK_LIST, lpk.KIND_REFERENCE: REFERENCE}
 _HISTORY_KEYS = ("sequence", "time_ns", "author", "host", "action", "refs", "forgotten", "epoch", "purged", "replaced")
 # What a reader needs of settings. Others name tiers, remotes and folders of references: they are for who administers the store.
 _SETTINGS_SHOWN = ("quota_bytes",)
@@ -120,28 +118,41 @@ class Reading:
 
     # -- by digest -----------------------------------------------------------------------------------------------------
 
-    def find(self, principal: Principal, digests: Sequence[Digest], session: Session | None = None) -> bytes:
-        """FOUND of each. With a session, what is found there counts as put by it: its next publication relies on it."""
+    def find(
+        self, principal: Principal, digests: Sequence[Digest], session: Session | None = None, rely: bool = False
+    ) -> bytes:
+        """FOUND of each (store/wire/records.py). What was put in `session` is visible, too; rely: and what is found counts as put there:
+        the next publication relies on it, and what may be lost counts as absent."""
         out = np.zeros(len(digests), FOUND)
-        visible = self._sight(principal)
-        store = self._store if session is None else session.store
+        store = self._store if session is None or not rely else session.store
         places = self._places(store, digests)
-        shown = [True] * len(digests) if visible is None else visible(digests)
+        shown = self._shown(principal, digests, session)
         lists = 0
         for at, (digest, place) in enumerate(zip(digests, places, strict=True)):
-            if place is None or not shown[at]:
+            if place is None or not shown[at] or (rely and not store.known(digest)):
                 continue
-            if session is not None and not store.known(digest, referred=False):
-                continue
-            kind = _KINDS.get(place.row.kind, ABSENT)
             plain = place.row.plain
-            if kind == CHUNK_LIST:
+            if plain is None:
                 lists += 1
                 if lists > bounds.FIND_READS_MAX:
                     continue  # as if it were absent: the client asks again, for fewer
                 plain = lpk.parse_chunk_list(store.record(digest)[1]).total
-            out[at] = pack_found(store.stored_at(place), plain or 0)
+            out[at] = pack_found(store.stored_at(place), plain)
         return out.tobytes()
+
+    def _shown(
+        self, principal: Principal, digests: Sequence[Digest], session: Session | None
+    ) -> Sequence[bool] | np.ndarray[Any, np.dtype[np.bool_]]:
+        """Of each, whether the principal may see it."""
+        visible = self._sight(principal)
+        if visible is None:
+            return np.ones(len(digests), np.bool_)
+        if session is None:
+            return visible(digests)
+        own = session.owns(digests)
+        rest = [digest for digest, mine in zip(digests, own, strict=True) if not mine]
+        seen = iter(visible(rest))
+        return [mine or bool(next(seen)) for mine in own]
 
     def _places(self, store: Store, digests: Sequence[Digest]) -> list[Place | None]:
         """Where each is, as far as new work may rely on it; looked for once more where the log may have news."""
@@ -161,14 +172,14 @@ class Reading:
                 places[at] = None
         return places
 
-    def get(self, principal: Principal, digests: Sequence[Digest], whole: bool) -> Iterator[pa.RecordBatch]:
+    def get(
+        self, principal: Principal, digests: Sequence[Digest], whole: bool, session: Session | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Batches of GET_SCHEMA, in order. whole: values; of one over GET_WHOLE_BYTES_MAX, and without `whole` of every long value, its
         chunk list. Raises ChunkMissing (also for what may not be seen), ChunkCorrupt, TierUnavailable."""
-        visible = self._sight(principal)
-        if visible is not None:
-            for digest, seen in zip(digests, visible(digests), strict=True):
-                if not seen:
-                    raise ChunkMissing(digest.hex())
+        for digest, seen in zip(digests, self._shown(principal, digests, session), strict=True):
+            if not seen:
+                raise ChunkMissing(digest.hex())
         return self._get(digests, whole)
 
     def _get(self, digests: Sequence[Digest], whole: bool) -> Iterator[pa.RecordBatch]:

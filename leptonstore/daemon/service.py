@@ -32,7 +32,7 @@ from leptonstore.daemon.operations import OPERATIONS, Of, Operation, Scope
 from leptonstore.daemon.publishing import MayReach, Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
 from leptonstore.daemon.scrub import Scrubber
-from leptonstore.daemon.sessions import Put, Sessions, put_batches
+from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
 from leptonstore.daemon.sight import Sight, store_wide_only
 from leptonstore.daemon.tables import Tables, dataset_named
 from leptonstore.digest import Digest
@@ -50,7 +50,7 @@ Batches: TypeAlias = Iterator[pa.RecordBatch]
 Act: TypeAlias = "Callable[[Principal, Request], dict[str, Any] | bytes]"
 Stream: TypeAlias = "Callable[[Principal, Request], tuple[pa.Schema, Batches]]"
 Ack: TypeAlias = Callable[[Put], None]
-Planned: TypeAlias = "Callable[[Principal, str, Sequence[Digest]], None]"
+Planned: TypeAlias = "Callable[[Principal, str, Sequence[Digest], bool], None]"
 Told: TypeAlias = "Callable[[Principal, str, dict[str, Any]], None]"
 
 _SETTINGS_MAX = 64  # of one `append`
@@ -266,15 +266,22 @@ class Service:
 
     def _find(self, principal: Principal, request: Request) -> bytes:
         digests = digests_of(request.payload)
-        id = Arguments("find", request.arguments).text("session", None)
+        told = Arguments("find", request.arguments)
+        id = told.text("session", None)
         if id is None:
-            return self.reading.find(principal, digests)
+            return self.reading.find(principal, digests, self._mine(principal, told))
         with self.sessions.use(principal, id) as session:
-            return self.reading.find(principal, digests, session)
+            return self.reading.find(principal, digests, session, rely=True)
 
     def _get(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
-        whole = Arguments("get", request.arguments).flag("whole", True)
-        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), whole)
+        told = Arguments("get", request.arguments)
+        mine = self._mine(principal, told)
+        return GET_SCHEMA, self.reading.get(principal, digests_of(request.payload), told.flag("whole", True), mine)
+
+    def _mine(self, principal: Principal, told: Arguments) -> Session | None:
+        """The session whose work a request may read besides; None without one, or when it has ended."""
+        id = told.text("mine", None)
+        return None if id is None else self.sessions.peek(principal, id)
 
     def _rows(self, principal: Principal, request: Request) -> tuple[pa.Schema, Batches]:
         return self.tables.rows(principal, Arguments("rows", request.arguments))
@@ -299,13 +306,14 @@ class Service:
         return {}
 
     def _plan(self, principal: Principal, request: Request) -> dict[str, Any]:
-        reader = Arguments("plan", request.arguments).text("reader", most=100)
+        told = Arguments("plan", request.arguments)
+        reader, more = told.text("reader", most=100), told.flag("more", False)  # more: it goes on where the last one ended
         digests = digests_of(request.payload)
         visible = self._sight(principal)
         if visible is not None:
             digests = [digest for digest, seen in zip(digests, visible(digests), strict=True) if seen]
         if self.planned is not None:
-            self.planned(principal, reader, digests)
+            self.planned(principal, reader, digests, more)
         return {"planned": len(digests) if self.planned is not None else 0}
 
     def _tell(self, principal: Principal, request: Request) -> dict[str, Any]:
@@ -320,8 +328,15 @@ class Service:
         return {}
 
     def _open(self, principal: Principal, request: Request) -> dict[str, Any]:
-        session = self.sessions.open(principal, scoped=not principal.may(Scope.WRITE))
+        scoped = not principal.may(Scope.WRITE)
+        sees = (lambda digests: self._seen(principal, digests)) if scoped else None
+        base = Arguments("open", request.arguments).number("base", 0, 1 << 62, None)
+        session = self.sessions.open(principal, sees, base)
         return {"session": session.id, "idle_s": bounds.SESSION_IDLE_S, "sequence": session.store.state.sequence}
+
+    def _seen(self, principal: Principal, digests: Sequence[Digest]) -> Sequence[bool]:
+        visible = self._sight(principal)
+        return [True] * len(digests) if visible is None else visible(digests)
 
     def _flush(self, principal: Principal, request: Request) -> dict[str, Any]:
         with self.sessions.use(principal, Arguments("flush", request.arguments).text("session")) as session:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,11 +23,12 @@ import pyarrow as pa
 from blake3 import blake3
 
 from leptonstore.daemon import bounds
+from leptonstore.daemon.digest_set import DigestSet
+from leptonstore.daemon.sight import Visible
 from leptonstore.digest import DIGEST_BYTES, Digest, digest_of
 from leptonstore.errors import BadInput, ChunkCorrupt, FormatDamaged, NotFound, TooBusy
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
-from leptonstore.store.runs import SortedRuns
 
 if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
@@ -54,14 +55,18 @@ class Put(NamedTuple):
 class Session:
     """One client's unpublished work. Several threads may put at once; `alone` is for what ends a stretch of work."""
 
-    def __init__(self, id: str, principal: Principal, store: Store, scoped: bool, now: float) -> None:
+    def __init__(self, id: str, principal: Principal, store: Store, sees: Visible | None, now: float) -> None:
         self.id, self.principal, self.store = id, principal, store
         self.last_used, self.under_way = now, 0
         self.alone = threading.RLock()
         self.put_total = Put(0, 0)
         self._guard = threading.Lock()
-        # What was put, of a principal that is limited to datasets: what it publishes may reach that. Spilled to disk when there is much.
-        self._own = SortedRuns(DIGEST_BYTES, store.cache_path("sessions")) if scoped else None
+        # What was put, and what may be seen, of a principal that is limited to datasets: what it publishes may reach only that.
+        self.own, self._sees = DigestSet(store.cache_path("sessions")), sees
+
+    def owns(self, digests: Sequence[Digest]) -> list[bool]:
+        """Of each, whether it was put here. (Of a principal that sees everything nothing is remembered.)"""
+        return self.own.contains(digests)
 
     def put(self, batch: pa.RecordBatch) -> Put:
         """Keep the records of one batch of PUT_SCHEMA. Raises BadInput, ChunkCorrupt (a digest that is not the data's), StoreFull."""
@@ -84,9 +89,9 @@ class Session:
                 self._put_list(digest, view, content)
             else:
                 raise BadInput(f"a record of kind {kind}: clients put chunks (1) and chunk lists (2)")
+            if self._sees is not None:
+                self.own.add([digest])
         with self._guard:
-            if self._own is not None:
-                self._own.add_all(digests)
             self.put_total = Put(self.put_total.records + batch.num_rows, self.put_total.bytes + size)
         return Put(batch.num_rows, size)
 
@@ -110,9 +115,9 @@ class Session:
             raise BadInput(
                 f"a piece of {largest:,} bytes: this store cuts above {self.store.config.chunks.cut_above:,}"
             )
-        missing = next((piece for piece, _ in pieces if not self._may_use(piece)), None)
+        missing = self._lacking([piece for piece, _ in pieces])
         if missing is not None:
-            raise NotFound(f"piece {missing.hex()[:16]}… of a long value is not here: put it before its list")
+            raise BadInput(f"piece {missing.hex()[:16]}… of a long value is not here: put it before its list")
         hasher = blake3()
         for (piece, length), data in zip(pieces, self.store.get_pieces([one for one, _ in pieces]), strict=True):
             if len(data) != length:
@@ -122,8 +127,15 @@ class Session:
             raise ChunkCorrupt(digest.hex(), "-", "its pieces do not add up to it; nothing of it was kept")
         self.store.put_chunk_list(digest, list(pieces), content)
 
-    def _may_use(self, piece: Digest) -> bool:
-        return self.store.known(piece)
+    def _lacking(self, pieces: Sequence[Digest]) -> Digest | None:
+        """The first piece that is not here. What its principal may not see is not here: else the list [piece], which has the piece's own
+        digest, would count as put by it, and be shown to it."""
+        if self._sees is not None:
+            others = [piece for piece, mine in zip(pieces, self.own.contains(pieces), strict=True) if not mine]
+            hidden = next((piece for piece, seen in zip(others, self._sees(others), strict=True) if not seen), None)
+            if hidden is not None:
+                return hidden
+        return next((piece for piece in pieces if not self.store.known(piece)), None)
 
 
 class Sessions:
@@ -139,8 +151,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, principal: Principal, scoped: bool) -> Session:
-        """A new session. scoped: remember what is put (see `Session`). Raises TooBusy when there are too many."""
+    def open(self, principal: Principal, sees: Visible | None, base: int | None = None) -> Session:
+        """A new session. Raises TooBusy when there are too many.
+
+        sees: what its principal may see, None for all; see `Session`. base: the `gc_sequence` of the state that the client began with:
+        what it counts on may have been taken since.
+        """
         self.expire()
         with self._guard:
             mine = sum(session.principal.id == principal.id for session in self._sessions.values())
@@ -156,7 +172,10 @@ class Sessions:
                 )
             self._opening[principal.id] = self._opening.get(principal.id, 0) + 1
         try:
-            session = Session(secrets.token_hex(16), principal, self._open_store(), scoped, self._clock())
+            store = self._open_store()
+            if base is not None:
+                store.began_at(base)
+            session = Session(secrets.token_hex(16), principal, store, sees, self._clock())
         finally:
             with self._guard:
                 self._opening[principal.id] -= 1
@@ -183,6 +202,12 @@ class Sessions:
             with self._guard:
                 session.under_way -= 1
                 session.last_used = self._clock()
+
+    def peek(self, principal: Principal, id: str) -> Session | None:
+        """The session `id`, to look at; None when there is none."""
+        with self._guard:
+            session = self._sessions.get(id)
+            return session if session is not None and session.principal.id == principal.id else None
 
     def close(self, principal: Principal, id: str) -> None:
         """End a session; what it did not publish is forgotten. One that is gone already is no error."""

@@ -55,9 +55,12 @@ class Tables:
         if kind not in KINDS:
             raise BadInput(f"'kind' is one of {', '.join(KINDS)}")
         name = dataset_named(spec)
-        if not list_refs(self._store, kind, name) and "@" not in spec:
-            raise RefMissing(f"no {kind} {name!r} in this store")  # and not which others there are
-        name, ref, commit = resolve_ref(self._store, kind, spec)
+        try:
+            name, ref, commit = resolve_ref(self._store, kind, spec)
+        except RefMissing:
+            if not list_refs(self._store, kind, name):
+                raise RefMissing(f"no {kind} {name!r} in this store") from None  # and not which others there are
+            raise
         visible = self._sight(principal)
         if visible is not None and not visible([parse_hex(commit)])[0]:
             raise RefMissing(f"{kind} {name!r} has no version {ref!r}")

@@ -25,6 +25,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from leptonstore.daemon.principals import Grant, Principal
@@ -86,6 +87,19 @@ class Token:
     def principal(self) -> Principal:
         """Whom it stands for."""
         return Principal(self.id, self.name, self.grants)
+
+    def to_json(self, now: float) -> dict[str, Any]:
+        """For people and scripts: without the hash, which is nobody's business. now: seconds since the epoch."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "grants": [str(grant) for grant in self.grants],
+            "created": _when(self.created_ns),
+            "expires": None if self.expires_ns is None else _when(self.expires_ns),
+            "expired": self.expired(now),
+            "author": self.author,
+            "certificate": self.certificate or None,
+        }
 
 
 def id_in(presented: str) -> str | None:
@@ -220,21 +234,27 @@ class TokenRing:
 
     def find(self, wanted: str) -> Token:
         """The one whose name `wanted` is, or whose id begins with it. Raises NotFound or BadInput."""
-        known = self.all()
-        found = [token for token in known if token.name == wanted] or [
-            token for token in known if wanted and token.id.startswith(wanted)
-        ]
-        if not found:
-            raise NotFound(f"no token {wanted!r:.120}; there is: {listed(token.name for token in known)}")
-        if len(found) > 1:
-            raise BadInput(f"{wanted!r} names {len(found)} tokens: give more of the id")
-        return found[0]
+        return choose(self.all(), wanted)
 
     def revoke(self, token_id: str) -> None:
         """Take it away, durably; no error when it is not there. Raises BadInput for what is no id."""
         if not _ID.fullmatch(token_id):
             raise BadInput(f"{token_id!r:.120} is no id of a token")
         self.home.delete_document(f"{FOLDER}/{token_id}")
+
+
+def choose(known: Sequence[Token], wanted: str) -> Token:
+    """The one whose name `wanted` is, or whose id begins with it. Raises NotFound or BadInput."""
+    found = [token for token in known if token.name == wanted] or [one for one in known if one.id.startswith(wanted)]
+    if not wanted or not found:
+        raise NotFound(f"no token {wanted!r:.120}; there is: {listed(token.name for token in known)}")
+    if len(found) > 1:
+        raise BadInput(f"{wanted!r} names {len(found)} tokens: give more of the id")
+    return found[0]
+
+
+def _when(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _hash(token: str) -> str:

@@ -93,8 +93,8 @@ class Pages:
     def gather(self, rows: Rows, fields: Sequence[pa.Field], keep: bool = True, lend: bool = False) -> list[Column]:
         """The values of some rows of the version, as the pages keep them, in the order asked; at least one row.
 
-        keep: whether pages are kept for the next call. lend: whoever asks lets go of what it gets at once; then it may be views of what lies
-        in the host's cache. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
+        keep: whether pages are kept for the next call. lend: whoever asks lets go of what it gets at once; then it may be views of what
+        lies in the host's cache. Raises ChunkMissing, ChunkCorrupt or FormatDamaged, with the place.
         """
         first, last = int(rows[0]), int(rows[-1])
         if (lend or not self._on_host) and last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):

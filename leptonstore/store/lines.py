@@ -123,4 +123,3 @@ class Lines:
             return self.destination.get(digest)
         except (ChunkMissing, ChunkCorrupt):
             return self.source.get(digest)
-

@@ -528,7 +528,9 @@ class Store:
                 reader.read_chunk_into(self.tier, place.row, self.opened(place.pack), out, check)
                 return
             except ChunkCorrupt:
-                if self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None:  # else `get` looks for another copy
+                if (
+                    self.tier.one_copy and self.tier.pack_bytes(place.pack) is not None
+                ):  # else `get` looks for another copy
                     raise
         data = self.get(digest)
         if len(data) != len(out):
@@ -705,6 +707,11 @@ class Store:
             self._publish("packs", (), self._writer.finish())
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
+
+    def began_at(self, gc_sequence: int) -> None:
+        """The work that will be published by this object began when the state's `gc_sequence` was this: what garbage collection did since
+        concerns it."""
+        self._base = min(self._base, gc_sequence)
 
     def hand_over(self) -> None:
         """Nothing that was flushed so far needs to be spared for this process any more: a ref that another one published reaches it.

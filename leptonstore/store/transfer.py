@@ -88,7 +88,9 @@ class Transfer:
         self.lines = Lines(source, destination)
         # A record can be copied as it is: no key on either side, and the destination would compress it alike.
         self._as_it_is = (
-            not source.encrypted and not destination.encrypted and source.config.zstd_level == destination.config.zstd_level
+            not source.encrypted
+            and not destination.encrypted
+            and source.config.zstd_level == destination.config.zstd_level
         )
         self._commits: set[Digest] = set()
         self._met: dict[Digest, None] = {}  # to be looked up with the next batch
@@ -322,8 +324,9 @@ class Transfer:
     def _count_long(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> None:
         """As if the destination cut as the source does."""
         names = [name for name, _ in pieces]
-        for (piece, length), fact, there in zip(pieces, self.source.stored_many(names), self._there(names), strict=True):
+        for (piece, length), fact, there in zip(
+            pieces, self.source.stored_many(names), self._there(names), strict=True
+        ):
             if not there and piece not in self._counted:
                 self._count(piece, length, 0 if fact is None else fact.stored, lpk.CONTENT_DATA)
         self._counted.add(digest)
-

@@ -33,7 +33,8 @@ COPIES_SHARE = 1 / 8
 VICTIMS_LOOKED_AT = (
     8  # blocks among which the least wanted is looked for: as good as the least of all, but for some per cent
 )
-COUNTS_PER_BLOCK = 8  # counters of visits, a byte each
+# Counters of visits, a byte each: enough that blocks which were seen once do not add up (with 8, a long scan drove everything out).
+COUNTS_PER_BLOCK = 32
 COUNTS_MAX = 1 << 26  # 64 MiB
 VISITS_MAX = 15  # after ten times as many visits as there are blocks, all counts are halved
 

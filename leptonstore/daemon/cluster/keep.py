@@ -1,12 +1,13 @@
 """Which blocks stay when there is no room: a short queue of the latest ones, and behind it those that were visited most often.
 
-    a new block -> latest (the last 1/8 of the budget, least recently used first) -> settled, when it was visited more often than
-    the least visited of a few that are there; else it goes
+    a new block -> latest (the last 1/8 of the budget, least recently used first) -> settled, when it was visited more often (by two)
+    than the least visited of a few that are there; else it goes
 
 - A loader that goes through a block in small reads makes one visit, not many: a hit counts again only after the queue of the latest was
   turned over. Without that, whatever was read last would seem the most wanted.
 - A scan, or a shuffled epoch, of more blocks than fit makes equally many visits to each: then what is here stays, and as large a share of
-  the next epoch is found as fits. (Least recently used would find nothing: each block goes just before its next turn.)
+  the next epoch is found as fits. (Least recently used would find nothing: each block goes just before its next turn.) So a new block
+  needs two visits more: one more only means that its turn in this epoch has come, and the other's has not.
 - Copies of blocks that others own fill what the own ones leave free, and go first; a share is theirs in any case.
 
 Sources: TinyLFU (Einziger, Friedman, Manes, 2017): admission by counts that are halved; the count is a count-min sketch (Cormode,
@@ -63,7 +64,7 @@ class Keep(Generic[K]):
     """Names and sizes of what is here; who holds the bytes does as it says. Not for several threads at once."""
 
     def __init__(self, budget: int) -> None:
-        """budget: bytes of all that is held; never exceeded but by one block that is larger than the whole of it."""
+        """budget: bytes of all that is held; never exceeded."""
         self.budget = budget
         self._latest_budget = int(budget * bounds.LATEST_SHARE)
         self._settled_budget = budget - self._latest_budget
@@ -125,7 +126,7 @@ class Keep(Generic[K]):
         self._latest[key] = size
         self._latest_bytes += size
         gone: list[K] = []
-        while self._latest_bytes > self._latest_budget and (len(self._latest) > 1 or size > self.budget):
+        while self._latest_bytes > self._latest_budget:
             oldest, bytes_of = self._latest.popitem(last=False)
             self._latest_bytes -= bytes_of
             self._turn_over(bytes_of)
@@ -158,7 +159,7 @@ class Keep(Generic[K]):
         while self._own.bytes + self._copies.bytes + held.size > self._settled_budget:
             victim = self._victim(held)
             spare = victim is not None and not held.copy and self._held[victim].copy  # a copy makes way for an own one
-            if victim is None or (not spare and self._visits(key) <= self._visits(victim)):
+            if victim is None or (not spare and self._visits(key) <= self._visits(victim) + 1):
                 del self._held[key]
                 return [*gone, key]
             self.remove(victim)

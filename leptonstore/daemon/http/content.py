@@ -33,23 +33,25 @@ from leptonstore.daemon.http.media import BINARY, JSON, is_stored_bytes, media_o
 from leptonstore.daemon.http.sending import ARROW_STREAM, ArrowStream, Ranged, Source
 from leptonstore.daemon.http.work import Work
 from leptonstore.daemon.operations import Operation, Scope
-from leptonstore.daemon.reading import ABSENT, CHUNK, CHUNK_LIST, FOUND
+from leptonstore.daemon.reading import CHUNK, CHUNK_LIST
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tables import dataset_named
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.mounted import Mounted, StoredBytes, mount
 from leptonstore.dataset.plain import python_values, to_plain
-from leptonstore.dataset.refs import list_refs
+from leptonstore.dataset.refs import MAIN, list_refs
 from leptonstore.dataset.schema import class_names, semantic_of, shown_type
 from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import BadInput, ChunkMissing, NotFound, RefMissing
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import KINDS
 from leptonstore.store.wire.messages import Request
+from leptonstore.store.wire.records import FOUND
 from leptonstore.web.accept import chosen
 
 Reader = Callable[[int, int], Iterator[Buffer]]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ROW_MAX = 10**18 - 1
 _VARY = "authorization, accept"
 
 
@@ -86,7 +88,7 @@ class Content:
         told = {
             "kind": commit.kind,
             "name": ds.name,
-            "ref": ds.ref,
+            "ref": ask.path["version"].partition("@")[2] or MAIN,
             "commit": ds.commit,
             "rows": len(ds),
             "plain_bytes": commit.plain_bytes,
@@ -108,15 +110,15 @@ class Content:
         count = len(ds)
         start = ask.number("start", 0, count)
         if chosen(ask.accept, (JSON, ARROW_STREAM)) == ARROW_STREAM:
-            stop = max(start, ask.number("stop", count, count))
+            stop = min(max(start, ask.number("stop", count, _ROW_MAX)), count)
             told = {"dataset": f"{ds.name}@{ds.commit}", "kind": _kind_of(ask), "start": start, "stop": stop}
             if names is not None:
                 told["columns"] = names
             schema, batches = self._service.stream(ask.principal, Request("rows", told))
             headers = self._cached(ask, fixed) | {"etag": f'"{ds.commit}-arrow"'}
             return ArrowStream(schema, batches, self._work, headers)
-        stop = max(start, ask.number("stop", min(count, start + bounds.JSON_ROWS_DEFAULT), count))
-        stop = min(stop, start + bounds.JSON_ROWS_MAX)
+        stop = max(start, ask.number("stop", start + bounds.JSON_ROWS_DEFAULT, _ROW_MAX))
+        stop = min(stop, start + bounds.JSON_ROWS_MAX, count)
         data = _page(ds, names, start, stop, ask.url_path)
         return self._whole(ask, data, JSON, f"{ds.commit}-json", fixed)
 
@@ -127,7 +129,7 @@ class Content:
         name = ask.path["column"]
         if name not in ds.schema.names:
             raise NotFound(f"there is no column {name[:100]!r} in this version")
-        row = number_of(ask.path["row"], "a row", 0, (1 << 59))
+        row = number_of(ask.path["row"], "a row", 0, _ROW_MAX)
         if row >= len(ds):
             raise NotFound(f"row {row:,} is not there: this version has {len(ds):,} rows")
         field = ds.schema.field(name)
@@ -205,7 +207,7 @@ class Content:
         digest = bytes.fromhex(text)
         read: Reader
         found = np.frombuffer(self._act(ask, "find", digest), FOUND)[0]
-        if found["kind"] == ABSENT:
+        if not found["kind"]:
             raise ChunkMissing(text)
         size = int(found["plain"])
         if found["kind"] == CHUNK:

@@ -28,10 +28,23 @@ def audit(ask: Ask) -> Response:
 
 
 def members(ask: Ask) -> Response:
-    """The daemons that share this store's bucket."""
+    """The daemons that share this store's bucket, and what this one read from where."""
     if not ask.reads_all:
         raise NotPermitted("members of the cluster are shown to those who may read the whole store")
-    return ask.page("cluster.html.j2", members=[_member(one) for one in ask.context.members()])
+    told = ask.context.cluster()
+    return ask.page("cluster.html.j2", told=told, sources=_sources(told or {}))
+
+
+def _sources(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where parts of packs came from, as bars: from this daemon's own cache, from other members, from the bucket."""
+    parts = told.get("parts", {})
+    named = (("This daemon’s cache", "here"), ("Other members", "peer"), ("The bucket", "bucket"))
+    rows = [(name, int(parts.get(key, 0)), int(parts.get(f"{key}_bytes", 0))) for name, key in named]
+    peak = max(1, *(size for _, _, size in rows))
+    return [
+        {"name": name, "count": count, "bytes": size, "width": round(size / peak * 100, 2)}
+        for name, count, size in rows
+    ]
 
 
 def tail(path: Path, lines: int) -> list[dict[str, Any]]:
@@ -54,8 +67,3 @@ def tail(path: Path, lines: int) -> list[dict[str, Any]]:
             if isinstance(entry, dict):
                 found.append(entry)
     return found[-lines:]
-
-
-def _member(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table shows of a daemon; unknown figures are left out."""
-    return {str(name): value for name, value in told.items() if isinstance(value, (str, int, float, bool))}

@@ -52,5 +52,6 @@ USAGE_ROWS_MAX = 100_000_000  # of all names together; more are measured by `lep
 STATS_ROWS_MAX = 10_000_000  # of a version whose columns are measured for its page: each chunk of it is looked up once
 STATS_KEPT = 256  # versions whose measures are kept, some KiB each; a version never changes
 STATS_WAITING_MAX = 8
+STATS_WAIT_S = 0.25  # that a page waits for them: small versions are shown whole at once
 HISTORIES_KEPT = 64
 LIVE_S = 5  # between two polls of a page that shows live figures

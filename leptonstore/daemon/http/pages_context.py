@@ -12,10 +12,16 @@ from typing import Any, Protocol
 
 from starlette.requests import Request
 
-from leptonstore.daemon.access import Grant, Principal
+from leptonstore.cache import HotCache
+from leptonstore.daemon.access import Access, Grant, Principal
 from leptonstore.daemon.http.pages_session import Sessions
+from leptonstore.daemon.metrics import Metrics
+from leptonstore.daemon.service import Service
+from leptonstore.daemon.tls import certificate_name
 from leptonstore.errors import LeptonError
 from leptonstore.store import Store
+
+CACHE_FIGURE = "lepton_hot_cache_lookups"
 
 
 class Gate(Protocol):
@@ -70,8 +76,8 @@ class Ring(Protocol):
         """From now on nobody gets in with it."""
 
 
-def _no_members() -> Sequence[Mapping[str, Any]]:
-    return ()
+def _alone() -> Mapping[str, Any] | None:
+    return None
 
 
 def _no_certificate(request: Request) -> str | None:
@@ -83,7 +89,7 @@ class PagesContext:
     """store: the one that is served. name: as its URL says. url: lepton://host:port/name, for people to copy.
 
     anonymous: whether requests without a credential may see something. certificate: the name that TLS verified of a request's client.
-    members: what is known of each daemon of the cluster. revoked: is told the id of a token that is no longer good.
+    cluster: what cluster.Cluster.snapshot tells; None when it stands alone. revoked: is told the id of a token that is no longer good.
     """
 
     store: Store
@@ -98,4 +104,48 @@ class PagesContext:
     tokens: Ring | None = None
     revoked: Callable[[str], None] = lambda id: None
     audit_file: Path | None = None
-    members: Callable[[], Sequence[Mapping[str, Any]]] = _no_members
+    cluster: Callable[[], Mapping[str, Any] | None] = _alone
+
+
+def context_of(
+    service: Service,
+    access: Access,
+    metrics: Metrics,
+    *,
+    url: str = "",
+    anonymous: bool = False,
+    jobs: Worker | None = None,
+    cluster: Callable[[], Mapping[str, Any] | None] = _alone,
+) -> PagesContext:
+    """The pages of a daemon made of these parts. Hot cache figures become figures of `metrics`.
+
+    context = context_of(service, access, metrics, url="lepton://…", jobs=jobs, cluster=cluster.snapshot)
+    pages = Pages(context)                                          its routes go to the control plane; close it with the daemon
+    context.sessions.sign_in_path(f"Bearer {local_token}")          after http://host:port: signs in once
+    """
+    cache = service.cache
+    if cache is not None:
+        metrics.counter(CACHE_FIGURE, "Look-ups in the hot cache", lambda: _lookups(cache), "outcome")
+    return PagesContext(
+        service.store,
+        service.name,
+        access,
+        metrics,
+        url=url,
+        anonymous=anonymous,
+        certificate=_certificate,
+        jobs=jobs,
+        tokens=access.tokens.ring,
+        revoked=access.tokens.forget,
+        audit_file=None if access.audit_log is None else access.audit_log.path,
+        cluster=cluster,
+    )
+
+
+def _lookups(cache: HotCache) -> Mapping[str, float]:
+    told = cache.stats()
+    return {"hit": float(told.get("hits", 0)), "miss": float(told.get("misses", 0))}
+
+
+def _certificate(request: Request) -> str | None:
+    return certificate_name(request.scope.get("state", {}).get("certificate"))

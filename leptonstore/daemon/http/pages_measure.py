@@ -43,6 +43,7 @@ class Measures:
         self._lock = threading.Lock()
         self._asked: queue.Queue[tuple[str, Dataset | None] | None] = queue.Queue(bounds.STATS_WAITING_MAX)
         self._under_way: set[str] = set()
+        self._done = threading.Condition()
         self._thread: threading.Thread | None = None
         self._usage: Measured | None = None
         self._next = 0.0
@@ -57,13 +58,17 @@ class Measures:
         return found
 
     def stats(self, ds: Dataset) -> DatasetStats | None:
-        """Of a version, once they are measured; None before, and of a version that is too large or damaged."""
-        with self._lock:
-            if ds.commit in self._stats:
-                self._stats.move_to_end(ds.commit)
-                return self._stats[ds.commit]
-        if len(ds) <= bounds.STATS_ROWS_MAX:
+        """Of a version, once they are measured; None before (a small one is waited for), and of one that is too large or damaged."""
+        for wait_s in (bounds.STATS_WAIT_S, 0.0):
+            with self._lock:
+                if ds.commit in self._stats:
+                    self._stats.move_to_end(ds.commit)
+                    return self._stats[ds.commit]
+            if len(ds) > bounds.STATS_ROWS_MAX or not wait_s:
+                break
             self._ask(ds.commit, ds)
+            with self._done:
+                self._done.wait_for(lambda: ds.commit not in self._under_way, wait_s)
         return None
 
     def measuring(self, commit: str = "") -> bool:
@@ -102,7 +107,9 @@ class Measures:
                 _log.exception("figures of the dashboard could not be measured")
                 self._keep(key, None)
             finally:
-                self._under_way.discard(key)
+                with self._done:
+                    self._under_way.discard(key)
+                    self._done.notify_all()
 
     def _measure(self, key: str, ds: Dataset | None) -> None:
         if ds is not None:

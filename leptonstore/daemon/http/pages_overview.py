@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_ask import Ask
 from leptonstore.daemon.http.pages_charts import Chart, time_chart
+from leptonstore.daemon.http.pages_context import CACHE_FIGURE
 from leptonstore.daemon.http.pages_jobs import jobs_shown
 from leptonstore.daemon.http.pages_render import HEADERS
 from leptonstore.process import charts
@@ -63,7 +64,7 @@ def _figures(ask: Ask) -> dict[str, Any]:
         "clients": told.get("clients", [])[: bounds.CLIENTS_MAX] if ask.reads_all else [],
         "readers": told.get("readers", [])[: bounds.CLIENTS_MAX] if ask.reads_all else [],
         "jobs": [job for job in jobs_shown(ask) if job.running] if ask.is_admin else [],
-        "members": ask.context.members() if ask.reads_all else (),
+        "members": (ask.context.cluster() or {}).get("members", ()) if ask.reads_all else (),
         "counts": ask.seen.kinds(ask.who),
         "sequence": ask.context.store.state.sequence,
         "now": time.time(),
@@ -130,14 +131,12 @@ def tiers(store: Store, urls: bool) -> list[TierFigures]:
 
 
 def _cache(told: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the caches of this daemon, where it says figures of them: hits, misses and their ratio."""
-    gauges = told.get("gauges") or {}
-    for name in ("lepton_cache_lookups", "lepton_cache_reads"):
-        found = gauges.get(name)
-        if isinstance(found, Mapping) and {"hit", "miss"} <= found.keys():
-            hits, misses = float(found["hit"]), float(found["miss"])
-            return {"hits": hits, "misses": misses, "ratio": hits / (hits + misses) if hits + misses else None}
-    return None
+    """Hits of the host's hot cache, misses and their ratio; None without one."""
+    found = (told.get("gauges") or {}).get(CACHE_FIGURE)
+    if not isinstance(found, Mapping):
+        return None
+    hits, misses = float(found["hit"]), float(found["miss"])
+    return {"hits": hits, "misses": misses, "ratio": hits / (hits + misses) if hits + misses else None}
 
 
 def _names(ask: Ask) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def rows(ask: Ask) -> Response:
         try:
             found = search(ds, where, start)
         except BadInput as error:
-            problem = str(error)
+            problem = ask.desk.told(error)
     else:
         end = min(start + bounds.ROWS_PAGE, total)
         found = Found(list(range(start, end)), end if end < total else None, False)
@@ -78,8 +78,13 @@ def rows(ask: Ask) -> Response:
     return ask.page(
         "rows.html.j2", kind=name.kind, plural=PLURALS[name.kind], name=name, commit=commit, total=total, start=start,
         where=where, found=found, problem=problem, view=view, visual=visual, page=bounds.ROWS_PAGE,
-        columns=[field.name for field in list(ds.schema)[: bounds.COLUMNS_MAX]], **content,
+        columns=[_quoted(name) for name in ds.schema.names[: bounds.COLUMNS_MAX]], **content,
     )  # fmt: skip
+
+
+def _quoted(name: str) -> str:
+    """A column as a condition names it."""
+    return name if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
 def search(ds: Dataset, where: str, start: int) -> Found:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from leptonstore.daemon.http.bounds import RANGES_MAX
 
 _TAG = re.compile(r'\s*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)")\s*(?:,|$)')
-_RANGE = re.compile(r"[ \t]*(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))[ \t]*")
-_DIGITS_MAX = 19  # fit into 64 bits; a longer position is beyond every end
+_NUMBER = "[0-9]{1,400}"  # more digits than any position has; Python makes numbers of some thousand
+_RANGE = re.compile(rf"[ \t]*(?:({_NUMBER})-({_NUMBER})?|-({_NUMBER}))[ \t]*")
 
 
 @dataclass(frozen=True)
