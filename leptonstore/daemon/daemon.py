@@ -94,7 +94,7 @@ class Daemon:
         self.access_log = LineLog(settings.access_log) if settings.access_log else None
         if self.access_log is not None:
             parts.callback(self.access_log.close)
-        self.cluster = cluster_of(settings)
+        self.cluster = cluster_of(settings, self.host)
         if self.cluster is not None:
             parts.callback(self.cluster.close)
         self.store = parts.enter_context(self._open_store())

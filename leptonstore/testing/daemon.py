@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -133,17 +133,19 @@ def start(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     config: Path | None = None,
+    inside: Sequence[str] = (),
     **settings: Any,
 ) -> Served:
     """Start a daemon for `store` in a process of its own. Raises NotStarted.
 
     folder: for its log and its audit log, NAME.audit (default: that for temporary files). environment: further variables.
-    config: a file of settings. settings: by their names in `leptonstore.daemon.settings`.
+    config: a file of settings. inside: a command to run it by (namespaces.Host.inside). settings: by their names in
+    `leptonstore.daemon.settings`.
     """
     log = _log_in(folder)
     given = {"host": "127.0.0.1", "port": 0, "http_port": 0, "audit_log": f"{log}.audit", **settings}
     program = "import sys; from leptonstore.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
+    command = [*inside, sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
     command += [] if config is None else ["--config", str(config)]
     served = Served(command, log, {**os.environ, **(environment or {})})
     _launch(served)
