@@ -160,7 +160,7 @@ class Service:
             told = Arguments(request.op, request.arguments)
             with self.sessions.use(principal, told.text("session")) as session:
                 total = put_batches(session, schema, iter(batches), ack)
-            return total._asdict()
+                return {**total._asdict(), "new_bytes": session.store.new_bytes}
         except pa.ArrowException:
             raise  # of the plane: the client went away, or sent no Arrow
         except BaseException as error:
