@@ -51,7 +51,7 @@ CLIENTS = (
     ("bulk", "take", "chunks", "push", "append", "content", "dashboard", "bad", "maintain"),
     ("epochs", "epochs", "epochs", "bulk", "chunks"),
 )
-WATERMARK = 64 * MIB  # of the home: what pushes add goes on to the other tier
+WATERMARK = 32 * MIB  # of the home: what pushes add goes on to the other tier
 TOKENS, TOKEN_ROWS, PICTURES, PICTURE_BYTES = 256, 20_000, 2_000, 20_000
 LINES_TOLD = 5  # of what went wrong
 
