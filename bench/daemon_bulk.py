@@ -138,22 +138,27 @@ def bare(kind: str, rows: int, cuts: list[int]) -> Iterator[int]:
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
-    rows, rounds = (ROWS_QUICK, 1) if arguments.quick else (ROWS, ROUNDS)
-    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
-        write(place / "store", rows)
-        with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="2GiB") as served:
-            for kind in ("tokens", "texts"):
-                cold = in_process(MODULE, "read", served.url, kind, "rows", "1")
-                runs: dict[str, list[float]] = defaultdict(list)
-                with bare(kind, rows, cold["rows"]) as port:
-                    for _ in range(rounds):  # in turn: a slow spell of the machine meets all
-                        for how in ("rows", "checked", "near") if kind == "tokens" else ("rows",):
-                            runs[how] += in_process(MODULE, "read", served.url, kind, how, str(PASSES))["rates"]
-                        runs["bare"] += in_process(MODULE, "bare", str(port), str(PASSES))["rates"]
-                found = {how: median(rates) / 1e6 for how, rates in runs.items()}
-                figures += _figures(kind, {**found, "cold": cold["rates"][0] / 1e6})
+        write(place / "store", ROWS_QUICK if arguments.quick else ROWS)
+        return run(place, arguments.quick)
+
+
+def run(place: Path, quick: bool) -> list[Figure]:
+    """The figures, of what `write` has made."""
+    rows, rounds = (ROWS_QUICK, 1) if quick else (ROWS, ROUNDS)
+    figures: list[Figure] = []
+    with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="2GiB") as served:
+        for kind in ("tokens", "texts"):
+            cold = in_process(MODULE, "read", served.url, kind, "rows", "1")
+            runs: dict[str, list[float]] = defaultdict(list)
+            with bare(kind, rows, cold["rows"]) as port:
+                for _ in range(rounds):  # in turn: a slow spell of the machine meets all
+                    for how in ("rows", "checked", "near") if kind == "tokens" else ("rows",):
+                        runs[how] += in_process(MODULE, "read", served.url, kind, how, str(PASSES))["rates"]
+                    runs["bare"] += in_process(MODULE, "bare", str(port), str(PASSES))["rates"]
+            found = {how: median(rates) / 1e6 for how, rates in runs.items()}
+            figures += _figures(kind, {**found, "cold": cold["rates"][0] / 1e6})
     return figures
 
 
