@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,9 +75,10 @@ def command(store: str | None, config: str | None, as_json: bool, **given: Any) 
 
     found = settings()
     from leptonstore.daemon.daemon import Daemon
+    from leptonstore.daemon.logs import configure
     from leptonstore.daemon.running import run
 
-    logging.basicConfig(level=logging.INFO, format="lepton: %(message)s", stream=sys.stderr)
+    configure(found.log_format == "json", found.log_level)
     daemon = Daemon(found, unlock=given_secret())
 
     def ready() -> None:

@@ -34,7 +34,7 @@ try:
     from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.http.pages import Pages
-    from leptonstore.daemon.http.pages_context import PagesContext
+    from leptonstore.daemon.http.pages_context import context_of
     from leptonstore.daemon.http.server import HttpServer, make_app, web_limits
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.logs import LineLog
@@ -151,9 +151,18 @@ class Daemon:
         parts.callback(self.access.close)
         parts.callback(self._shut_down)
         self._authorization = f"Bearer {token}"
-        self._context = self._pages_context()
-        self.pages = Pages(self._context)
-        parts.callback(self.pages.close)
+        context = context_of(
+            self.service,
+            self.access,
+            self.metrics,
+            url=self.url,
+            anonymous=settings.anonymous != "none",
+            jobs=self.jobs,
+            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
+        )
+        self._visitors = context.sessions
+        pages = Pages(context)
+        parts.callback(pages.close)
         app = make_app(
             self.service,
             self.access,
@@ -161,7 +170,7 @@ class Daemon:
             self.jobs,
             settings,
             access_log=None if self.access_log is None else self.access_log.write,
-            pages=self.pages.routes,
+            pages=pages.routes,
         )
         self.http = HttpServer(
             app,
@@ -181,22 +190,6 @@ class Daemon:
             files = self.tls.flight_options()
             more = {"certificates": files["tls_certificates"][0], "client_roots": files["root_certificates"]}
         return FlightServer(self.service, self.access, settings.host, self.port, metrics=self.metrics, **more)
-
-    def _pages_context(self) -> PagesContext:
-        audit = self.access.audit_log
-        return PagesContext(
-            self.store,
-            self.settings.name,
-            self.access,
-            self.metrics,
-            url=self.url,
-            anonymous=self.settings.anonymous != "none",
-            jobs=self.jobs,
-            tokens=self.access.tokens.ring,
-            revoked=self.access.tokens.forget,
-            audit_file=None if audit is None else audit.path,
-            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
-        )
 
     def _failed(self, part: str, error: BaseException | None) -> None:
         """A part has ended by itself: the rest is to follow."""
@@ -228,7 +221,7 @@ class Daemon:
 
     def login_url(self) -> str:
         """Signs its first visitor in to the dashboard as an administrator; good for some minutes."""
-        return f"{self.http_url}/ui/login?code={self._context.sessions.code(self._authorization)}"
+        return self.http_url + self._visitors.sign_in_path(self._authorization)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts. No secret: `token_file` says where one is that this user can read."""

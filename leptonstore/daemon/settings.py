@@ -140,19 +140,6 @@ class Settings:
     bytes_rate: int = _set(
         0, "bytes", "Limits", "Bytes a second of one credential, such as 200MiB; 0: no limit.", reload=True
     )
-    requests_max: int = _set(
-        64, int, "Limits", "Requests of the data plane that run at a time; more are told 429.", least=1, most=4_096
-    )
-    sessions_max: int = _set(
-        32, int, "Limits", "Sessions that write at a time; each holds a pack in memory.", least=1, most=1_024
-    )
-    session_idle_s: float = _set(
-        900.0,
-        "seconds",
-        "Limits",
-        "A session that is silent for so long is closed; what it did not publish is dropped.",
-        least=1,
-    )
     connections_max: int = _set(2_048, int, "Limits", "HTTP connections at a time.", least=1, most=65_535)
     cache: str = _set(
         "", str, "Cache", "Directory of the hot cache that readers on this host share (default: in /dev/shm)."
@@ -179,6 +166,10 @@ class Settings:
         0.0, "seconds", "Ending", "After SIGTERM, go on so long while /readyz says 503, for load balancers to look."
     )
     drain_s: float = _set(30.0, "seconds", "Ending", "Then wait so long for requests under way.")
+    log_format: str = _set(
+        "text", str, "Logs", "What the daemon says on stderr: lines for people, or JSON.", choices=("text", "json")
+    )
+    log_level: str = _set("info", str, "Logs", "The least that it says.", choices=("debug", "info", "warning", "error"))
     access_log: str = _set(
         "", str, "Logs", "File for one line of JSON per request; - is stderr (default: none).", reload=True
     )
@@ -186,8 +177,7 @@ class Settings:
         "",
         str,
         "Logs",
-        "File for writes and denials, one line of JSON each; - is stderr (default: in the user's state directory).",
-        reload=True,
+        "File for writes and denials, one line of JSON each (default: in the user's state directory).",
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from looking import CONTRAST_MIN, CONTRASTS
 
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium o
 
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
 PAGES = ("demo", "photographs", "texts", "table")
-CONTRAST_MIN = 4.5  # WCAG 2.2, AA, text of any size
 
 
 # -- what is looked at -------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_every_text_can_be_read(opened: Callable[..., Any], name: str, scheme: s
     """Contrast of text and what lies behind it, of all text that is shown, folded parts open."""
     with opened(name, scheme, width) as page:
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-        seen = page.evaluate(_CONTRASTS)
+        seen = page.evaluate(CONTRASTS)
         assert len(seen) > 50
         assert [one for one in seen if one["contrast"] < CONTRAST_MIN] == []
 
@@ -254,39 +254,6 @@ def test_rows_that_are_alike_stand_side_by_side(opened: Callable[..., Any]) -> N
         assert [one.strip() for one in page.locator("#clusters mark").all_inner_texts()] == ["us indeed", "book"]
 
 
-_CONTRASTS = """() => {
-  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const rgba = colour => {  // the browser's own reading of any way to write a colour
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
-  };
-  const over = (top, below) => [0, 1, 2].map(at => top[at] * top[3] + below[at] * (1 - top[3])).concat(1);
-  const behind = element => {
-    const layers = [];
-    for (let one = element; one; one = one.parentElement) {
-      if (one instanceof SVGElement) {
-        const box = one.tagName === 'g' && one.querySelector('rect');
-        if (box) layers.push(rgba(getComputedStyle(box).fill));
-      } else layers.push(rgba(getComputedStyle(one).backgroundColor));
-    }
-    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
-  };
-  const light = colour => {
-    const [r, g, b] = colour.slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const seen = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const text = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
-    if (!text || ['STYLE', 'title'].includes(element.tagName) || !element.checkVisibility({visibilityProperty: true})) continue;
-    const style = getComputedStyle(element), colour = rgba(element instanceof SVGElement ? style.fill : style.color);
-    if (!colour[3]) continue;  // a zero in a matrix: for those who listen
-    const back = behind(element), [a, b] = [light(over(colour, back)), light(back)].sort((x, y) => y - x);
-    const contrast = Math.round((a + 0.05) / (b + 0.05) * 100) / 100;
-    seen.push({text: text.slice(0, 40), contrast, of: element.className.baseVal ?? element.className});
-  }
-  return seen;
-}"""
 _NAMED = '\'[tabindex="0"][aria-label], [tabindex="0"][aria-labelledby], pre[tabindex="0"]\''
 _REACHABLE = """() => {
   const folds = [...document.querySelectorAll('summary, nav a')];

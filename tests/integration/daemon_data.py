@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from serving_client import TIMEOUT_S, Reply
 
 from leptonstore.daemon.access import Access, AccessSettings
 from leptonstore.daemon.http.server import HttpServer, make_app
@@ -23,6 +26,7 @@ from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.files import SCHEMA as FILES_SCHEMA
 from leptonstore.dataset.schema import class_label_field, image_field, tensor_field, text_field
 from leptonstore.store import Store
+from leptonstore.store.wire.messages import encode
 from leptonstore.web.limits import WebLimits
 
 ROWS = 40
@@ -98,6 +102,32 @@ class Plane:
     def port(self) -> int:
         return self.server.port
 
+    def ask(
+        self,
+        path: str,
+        token: str | None = "admin",
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """One request on a connection of its own, its path as it stands here. token: a kind of GRANTS, or a token, or none."""
+        told = dict(headers or {})
+        if token is not None:
+            told["authorization"] = f"Bearer {self.tokens.get(token, token)}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        try:
+            connection.request(method, path, body, told)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, names, answer.read())
+        finally:
+            connection.close()
+
+    def act(self, op: str, token: str = "admin", payload: bytes = b"", **arguments: Any) -> Reply:
+        """POST /v1/op with a request as LWR1."""
+        body = encode(op, arguments, payload)
+        return self.ask(f"/v1/{op}", token, "POST", body, {"content-type": "application/octet-stream"})
+
     def dataset(self, name: str) -> Dataset:
         return Dataset.open(self.store, name)
 
@@ -108,7 +138,6 @@ GRANTS = {
     "admin": (Grant(Scope.ADMIN),),
     "other": (Grant(Scope.ADMIN, "hidden"),),
     "samples": (Grant(Scope.READ, "samples"),),
-    "expired": (Grant(Scope.ADMIN),),
 }
 
 
@@ -119,7 +148,8 @@ def control_plane(
     """One over `store`, with a token of each kind of GRANTS."""
     service, metrics, log = Service(store, "data", open_store=lambda: Store.open(store.url)), Metrics(), list[str]()
     ring = TokenRing.of(store)
-    tokens = {name: ring.add(name, grants)[1] for name, grants in GRANTS.items()}
+    made = {name: ring.add(f"{name} {secrets.token_hex(4)}", grants) for name, grants in GRANTS.items()}
+    tokens = {name: secret for name, (_, secret) in made.items()}
     access = Access(ring, settings)
     app = make_app(service, access, metrics, access_log=log.append)
     try:
@@ -127,3 +157,5 @@ def control_plane(
             yield Plane(server.url, store, server, service, metrics, tokens, log)
     finally:
         service.close()
+        for token, _ in made.values():
+            ring.revoke(token.id)

@@ -51,6 +51,7 @@ from leptonstore.web.accept import chosen
 
 Reader = Callable[[int, int], Iterator[Buffer]]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ROW_MAX = 10**18 - 1
 _VARY = "authorization, accept"
 
 
@@ -109,15 +110,15 @@ class Content:
         count = len(ds)
         start = ask.number("start", 0, count)
         if chosen(ask.accept, (JSON, ARROW_STREAM)) == ARROW_STREAM:
-            stop = max(start, ask.number("stop", count, count))
+            stop = min(max(start, ask.number("stop", count, _ROW_MAX)), count)
             told = {"dataset": f"{ds.name}@{ds.commit}", "kind": _kind_of(ask), "start": start, "stop": stop}
             if names is not None:
                 told["columns"] = names
             schema, batches = self._service.stream(ask.principal, Request("rows", told))
             headers = self._cached(ask, fixed) | {"etag": f'"{ds.commit}-arrow"'}
             return ArrowStream(schema, batches, self._work, headers)
-        stop = max(start, ask.number("stop", min(count, start + bounds.JSON_ROWS_DEFAULT), count))
-        stop = min(stop, start + bounds.JSON_ROWS_MAX)
+        stop = max(start, ask.number("stop", start + bounds.JSON_ROWS_DEFAULT, _ROW_MAX))
+        stop = min(stop, start + bounds.JSON_ROWS_MAX, count)
         data = _page(ds, names, start, stop, ask.url_path)
         return self._whole(ask, data, JSON, f"{ds.commit}-json", fixed)
 
@@ -128,7 +129,7 @@ class Content:
         name = ask.path["column"]
         if name not in ds.schema.names:
             raise NotFound(f"there is no column {name[:100]!r} in this version")
-        row = number_of(ask.path["row"], "a row", 0, (1 << 59))
+        row = number_of(ask.path["row"], "a row", 0, _ROW_MAX)
         if row >= len(ds):
             raise NotFound(f"row {row:,} is not there: this version has {len(ds):,} rows")
         field = ds.schema.field(name)

@@ -99,10 +99,10 @@ class Pages:
 
     def __init__(self, context: PagesContext) -> None:
         store = context.store
-        self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name))
+        places = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
+        self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name), places)
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0
-        self._scrubber = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
 
     def close(self) -> None:
         """No page is answered any more."""
@@ -247,7 +247,11 @@ class Pages:
         status = 500
         if error is not None:
             status = next((number for kind, number in _STATUS if isinstance(error, kind)), 500)
-        said = "This is a fault of the daemon; its log has more under this id." if error is None else self._told(error)
+        said = (
+            "This is a fault of the daemon; its log has more under this id."
+            if error is None
+            else self._desk.told(error)
+        )
         if ask.wants_json:
             return JSONResponse({"error": said, "request_id": ask.request_id}, status, HEADERS)
         if isinstance(error, NotAuthenticated) and ask.method in ("GET", "HEAD"):
@@ -257,11 +261,6 @@ class Pages:
         if isinstance(error, TooBusy):
             answer.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         return answer
-
-    def _told(self, error: LeptonError) -> str:
-        """An error for somebody elsewhere: places of this host are none of their business."""
-        said = self._scrubber.text(str(error))
-        return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
     async def _static(self, request: Request) -> Response:
         found = self._desk.renderer.static(request.path_params["file"])

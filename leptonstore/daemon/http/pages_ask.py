@@ -21,6 +21,7 @@ from leptonstore.daemon.http.pages_render import Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
 from leptonstore.daemon.operations import Scope
+from leptonstore.daemon.scrub import Scrubber
 from leptonstore.errors import BadInput, LeptonError, NotPermitted
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class Desk:
     seen: Seen
     measures: Measures
     renderer: Renderer
+    scrubber: Scrubber
+
+    def told(self, error: LeptonError) -> str:
+        """An error as a sentence, for somebody elsewhere: places of this host are none of their business."""
+        said = self.scrubber.text(str(error))
+        return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
 
 @dataclass

@@ -62,7 +62,7 @@ def rows(ask: Ask) -> Response:
         try:
             found = search(ds, where, start)
         except BadInput as error:
-            problem = str(error)
+            problem = ask.desk.told(error)
     else:
         end = min(start + bounds.ROWS_PAGE, total)
         found = Found(list(range(start, end)), end if end < total else None, False)

@@ -58,7 +58,11 @@ def sign_out(ask: Ask) -> Response:
 
 def local_path(text: str) -> str:
     """Where to go after signing in: a page of ours, or the overview."""
-    return text if len(text) <= bounds.QUERY_CHARS_MAX and _LOCAL.fullmatch(text) and "//" not in text else "/ui"
+    return (
+        text
+        if len(text) <= bounds.QUERY_CHARS_MAX and _LOCAL.fullmatch(text) and ".." not in text and "//" not in text
+        else "/ui"
+    )
 
 
 def _welcome(ask: Ask, authorization: str, path: str) -> Response:

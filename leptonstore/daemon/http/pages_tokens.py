@@ -59,7 +59,7 @@ def add(ask: Ask) -> Response:
         token, text = ask.context.tokens.add(name, grants, lifetime, ask.who.name)
     except BadInput as error:
         ask.did("token add", name[:64], error)
-        return _page(ask, problem=str(error), status=400)
+        return _page(ask, problem=ask.desk.told(error), status=400)
     ask.did("token add", f"{token.id} {name}")
     return _page(ask, made=_row(token), text=text)
 
