@@ -43,13 +43,14 @@ class AuditLog:
         path: str | Path,
         file_bytes: int = AUDIT_FILE_BYTES,
         files: int = AUDIT_FILES,
+        strangers: Rate | None = AUDIT_STRANGERS,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes the file, and its folder; "-" is stderr, which is not rotated. Raises BadInput when it cannot be written."""
         self.path, self._file_bytes, self._files, self._now = Path(path), file_bytes, files, now
         self.lost = 0
-        self._strangers, self._left_out = Buckets(AUDIT_STRANGERS, clock), 0
+        self._strangers, self._left_out = Buckets(strangers, clock), 0
         self._guard = threading.Lock()
         self._own_file = str(path) != "-"
         try:

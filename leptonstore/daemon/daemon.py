@@ -34,7 +34,7 @@ try:
     from leptonstore.daemon.cluster.joined import cluster_of, join, open_store
     from leptonstore.daemon.flight import FlightServer
     from leptonstore.daemon.http.pages import Pages
-    from leptonstore.daemon.http.pages_context import PagesContext, context_of
+    from leptonstore.daemon.http.pages_context import context_of
     from leptonstore.daemon.http.server import HttpServer, make_app, web_limits
     from leptonstore.daemon.jobs import Jobs
     from leptonstore.daemon.logs import LineLog
@@ -94,7 +94,7 @@ class Daemon:
         self.access_log = LineLog(settings.access_log) if settings.access_log else None
         if self.access_log is not None:
             parts.callback(self.access_log.close)
-        self.cluster = cluster_of(settings)
+        self.cluster = cluster_of(settings, self.host)
         if self.cluster is not None:
             parts.callback(self.cluster.close)
         self.store = parts.enter_context(self._open_store())
@@ -151,7 +151,15 @@ class Daemon:
         parts.callback(self.access.close)
         parts.callback(self._shut_down)
         self._authorization = f"Bearer {token}"
-        context = self._pages_context()
+        context = context_of(
+            self.service,
+            self.access,
+            self.metrics,
+            url=self.url,
+            anonymous=settings.anonymous != "none",
+            jobs=self.jobs,
+            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
+        )
         self._visitors = context.sessions
         pages = Pages(context)
         parts.callback(pages.close)
@@ -183,17 +191,6 @@ class Daemon:
             more = {"certificates": files["tls_certificates"][0], "client_roots": files["root_certificates"]}
         return FlightServer(self.service, self.access, settings.host, self.port, metrics=self.metrics, **more)
 
-    def _pages_context(self) -> PagesContext:
-        return context_of(
-            self.service,
-            self.access,
-            self.metrics,
-            url=self.url,
-            anonymous=self.settings.anonymous != "none",
-            jobs=self.jobs,
-            cluster=lambda: None if self.cluster is None else self.cluster.snapshot(),
-        )
-
     def _failed(self, part: str, error: BaseException | None) -> None:
         """A part has ended by itself: the rest is to follow."""
         if not self.draining and not self.failure:
@@ -224,7 +221,7 @@ class Daemon:
 
     def login_url(self) -> str:
         """Signs its first visitor in to the dashboard as an administrator; good for some minutes."""
-        return f"{self.http_url}/ui/login?code={self._visitors.code(self._authorization)}"
+        return self.http_url + self._visitors.sign_in_path(self._authorization)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts. No secret: `token_file` says where one is that this user can read."""

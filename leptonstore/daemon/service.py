@@ -50,7 +50,7 @@ Batches: TypeAlias = Iterator[pa.RecordBatch]
 Act: TypeAlias = "Callable[[Principal, Request], dict[str, Any] | bytes]"
 Stream: TypeAlias = "Callable[[Principal, Request], tuple[pa.Schema, Batches]]"
 Ack: TypeAlias = Callable[[Put], None]
-Planned: TypeAlias = "Callable[[Principal, str, Sequence[Digest]], None]"
+Planned: TypeAlias = "Callable[[Principal, str, Sequence[Digest], bool], None]"
 Told: TypeAlias = "Callable[[Principal, str, dict[str, Any]], None]"
 
 _SETTINGS_MAX = 64  # of one `append`
@@ -306,13 +306,14 @@ class Service:
         return {}
 
     def _plan(self, principal: Principal, request: Request) -> dict[str, Any]:
-        reader = Arguments("plan", request.arguments).text("reader", most=100)
+        told = Arguments("plan", request.arguments)
+        reader, more = told.text("reader", most=100), told.flag("more", False)  # more: it goes on where the last one ended
         digests = digests_of(request.payload)
         visible = self._sight(principal)
         if visible is not None:
             digests = [digest for digest, seen in zip(digests, visible(digests), strict=True) if seen]
         if self.planned is not None:
-            self.planned(principal, reader, digests)
+            self.planned(principal, reader, digests, more)
         return {"planned": len(digests) if self.planned is not None else 0}
 
     def _tell(self, principal: Principal, request: Request) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The operations `token_add`, `token_ls` and `token_revoke`: what an administrator asks of a running daemon.
+"""The operations `token_add`, `token_ls` and `token_revoke`, as a running daemon does them and as `lepton token` does them offline.
 
     token_add {name, grants: ["read", "write:NAME"], lifetime_s?, certificate?}   -> {token, secret}
     token_ls {}                  -> {tokens: [token, ...], damaged: how many documents cannot be read}
@@ -11,6 +11,7 @@ was.)
 
 from __future__ import annotations
 
+import getpass
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from leptonstore.daemon.arguments import Arguments
 from leptonstore.daemon.live_tokens import LiveTokens
 from leptonstore.daemon.operations import Scope
 from leptonstore.daemon.principals import Grant, Principal
-from leptonstore.daemon.tokens import CERTIFICATE_CHARS_MAX, GRANTS_MAX, TOKEN_NAME_CHARS_MAX, choose
+from leptonstore.daemon.tokens import CERTIFICATE_CHARS_MAX, GRANTS_MAX, TOKEN_NAME_CHARS_MAX, TokenRing, choose
 from leptonstore.errors import NotPermitted, listed
+from leptonstore.store import Store
+from leptonstore.store.remote_store import RemoteStore
 from leptonstore.store.wire.messages import Request
 
 if TYPE_CHECKING:
@@ -32,6 +35,14 @@ def add_to(service: Service, tokens: LiveTokens) -> None:
     """Have `service` do these operations."""
     for op in OPS:
         service.add(op, lambda principal, request: act(tokens, principal, request))
+
+
+def ask(store: Store, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `op` answers: of a store that is open here, done here, by the user who runs this; of one behind a daemon, by that."""
+    if isinstance(store, RemoteStore):
+        return store.link.act(op, arguments)
+    user = Principal("local", getpass.getuser(), (Grant(Scope.ADMIN),))
+    return act(LiveTokens(TokenRing.of(store)), user, Request(op, arguments))
 
 
 def act(tokens: LiveTokens, principal: Principal, request: Request) -> dict[str, Any]:

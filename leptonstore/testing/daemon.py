@@ -21,8 +21,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -96,6 +97,18 @@ class Served:
             self.process.kill()
             self.process.wait(STOP_S_MAX)
 
+    def reload(self) -> None:
+        """Have it read settings and certificates again, and wait until it has (or has said why not)."""
+        if self.process is None:
+            raise RuntimeError("a daemon in this process is given its settings: served.daemon.reload(settings)")
+        before = self._reloads()
+        self.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + STOP_S_MAX
+        while self._reloads() == before:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the daemon did not reload:\n{self.said()}")
+            threading.Event().wait(0.01)
+
     def restart(self) -> None:
         """Start it again where it was, after `stop` or `kill`: the same ports."""
         ports = {"--port": self.told["port"], "--http-port": self.told["http_port"]}
@@ -105,23 +118,35 @@ class Served:
         self.command = kept
         _launch(self)
 
+    def _reloads(self) -> int:
+        text = self.log.read_text(errors="replace")
+        return text.count("read again: ") + text.count("not reloaded")
+
     def said(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-5_000:]
 
 
 def start(
-    store: str | Path, *, folder: Path | None = None, environment: Mapping[str, str] | None = None, **settings: Any
+    store: str | Path,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    config: Path | None = None,
+    inside: Sequence[str] = (),
+    **settings: Any,
 ) -> Served:
     """Start a daemon for `store` in a process of its own. Raises NotStarted.
 
     folder: for its log and its audit log, NAME.audit (default: that for temporary files). environment: further variables.
-    settings: by their names in `leptonstore.daemon.settings`.
+    config: a file of settings. inside: a command to run it by (namespaces.Host.inside). settings: by their names in
+    `leptonstore.daemon.settings`.
     """
     log = _log_in(folder)
     given = {"host": "127.0.0.1", "port": 0, "http_port": 0, "audit_log": f"{log}.audit", **settings}
     program = "import sys; from leptonstore.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
+    command = [*inside, sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
+    command += [] if config is None else ["--config", str(config)]
     served = Served(command, log, {**os.environ, **(environment or {})})
     _launch(served)
     return served

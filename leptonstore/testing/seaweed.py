@@ -22,6 +22,7 @@ import sysconfig
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,11 @@ def make_bucket(server: Server) -> str:
         return name
 
 
-def start(folder: Path) -> Server:
-    """Start a server whose data lies in `folder`, and wait until it takes an object."""
+def start(folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> Server:
+    """Start a server whose data lies in `folder`, and wait until it takes an object.
+
+    address: that it listens on. inside: a command to run it by (namespaces.Host.inside).
+    """
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     # Every bucket has volumes of its own, seven of them unless told otherwise.
@@ -118,13 +122,14 @@ def start(folder: Path) -> Server:
     (folder / "data").mkdir()
     master, volume, filer, s3 = _free_ports(4)
     command = [
+        *inside,
         *(
             _program(),
             "-logtostderr",
             "server",
             "-s3",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={address}",
+            f"-ip.bind={address}",
             f"-dir={folder / 'data'}",
         ),
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"),
@@ -144,7 +149,7 @@ def start(folder: Path) -> Server:
             "-s3.iam=false",
         ),
     ]
-    server = Server(f"http://127.0.0.1:{s3}", f"http://127.0.0.1:{filer}", _launch(command, folder), command, folder)
+    server = Server(f"http://{address}:{s3}", f"http://{address}:{filer}", _launch(command, folder), command, folder)
     _wait(server)
     return server
 

@@ -8,7 +8,10 @@ is bounded here, per connection, with one timer each for what is read and what i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
+import struct
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -17,6 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from leptonstore.web.limits import READ_BYTES, REFUSED_CONNECTIONS_MAX, REFUSED_LINGER_S, RETRY_AFTER_S, WebLimits
 from leptonstore.web.refusal import TYPES, Refused, Told, nested
+
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class _Timer:
@@ -106,7 +111,7 @@ class BoundedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing.start(self.loop, self.limits.write_s, self.transport.abort)
+        self._writing.start(self.loop, self.limits.write_s, self._reset)
 
     def resume_writing(self) -> None:
         self._writing.cancel()
@@ -135,12 +140,18 @@ class BoundedProtocol(H11Protocol):
 
     def _close(self) -> None:
         """Once what was written is gone; a client that does not take it (up to 64 KiB: no pause of writing tells of them) is cut off."""
-        self._closing.start(self.loop, self.limits.write_s, self.transport.abort)
+        self._closing.start(self.loop, self.limits.write_s, self._reset)
         self.transport.close()
 
     def _cut(self) -> None:
         if self.cycle is not None:
             self.cycle.disconnected = True
+        self._reset()
+
+    def _reset(self) -> None:
+        """End it at once, with what the kernel still holds for a client that does not read (some MiB, which `abort` would leave there)."""
+        with contextlib.suppress(OSError):
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
     def _whole_answer(self, kind: str, message: str) -> bytes:

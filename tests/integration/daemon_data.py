@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,6 @@ GRANTS = {
     "admin": (Grant(Scope.ADMIN),),
     "other": (Grant(Scope.ADMIN, "hidden"),),
     "samples": (Grant(Scope.READ, "samples"),),
-    "expired": (Grant(Scope.ADMIN),),
 }
 
 
@@ -148,7 +148,8 @@ def control_plane(
     """One over `store`, with a token of each kind of GRANTS."""
     service, metrics, log = Service(store, "data", open_store=lambda: Store.open(store.url)), Metrics(), list[str]()
     ring = TokenRing.of(store)
-    tokens = {name: ring.add(name, grants)[1] for name, grants in GRANTS.items()}
+    made = {name: ring.add(f"{name} {secrets.token_hex(4)}", grants) for name, grants in GRANTS.items()}
+    tokens = {name: secret for name, (_, secret) in made.items()}
     access = Access(ring, settings)
     app = make_app(service, access, metrics, access_log=log.append)
     try:
@@ -156,3 +157,5 @@ def control_plane(
             yield Plane(server.url, store, server, service, metrics, tokens, log)
     finally:
         service.close()
+        for token, _ in made.values():
+            ring.revoke(token.id)

@@ -103,11 +103,16 @@ class Cluster:
         """Operation `member`."""
         return answers.member(self.members.me, self.store_id)
 
-    def plan(self, store: Store, reader: str, digests: Sequence[Digest]) -> int:
-        """Operation `plan`: what `reader`, whose name is unique among all clients, will read; its former plan ends. No digests: it
-        reads no more. Returns how many blocks that touches."""
+    def plan(self, store: Store, reader: str, digests: Sequence[Digest], more: bool = False) -> int:
+        """Operation `plan`: what `reader`, whose name is unique among all clients, will read. Returns how many blocks that touches.
+
+        more: after what it told before; else its former plan ends. No digests and no more: it reads no longer.
+        """
         keys = list(dict.fromkeys(blocks_of(store, digests)))
-        self.plans.set(reader, keys)
+        if more:
+            self.plans.more(reader, keys)
+        else:
+            self.plans.set(reader, keys)
         return len(keys)
 
     def gone(self, reader: str) -> None:

@@ -24,22 +24,21 @@ from leptonstore.store import keys as store_keys
 from leptonstore.store.keys import Unlock
 
 
-def cluster_of(settings: Settings) -> Cluster | None:
+def cluster_of(settings: Settings, host: str) -> Cluster | None:
     """The cluster that the settings describe; of this daemon alone, a block cache; None when neither was asked for.
 
-    Raises BadInput, SourceError, NotPermitted, TierUnavailable.
+    host: by which others reach this daemon. Raises BadInput, SourceError, NotPermitted, TierUnavailable.
     """
     if not settings.members and not settings.block_cache:
         return None
     if settings.members and not settings.port:
         raise BadInput("a daemon of a cluster is known by its port: give --port")
     home, config = Store.read_config(settings.store)
-    return Cluster(home, config.store_id.hex(), cluster_settings(settings))
+    return Cluster(home, config.store_id.hex(), cluster_settings(settings, host))
 
 
-def cluster_settings(settings: Settings) -> ClusterSettings:
+def cluster_settings(settings: Settings, host: str) -> ClusterSettings:
     """What the daemon's settings say of it. Raises BadInput, SourceError."""
-    host = settings.advertise or settings.host
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     me = Member(f"{host}:{settings.port or 1}", settings.rack, settings.zone)
     budget = settings.block_cache_bytes
@@ -94,8 +93,8 @@ def join(cluster: Cluster, service: Service, access: Access, store: Store) -> No
     service.add("member", lambda principal, request: cluster.member(request))
     service.members = cluster.addresses
 
-    def planned(principal: Principal, reader: str, digests: Sequence[Digest]) -> None:
-        cluster.plan(store, f"{principal.id} {reader}", digests)
+    def planned(principal: Principal, reader: str, digests: Sequence[Digest], more: bool) -> None:
+        cluster.plan(store, f"{principal.id} {reader}", digests, more)
 
     service.planned = planned
     access.is_peer = cluster.is_peer

@@ -200,7 +200,11 @@ class ControlPlane:
             one.authenticate().require(operation)
             return self.metrics.text()
 
-        response = Response(await self.aside(made), headers={"content-type": CONTENT_TYPE})
+        try:
+            response = Response(await self.aside(made), headers={"content-type": CONTENT_TYPE})
+        except NotPermitted as denied:
+            await self.aside(self.access.audit, one.principal, operation, "", denied, note.client)
+            raise
         await response(scope, receive, send)
 
     def _document(self, ask: Ask, operation: Operation) -> Response:
