@@ -160,7 +160,7 @@ class Service:
             told = Arguments(request.op, request.arguments)
             with self.sessions.use(principal, told.text("session")) as session:
                 total = put_batches(session, schema, iter(batches), ack)
-            return total._asdict()
+                return {**total._asdict(), "new_bytes": session.store.new_bytes}
         except pa.ArrowException:
             raise  # of the plane: the client went away, or sent no Arrow
         except BaseException as error:
@@ -307,7 +307,10 @@ class Service:
 
     def _plan(self, principal: Principal, request: Request) -> dict[str, Any]:
         told = Arguments("plan", request.arguments)
-        reader, more = told.text("reader", most=100), told.flag("more", False)  # more: it goes on where the last one ended
+        reader, more = (
+            told.text("reader", most=100),
+            told.flag("more", False),
+        )  # more: it goes on where the last one ended
         digests = digests_of(request.payload)
         visible = self._sight(principal)
         if visible is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,7 +78,16 @@ class RemoteWriter:
         self._made: set[Digest] = set()  # durable, or found there; not published yet
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[set[Digest]] | None = None
-        self.new_bytes = 0  # plain bytes that were sent
+        self._new_before = self._new_now = 0  # stored bytes that earlier sessions added, and this one
+
+    @property
+    def new_bytes(self) -> int:
+        """Stored bytes that were added, as the daemon said last."""
+        return self._new_before + self._new_now
+
+    def _tell(self, told: Mapping[str, Any]) -> None:
+        if isinstance(told.get("new_bytes"), int):
+            self._new_now = told["new_bytes"]
 
     @property
     def session(self) -> str | None:
@@ -173,8 +182,7 @@ class RemoteWriter:
         new = [digest for digest in values if digest not in there]
         if new:
             batches = [_batch([(digest, values[digest]) for digest in some]) for some in _stretches(new, values)]
-            self._link.send("put", {"session": session.id}, session.id, batches, session.host)
-            self.new_bytes += sum(len(values[digest].data) for digest in new)
+            self._tell(self._link.send("put", {"session": session.id}, session.id, batches, session.host))
         return set(new)
 
     # -- the session ---------------------------------------------------------------------------------------------
@@ -182,6 +190,7 @@ class RemoteWriter:
     def _open(self) -> _Session:
         """Locked. The session; a new one where there is none."""
         if self._session is None:
+            self._new_before, self._new_now = self.new_bytes, 0
             told = self._link.act("open", {"base": self._base()})
             self._session = _Session(str(told.get("session")), self._link.hosts[0])
         return self._session
@@ -226,7 +235,9 @@ class RemoteWriter:
             self._send()
             self._settle()
             if self._sent:
-                self._in_session(lambda session: self._link.act("flush", {"session": session.id}, host=session.host))
+                self._tell(
+                    self._in_session(lambda session: self._link.act("flush", {"session": session.id}, host=session.host))
+                )
                 self._made |= self._sent
                 self._sent = set()
 
@@ -247,7 +258,7 @@ class RemoteWriter:
             }
             try:
                 session = self._open()
-                self._link.act("publish", {**body, "session": session.id}, host=session.host)
+                self._tell(self._link.act("publish", {**body, "session": session.id}, host=session.host))
             except (NotFound, TierUnavailable) as error:
                 self._published_anyway(body, since, error)
             self._sent, self._made = set(), set()
@@ -267,7 +278,7 @@ class RemoteWriter:
             self._forget()
             raise self._lost(error) from None
         session = self._open()
-        self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host)
+        self._tell(self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host))
 
     def close(self) -> None:
         """End the session; what was not flushed is forgotten."""
