@@ -310,7 +310,10 @@ class Service:
 
     def _plan(self, principal: Principal, request: Request) -> dict[str, Any]:
         told = Arguments("plan", request.arguments)
-        reader, more = told.text("reader", most=100), told.flag("more", False)  # more: it goes on where the last one ended
+        reader, more = (
+            told.text("reader", most=100),
+            told.flag("more", False),
+        )  # more: it goes on where the last one ended
         digests = digests_of(request.payload)
         visible = self._sight(principal)
         if visible is not None:

@@ -417,6 +417,10 @@ class RemoteStore(Store):
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
+    def without_cache(self) -> None:
+        """Read around the hot cache of the daemon's host, as a client elsewhere does."""
+        self._chunks.cache = None
+
     def plan(self, reader: str, digests: Sequence[Digest]) -> None:
         """Tell the daemon what `reader` (a name of its own) will need next, in this order, so that it is ready. Advice: never fails."""
         with contextlib.suppress(LeptonError):

@@ -143,7 +143,7 @@ def context_of(
 
 
 def _lookups(cache: HotCache) -> Mapping[str, float]:
-    told = cache.stats()
+    told = cache.counts()
     return {"hit": float(told.get("hits", 0)), "miss": float(told.get("misses", 0))}
 
 
