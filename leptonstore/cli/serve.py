@@ -124,7 +124,7 @@ def _screen(daemon: Daemon) -> list[str]:
         lines.append(
             "  You need no token on this host; for others: lepton token add "
             + _short(settings.store)
-            + " NAME --scope read"
+            + " --name NAME --grant read"
         )
     if settings.insecure and not settings.tls:
         lines.append("  WARNING: without TLS, whoever is on the network's way reads tokens and data.")
