@@ -274,9 +274,7 @@ class RemoteStore(Store):
         """As Store; it is compressed by the daemon. here: `data` may change when this returns, so it is copied."""
         view = memoryview(data).cast("B")
         digest = digest_of(view)
-        if here and len(view) <= self.config.chunks.cut_above:
-            view = memoryview(bytes(view))
-        self.put_checked(digest, view, content, plane_width)
+        self._put(digest, view, content, plane_width, here)
         return digest
 
     def put_checked(
@@ -288,15 +286,16 @@ class RemoteStore(Store):
         encoded: Encoded | None = None,
     ) -> None:
         """As Store; `encoded` is not used: the daemon encodes."""
-        view = memoryview(data).cast("B")
+        self._put(digest, memoryview(data).cast("B"), content, plane_width, False)
+
+    def _put(self, digest: Digest, view: memoryview, content: int, plane_width: int, here: bool) -> None:
         with self._counting:
             self.put_bytes += len(view)
         if len(view) <= self.config.chunks.cut_above:
-            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width)
+            self._writer.add(digest, lpk.KIND_CHUNK, bytes(view) if here else view, content, plane_width)
         elif not self.known(digest):
             pieces = [
-                (self.put_piece(piece, content, plane_width=plane_width), len(piece))
-                for piece in self._chunker.cut(view)
+                (self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)
             ]
             self.put_chunk_list(digest, pieces, content)
 
