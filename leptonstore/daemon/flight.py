@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from leptonstore.daemon import bounds
+from leptonstore.daemon import bounds, tracing
 from leptonstore.daemon.admission import Admission
 from leptonstore.daemon.connections import Connections
 from leptonstore.daemon.operations import OPERATIONS, Operation, Scope
@@ -85,8 +85,8 @@ class Counter(Protocol):
 class Call(fl.ServerMiddleware):
     """One RPC, from its headers to its end. gRPC tells the end by `call_completed`, whatever ended it."""
 
-    def __init__(self, authorization: str | None) -> None:
-        self.authorization = authorization
+    def __init__(self, authorization: str | None, trace: Mapping[str, str] | None = None) -> None:
+        self.authorization, self.trace = authorization, trace or {}
         self._at_end: list[Callable[[], None]] = []
         self._ended = False
         self._guard = threading.Lock()
@@ -119,7 +119,8 @@ class _Calls(fl.ServerMiddlewareFactory):
         values = headers.get("authorization", [])
         # Two are no credential, rather than the better of the two.
         value = values[0] if len(values) == 1 else None if not values else ""
-        return Call(value if isinstance(value, str) or value is None else "")
+        trace = {name: headers[name][0] for name in tracing.CONTEXT if isinstance(headers.get(name, [None])[0], str)}
+        return Call(value if isinstance(value, str) or value is None else "", trace)
 
 
 class _Asked:
@@ -133,6 +134,7 @@ class _Asked:
         self.bytes_in = self.bytes_out = 0
         self.what = ""
         self._began = time.monotonic()
+        self._span = tracing.begin(f"flight {op}", call.trace)
         self._outcome: LeptonError | str = "ok"
         call.at_end(self._end)
 
@@ -149,13 +151,15 @@ class _Asked:
         operation = OPERATIONS.get(self.op)
         if self.principal is not None:
             server.access.spend(self.principal, self.bytes_out, self.address)
+        told = outcome if isinstance(outcome, str) else type(outcome).__name__
+        tracing.end(self._span, told, f"flight {self.op[:40]}", {"lepton.bytes_out": self.bytes_out})
         denied = isinstance(outcome, NotPermitted)
         if denied or (operation is not None and operation.writes):
             server.access.audit(self.principal, operation or self.op[:40], self.what, outcome, self.address)
         if server.metrics is not None:
             server.metrics.count(
                 self.op if operation is not None else "other",
-                outcome if isinstance(outcome, str) else type(outcome).__name__,
+                told,
                 bytes_in=self.bytes_in,
                 bytes_out=self.bytes_out,
                 seconds=seconds,
