@@ -139,6 +139,7 @@ GRANTS = {
     "admin": (Grant(Scope.ADMIN),),
     "other": (Grant(Scope.ADMIN, "hidden"),),
     "samples": (Grant(Scope.READ, "samples"),),
+    "files": (Grant(Scope.READ, "files"),),
 }
 
 
