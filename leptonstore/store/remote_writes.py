@@ -168,13 +168,23 @@ class RemoteWriter:
         if job is None:
             return
         try:
-            new = job.result()
+            new = self._result(job)
         except BaseException as error:
-            self._forget()
+            self._forget(error)
             raise self._lost(error) from None
         self._made.update(self._leaving.keys() - new)
         self._sent |= new
         self._leaving = {}
+
+    def _result(self, job: Future[set[Digest]]) -> set[Digest]:
+        """Locked. What was new of a batch; sent once more when its session is gone and held nothing."""
+        try:
+            return job.result()
+        except (NotFound, TierUnavailable):
+            if self._sent:
+                raise
+        self._session = None
+        return self._sent_off(self._open(), self._leaving)
 
     def _sent_off(self, session: _Session, values: dict[Digest, _Waiting]) -> set[Digest]:
         """In the other thread: send what the daemon lacks; which that was."""
@@ -203,7 +213,7 @@ class RemoteWriter:
                 return work(self._open())
             except (NotFound, TierUnavailable) as error:
                 if attempt or self._sent:
-                    self._forget()
+                    self._forget(error)
                     raise self._lost(error) from None
                 self._session = None
         raise AssertionError
@@ -215,9 +225,10 @@ class RemoteWriter:
             f"the daemon lost what was put and not flushed ({error}): nothing was published; run it again (what it has is not sent again)"
         )
 
-    def _forget(self) -> None:
-        """Locked. What is not durable is nobody's; the session is not used again."""
-        self._session = None
+    def _forget(self, error: BaseException | None = None) -> None:
+        """Locked. What is not durable is nobody's. error: by which it was lost; the session is not used again when it was lost itself."""
+        if error is None or isinstance(error, NotFound | TierUnavailable):
+            self._session = None
         self._waiting, self._waiting_bytes, self._leaving = {}, 0, {}
         self._sent, self._made = set(), set()
 
@@ -236,7 +247,9 @@ class RemoteWriter:
             self._settle()
             if self._sent:
                 self._tell(
-                    self._in_session(lambda session: self._link.act("flush", {"session": session.id}, host=session.host))
+                    self._in_session(
+                        lambda session: self._link.act("flush", {"session": session.id}, host=session.host)
+                    )
                 )
                 self._made |= self._sent
                 self._sent = set()
@@ -265,7 +278,7 @@ class RemoteWriter:
 
     def _published_anyway(self, body: dict[str, Any], since: int, error: LeptonError) -> None:
         """After a publication whose answer did not come: whether it went through, by its id, as any daemon of the store knows it."""
-        sent, flushed = self._sent, not self._sent
+        held = bool(self._sent)
         self._session = None
         try:
             self._link.act("publish", {**body, "since": since})
@@ -274,8 +287,8 @@ class RemoteWriter:
             raise
         except LeptonError:
             pass
-        if not flushed or sent:
-            self._forget()
+        if held:
+            self._forget(error)
             raise self._lost(error) from None
         session = self._open()
         self._tell(self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host))
