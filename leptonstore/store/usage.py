@@ -2,7 +2,7 @@
 
     1 every version is given a bit; every tree node a set of such bits: the versions that reach it. Only inner nodes are read for that.
     2 every row group is read once, whatever number of versions share it; each chunk below is written down as
-      (name, the row group's set, stored bytes, pack)
+      (name, the row group's set, pack, stored bytes, plain bytes)
     3 the notes are sorted by name, part by part; a chunk belongs to the union of its sets
 
 Memory grows with row groups (about 200 bytes each: 50 MB for 10^9 rows) and with the different sets of versions, not with chunks:
@@ -31,7 +31,9 @@ from leptonstore.store.versions import Version, all_versions
 from leptonstore.store.walk import Reached, walk, walk_group, walk_one
 
 _PARTS = 64  # that the notes are divided into; one of them is in memory at a time
-_NOTE = np.dtype([("name", "<u8"), ("more", "<u8"), ("set", "<u4"), ("pack", "<u4"), ("stored", "<u8")])
+_NOTE = np.dtype(
+    [("name", "<u8"), ("more", "<u8"), ("set", "<u4"), ("pack", "<u4"), ("stored", "<u8"), ("plain", "<u8")]
+)
 
 
 class Placed(NamedTuple):
@@ -109,6 +111,7 @@ class Usage:
     """A store's bytes. pack_bytes = live_bytes + garbage_bytes + the packs' own headers (208 bytes each), nearly: footers are
     compressed, so that what one row of them takes is an average.
 
+    plain_bytes: of what is in use, each chunk once: what deduplication leaves, and compression makes live_bytes of.
     garbage_bytes: records that no version needs, records that are there twice, and dictionaries; free_bytes: whole packs
     of nothing else, and files that the log does not list, which `gc` frees without writing anything.
     """
@@ -117,6 +120,7 @@ class Usage:
     packs: int = 0
     pack_bytes: int = 0
     live_bytes: int = 0
+    plain_bytes: int = 0
     garbage_bytes: int = 0
     free_bytes: int = 0
     unlisted_packs: int = 0
@@ -137,10 +141,9 @@ class _Notes:
         self._parts = [bytearray() for _ in range(_PARTS)]
         self._bytes = 0
 
-    def add(self, name: Digest, owners: int, pack: int, stored: int) -> None:
-        self._parts[name[16] % _PARTS] += (
-            name[:16] + owners.to_bytes(4, "little") + pack.to_bytes(4, "little") + stored.to_bytes(8, "little")
-        )
+    def add(self, name: Digest, owners: int, pack: int, stored: int, plain: int) -> None:
+        numbers = ((owners, 4), (pack, 4), (stored, 8), (plain, 8))
+        self._parts[name[16] % _PARTS] += name[:16] + b"".join(one.to_bytes(size, "little") for one, size in numbers)
         self._bytes += _NOTE.itemsize
         if self._bytes >= limits.SPILL_BYTES:
             self._spill()
@@ -232,7 +235,7 @@ class _Count:
         for one in placed(self._found(walked)):
             place = self.store.locate(one.reached.digest)
             if place is not None and place.pack in self._ordinals:
-                self.notes.add(place.row.digest, owners, self._ordinals[place.pack], one.stored)
+                self.notes.add(place.row.digest, owners, self._ordinals[place.pack], one.stored, one.fact.plain or 0)
             else:
                 self.missing += 1
 
@@ -244,9 +247,10 @@ class _Count:
             else:
                 self.missing += 1
 
-    def add_up(self) -> tuple[dict[int, int], np.ndarray[Any, Any]]:
-        """(stored bytes by set of versions, live bytes by pack)."""
+    def add_up(self) -> tuple[dict[int, int], np.ndarray[Any, Any], int]:
+        """(stored bytes by set of versions, live bytes by pack, plain bytes of all chunks)."""
         by_mask: dict[int, int] = defaultdict(int)
+        plain = 0
         live = np.zeros(len(self.pack_ids), np.int64)
         for notes in self.notes.parts():
             if not len(notes):
@@ -254,6 +258,7 @@ class _Count:
             starts = np.append(True, (np.diff(notes["name"]) != 0) | (np.diff(notes["more"]) != 0)).nonzero()[0]
             counts = np.diff(np.append(starts, len(notes)))
             np.add.at(live, notes["pack"][starts], notes["stored"][starts].astype(np.int64))
+            plain += int(notes["plain"][starts].sum())
             single = starts[counts == 1]
             sums = np.zeros(len(self.sets.masks), np.int64)
             np.add.at(sums, notes["set"][single], notes["stored"][single].astype(np.int64))
@@ -264,7 +269,7 @@ class _Count:
                 for number in notes["set"][start : start + count].tolist():
                     mask |= self.sets.masks[number]
                 by_mask[mask] += int(notes["stored"][start])
-        return by_mask, live
+        return by_mask, live, plain
 
 
 def measure(store: Store) -> Usage:
@@ -273,8 +278,8 @@ def measure(store: Store) -> Usage:
     with tempfile.TemporaryDirectory(prefix="lepton-du-") as folder:
         count = _Count(store, folder)
         count.run()
-        by_mask, live = count.add_up()
-    usage = Usage(names=_names(count.versions, by_mask), missing=count.missing)
+        by_mask, live, plain = count.add_up()
+    usage = Usage(names=_names(count.versions, by_mask), missing=count.missing, plain_bytes=plain)
     quota = store.state.settings.get("quota_bytes")
     usage.quota_bytes = quota if isinstance(quota, int) else None
     sizes = np.array([store.state.packs[pack].bytes for pack in count.pack_ids], np.int64)

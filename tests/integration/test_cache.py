@@ -63,8 +63,8 @@ def test_four_processes_share_one_cache(tmp_path: Path) -> None:
         results.append(json.loads(out))
     assert [result["wrong"] for result in results] == [0] * 4
     with HotCache(folder) as cache:
-        stats = cache.stats()
-    assert stats["hits"] + stats["misses"] == 4 * 800
+        stats, counts = cache.stats(), cache.counts()
+    assert stats["hits"] + stats["misses"] == 4 * 800 and counts == {name: stats[name] for name in counts}
     fetched = sum(result["fetched"] for result in results)
     assert 300 < fetched <= stats["misses"] and stats["evicted_bytes"] > 0, "nothing was evicted: nothing was tested"
     assert stats["pinned_bytes"] == 0 and stats["linked_bytes"] + stats["index_bytes"] <= BUDGET

@@ -46,7 +46,7 @@ def time_chart(
     most = max((value for _, values in named for value in values), default=0.0)
     unit = 1024.0 ** math.floor(math.log(most, 1024)) if binary and most >= 1024 else 1.0
     # Nothing happened: an axis all the same. Above the highest point there is some room.
-    top = [mark * unit for mark in nice_ticks(0.0, most * 1.05 / unit if most else 1.0)]
+    top = [mark * unit for mark in nice_ticks(0.0, max(most * 1.05 / unit, 0.01) if most else 1.0)]
     high = top[-1]
     made = []
     for tone, (name, values) in enumerate(named):

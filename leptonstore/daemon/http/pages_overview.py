@@ -21,6 +21,7 @@ from leptonstore.daemon.http.pages_render import HEADERS
 from leptonstore.process import charts
 from leptonstore.store import Store
 from leptonstore.store.placement import places_of
+from leptonstore.store.usage import Usage
 
 PARTS = ("figures", "traffic", "clients", "working")  # templates live_*.html.j2: what the script refreshes
 
@@ -84,16 +85,14 @@ def _charts(told: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def _saved(usage: Any) -> dict[str, Any]:
+def _saved(usage: Usage) -> dict[str, Any]:
     """From what all versions would take apart to what they take here, as bars on one scale."""
-    logical = sum(name.logical for name in usage.names)
-    steps = [("Every version by itself", logical, "plain")]
-    plain = getattr(usage, "plain_bytes", 0)
-    if plain:
-        steps.append(("Each value once", plain, _smaller(logical, plain, "by deduplication")))
-    steps.append(
-        ("As stored", usage.live_bytes, _smaller(plain or logical, usage.live_bytes, "by compression" if plain else ""))
-    )
+    logical, plain, stored = sum(name.logical for name in usage.names), usage.plain_bytes, usage.live_bytes
+    steps = [
+        ("Every version by itself", logical, "plain"),
+        ("Each chunk once", plain, _smaller(logical, plain, "deduplicated")),
+        ("As stored", stored, _smaller(plain, stored, "compressed")),
+    ]
     peak = max(1, *(size for _, size, _ in steps))
     return {
         "steps": [
@@ -108,9 +107,10 @@ def _saved(usage: Any) -> dict[str, Any]:
 
 
 def _smaller(before: int, after: int, how: str) -> str:
+    """What a step saved."""
     if not after or before / after < 1.005:
-        return "not smaller" if how else ""
-    return f"{charts.as_ratio(before / after)} smaller {how}".strip()
+        return "no smaller"
+    return f"{charts.as_ratio(before / after)} {how}"
 
 
 def tiers(store: Store, urls: bool) -> list[TierFigures]:
