@@ -1,12 +1,16 @@
 """Workload bulk: every row of a dataset through a client of the daemon, beside a bare Arrow Flight stream of the same bytes.
 
-131,072 rows of 1,024 int32 below 50,000 (tokens: 512 MiB plain, about 0.5x as stored) and a number. One client process reads all of them
-with `Dataset.scan`. The peer is a Flight server in a process of its own that holds the table in memory and answers
-with the batches that the daemon sends, to the same kind of client; nothing is stored, looked up, checked or decoded there.
+131,072 rows of 1,024 int32 below 50,000 (tokens: 512 MiB plain, about 0.6x of that as stored) and a number; and as many with a text of
+about 900 bytes. One client, a process of its own, reads all rows. The peer is a Flight server in a process of its own that holds the
+table in memory and answers with batches of the same sizes; nothing is stored, looked up, checked or decoded there. Each in turn; medians.
 
-bulk          warm: the daemon's hot cache holds the decoded pages, which an earlier read has put there; contract: >= 0.7x the bare stream
-bulk values   the same of rows with a text of about 900 bytes (variable width)                           no contract
-bulk cold     a daemon just started, with an empty hot cache: it reads, checks and decompresses; files in the system's page cache
+bulk            operation `rows`: the daemon decodes, and sends record batches      contract: >= 0.7x the bare stream
+bulk texts      the same of variable width                                           no contract
+bulk checked    Dataset.scan: the client asks for pages by digest, checks and decodes each, anew in each pass
+bulk near       Dataset.scan on the daemon's own host: pages come out of the hot cache that both share
+bulk cold       `rows` of a daemon whose hot cache is empty: it reads packs (in the system's page cache), checks, decompresses
+
+Warm, but for the last: the daemon's hot cache holds the decoded pages.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +34,13 @@ import pyarrow as pa
 from bench.harness import ROOT, Figure, in_process, median
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.store import Store
+from leptonstore.store.remote_store import RemoteStore
+from leptonstore.store.wire.messages import encode
 from leptonstore.testing import daemon
 
 ROWS, ROWS_QUICK, TOKENS = 131_072, 8_192, 1_024
 TEXT_BYTES = 900
-ROUNDS = 5
+ROUNDS, PASSES = 3, 4
 MODULE = "bench.daemon_bulk"
 
 
@@ -62,21 +70,26 @@ def write(place: Path, rows: int) -> None:
 # -- in processes of their own -----------------------------------------------------------------------------------------
 
 
-def read(url: str, kind: str, times: int) -> dict[str, object]:
-    """Bytes a second of each pass, and how its batches were cut."""
-    with Store.open(url) as store:
-        dataset = Dataset.open(store, kind)
-        rates: list[float] = []
-        rows: list[int] = []
-        for _ in range(times):
-            began, count = time.perf_counter(), 0
-            rows = []
-            for batch in dataset.scan():
+def read(url: str, kind: str, how: str, times: int) -> dict[str, Any]:
+    """Bytes a second of each pass, and how its batches were cut. how: rows, checked or near."""
+    rates: list[float] = []
+    rows: list[int] = []
+    for _ in range(times):
+        with Store.open(url) as store:
+            assert isinstance(store, RemoteStore)
+            if how == "checked":
+                store.without_cache()
+            batches = _rows(store, kind) if how == "rows" else Dataset.open(store, kind).scan()
+            began, count, rows = time.perf_counter(), 0, []
+            for batch in batches:
                 count += batch.nbytes
                 rows.append(batch.num_rows)
             rates.append(count / (time.perf_counter() - began))
-        assert sum(rows) == len(dataset)
     return {"rates": rates, "bytes": count, "rows": rows}
+
+
+def _rows(store: RemoteStore, kind: str) -> Iterator[pa.RecordBatch]:
+    return store.link.stream(lambda rows: encode("rows", {"dataset": kind, "start": rows}))
 
 
 def bare_server(kind: str, rows: int, cuts: list[int]) -> None:
@@ -98,7 +111,7 @@ def bare_server(kind: str, rows: int, cuts: list[int]) -> None:
     server.serve()
 
 
-def bare_read(port: int, times: int) -> dict[str, object]:
+def bare_read(port: int, times: int) -> dict[str, Any]:
     """As `read`."""
     from pyarrow import flight
 
@@ -125,24 +138,38 @@ def bare(kind: str, rows: int, cuts: list[int]) -> Iterator[int]:
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
-    rows, rounds = (ROWS_QUICK, 2) if arguments.quick else (ROWS, ROUNDS)
-    figures = []
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
-        write(place / "store", rows)
-        with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="2GiB") as served:
-            for kind, name, bound in (("tokens", "bulk", ">= 0.7"), ("texts", "bulk values", "")):
-                cold = in_process(MODULE, "read", served.url, kind, "1")
-                with bare(kind, rows, cold["rows"]) as port:
-                    ours, peer = [], []
-                    for _ in range(rounds):  # in turn: a slow spell of the machine meets both
-                        ours.append(max(in_process(MODULE, "read", served.url, kind, "3")["rates"]) / 1e6)
-                        peer.append(max(in_process(MODULE, "bare", str(port), "3")["rates"]) / 1e6)
-                figures.append(Figure(name, median(ours), "MB/s", bound, "bare Flight stream", median(peer)))
-                figures.append(
-                    Figure(f"{name}, cold", cold["rates"][0] / 1e6, "MB/s", "", "bare Flight stream", median(peer))
-                )
+        write(place / "store", ROWS_QUICK if arguments.quick else ROWS)
+        return run(place, arguments.quick)
+
+
+def run(place: Path, quick: bool) -> list[Figure]:
+    """The figures, of what `write` has made."""
+    rows, rounds = (ROWS_QUICK, 1) if quick else (ROWS, ROUNDS)
+    figures: list[Figure] = []
+    with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="2GiB") as served:
+        for kind in ("tokens", "texts"):
+            cold = in_process(MODULE, "read", served.url, kind, "rows", "1")
+            runs: dict[str, list[float]] = defaultdict(list)
+            with bare(kind, rows, cold["rows"]) as port:
+                for _ in range(rounds):  # in turn: a slow spell of the machine meets all
+                    for how in ("rows", "checked", "near") if kind == "tokens" else ("rows",):
+                        runs[how] += in_process(MODULE, "read", served.url, kind, how, str(PASSES))["rates"]
+                    runs["bare"] += in_process(MODULE, "bare", str(port), str(PASSES))["rates"]
+            found = {how: median(rates) / 1e6 for how, rates in runs.items()}
+            figures += _figures(kind, {**found, "cold": cold["rates"][0] / 1e6})
     return figures
+
+
+def _figures(kind: str, found: dict[str, float]) -> Iterator[Figure]:
+    peer = ("bare Flight stream", found["bare"])
+    if kind == "texts":
+        yield Figure("bulk texts", found["rows"], "MB/s", "", *peer)
+        return
+    yield Figure("bulk", found["rows"], "MB/s", ">= 0.7", *peer)
+    for how in ("checked", "near", "cold"):
+        yield Figure(f"bulk {how}", found[how], "MB/s", "", *peer)
 
 
 def main() -> None:
@@ -152,7 +179,7 @@ def main() -> None:
     if role == "serve":
         bare_server(rest[0], int(rest[1]), json.loads(rest[2]))
     elif role == "read":
-        print(json.dumps(read(rest[0], rest[1], int(rest[2]))))
+        print(json.dumps(read(rest[0], rest[1], rest[2], int(rest[3]))))
     else:
         print(json.dumps(bare_read(int(rest[0]), int(rest[1]))))
 

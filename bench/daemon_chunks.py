@@ -32,6 +32,7 @@ from bench.harness import ROOT, Figure
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.digest import digest_of
 from leptonstore.store import Store
+from leptonstore.store.remote_store import RemoteStore
 from leptonstore.testing import daemon
 
 CHUNK_BYTES = 256 << 10
@@ -41,8 +42,8 @@ SECONDS, SECONDS_QUICK = 12.0, 2.0
 MODULE = "bench.daemon_chunks"
 
 
-def write(place: Path, chunks: int) -> list[str]:
-    """A store with the values; their digests."""
+def write(place: Path, chunks: int) -> None:
+    """A store with the values, and a file of their digests."""
     rng = np.random.default_rng(0)
     digests: list[str] = []
     schema = pa.schema([pa.field("id", pa.int64(), False), pa.field("value", pa.large_binary())])
@@ -54,9 +55,9 @@ def write(place: Path, chunks: int) -> list[str]:
             ids = pa.array(range(first, first + len(values)))
             yield pa.RecordBatch.from_arrays([ids, pa.array(values, pa.large_binary())], schema=schema)
 
-    with Store.create(place) as store:
+    with Store.create(place / "store") as store:
         write_dataset(store, "values", Source(schema, ("id",), batches, chunks, {}))
-    return digests
+    (place / "digests").write_text("\n".join(digests))
 
 
 def clients(url: str, file: str, count: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def clients(url: str, file: str, count: int, seconds: float, seed: int) -> dict[
         rng = np.random.default_rng([seed, which])
         try:
             with Store.open(url) as store:
+                assert isinstance(store, RemoteStore)
+                store.without_cache()
                 store.get(digests[0])
                 ready.wait(120)
                 begin.wait()
@@ -101,22 +104,26 @@ def clients(url: str, file: str, count: int, seconds: float, seed: int) -> dict[
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
-    chunks, seconds = (CHUNKS_QUICK, SECONDS_QUICK) if arguments.quick else (CHUNKS, SECONDS)
     with tempfile.TemporaryDirectory() as made:
-        place = Path(made)
-        (place / "digests").write_text("\n".join(write(place / "store", chunks)))
-        with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as served:
-            asked = [served.url, str(place / "digests"), str(CLIENTS // PROCESSES)]
-            commands = [[sys.executable, "-m", MODULE, *asked, str(seconds), str(seed)] for seed in range(PROCESSES)]
-            pipe = subprocess.PIPE
-            running = [subprocess.Popen(one, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for one in commands]
-            for process in running:
-                assert process.stdout is not None and process.stdout.readline() == "ready\n", "a client did not start"
-            for process in running:
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            found = [json.loads(process.communicate()[0].strip().split("\n")[-1]) for process in running]
+        write(Path(made), CHUNKS_QUICK if arguments.quick else CHUNKS)
+        return run(Path(made), arguments.quick)
+
+
+def run(place: Path, quick: bool) -> list[Figure]:
+    """The figures, of what `write` has made."""
+    seconds = SECONDS_QUICK if quick else SECONDS
+    with daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as served:
+        asked = [served.url, str(place / "digests"), str(CLIENTS // PROCESSES)]
+        commands = [[sys.executable, "-m", MODULE, *asked, str(seconds), str(seed)] for seed in range(PROCESSES)]
+        pipe = subprocess.PIPE
+        running = [subprocess.Popen(one, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for one in commands]
+        for process in running:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n", "a client did not start"
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        found = [json.loads(process.communicate()[0].strip().split("\n")[-1]) for process in running]
     waits = [one for told in found for one in told["waits"]]
     wrong = [text for told in found for text in told["wrong"]]
     for text in wrong[:3]:

@@ -1,7 +1,7 @@
 """One loader of workload cluster, in a process of its own: a fully shuffled epoch of a served store.
 
-    python -m bench.daemon_cluster_loader URL SEED BATCH  ->  "step N" now and then, and in the end one line of JSON:
-    rows, seconds, order (the digest of all rows in the order in which they came: labels and bytes), receipt (the head of its chain)
+python -m bench.daemon_cluster_loader URL SEED BATCH  ->  "step N" now and then, and in the end one line of JSON:
+rows, seconds, order (the digest of all rows in the order in which they came: labels and bytes), receipt (the head of its chain)
 """
 
 from __future__ import annotations

@@ -35,14 +35,19 @@ def measure_mnist(arguments: argparse.Namespace) -> list[Figure]:
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         loader_mnist.store_mnist(place / "store", data, place)
-        runs: dict[str, list[dict[str, float]]] = defaultdict(list)
-        with (
-            daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as near,
-            daemon.running(place / "store", cache_bytes=0) as far,
-        ):
-            for _ in range(1 if arguments.quick else ROUNDS):
-                for name, url in (("local", str(place / "store")), ("near", near.url), ("far", far.url)):
-                    runs[name].append(in_process("bench.loader_mnist", "ours", url))
+        return run_mnist(place, arguments.quick)
+
+
+def run_mnist(place: Path, quick: bool) -> list[Figure]:
+    """The figures, of a store that is there."""
+    runs: dict[str, list[dict[str, float]]] = defaultdict(list)
+    with (
+        daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as near,
+        daemon.running(place / "store", cache_bytes=0) as far,
+    ):
+        for _ in range(1 if quick else ROUNDS):
+            for name, url in (("local", str(place / "store")), ("near", near.url), ("far", far.url)):
+                runs[name].append(in_process("bench.loader_mnist", "ours", url))
     found = {name: {key: median(run[key] for run in told) for key in ("first", "later")} for name, told in runs.items()}
     local = found["local"]
     return [
@@ -55,17 +60,22 @@ def measure_mnist(arguments: argparse.Namespace) -> list[Figure]:
 
 def measure_jpeg(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
-    rates: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         loader_jpeg.make_data(place, loader_jpeg.ROWS_QUICK if arguments.quick else loader_jpeg.ROWS)
-        with (
-            daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as near,
-            daemon.running(place / "store", cache_bytes=0) as far,
-        ):
-            for _ in range(1 if arguments.quick else ROUNDS):
-                for name, url in (("local", str(place / "store")), ("near", near.url), ("far", far.url)):
-                    rates[name] += in_process("bench.loader_jpeg", "default", str(place), url)["later"]
+        return run_jpeg(place, arguments.quick)
+
+
+def run_jpeg(place: Path, quick: bool) -> list[Figure]:
+    """As run_mnist."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    with (
+        daemon.running(place / "store", cache=str(place / "hot"), cache_bytes="1GiB") as near,
+        daemon.running(place / "store", cache_bytes=0) as far,
+    ):
+        for _ in range(1 if quick else ROUNDS):
+            for name, url in (("local", str(place / "store")), ("near", near.url), ("far", far.url)):
+                rates[name] += in_process("bench.loader_jpeg", "default", str(place), url)["later"]
     best = {name: max(found) for name, found in rates.items()}
     return [
         Figure("jpeg", best["near"], "samples/s", ">= 0.95", "local", best["local"]),

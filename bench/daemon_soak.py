@@ -51,7 +51,7 @@ CLIENTS = (
     ("bulk", "take", "chunks", "push", "append", "content", "dashboard", "bad", "maintain"),
     ("epochs", "epochs", "epochs", "bulk", "chunks"),
 )
-WATERMARK = 64 * MIB  # of the home: what pushes add goes on to the other tier
+WATERMARK = 32 * MIB  # of the home: what pushes add goes on to the other tier
 TOKENS, TOKEN_ROWS, PICTURES, PICTURE_BYTES = 256, 20_000, 2_000, 20_000
 LINES_TOLD = 5  # of what went wrong
 
@@ -110,7 +110,7 @@ def sample(pid: int) -> dict[str, float]:
 def soak(place: Path, seconds: float) -> dict[str, Any]:
     """One run: {samples: Watch, counts, wrong, damage}."""
     make(place)
-    settings = {"cache": str(place / "hot"), "cache_bytes": "128MiB", "folder": place}
+    settings: dict[str, Any] = {"cache": str(place / "hot"), "cache_bytes": "128MiB", "folder": place}
     with daemon.running(place / "store", **settings) as served:
         watch = Watch(served.pid, seconds / 600)
         command = [

@@ -231,7 +231,14 @@ class Bad(Content):
 class Maintain(Client):
     """Has the daemon do its maintenance, one job after another."""
 
-    JOBS = (("gc", {}), ("tiers", {}), ("scrub", {"bytes_per_s": 50_000_000}), ("gc", {}), ("tiers", {}), ("index", {}))
+    JOBS: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("gc", {}),
+        ("tiers", {}),
+        ("scrub", {"bytes_per_s": 50_000_000}),
+        ("gc", {}),
+        ("tiers", {}),
+        ("index", {}),
+    )
 
     def unit(self) -> str:
         kind, options = self.JOBS[self.number % len(self.JOBS)]

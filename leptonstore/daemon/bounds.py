@@ -45,7 +45,16 @@ PEERS_AT_ONCE = 64  # of other daemons of the cluster, beside all else: two batc
 PUTS_AT_ONCE = 32  # each with at most PUT_BATCH_BYTES_MAX received: 2 GiB at worst
 WAITING_MAX = 1_024  # of each kind; each is a thread that sleeps
 WAIT_S = 20.0  # in the queue; a client that gets an answer later has given up
-# Threads that make batches at the same time, for each core: more only take the interpreter's lock from each other.
-MAKERS_PER_CORE = 4
 ANSWER_BYTES_MAX = 64 * MIB  # of an action: the state of a store with 10^5 refs has 30 MiB
 DRAIN_S = 30.0  # for what is under way when the daemon ends
+
+# -- connections (connections.py) --------------------------------------------------------------------------------------
+LOOK_S = 0.2  # between two looks at them
+LOOK_SHARE = 20  # a look is at most a twentieth of the time of one core
+KNOWN_WITHIN_S = 20.0  # for the first request of a connection; gRPC's own clients make it in milliseconds
+UNKNOWN_MAX = 256  # connections that have not authenticated a request yet
+# A request of WIRE_HEADER_BYTES_MAX + WIRE_PAYLOAD_BYTES_MAX is on its way, and what gRPC reads ahead on several streams.
+UNASKED_BYTES_MAX = 16 * MIB
+UNASKED_BYTES_PER_S = 1 * MIB  # of HTTP/2's own
+SLOW_S = 60.0  # a client that reads (or sends) nothing for so long holds a thread and two batches
+SLOW_BUSY_S = 15.0  # the same while others wait for a place

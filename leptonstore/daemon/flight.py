@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from leptonstore.daemon import bounds
+from leptonstore.daemon import bounds, tracing
 from leptonstore.daemon.admission import Admission
+from leptonstore.daemon.connections import Connections
 from leptonstore.daemon.operations import OPERATIONS, Operation, Scope
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.sessions import Put
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MESSAGE_CHARS = 300  # of the gRPC status, for clients that know no LWR1
 _CALL = "lepton"
+_CUT_AGAIN_S = 0.2  # a client that is cut off may come again before the port is closed
 log = logging.getLogger("lepton.daemon")
 
 
@@ -84,8 +85,8 @@ class Counter(Protocol):
 class Call(fl.ServerMiddleware):
     """One RPC, from its headers to its end. gRPC tells the end by `call_completed`, whatever ended it."""
 
-    def __init__(self, authorization: str | None) -> None:
-        self.authorization = authorization
+    def __init__(self, authorization: str | None, trace: Mapping[str, str] | None = None) -> None:
+        self.authorization, self.trace = authorization, trace or {}
         self._at_end: list[Callable[[], None]] = []
         self._ended = False
         self._guard = threading.Lock()
@@ -118,7 +119,8 @@ class _Calls(fl.ServerMiddlewareFactory):
         values = headers.get("authorization", [])
         # Two are no credential, rather than the better of the two.
         value = values[0] if len(values) == 1 else None if not values else ""
-        return Call(value if isinstance(value, str) or value is None else "")
+        trace = {name: headers[name][0] for name in tracing.CONTEXT if isinstance(headers.get(name, [None])[0], str)}
+        return Call(value if isinstance(value, str) or value is None else "", trace)
 
 
 class _Asked:
@@ -126,11 +128,13 @@ class _Asked:
 
     def __init__(self, server: FlightServer, call: Call, context: fl.ServerCallContext, op: str) -> None:
         self._server, self.call, self.op = server, call, op
-        self.address = address_of(context.peer())
+        self.turn = server.connections.began(context.peer())
+        self.address = self.turn.peer.rpartition(":")[0]
         self.principal: Principal | None = None
         self.bytes_in = self.bytes_out = 0
         self.what = ""
         self._began = time.monotonic()
+        self._span = tracing.begin(f"flight {op}", call.trace)
         self._outcome: LeptonError | str = "ok"
         call.at_end(self._end)
 
@@ -142,17 +146,20 @@ class _Asked:
 
     def _end(self) -> None:
         server, outcome = self._server, self._outcome
+        server.connections.ended(self.turn)
         seconds = time.monotonic() - self._began
         operation = OPERATIONS.get(self.op)
         if self.principal is not None:
             server.access.spend(self.principal, self.bytes_out, self.address)
+        told = outcome if isinstance(outcome, str) else type(outcome).__name__
+        tracing.end(self._span, told, f"flight {self.op[:40]}", {"lepton.bytes_out": self.bytes_out})
         denied = isinstance(outcome, NotPermitted)
         if denied or (operation is not None and operation.writes):
             server.access.audit(self.principal, operation or self.op[:40], self.what, outcome, self.address)
         if server.metrics is not None:
             server.metrics.count(
                 self.op if operation is not None else "other",
-                outcome if isinstance(outcome, str) else type(outcome).__name__,
+                told,
                 bytes_in=self.bytes_in,
                 bytes_out=self.bytes_out,
                 seconds=seconds,
@@ -187,9 +194,11 @@ class FlightServer(fl.FlightServerBase):
             # Of their own: clients' reads wait for peers, and two daemons whose places clients hold would wait for each other.
             "peer": Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s),
         }
-        cores = len(os.sched_getaffinity(0))
-        self._makers = Admission("reads", bounds.MAKERS_PER_CORE * cores, 1 << 20, 3600.0)
-        self._peer_makers = Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s)
+        self.connections = Connections(getattr(metrics, "refuse", None))
+        self.connections.busy = lambda: any(admission.waiting for admission in self.admissions.values())
+        self._ahead = ThreadPoolExecutor(
+            bounds.GETS_AT_ONCE + bounds.PEERS_AT_ONCE, "lepton-ahead"
+        )  # one for each stream at most
         self._draining = False
         self._under_way = 0
         self._idle = threading.Condition()
@@ -205,6 +214,7 @@ class FlightServer(fl.FlightServerBase):
             )
         except (pa.ArrowException, OSError):
             raise BadInput(f"cannot listen on {host}:{port}: is it taken, or another host's address?") from None
+        self.connections.watch(self.port)
 
     # -- the calls of Flight -------------------------------------------------------------------------------------------
 
@@ -220,19 +230,19 @@ class FlightServer(fl.FlightServerBase):
             if len(data) > bounds.ANSWER_BYTES_MAX:
                 raise BadInput(f"the answer to {request.op!r} has {len(data):,} bytes: ask for less")
             asked.bytes_out = len(data)
+            asked.turn.theirs()
             return [fl.Result(pa.py_buffer(data))]
         except BaseException as error:
             raise asked.failed(error) from None
 
     def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> fl.FlightDataStream:
-        """A stream of record batches, each made when gRPC has taken the one before."""
+        """A stream of record batches, each made while gRPC sends the one before."""
         asked = self._asked(context, "get")
         try:
             principal, request = self._let_in(asked, context, "get", ticket.ticket)
-            makers = self._peer_makers if is_peers(request) else self._makers
-            with makers.place():
-                schema, batches = self.service.stream(principal, request)
-            return fl.GeneratorStream(schema, _Sent(asked, batches, makers))
+            schema, batches = self.service.stream(principal, request)
+            asked.turn.theirs()
+            return fl.GeneratorStream(schema, _Sent(asked, batches, self._ahead))
         except BaseException as error:
             raise asked.failed(error) from None
 
@@ -251,17 +261,31 @@ class FlightServer(fl.FlightServerBase):
                 raise BadInput("a put names its session by a command")
             principal, request = self._let_in(asked, context, "put", descriptor.command)
 
+            asked.turn.allowed = bounds.PUT_BATCH_BYTES_MAX
+
             def batches() -> Iterator[pa.RecordBatch]:
-                for chunk in reader:
+                while True:
+                    asked.turn.theirs()
+                    try:
+                        chunk = reader.read_chunk()
+                    except StopIteration:
+                        return
+                    finally:
+                        asked.turn.ours()
                     if chunk.data is not None:
                         asked.bytes_in += chunk.data.nbytes
+                        self.connections.account(asked.turn, chunk.data.nbytes)
                         yield chunk.data
 
             def ack(total: Put) -> None:
+                asked.turn.theirs()
                 writer.write(json.dumps(total._asdict()).encode())
+                asked.turn.ours()
 
+            asked.turn.theirs()
             done = self.service.receive(principal, request, reader.schema, batches(), ack)
             self.access.spend(principal, asked.bytes_in, asked.address)
+            asked.turn.theirs()
             writer.write(json.dumps({**done, "done": True}).encode())
         except BaseException as error:
             raise asked.failed(_arrow_to_input(error)) from None
@@ -305,6 +329,7 @@ class FlightServer(fl.FlightServerBase):
     def _authenticated(self, asked: _Asked, context: fl.ServerCallContext) -> Principal:
         name = context.peer_identity().decode("utf-8", "replace") or None
         asked.principal = self.access.authenticate(asked.call.authorization, name, asked.address)
+        self.connections.known(asked.turn)
         return asked.principal
 
     def _let_in(self, asked: _Asked, context: fl.ServerCallContext, call: str, body: Any) -> tuple[Principal, Request]:
@@ -316,6 +341,7 @@ class FlightServer(fl.FlightServerBase):
         operation = self.service.operation(request)
         asked.op = request.op
         asked.bytes_in = len(body)
+        self.connections.account(asked.turn, len(body))
         asked.what = subject_of(request)
         self.access.charge(principal, operation, len(body), asked.address)
         admission = self.admissions["peer" if is_peers(request) else call]
@@ -347,29 +373,64 @@ class FlightServer(fl.FlightServerBase):
         with self._idle:
             return self._idle.wait_for(lambda: not self._under_way, wait_s)
 
+    def shutdown(self) -> None:
+        """Cut off what is still under way, and close the port. Returns when every call has ended."""
+        self._draining = True
+        self.connections.close()
+        ending = threading.Event()
+
+        def cut() -> None:
+            while True:
+                self.connections.cut_all()
+                if ending.wait(_CUT_AGAIN_S):
+                    return
+
+        with self._idle:
+            idle = not self._under_way
+        cutter = threading.Thread(target=cut, name="lepton-cut", daemon=True)
+        if not idle:
+            cutter.start()
+        try:
+            super().shutdown()
+        finally:
+            ending.set()
+        self._ahead.shutdown()
+
 
 class _Sent:
-    """The batches of a stream as gRPC asks for them."""
+    """The batches of a stream as gRPC asks for them. While a large one is sent, another thread makes the next: one, so that a client that
+    does not read costs two batches."""
 
-    def __init__(self, asked: _Asked, batches: Iterator[pa.RecordBatch], makers: Admission) -> None:
-        self._asked, self._batches, self._makers = asked, batches, makers
+    def __init__(self, asked: _Asked, batches: Iterator[pa.RecordBatch], ahead: ThreadPoolExecutor) -> None:
+        self._asked, self._batches, self._ahead = asked, batches, ahead
+        self._next: Future[pa.RecordBatch | None] | None = None
         asked.call.at_end(self._close)
 
     def __iter__(self) -> _Sent:
         return self
 
     def __next__(self) -> pa.RecordBatch:
+        self._asked.turn.ours()
         try:
-            with self._makers.place():
-                batch = next(self._batches)
-        except StopIteration:
-            raise
+            batch = self._make() if self._next is None else self._next.result()
+            self._next = None
         except BaseException as error:
             raise self._asked.failed(error) from None
+        if batch is None:
+            raise StopIteration
         self._asked.bytes_out += batch.nbytes
+        if batch.nbytes >= bounds.BATCH_BYTES_MIN:  # a small one is not worth a thread, or is the last
+            self._next = self._ahead.submit(self._make)
+        self._asked.turn.theirs()
         return batch
 
+    def _make(self) -> pa.RecordBatch | None:
+        return next(self._batches, None)
+
     def _close(self) -> None:
+        pending, self._next = self._next, None
+        if pending is not None and not pending.cancel():
+            pending.exception()  # until it is made: a generator that runs cannot be closed
         self._batches.close()  # type: ignore[attr-defined]
 
 
@@ -391,20 +452,13 @@ def is_peers(request: Request) -> bool:
     return OPERATIONS[request.op].scope is Scope.PEER
 
 
-def address_of(peer: str) -> str:
-    """gRPC's "ipv4:127.0.0.1:4711" or "ipv6:%5B::1%5D:4711" -> the address alone."""
-    _, _, rest = unquote(peer).partition(":")
-    host, _, _ = rest.rpartition(":")
-    return host.strip("[]")
-
-
 def subject_of(request: Request) -> str:
     """What a request is about, for the audit log: names, never values."""
     updates = request.arguments.get("updates")
     if isinstance(updates, list):
         names = [str(one.get("name"))[:200] for one in updates[:8] if isinstance(one, dict)]
         return ", ".join(names) + (f" and {len(updates) - 8} more" if len(updates) > 8 else "")
-    for name in ("dataset", "kind", "name", "token", "job"):
+    for name in ("dataset", "kind"):
         if isinstance(request.arguments.get(name), str):
             return str(request.arguments[name])[:200]
     return ""

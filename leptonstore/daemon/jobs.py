@@ -21,6 +21,7 @@ from leptonstore.daemon.maintenance import alone, bounds, record
 from leptonstore.daemon.maintenance.kinds import KINDS, kind_of
 from leptonstore.daemon.maintenance.schedule import Schedule, due_at, plans
 from leptonstore.daemon.maintenance.work import Kind, Progress, Work
+from leptonstore.daemon.memory import give_back
 from leptonstore.errors import Conflict, LeptonError, NotFound, Stopped, TooBusy
 from leptonstore.store import Store
 from leptonstore.tiers.roles import HeldLock
@@ -171,6 +172,7 @@ class Jobs:
                 record.write(store, running.kind.name, {**running.shown().to_json(), "host": socket.gethostname()})
                 lock.release()
         finally:
+            give_back()
             running.over.set()
 
     def _outcome(self, running: _Running, store: Store) -> tuple[JobState, str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from leptonstore.errors import BadInput
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 LINE_CHARS_MAX = 16_384  # of one entry: a traceback has some thousand
 # Tokens (daemon/tokens.py, trainers/serving/tokens.py) and what stands behind "Bearer" or "Basic".
-_SECRET = re.compile(r"\blepton_[A-Za-z0-9_.-]{16,}|\b(?<=[Bb]earer )\S+|\b(?<=[Bb]asic )\S+")
+_SECRET = re.compile(r"lepton_[A-Za-z0-9_-]{40,}|(?<=[Bb]earer )[\w.~+/=-]{12,}|(?<=Basic )[\w+/=]{8,}")
 _HIDDEN = "[secret]"
 _OURS = ("lepton", "leptonstore")
 

@@ -73,7 +73,8 @@ class Publisher:
             found = self._known(principal, id)
             if found is not None:
                 return {"sequence": found, "again": True}
-            return self._publish(principal, session, id, action, updates, author, ends)
+            done = self._publish(principal, session, id, action, updates, author, ends)
+        return {**done, "new_bytes": session.store.new_bytes}
 
     def _publish(
         self,

@@ -6,7 +6,7 @@ follows the log: a ref that moves forward adds what its new commits reach, which
 elsewhere (also by an erasure) makes the set anew. Nothing of another dataset is in it, unless this one holds the same bytes.
 
 Growth: 16 bytes for each chunk that a dataset reaches (digest_set.py: on disk from 2 million on), 300 bytes of memory for each of its
-commits; the first request reads its tree nodes and the pages that hold references, once: about 5 us for each chunk. Who waits longer than
+commits; the first request reads its tree nodes and the pages that hold references, once: about 12 us for each chunk. Who waits longer than
 WALK_WAIT_S is told to come again (TooBusy), while the walk goes on. At most DATASETS_MAX sets are kept; the one that was asked for
 longest ago goes.
 
@@ -177,7 +177,7 @@ class _DatasetSet:
                 parents = self._ancestry(heads, forgotten)
                 gone = self._parents.keys() - parents.keys()
                 digests, known = (DigestSet(self._folder), set()) if gone else (self._digests, set(self._parents))
-                _walk_into(digests, self._store, parents.keys() - known, forgotten, known)
+                _walk_into(digests, self._store, parents.keys() - known, known, () if gone else self.heads)
             except LeptonError:
                 self._walk = None  # the next request tries again
                 raise
@@ -205,8 +205,9 @@ class _DatasetSet:
         return found
 
 
-def _walk_into(digests: DigestSet, store: Store, commits: Set[str], forgotten: Set[str], known: Set[str]) -> None:
-    """Add everything that `commits` reach, with the pieces of long values, and what only `known` commits reach not again."""
+def _walk_into(digests: DigestSet, store: Store, commits: Set[str], known: Set[str], heads: Iterable[str]) -> None:
+    """Add everything that `commits` reach, with the pieces of long values. What the trees of `heads` reach, all of which are `known`, is
+    there already."""
     batch: list[Digest] = []
 
     def visit(digest: Digest) -> None:
@@ -219,7 +220,7 @@ def _walk_into(digests: DigestSet, store: Store, commits: Set[str], forgotten: S
         digests.add(_pieces(store, batch))
         batch.clear()
 
-    Reach(store, visit, store.cache_path("reachable")).walk(commits, forgotten, known, history=False)
+    Reach(store, visit, store.cache_path("reachable")).walk(commits, stop=known, history=False, known=heads)
     keep()
 
 

@@ -20,6 +20,7 @@ from types import FrameType
 
 from leptonstore.daemon import systemd
 from leptonstore.daemon.daemon import Daemon
+from leptonstore.daemon.memory import bound_arenas
 from leptonstore.errors import LeptonError
 
 EXIT_AT_ONCE = 130
@@ -32,6 +33,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
 
     on_ready: called once, when requests are answered. reload: what SIGHUP does. Raises what `Daemon.start` does.
     """
+    bound_arenas()
     words: queue.SimpleQueue[str] = queue.SimpleQueue()
     ending = threading.Event()
 

@@ -36,7 +36,7 @@ from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
 from leptonstore.daemon.sight import Sight, store_wide_only
 from leptonstore.daemon.tables import Tables, dataset_named
 from leptonstore.digest import Digest
-from leptonstore.errors import BadInput, LeptonError, TooBusy
+from leptonstore.errors import BadInput, LeptonError, StoreMissing, TooBusy
 from leptonstore.store import Store
 from leptonstore.store.log import Proposal
 from leptonstore.store.wire import errors as wire_errors
@@ -160,7 +160,7 @@ class Service:
             told = Arguments(request.op, request.arguments)
             with self.sessions.use(principal, told.text("session")) as session:
                 total = put_batches(session, schema, iter(batches), ack)
-            return total._asdict()
+                return {**total._asdict(), "new_bytes": session.store.new_bytes}
         except pa.ArrowException:
             raise  # of the plane: the client went away, or sent no Arrow
         except BaseException as error:
@@ -207,6 +207,9 @@ class Service:
         if operation.of is Of.DATASET:
             dataset = dataset_named(Arguments(request.op, request.arguments).text("dataset"))
         principal.require(operation, dataset)
+        # A client's connection may outlive the daemon that it was made to: another one may listen there by now.
+        if request.arguments.get("of") not in (None, self.store.config.store_id.hex()):
+            raise StoreMissing("this daemon serves another store than the one that was opened: open it anew, by its name")
 
     def _guarded(self, batches: Batches, op: str) -> Batches:
         try:
@@ -307,7 +310,10 @@ class Service:
 
     def _plan(self, principal: Principal, request: Request) -> dict[str, Any]:
         told = Arguments("plan", request.arguments)
-        reader, more = told.text("reader", most=100), told.flag("more", False)  # more: it goes on where the last one ended
+        reader, more = (
+            told.text("reader", most=100),
+            told.flag("more", False),
+        )  # more: it goes on where the last one ended
         digests = digests_of(request.payload)
         visible = self._sight(principal)
         if visible is not None:

@@ -1,7 +1,13 @@
 """Rows of dataset versions as record batches: `rows` (a range, or what a condition is true for) and `take` (any rows, in any order).
 
-A batch has BATCH_BYTES, or the rows that the client asked for in one. Rows of fixed width are handed on as they lie in a decoded page;
-only what is smaller than BATCH_BYTES_MIN is joined.
+    rows    one row group after another -> columns as their pages keep them: views -> slices of BATCH_BYTES -> large values copied in
+    take    stretches of TAKE_BYTES, gathered -> slices as above
+
+A batch has BATCH_BYTES, or the rows that the client asked for in one. Rows of fixed width are handed on as they lie in a page of the hot
+cache (or of this process): no byte is copied before gRPC does it. Large values are copied once, into the column that they stand in, and
+small row groups are read together. All in the thread that asks: threads that decode side by side (dataset/scan.py) took the
+interpreter's lock from each other and from the one that sends, and cost a third more; only where a request takes longer than its bytes
+(an object store) are they worth it.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from leptonstore.daemon.sight import Sight
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.predicate import Predicate
 from leptonstore.dataset.refs import list_refs, resolve_ref
-from leptonstore.dataset.scan import scan, slice_ends
+from leptonstore.dataset.scan import scan
 from leptonstore.digest import Buffer, parse_hex
 from leptonstore.errors import BadInput, RefMissing
 from leptonstore.format.commit import KINDS
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
 
 Batches = Iterator[pa.RecordBatch]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def dataset_named(spec: str) -> str:
@@ -112,30 +119,56 @@ class Tables:
 
 
 def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batches:
-    if not fields:
+    """Rows [start, stop) of the version."""
+    if start == stop or not fields:
         return
-    for first in range(start, stop, bounds.ROWS_AT_ONCE):
-        rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
-        for _, batch in scan(ds, fields, rows, lend=True):  # gRPC lets go of each when it is sent
-            yield batch
+    if ds.store.far:
+        for first in range(start, stop, bounds.ROWS_AT_ONCE):
+            rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
+            for _, batch in scan(ds, fields, rows, lend=True):  # gRPC lets go of each when it is sent
+                yield batch
+        return
+    row_bytes = _row_bytes(ds, fields, start)
+    together = max(1, bounds.BATCH_BYTES_MIN // max(1, row_bytes))  # rows that are worth a batch
+    at = start
+    while at < stop:
+        leaf = ds.leaves.find(at)
+        end = min(stop, leaf.end if leaf.end - at >= together else at + together)
+        yield from _sliced(ds, fields, np.arange(at, end, dtype=np.int64), lend=True)
+        at = end
 
 
-def _gathered(ds: Dataset, fields: list[pa.Field], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Batches:
+def _gathered(ds: Dataset, fields: list[pa.Field], rows: Rows) -> Batches:
+    """Rows in any order."""
     if not len(rows) or not fields:
         return
-    step = max(1, min(len(rows), bounds.TAKE_BYTES // max(1, _row_bytes(ds, fields))))
+    step = max(1, min(len(rows), bounds.TAKE_BYTES // max(1, _row_bytes(ds, fields, int(rows[0])))))
     for first in range(0, len(rows), step):
-        some = rows[first : first + step]
-        columns = ds.pages.gather(some, fields)
-        at = 0
-        for end in slice_ends(columns, len(some)):
-            yield ds.ask([column.slice(at, end) for column in columns], fields, some[at:end]).batch()
-            at = end
+        yield from _sliced(ds, fields, rows[first : first + step], lend=False)
 
 
-def _row_bytes(ds: Dataset, fields: list[pa.Field]) -> int:
-    """Bytes of a row's pages, as the first row group has them: of fixed width it is exact, of others values are at most 16 KiB."""
-    group = ds.pages.layout(ds.leaves.find(0)).group
+def _sliced(ds: Dataset, fields: list[pa.Field], rows: Rows, lend: bool) -> Batches:
+    """Batches of about BATCH_BYTES; of a single row that is larger, one."""
+    columns = ds.pages.gather(rows, fields, lend=lend)
+    sizes = np.zeros(len(rows), np.int64)
+    for column in columns:
+        sizes += column.values.nbytes // len(rows)
+        if column.references is not None:
+            sizes += column.referenced_sizes()
+    total, at = np.cumsum(sizes), 0
+    while at < len(rows):
+        before = int(total[at - 1]) if at else 0
+        if int(total[-1]) - before <= bounds.BATCH_BYTES + bounds.BATCH_BYTES_MIN:
+            end = len(rows)  # no small rest
+        else:
+            end = max(at + 1, int(np.searchsorted(total, before + bounds.BATCH_BYTES, side="right")))
+        yield ds.ask([column.slice(at, end) for column in columns], fields, rows[at:end]).batch()
+        at = end
+
+
+def _row_bytes(ds: Dataset, fields: list[pa.Field], row: int) -> int:
+    """Bytes of a row in its pages, as the row group of `row` has them: of fixed width it is exact, of others a value has at most 16 KiB."""
+    group = ds.pages.layout(ds.leaves.find(row)).group
     indices = [ds.schema.get_field_index(field.name) for field in fields]
     return sum(part.page_bytes for index in indices for part in group.columns[index]) // max(1, group.rows)
 

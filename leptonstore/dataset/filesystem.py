@@ -2,6 +2,7 @@
 
     lepton://<store>/<NAME@REF>/<path>                      lepton:///data/store/mnist@main/data
                                                             lepton://s3://bucket/store/mnist@main/data
+    lepton://<host>:<port>/<name>/<NAME@REF>/<path>         behind a daemon; lepton+tls://… over TLS (the port always stands there)
     lepton://<NAME@REF>/<path>, with store="…" among the storage options; then NAME alone is NAME@main
 
 The dataset is the first name with an "@" in it. The store is a path or a URL; in it, "%" and "@" are written %25 and %40, and any other
@@ -15,6 +16,7 @@ Environment variables are not read (the command line alone does that): a path wi
 
 from __future__ import annotations
 
+import re
 import threading
 from datetime import UTC, datetime
 from typing import Any
@@ -29,8 +31,11 @@ from leptonstore.dataset.mounted import Entry, Mounted, commit_of_part, mount
 from leptonstore.dataset.refs import list_refs, resolve_ref, split_spec
 from leptonstore.errors import BadInput, NotFound, NotPermitted
 from leptonstore.store import Store
+from leptonstore.store.wire.address import SCHEME
 
 _KINDS = ("dataset", "checkpoint", "model")
+# What a path begins with that goes on a daemon's URL: hosts with their ports. A path without a ":7400" in it is never taken for one.
+_HOSTS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}(?:,[^/]*)?/")
 
 
 class LeptonFileSystem(AbstractFileSystem):
@@ -39,7 +44,7 @@ class LeptonFileSystem(AbstractFileSystem):
     store: where the store is, for paths that begin with a dataset. unlock: what opens an encrypted one, as in Store.open.
     """
 
-    protocol = "lepton"
+    protocol = "lepton"  # of lepton+tls://… nothing is stripped: the path is the daemon's whole URL, so that TLS is never left out
     root_marker = ""
 
     def __init__(self, store: str | None = None, unlock: Any = None, **options: Any) -> None:
@@ -60,6 +65,8 @@ class LeptonFileSystem(AbstractFileSystem):
         names = path.split("/")
         at = next((at for at, name in enumerate(names) if "@" in name), len(names))
         store = unquote("/".join(names[:at]))
+        if _HOSTS.match(store):
+            store = f"{SCHEME}://{store}"
         if not store:
             raise BadInput(
                 f"lepton://{path} names no store: write lepton://STORE/NAME@REF, or give storage_options={{'store': …}}"

@@ -140,7 +140,7 @@ class RemoteChunks:
         arguments = self._mine()
 
         def request(rows: int) -> bytes:
-            return messages.encode("get", {**arguments, "whole": whole}, messages.payload_of(digests[rows:]))
+            return self._link.request("get", {**arguments, "whole": whole}, messages.payload_of(digests[rows:]))
 
         at = 0
         stream = self._link.stream(request)

@@ -39,7 +39,7 @@ from leptonstore.store.store import Decide, Store, renew_in_children
 from leptonstore.store.stored import Stored
 from leptonstore.store.wire.address import parse_address
 from leptonstore.store.wire.link import Link
-from leptonstore.store.wire.messages import encode, payload_of
+from leptonstore.store.wire.messages import payload_of
 
 
 class OnlyThere:
@@ -173,7 +173,7 @@ class RemoteStore(Store):
         last = 0
 
         def request(rows: int) -> bytes:
-            return encode("history", {"since": last})
+            return self._link.request("history", {"since": last})
 
         for batch in self._link.stream(request):
             for text in batch.column(0).to_pylist():
@@ -271,9 +271,11 @@ class RemoteStore(Store):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def put(self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0) -> Digest:
-        """As Store; it is compressed by the daemon."""
+        """As Store; it is compressed by the daemon. here: `data` may change when this returns, so it is copied."""
         view = memoryview(data).cast("B")
         digest = digest_of(view)
+        if here and len(view) <= self.config.chunks.cut_above:
+            view = memoryview(bytes(view))
         self.put_checked(digest, view, content, plane_width)
         return digest
 
@@ -301,9 +303,9 @@ class RemoteStore(Store):
     def put_piece(
         self, data: Buffer, content: int = lpk.CONTENT_DATA, here: bool = False, plane_width: int = 0
     ) -> Digest:
-        """As Store."""
+        """As Store. here: as in `put`."""
         digest = digest_of(data)
-        self._writer.add(digest, lpk.KIND_CHUNK, data, content, plane_width)
+        self._writer.add(digest, lpk.KIND_CHUNK, bytes(data) if here else data, content, plane_width)
         return digest
 
     def put_chunk_list(
@@ -414,6 +416,10 @@ class RemoteStore(Store):
                 self._renew_later(min(lease.renew_s for lease in self._leases))
 
     # -- loaders -------------------------------------------------------------------------------------------------
+
+    def without_cache(self) -> None:
+        """Read around the hot cache of the daemon's host, as a client elsewhere does."""
+        self._chunks.cache = None
 
     def plan(self, reader: str, digests: Sequence[Digest]) -> None:
         """Tell the daemon what `reader` (a name of its own) will need next, in this order, so that it is ready. Advice: never fails."""

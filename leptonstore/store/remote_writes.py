@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,7 +78,16 @@ class RemoteWriter:
         self._made: set[Digest] = set()  # durable, or found there; not published yet
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[set[Digest]] | None = None
-        self.new_bytes = 0  # plain bytes that were sent
+        self._new_before = self._new_now = 0  # stored bytes that earlier sessions added, and this one
+
+    @property
+    def new_bytes(self) -> int:
+        """Stored bytes that were added, as the daemon said last."""
+        return self._new_before + self._new_now
+
+    def _tell(self, told: Mapping[str, Any]) -> None:
+        if isinstance(told.get("new_bytes"), int):
+            self._new_now = told["new_bytes"]
 
     @property
     def session(self) -> str | None:
@@ -159,13 +168,23 @@ class RemoteWriter:
         if job is None:
             return
         try:
-            new = job.result()
+            new = self._result(job)
         except BaseException as error:
-            self._forget()
+            self._forget(error)
             raise self._lost(error) from None
         self._made.update(self._leaving.keys() - new)
         self._sent |= new
         self._leaving = {}
+
+    def _result(self, job: Future[set[Digest]]) -> set[Digest]:
+        """Locked. What was new of a batch; sent once more when its session is gone and held nothing."""
+        try:
+            return job.result()
+        except (NotFound, TierUnavailable):
+            if self._sent:
+                raise
+        self._session = None
+        return self._sent_off(self._open(), self._leaving)
 
     def _sent_off(self, session: _Session, values: dict[Digest, _Waiting]) -> set[Digest]:
         """In the other thread: send what the daemon lacks; which that was."""
@@ -173,8 +192,7 @@ class RemoteWriter:
         new = [digest for digest in values if digest not in there]
         if new:
             batches = [_batch([(digest, values[digest]) for digest in some]) for some in _stretches(new, values)]
-            self._link.send("put", {"session": session.id}, session.id, batches, session.host)
-            self.new_bytes += sum(len(values[digest].data) for digest in new)
+            self._tell(self._link.send("put", {"session": session.id}, session.id, batches, session.host))
         return set(new)
 
     # -- the session ---------------------------------------------------------------------------------------------
@@ -182,6 +200,7 @@ class RemoteWriter:
     def _open(self) -> _Session:
         """Locked. The session; a new one where there is none."""
         if self._session is None:
+            self._new_before, self._new_now = self.new_bytes, 0
             told = self._link.act("open", {"base": self._base()})
             self._session = _Session(str(told.get("session")), self._link.hosts[0])
         return self._session
@@ -194,7 +213,7 @@ class RemoteWriter:
                 return work(self._open())
             except (NotFound, TierUnavailable) as error:
                 if attempt or self._sent:
-                    self._forget()
+                    self._forget(error)
                     raise self._lost(error) from None
                 self._session = None
         raise AssertionError
@@ -206,9 +225,10 @@ class RemoteWriter:
             f"the daemon lost what was put and not flushed ({error}): nothing was published; run it again (what it has is not sent again)"
         )
 
-    def _forget(self) -> None:
-        """Locked. What is not durable is nobody's; the session is not used again."""
-        self._session = None
+    def _forget(self, error: BaseException | None = None) -> None:
+        """Locked. What is not durable is nobody's. error: by which it was lost; the session is not used again when it was lost itself."""
+        if error is None or isinstance(error, NotFound | TierUnavailable):
+            self._session = None
         self._waiting, self._waiting_bytes, self._leaving = {}, 0, {}
         self._sent, self._made = set(), set()
 
@@ -226,7 +246,11 @@ class RemoteWriter:
             self._send()
             self._settle()
             if self._sent:
-                self._in_session(lambda session: self._link.act("flush", {"session": session.id}, host=session.host))
+                self._tell(
+                    self._in_session(
+                        lambda session: self._link.act("flush", {"session": session.id}, host=session.host)
+                    )
+                )
                 self._made |= self._sent
                 self._sent = set()
 
@@ -247,14 +271,14 @@ class RemoteWriter:
             }
             try:
                 session = self._open()
-                self._link.act("publish", {**body, "session": session.id}, host=session.host)
+                self._tell(self._link.act("publish", {**body, "session": session.id}, host=session.host))
             except (NotFound, TierUnavailable) as error:
                 self._published_anyway(body, since, error)
             self._sent, self._made = set(), set()
 
     def _published_anyway(self, body: dict[str, Any], since: int, error: LeptonError) -> None:
         """After a publication whose answer did not come: whether it went through, by its id, as any daemon of the store knows it."""
-        sent, flushed = self._sent, not self._sent
+        held = bool(self._sent)
         self._session = None
         try:
             self._link.act("publish", {**body, "since": since})
@@ -263,11 +287,11 @@ class RemoteWriter:
             raise
         except LeptonError:
             pass
-        if not flushed or sent:
-            self._forget()
+        if held:
+            self._forget(error)
             raise self._lost(error) from None
         session = self._open()
-        self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host)
+        self._tell(self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host))
 
     def close(self) -> None:
         """End the session; what was not flushed is forgotten."""

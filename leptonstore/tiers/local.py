@@ -23,7 +23,6 @@ import os
 import re
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -33,10 +32,10 @@ from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
 from leptonstore.tiers.direct import ALIGN, Appender, Buffers, ThreadMemory
+from leptonstore.tiers.open_files import OpenFile, open_files
 from leptonstore.tiers.roles import StoreHome
 
 RESERVE = "reserve"
-OPEN_PACKS_MAX = 128  # file descriptors kept for reading: well under the usual limit of 1,024
 _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 
 
@@ -86,44 +85,13 @@ def _readable(place: Path) -> Iterator[None]:
         ) from None
 
 
-class _OpenFile:
-    """A descriptor that closes with its last user: one who reads keeps it from being closed by whoever forgets it."""
-
-    __slots__ = ("_around", "fd")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._around: tuple[int, ...] | None = None  # not tried yet
-
-    def around(self, path: Path) -> tuple[int, ...]:
-        """Two more descriptors: one that tells what is in the page cache, one that bypasses it. None where there is no such thing.
-
-        The first never reads ahead: asking the usual one (RWF_NOWAIT) makes Linux read what it does not have.
-        """
-        if self._around is None:
-            opened: list[int] = []
-            try:
-                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                os.posix_fadvise(opened[0], 0, 0, os.POSIX_FADV_RANDOM)
-                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
-            except OSError:
-                while opened:
-                    os.close(opened.pop())
-            self._around = tuple(opened)
-        return self._around
-
-    def __del__(self) -> None:
-        for fd in (self.fd, *(self._around or ())):
-            os.close(fd)
-
-
 class LocalTier:
     """PackPruner and HomePruner over a directory that exists. Any thread; any number of processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tmp = root / "tmp"
-        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files = open_files(root)
         self._lock, self._memory = threading.Lock(), ThreadMemory()
         self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._disk: ThreadPoolExecutor | None = None  # writes packs
@@ -204,15 +172,15 @@ class LocalTier:
 
     def read(self, pack: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; fewer only where the pack ends."""
-        with self._lock:
-            file = self._opened(pack)
+        with self._files.lock:
+            file = self._files.get(pack) or self._opened(pack)
         return os.pread(file.fd, length, offset)
 
     def read_once(self, pack: str, offset: int, length: int) -> Buffer:
         """`read` that leaves the page cache as it is; what is there is taken from there. The calling thread's until its next
         call."""
-        with self._lock:
-            file = self._opened(pack)
+        with self._files.lock:
+            file = self._files.get(pack) or self._opened(pack)
             around = file.around(self.path_of(pack)) if length >= limits.DIRECT_READ_BYTES_MIN else ()
         if not around:
             return os.pread(file.fd, length, offset)
@@ -227,16 +195,10 @@ class LocalTier:
                 return memory[offset - start : offset - start + length]
         return os.pread(file.fd, length, offset)
 
-    def _opened(self, pack: str) -> _OpenFile:
-        if pack in self._open:
-            self._open.move_to_end(pack)
-            return self._open[pack]
+    def _opened(self, pack: str) -> OpenFile:
+        """Under the lock of the open files."""
         with _readable(self.path_of(pack)):
-            file = _OpenFile(os.open(self.path_of(pack), os.O_RDONLY | os.O_CLOEXEC))
-        self._open[pack] = file
-        if len(self._open) > OPEN_PACKS_MAX:
-            self._open.popitem(last=False)
-        return file
+            return self._files.open(pack, self.path_of(pack), self)
 
     def packs(self) -> Iterator[str]:
         """Ids of all sealed packs, in no order."""
@@ -265,8 +227,7 @@ class LocalTier:
 
     def forget_pack(self, pack: str) -> None:
         """Read it anew from the next time on: its file was removed, or is another one now. Its space is free only then."""
-        with self._lock:
-            self._open.pop(pack, None)
+        self._files.forget(pack)
 
     def set_aside(self, pack: str) -> Path | None:
         """Move a pack's file to damaged/ and return where it is now; None when it is not there. Raises NotPermitted."""
@@ -337,7 +298,7 @@ class LocalTier:
             disk, self._disk = self._disk, None
             if disk is not None:
                 disk.shutdown()
-            self._open.clear()
+        self._files.leave(self)
 
 
 def is_same_place(tier: StoreHome, other: StoreHome) -> bool:

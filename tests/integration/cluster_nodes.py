@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 
 from leptonstore.daemon.cluster import bounds
 from leptonstore.daemon.cluster.blocks import Blocks
-from leptonstore.daemon.cluster.cooperative import CooperativeTier, LogEntries
+from leptonstore.daemon.cluster.cooperative import CooperativeTier, Known
 from leptonstore.daemon.cluster.members import Member
 from leptonstore.daemon.cluster.membership import Membership, StaticMembers
-from leptonstore.daemon.cluster.recent import Recent
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.daemon.cluster.wire import Answer, Part, answers_of, batch_of, parse_parts, payload_of
 from leptonstore.digest import Buffer
@@ -63,14 +62,13 @@ class Node:
         self.bucket = tier
         self.members = Membership(me, StaticMembers(nodes.members), self.ask)
         self.members.look()
-        self.sizes: Recent[str, int] = Recent(1000)
         self.sharing = Sharing(self.fetch_block, tier.pack_bytes, Blocks(nodes.ram_bytes), self.members, self)
-        self.entries = LogEntries()
+        self.known = Known()
         self.alive = True
 
     def tier(self) -> CooperativeTier:
         """A home over it."""
-        return CooperativeTier(self.bucket, self.sharing, self.entries, self.sizes)
+        return CooperativeTier(self.bucket, self.sharing, self.known)
 
     def fetch_block(self, pack: str, offset: int, length: int) -> Buffer:
         """From the bucket, counted."""

@@ -20,6 +20,7 @@ from leptonstore.daemon.http.server import HttpServer, make_app
 from leptonstore.daemon.metrics import Metrics
 from leptonstore.daemon.operations import Scope
 from leptonstore.daemon.principals import Grant
+from leptonstore.daemon.reachable import Reachable
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tokens import TokenRing
 from leptonstore.dataset import Dataset, Source, write_dataset
@@ -146,7 +147,14 @@ def control_plane(
     store: Store, limits: WebLimits | None = None, settings: AccessSettings | None = None
 ) -> Iterator[Plane]:
     """One over `store`, with a token of each kind of GRANTS."""
-    service, metrics, log = Service(store, "data", open_store=lambda: Store.open(store.url)), Metrics(), list[str]()
+    reachable, metrics, log = Reachable(store), Metrics(), list[str]()
+    service = Service(
+        store,
+        "data",
+        open_store=lambda: Store.open(store.url),
+        sight=reachable.visible,
+        may_reach=reachable.may_reach,
+    )
     ring = TokenRing.of(store)
     made = {name: ring.add(f"{name} {secrets.token_hex(4)}", grants) for name, grants in GRANTS.items()}
     tokens = {name: secret for name, (_, secret) in made.items()}
@@ -157,5 +165,6 @@ def control_plane(
             yield Plane(server.url, store, server, service, metrics, tokens, log)
     finally:
         service.close()
+        reachable.close()
         for token, _ in made.values():
             ring.revoke(token.id)

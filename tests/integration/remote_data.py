@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_data import TOKEN, new_store, serving
 
+from leptonstore.daemon.access import Access, AccessSettings
 from leptonstore.daemon.flight import FlightServer
+from leptonstore.daemon.rates import RateLimits
+from leptonstore.daemon.service import Service
 from leptonstore.store import Store
 from leptonstore.store.remote_store import RemoteStore
+
+TOKEN = "local-token-of-this-test-" + 20 * "x"
 
 
 class Served:
@@ -29,10 +33,24 @@ class Served:
 
 
 @contextmanager
+def serving(store: Store, port: int = 0, **options: Any) -> Iterator[Served]:
+    """The data plane over `store`. options: of Service."""
+    service = Service(store, **options)
+    access = Access.of(store, AccessSettings(rates=RateLimits()), local_token=TOKEN)
+    server = FlightServer(service, access, "127.0.0.1", port)
+    try:
+        yield Served(store, server)
+    finally:
+        server.drain(5.0)
+        server.shutdown()
+        service.close()
+
+
+@contextmanager
 def served(place: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Served]:
     """A new store in `place`, served by this process; the client's token stands in the environment."""
     monkeypatch.setenv("LEPTON_TOKEN", TOKEN)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "client-cache"))
     place.mkdir(parents=True, exist_ok=True)
-    with new_store(place) as store, serving(store, **options) as server:
-        yield Served(store, server)
+    with Store.create(place / "store", cache_dir=place / "cache") as store, serving(store, **options) as there:
+        yield there

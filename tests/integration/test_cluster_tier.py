@@ -100,6 +100,7 @@ def read(node: Node, pack: str, wanted: list[tuple[int, int]]) -> None:
     tier = node.tier()
     together = tier.read_many([(pack, offset, length) for offset, length in wanted])
     for (offset, length), data in zip(wanted, together, strict=True):
+        memoryview(bytearray(length))[:] = data  # as readers do: bytes, not Arrow's signed ones
         assert bytes(data) == PACK[offset : offset + length]
     for offset, length in wanted[:10]:
         assert tier.read(pack, offset, length) == PACK[offset : offset + length]

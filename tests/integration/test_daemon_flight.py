@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pytest
-from daemon_data import Client, new_store, records, serving
+from flight_data import Client, new_store, records, serving
 
 from leptonstore.daemon.flight import FlightServer
 from leptonstore.dataset import Dataset, Source, write_dataset

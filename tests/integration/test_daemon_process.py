@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from leptonstore import limits
 from leptonstore.errors import LeptonError
 from leptonstore.store import Store
 from leptonstore.testing import daemon
@@ -124,19 +123,21 @@ def test_sighup_reads_settings_again_and_keeps_what_needs_a_restart(place: Path,
         served.stop()
 
 
-def test_a_session_that_is_open_ends_with_the_daemon(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "WIRE_RETRY_S", 0.5)
+def test_what_is_not_flushed_when_it_ends_is_put_again_or_the_client_is_told(place: Path, tmp_path: Path) -> None:
     served = daemon.start(place, cache_bytes=0, folder=tmp_path)
     store = Store.open(served.url)
-    digest = store.put(b"never published")
+    digest = store.put(b"on its way")
     assert served.stop() == 0
-    with pytest.raises(LeptonError):
+    served.restart()
+    try:
         store.flush()
+        acknowledged = True
+    except LeptonError:
+        acknowledged = False
     store.close()
+    assert served.stop() == 0
     with Store.open(place) as there:
-        assert not there.has(digest)
+        assert there.has(digest) == acknowledged
 
 
 def test_while_it_drains_it_is_not_ready_and_still_answers(place: Path, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from leptonstore.daemon.maintenance.scrub import PLACE
 from leptonstore.daemon.maintenance.work import Kind, Work
 from leptonstore.errors import BadInput, Conflict, Stopped
 from leptonstore.store import Store, check_store
+from leptonstore.store.gc import collect
 from leptonstore.store.keys import KeyFile
 from leptonstore.store.placement import HOME
+from tests.crash.kill import started
 from tests.integration.test_check_tiers import DAMAGES, a_data_pack, flip, path_of
 from tests.integration.test_check_tiers import twice as twice
 from tests.integration.test_tiering import fill, held, place, readable
@@ -235,25 +237,50 @@ def test_a_checkpoint_keeps_a_few_snapshots(store: Store) -> None:
 # -- long-lived stores -------------------------------------------------------------------------------------------
 
 
-def test_who_stays_open_lets_go_of_the_files_that_a_collection_removed(
-    store: Store, jobs: Jobs, tmp_path: Path
-) -> None:
-    """Otherwise the disk stays full for as long as the daemon lives."""
+def open_packs(place: Path) -> list[str]:
+    """What this process has open of the packs below `place`."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith(str(place)) and ".pack" in link]
 
-    def open_and_removed() -> list[str]:
-        links = []
-        for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):  # that of the list itself
-                links.append(os.readlink(f"/proc/self/fd/{fd}"))
-        return [link for link in links if link.startswith(str(tmp_path)) and link.endswith(".pack (deleted)")]
 
+def garbage(store: Store) -> bytes:
+    """The digest of what no version needs."""
     with Store.open(store.url) as writer:
         digest = writer.put(b"of no version" * 1000)
         writer.flush()
-    assert store.get(digest) and run(jobs, "gc")["packs_removed"] == 1
-    assert open_and_removed()
+    return digest
+
+
+def test_who_stays_open_lets_go_of_the_files_that_a_collection_of_others_removed(store: Store, tmp_path: Path) -> None:
+    """Otherwise the disk stays full for as long as the daemon lives."""
+    assert store.get(garbage(store)) and open_packs(tmp_path)
+
+    def collecting() -> None:
+        with Store.open(store.url) as other:
+            assert collect(other).packs_removed == 1
+
+    assert os.waitpid(started(collecting, tmp_path / "errors"), 0)[1] == 0, (tmp_path / "errors").read_text()
+    assert open_packs(tmp_path)[0].endswith(" (deleted)")
     store.refresh()
-    assert not open_and_removed()
+    assert not open_packs(tmp_path)
+
+
+def test_jobs_and_sessions_of_a_process_share_the_descriptors_of_its_store(store: Store, tmp_path: Path) -> None:
+    """A daemon has a store object for each client that writes: with 128 open packs each it would run out of descriptors."""
+    fill(store)
+    readable(store)
+    before = len(open_packs(tmp_path))
+    others = [Store.open(store.url) for _ in range(5)]
+    for other in others:
+        readable(other)
+    assert len(open_packs(tmp_path)) == before > 0
+    for one in (*others, store):
+        one.close()
+    assert not open_packs(tmp_path)
+    readable(store)  # opened again
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.daemon.cluster import bounds
-from leptonstore.daemon.cluster.members import Member
+from leptonstore.daemon.cluster.membership import Membership
 from leptonstore.daemon.cluster.prefetch import Plans
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.daemon.cluster.wire import SCHEMA, Answer, Part, batch_of, parse_parts
@@ -19,6 +19,7 @@ from leptonstore.store.wire.messages import Request
 def block(sharing: Sharing, plans: Plans, request: Request) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Operation `block`: {from: address, here: bool} and parts -> their bytes; {from, ahead: true} -> nothing. Raises BadInput."""
     asker = text_of(request.arguments, "from")
+    sharing.members.heard(asker)
     here, ahead = (flag_of(request.arguments, name) for name in ("here", "ahead"))
     parts = parse_parts(request.payload)
     if ahead:
@@ -39,9 +40,10 @@ def _batches(parts: list[Part], answers: Iterable[Answer]) -> Iterator[pa.Record
         yield batch_of(some)
 
 
-def member(me: Member, store_id: str) -> dict[str, Any]:
-    """Operation `member`: who this daemon is, and of which store."""
-    return {"store": store_id, "member": dict(vars(me))}
+def member(members: Membership, store_id: str, request: Request) -> dict[str, Any]:
+    """Operation `member`: {from: address} -> who this daemon is, and of which store. Raises BadInput."""
+    members.heard(text_of(request.arguments, "from"))
+    return {"store": store_id, "member": dict(vars(members.me))}
 
 
 def text_of(arguments: Mapping[str, Any], name: str) -> str:

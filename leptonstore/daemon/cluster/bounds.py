@@ -12,9 +12,7 @@ BLOCK_BYTES = 1 * MIB
 # Neighbours that have one owner, so that one request brings them: 8 MiB, a part of a multipart upload (limits.WINDOW_BYTES).
 STRETCH_BLOCKS = limits.WINDOW_BYTES // BLOCK_BYTES
 GAP_BLOCKS_MAX = limits.RANGE_GAP_BYTES // BLOCK_BYTES  # that nobody asked for, between two that are read together
-# Reads of so many bytes that end with the pack are of its footer: fetched as they are, a block for each pack would be too much.
-FOOTER_READ_BYTES_MAX = 256 * KIB
-SIZES_REMEMBERED = 65_536  # packs whose length was asked for, 100 bytes each
+PACKS_REMEMBERED = 65_536  # whose length and header are known: 500 bytes each
 PACKS_GONE_REMEMBERED = 65_536  # that were deleted here, 100 bytes each
 
 RAM_BYTES_MIN = 16 * MIB  # of blocks; two stretches must fit

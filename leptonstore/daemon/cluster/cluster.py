@@ -8,6 +8,8 @@ cluster.close()
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.daemon.cluster import answers, bounds
+from leptonstore.daemon.cluster import answers
 from leptonstore.daemon.cluster.block_files import BlockFiles, Key
 from leptonstore.daemon.cluster.blocks import Blocks
-from leptonstore.daemon.cluster.cooperative import CooperativeTier, LogEntries
+from leptonstore.daemon.cluster.cooperative import CooperativeTier, Known
 from leptonstore.daemon.cluster.members import Member, parse_members
 from leptonstore.daemon.cluster.membership import HeartbeatMembers, Membership, NamedMembers, Source, StaticMembers
 from leptonstore.daemon.cluster.peers import Peers, PeerTls
 from leptonstore.daemon.cluster.prefetch import Plans
-from leptonstore.daemon.cluster.recent import Recent
 from leptonstore.daemon.cluster.secret import is_peer, peer_token, require_secret, shared_secret
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.daemon.cluster.wire import parts_of
@@ -36,6 +37,7 @@ from leptonstore.store.wire.messages import Request
 from leptonstore.tiers.roles import StoreHome
 
 STORE, DNS = "store", "dns:"
+log = logging.getLogger("lepton.daemon")
 _LISTS_PER_PLAN = 256  # large values of one plan whose pieces are looked up
 
 
@@ -64,13 +66,12 @@ class Cluster:
             self._secret = shared_secret(bucket)
         files = None if settings.disk is None else BlockFiles(settings.disk, settings.disk_bytes)
         self.blocks = Blocks(settings.ram_bytes, files)
-        self.peers = Peers(lambda: peer_token(self._secret or b""), store_id, settings.tls)
+        self.peers = Peers(settings.me.address, lambda: peer_token(self._secret or b""), store_id, settings.tls)
         self.members = Membership(settings.me, _source(settings, bucket), self.peers.ask)
-        self._sizes: Recent[str, int] = Recent(bounds.SIZES_REMEMBERED)
+        self._known = Known()
         fetch: Callable[[str, int, int], Any] = getattr(bucket, "read_plain", bucket.read)
         self.sharing = Sharing(fetch, self._pack_bytes, self.blocks, self.members, self.peers)
         self.plans = Plans(self.sharing, self.peers.ahead, self.blocks.budget)
-        self._entries = LogEntries()
 
     def start(self) -> None:
         """From now on others are looked for, if there can be any. Call it when the data plane answers."""
@@ -78,16 +79,16 @@ class Cluster:
             self.members.start()
 
     def _pack_bytes(self, pack: str) -> int | None:
-        size = self._sizes.get(pack)
+        size = self._known.sizes.get(pack)
         if size is None:
             size = self._bucket.pack_bytes(pack)
             if size is not None:
-                self._sizes.set(pack, size)
+                self._known.sizes.set(pack, size)
         return size
 
     def tier(self, home: StoreHome) -> CooperativeTier:
         """`home`, with its packs read through the cluster."""
-        return CooperativeTier(home, self.sharing, self._entries, self._sizes)
+        return CooperativeTier(home, self.sharing, self._known)
 
     # -- what Service answers ------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Cluster:
 
     def member(self, request: Request) -> dict[str, Any]:
         """Operation `member`."""
-        return answers.member(self.members.me, self.store_id)
+        return answers.member(self.members, self.store_id, request)
 
     def plan(self, store: Store, reader: str, digests: Sequence[Digest], more: bool = False) -> int:
         """Operation `plan`: what `reader`, whose name is unique among all clients, will read. Returns how many blocks that touches.
@@ -153,6 +154,7 @@ class Cluster:
 
     def close(self) -> None:
         """This daemon is no member any more."""
+        log.info("blocks of packs: %s", json.dumps(self.snapshot()))
         self.members.close()
         self.plans.close()
         self.sharing.close()

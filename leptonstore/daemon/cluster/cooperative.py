@@ -1,6 +1,7 @@
 """The home of a store, with packs read through the cluster: what a daemon opens its Store objects over.
 
-    packs       read by blocks: sharing.py. Footers are read where they are: a block for each pack would be too much to fill an index
+    packs       read by blocks: sharing.py. What frames them (header, footer, trailer) is read as it is, where it is: every daemon fills an
+                index, and two blocks of each pack would be too much for that
     log/        entries never change: those that were read are kept
     all else    as the home has it, now: documents, listings, sizes, writing, locks
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from leptonstore.daemon.cluster import bounds
@@ -20,26 +21,29 @@ from leptonstore.daemon.cluster.recent import Recent
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.digest import Buffer
 from leptonstore.errors import FormatDamaged
+from leptonstore.format import pack as lpk
 from leptonstore.tiers.roles import HeldLock, PackSink, StoreHome
 
 
-class LogEntries:
-    """Entries of the log that were read; bounded. Any thread; shared by all Store objects of a daemon."""
+class Known:
+    """What was read of a store's home and never changes; bounded. Any thread; shared by all Store objects of a daemon."""
 
     def __init__(self) -> None:
+        self.sizes: Recent[str, int] = Recent(bounds.PACKS_REMEMBERED)  # pack -> bytes
+        self.heads: Recent[str, bytes] = Recent(bounds.PACKS_REMEMBERED)  # pack -> its header
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
 
-    def get(self, name: str) -> bytes | None:
-        """The entry, when it is kept."""
+    def entry(self, name: str) -> bytes | None:
+        """An entry of the log, when it is kept."""
         with self._lock:
             found = self._entries.get(name)
             if found is not None:
                 self._entries.move_to_end(name)
             return found
 
-    def add(self, name: str, data: bytes) -> None:
+    def add_entry(self, name: str, data: bytes) -> None:
         """Keep it."""
         with self._lock:
             self._bytes += len(data) - len(self._entries.pop(name, b""))
@@ -47,13 +51,17 @@ class LogEntries:
             while self._bytes > bounds.LOG_ENTRIES_BYTES or len(self._entries) > bounds.LOG_ENTRIES_KEPT:
                 self._bytes -= len(self._entries.popitem(last=False)[1])
 
+    def forget(self, pack: str) -> None:
+        """It is gone, or to be looked at anew."""
+        self.sizes.forget(pack)
+        self.heads.forget(pack)
+
 
 class CooperativeTier:
     """StoreHome over `inner`. Any thread. Closing it closes `inner`, not the cluster."""
 
-    def __init__(self, inner: StoreHome, sharing: Sharing, entries: LogEntries, sizes: Recent[str, int]) -> None:
-        """sizes: bytes of packs, as far as they were asked for."""
-        self._inner, self._sharing, self._entries, self._sizes = inner, sharing, entries, sizes
+    def __init__(self, inner: StoreHome, sharing: Sharing, known: Known) -> None:
+        self._inner, self._sharing, self._known = inner, sharing, known
         self._gone: Recent[str, bool] = Recent(bounds.PACKS_GONE_REMEMBERED)  # packs that were deleted here
         self._process = os.getpid()
 
@@ -79,30 +87,39 @@ class CooperativeTier:
             return b""
         if self._process != os.getpid():
             return self._inner.read_once(pack, offset, length)
-        self._require(pack)
-        if self._is_footer(pack, offset, length):
-            return self._sharing.flights.direct(pack, offset, length).result()
-        return next(self._sharing.read_many([(pack, offset, length)]))
+        return next(iter(self.read_many([(pack, offset, length)])))
 
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """See ManyReader. The first requests are under way when this returns."""
         if self._process != os.getpid():
             return (self._inner.read_once(*one) for one in wanted)
         for pack in {pack for pack, _, _ in wanted}:
-            self._require(pack)
+            if pack in self._gone:
+                raise FileNotFoundError(2, "no such pack", f"{self.url}: {pack}")
+        if all(self._is_frame(*one) for one in wanted):
+            return iter([resolve() for resolve in [self._frame(*one) for one in wanted]])
         return self._sharing.read_many(wanted)
 
-    def _require(self, pack: str) -> None:
-        if pack in self._gone:
-            raise FileNotFoundError(2, "no such pack", f"{self.url}: {pack}")
+    def _is_frame(self, pack: str, offset: int, length: int) -> bool:
+        """Whether a range is a pack's header, or its footer, trailer, or end, whose size was asked for before."""
+        if not offset and length == lpk.HEADER_BYTES:
+            return True
+        size = self._known.sizes.get(pack)
+        return size is not None and size - offset - length in (0, lpk.TRAILER_BYTES) and offset > 0
 
-    def _is_footer(self, pack: str, offset: int, length: int) -> bool:
-        size = self._sizes.get(pack)
-        return (
-            size is not None
-            and offset + length >= size > bounds.BLOCK_BYTES
-            and min(length, size - offset) <= bounds.FOOTER_READ_BYTES_MAX
-        )
+    def _frame(self, pack: str, offset: int, length: int) -> Callable[[], Buffer]:
+        known = self._known.heads.get(pack) if not offset else None
+        if known is not None:
+            return lambda: known
+        data = self._sharing.flights.direct(pack, offset, length)
+
+        def resolve() -> Buffer:
+            found = data.result()
+            if not offset:
+                self._known.heads.set(pack, bytes(found))
+            return found
+
+        return resolve
 
     def distrust(self, pack: str) -> bool:
         """See Distrusting."""
@@ -112,7 +129,7 @@ class CooperativeTier:
         """See PackReader: asked of the home each time."""
         size = self._inner.pack_bytes(pack)
         if size is not None:
-            self._sizes.set(pack, size)
+            self._known.sizes.set(pack, size)
         return size
 
     def packs(self) -> Iterator[str]:
@@ -130,7 +147,7 @@ class CooperativeTier:
 
     def forget_pack(self, pack: str) -> None:
         """What is kept of it is to be looked at anew: the log lists it no more, or it may have been replaced."""
-        self._sizes.forget(pack)
+        self._known.forget(pack)
         if self._process == os.getpid():
             self._sharing.forget(lambda other: other == pack)
 
@@ -149,11 +166,11 @@ class CooperativeTier:
         """See HomeReader."""
         if not name.startswith("log/"):
             return self._inner.read_document(name, bytes_max)
-        data = self._entries.get(name)
+        data = self._known.entry(name)
         if data is None:
             data = self._inner.read_document(name, bytes_max)
             if data is not None:
-                self._entries.add(name, data)
+                self._known.add_entry(name, data)
         elif len(data) > bytes_max:
             raise FormatDamaged(f"{self.url}/{name} has more than {bytes_max} bytes")
         return data

@@ -42,27 +42,33 @@ class Flights:
                     flying = self._flying[key] = Future()
                     new.append(key)
                 found[key] = flying
-        wanted = frozenset(new)
-        for pack, first, last in runs_of(new):
+            runs = runs_of(new, self._lacking)
+            for pack, first, last in runs:  # what lies between is under way, too: whoever asks for it now need not
+                for number in range(first, last + 1):
+                    self._flying.setdefault((pack, number), Future())
+        for pack, first, last in runs:
             try:
-                self._threads.submit(self._land, pack, range(first, last + 1), wanted)
+                self._threads.submit(self._land, pack, range(first, last + 1))
             except RuntimeError:  # closed meanwhile
                 self._end(pack, range(first, last + 1), TierUnavailable("the daemon ends"))
         return found
+
+    def _lacking(self, key: Key) -> bool:
+        return key not in self._flying and key not in self._blocks
 
     def direct(self, pack: str, offset: int, length: int) -> Future[Buffer]:
         """Exactly so many bytes, which are not kept."""
         return self._threads.submit(self._exactly, pack, offset, length)
 
-    def _exactly(self, pack: str, offset: int, length: int) -> Buffer:
-        data = self._fetch(pack, offset, length)
+    def _exactly(self, pack: str, offset: int, length: int) -> memoryview:
+        data = memoryview(self._fetch(pack, offset, length)).cast("B")
         self._count("bucket", len(data))
         return data
 
-    def _land(self, pack: str, numbers: range, wanted: frozenset[Key]) -> None:
+    def _land(self, pack: str, numbers: range) -> None:
         size = bounds.BLOCK_BYTES
         try:
-            data = memoryview(self._exactly(pack, numbers[0] * size, len(numbers) * size))
+            data = self._exactly(pack, numbers[0] * size, len(numbers) * size)
         except BaseException as error:  # told to all who wait
             self._end(pack, numbers, error)
             return
@@ -70,10 +76,9 @@ class Flights:
             key, block = (pack, number), data[(number - numbers[0]) * size :][:size]
             if len(block):
                 self._blocks.put(key, block, copy=not self._owned(key))
-            if key in wanted:
-                with self._lock:
-                    future = self._flying.pop(key)
-                future.set_result(block)
+            with self._lock:
+                future = self._flying.pop(key)
+            future.set_result(block)
 
     def _end(self, pack: str, numbers: range, error: BaseException) -> None:
         for number in numbers:
@@ -87,14 +92,15 @@ class Flights:
         self._threads.shutdown()
 
 
-def runs_of(keys: Iterable[Key]) -> list[tuple[str, int, int]]:
-    """(pack, first, last) of each request: within one stretch, with gaps of GAP_BLOCKS_MAX at most."""
+def runs_of(keys: Iterable[Key], lacking: Callable[[Key], bool]) -> list[tuple[str, int, int]]:
+    """(pack, first, last) of each request: within one stretch, with gaps of GAP_BLOCKS_MAX at most, of blocks that are `lacking`."""
     runs: list[tuple[str, int, int]] = []
     for pack, number in sorted(keys):
         if runs and runs[-1][0] == pack:
             _, first, last = runs[-1]
             one_stretch = first // bounds.STRETCH_BLOCKS == number // bounds.STRETCH_BLOCKS
-            if one_stretch and number - last - 1 <= bounds.GAP_BLOCKS_MAX:
+            near = number - last - 1 <= bounds.GAP_BLOCKS_MAX
+            if one_stretch and near and all(lacking((pack, between)) for between in range(last + 1, number)):
                 runs[-1] = pack, first, number
                 continue
         runs.append((pack, number, number))

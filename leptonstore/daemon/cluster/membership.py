@@ -114,6 +114,7 @@ class _Away:
     pause_s: float
     until: float
     why: str
+    damaged: bool = False  # it answers, but not with what is stored
 
 
 class Membership:
@@ -191,6 +192,16 @@ class Membership:
         if many:
             self.failed(address, "it does not answer in time")
 
+    def heard(self, address: str) -> None:
+        """It calls this daemon, so it is there: if it was left out, it is asked now whether it is back."""
+        if address in self._away:
+            with self._lock:
+                away = self._away.get(address)
+                if away is None or away.damaged:
+                    return
+                away.until = 0.0
+            self._wake.set()
+
     def suspect(self, address: str) -> None:
         """A call of it takes long: ask whether it is there at all."""
         with self._lock:
@@ -210,7 +221,7 @@ class Membership:
             if address == self.me.address or address not in self._all:
                 return
             pause = bounds.AWAY_S_MAX
-            self._away[address] = _Away(pause, time.monotonic() + pause, why[:500])
+            self._away[address] = _Away(pause, time.monotonic() + pause, why[:500], True)
             self._rebuild()
 
     # -- the thread ----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Calls of other members: Arrow Flight, a connection for each member that is called, made when it is needed and kept.
 
 do_get(LWR1 {"op": "block", "from": address, "here": bool} + parts) -> wire.py's answer
-do_get(LWR1 {"op": "block", "ahead": true} + parts)                  -> nothing; it begins to fetch their blocks
-do_action("member", LWR1 {"op": "member"})                          -> JSON: who it is, and of which store
+do_get(LWR1 {"op": "block", "from": address, "ahead": true} + parts)                  -> nothing; it begins to fetch their blocks
+do_action("member", LWR1 {"op": "member", "from": address})                          -> JSON: who it is, and of which store
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class PeerTls:
 class Peers:
     """Any thread; not in a child process made by fork."""
 
-    def __init__(self, token: Callable[[], str], store_id: str, tls: PeerTls | None = None) -> None:
-        """token(): the bearer token of a member. store_id: a member of another store is refused."""
-        self._token, self._store_id, self._tls = token, store_id, tls
+    def __init__(self, mine: str, token: Callable[[], str], store_id: str, tls: PeerTls | None = None) -> None:
+        """mine: this daemon's address. token(): the bearer token of a member. store_id: a member of another store is refused."""
+        self._mine, self._token, self._store_id, self._tls = mine, token, store_id, tls
         self._lock = threading.Lock()
         self._clients: dict[str, flight.FlightClient] = {}
 
@@ -109,7 +109,7 @@ class Peers:
 
     def ahead(self, address: str, parts: Sequence[Part]) -> None:
         """Let the member at `address` fetch blocks of its own before they are asked for. Raises TierUnavailable."""
-        ticket = flight.Ticket(encode("block", {"ahead": True}, payload_of(parts)))
+        ticket = flight.Ticket(encode("block", {"from": self._mine, "ahead": True}, payload_of(parts)))
         with self._typed(address):
             self._client(address).do_get(ticket, self._options(bounds.PROBE_S)).read_all()
 
@@ -117,7 +117,7 @@ class Peers:
         """Who answers at `address`. Raises TierUnavailable, also when it serves another store."""
         with self._typed(address):
             results = self._client(address).do_action(
-                flight.Action("member", encode("member")), self._options(bounds.PROBE_S)
+                flight.Action("member", encode("member", {"from": self._mine})), self._options(bounds.PROBE_S)
             )
             body = next(iter(results)).body.to_pybytes()
             try:

@@ -123,7 +123,7 @@ def answers_of(batch: pa.RecordBatch, parts: Sequence[Part]) -> list[Answer | No
     states, checks, holders = (batch.column(name).to_pylist() for name in ("state", "check", "holder"))
     column, found = batch.column("data"), list[Answer | None]()
     for at, part in enumerate(parts[: batch.num_rows]):
-        data = memoryview(column[at].as_buffer())
+        data = memoryview(column[at].as_buffer()).cast("B")  # Arrow's are of signed bytes
         whole = states[at] in (DATA, NOT_HERE, NO_PACK, UNAVAILABLE) and len(data) <= part.stop - part.start
         if not whole or digest_of(data)[:CHECK_BYTES] != checks[at]:
             found.append(None)

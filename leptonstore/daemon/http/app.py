@@ -16,7 +16,6 @@ import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
-from urllib.parse import parse_qs
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -25,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leptonstore.daemon import tracing
 from leptonstore.daemon.access import ANONYMOUS_ID
-from leptonstore.daemon.http.ask import Ask, check_query
+from leptonstore.daemon.http.ask import Ask, query_of
 from leptonstore.daemon.http.content import Content
 from leptonstore.daemon.http.failures import failed, told
 from leptonstore.daemon.http.gateway import Gateway
@@ -184,7 +183,6 @@ class ControlPlane:
 
     async def _answer(self, operation: Operation, handler: Handler, scope: Scope, receive: Receive, send: Send) -> None:
         async def run(one: One) -> None:
-            check_query(scope["query_string"])
             response = await self.work.run(one.handle, handler)
             await response(scope, receive, send)
 
@@ -245,12 +243,9 @@ class One:
         assert isinstance(operation, Operation)
         principal = self.authenticate()
         self.plane.access.charge(principal, operation, 0, self.note.client)
+        query = query_of(self.scope["query_string"])
         self.what = self.request.path_params.get("version", "")[:200]
         path = self.scope.get("raw_path", b"").decode("ascii").rstrip("/")
-        try:
-            query = parse_qs(self.scope["query_string"].decode("ascii"), True, errors="strict", max_num_fields=64)
-        except ValueError:  # UnicodeDecodeError is one
-            raise BadInput("the query is none, or has too many parts") from None
         if "\ufffd" in self.scope["path"]:
             raise BadInput("the path is no UTF-8")
         ask = Ask(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import parse_qs
 
-from leptonstore.daemon.http.bounds import QUERY_CHARS_MAX
+from leptonstore.daemon.http.bounds import QUERY_CHARS_MAX, QUERY_FIELDS_MAX
 from leptonstore.daemon.principals import Principal
 from leptonstore.errors import BadInput
 
@@ -55,7 +56,11 @@ def number_of(text: str | None, what: str, default: int, most: int) -> int:
     return int(text)
 
 
-def check_query(query: bytes) -> None:
-    """Raises BadInput when it is longer than any that makes sense."""
+def query_of(query: bytes) -> dict[str, list[str]]:
+    """The query of a URL: each name with its values. Raises BadInput."""
     if len(query) > QUERY_CHARS_MAX:
         raise BadInput(f"the query has {len(query)} characters; at most {QUERY_CHARS_MAX}")
+    try:
+        return parse_qs(query.decode("ascii"), True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
+    except ValueError:  # UnicodeDecodeError is one
+        raise BadInput(f"the query cannot be read, or has more than {QUERY_FIELDS_MAX} parts") from None

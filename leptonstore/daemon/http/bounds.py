@@ -20,7 +20,7 @@ PUT_MESSAGE_HEAD_BYTES_MAX = 64 * KIB  # of an Arrow message's description; five
 PUT_READ_S = 30.0  # for a body, or a message of a put; who is slower is refused
 PUTS_MAX = 8  # at a time: each has a thread for as long as its body takes
 RANGES_MAX = 16  # of one request; a header with more is taken for none, as nginx does
-QUERY_CHARS_MAX = 4_096
+QUERY_CHARS_MAX, QUERY_FIELDS_MAX = 4_096, 64
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 SEND_BYTES = 256 * KIB  # handed to the connection at a time: what waits there for a slow client is no more than this

@@ -44,11 +44,11 @@ class Failed(Refused):
         return self._status
 
 
-def failed(error: LeptonError) -> Failed:
-    """`error`, of which nothing is left that is only for this host (service.failure), as an answer."""
+def failed(error: LeptonError, status: int | None = None) -> Failed:
+    """`error`, of which nothing is left that is only for this host (service.failure), as an answer; `status`: another than its class's."""
     body = wire_errors.to_json(error)
     retry = max(1, math.ceil(error.retry_after_s)) if isinstance(error, TooBusy) else None
-    return Failed(body["error"], body["message"], wire_errors.status_of(error), retry, fields=body["fields"])
+    return Failed(body["error"], body["message"], status or wire_errors.status_of(error), retry, fields=body["fields"])
 
 
 def told(refused: Refused, request_id: str | None) -> dict[str, Any]:

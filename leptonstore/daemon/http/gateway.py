@@ -14,7 +14,6 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -24,12 +23,12 @@ from leptonstore import limits
 from leptonstore.daemon.bounds import PUT_BATCH_BYTES_MAX
 from leptonstore.daemon.flight import subject_of
 from leptonstore.daemon.http.arrow_body import ArrowBody, put_messages
-from leptonstore.daemon.http.ask import check_query
+from leptonstore.daemon.http.ask import query_of
 from leptonstore.daemon.http.bounds import PUT_READ_S, PUTS_MAX
-from leptonstore.daemon.http.failures import Failed
+from leptonstore.daemon.http.failures import Failed, failed
 from leptonstore.daemon.http.sending import ArrowStream
 from leptonstore.daemon.operations import OPERATIONS, Of, Operation
-from leptonstore.errors import BadInput, TooBusy
+from leptonstore.errors import BadInput, Damaged, TooBusy
 from leptonstore.store.wire.messages import Request, parse
 from leptonstore.web.bodies import Bodies
 
@@ -62,7 +61,6 @@ class Gateway:
             raise Failed("NotFound", "there is no such operation; /openapi.json lists them", 404)
 
         async def run(one: One) -> None:
-            check_query(scope["query_string"])
             if operation.call == "put":
                 response = await self._put(one, operation, receive)
                 await response(scope, receive, send)
@@ -99,15 +97,13 @@ class Gateway:
     # -- put -------------------------------------------------------------------------------------------------------
 
     async def _put(self, one: One, operation: Operation, receive: Receive) -> Response:
-        sessions = parse_qs(one.scope["query_string"].decode("ascii", "replace"), True, max_num_fields=4).get(
-            "session", []
-        )
         if self._putting >= PUTS_MAX:
             raise TooBusy(f"{PUTS_MAX} writes are under way already: try again later", 1.0)
         await self._plane.work.run(self._let_in, one, operation)
         principal = one.principal
         assert principal is not None
         self._plane.access.charge(principal, operation, 0, one.note.client)
+        sessions = query_of(one.scope["query_string"]).get("session", [])
         if len(sessions) != 1:
             raise BadInput("a put names its session once: /v1/put?session=ID")
         request = Request("put", {"session": sessions[0]})
@@ -123,7 +119,10 @@ class Gateway:
     def _received(self, one: One, request: Request, body: ArrowBody) -> dict[str, Any]:
         assert one.principal is not None
         schema, batches = put_messages(body, PUT_BATCH_BYTES_MAX)
-        taken = self._plane.service.receive(one.principal, request, schema, batches, lambda total: None)
+        try:
+            taken = self._plane.service.receive(one.principal, request, schema, batches, lambda total: None)
+        except Damaged as error:  # what was sent is: no fault of this side
+            raise failed(error, 400) from None
         self._plane.access.spend(one.principal, body.bytes_in, one.note.client)
         return taken
 

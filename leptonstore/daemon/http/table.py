@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from leptonstore.daemon.http.bounds import JSON_ROWS_MAX, QUERY_CHARS_MAX
+from leptonstore.daemon.http.bounds import JSON_ROWS_MAX
 from leptonstore.daemon.http.sending import ARROW_STREAM
 from leptonstore.daemon.operations import OPERATIONS, Operation
 from leptonstore.format.commit import KINDS
@@ -194,7 +194,7 @@ DESCRIBED: dict[str, Described] = {
             ),
             Parameter(
                 "columns",
-                {"type": "string", "maxLength": QUERY_CHARS_MAX},
+                {"type": "string", "maxLength": 400},
                 "Names, with commas between (all).",
                 query=True,
             ),

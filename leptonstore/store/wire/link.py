@@ -73,6 +73,10 @@ class Link:
         self._tried(lambda host: self._plane(host), limits.WIRE_OPEN_S)
         return self.hello
 
+    def request(self, op: str, arguments: Mapping[str, Any] | None = None, payload: Buffer = b"") -> bytes:
+        """An encoded request to the store that was opened, and to no other: a connection outlives the daemon at its other end."""
+        return messages.encode(op, {**(arguments or {}), "of": self._store_id}, payload)
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     def ask(
@@ -85,7 +89,7 @@ class Link:
     ) -> bytes:
         """The bytes that an action answers. host: ask this one alone. Raises TierUnavailable after `patience_s`, TooBusy, or what it
         answers."""
-        request = messages.encode(op, arguments, payload)
+        request = self.request(op, arguments, payload)
         return self._tried(lambda host: self._plane(host).act(request, limits.WIRE_CALL_S), patience_s, host)
 
     def act(
@@ -119,7 +123,7 @@ class Link:
         self, op: str, arguments: Mapping[str, Any], session: str, batches: Sequence[pa.RecordBatch], host: Host
     ) -> Mapping[str, Any]:
         """A "put" to the daemon that has the session. Sent again when the answer is lost. Raises as `ask`."""
-        request = messages.encode(op, arguments)
+        request = self.request(op, arguments)
         return self._tried(
             lambda host: self._plane(host).send(request, session, batches, limits.WIRE_CALL_S),
             limits.WIRE_RETRY_S,
