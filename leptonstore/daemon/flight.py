@@ -441,7 +441,10 @@ def subject_of(request: Request) -> str:
     if isinstance(updates, list):
         names = [str(one.get("name"))[:200] for one in updates[:8] if isinstance(one, dict)]
         return ", ".join(names) + (f" and {len(updates) - 8} more" if len(updates) > 8 else "")
-    for name in ("dataset", "kind"):
+    settings = request.arguments.get("settings")
+    if isinstance(settings, dict):
+        return ", ".join(str(name)[:100] for name in list(settings)[:8])
+    for name in ("dataset", "kind", "name", "token", "job"):
         if isinstance(request.arguments.get(name), str):
             return str(request.arguments[name])[:200]
     return ""
