@@ -241,10 +241,15 @@ class Sessions:
         for session in every:
             self._end(session)
 
-    def of(self) -> list[Session]:
-        """Those that are open, for people."""
+    def every(self) -> list[Session]:
+        """Those that are open."""
         with self._guard:
             return list(self._sessions.values())
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether one of them has something that is not durable yet."""
+        return any(session.store.unflushed for session in self.every())
 
     def _end(self, session: Session) -> None:
         """It is listed no more. A request that is under way in it goes on until it ends."""
