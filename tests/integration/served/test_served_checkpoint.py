@@ -1,10 +1,9 @@
-"""What checkpoints and loaders promise of a store holds of a served one: tests of theirs, over again."""
+"""What a store promises of checkpoints, of a served one."""
 
 from __future__ import annotations
 
 from remote_conformance import behind_a_daemon, leave_out
 from test_checkpoint import *  # noqa: F403
-from test_window_buffer import *  # noqa: F403
 
 assert behind_a_daemon
 
