@@ -23,7 +23,16 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.digest import DIGEST_BYTES, Buffer, Digest
-from leptonstore.errors import CommitExpired, Conflict, FormatDamaged, LeptonError, NotFound, StoreFull, TierUnavailable
+from leptonstore.errors import (
+    CommitExpired,
+    Conflict,
+    FormatDamaged,
+    LeptonError,
+    NotFound,
+    StoreFull,
+    TierUnavailable,
+    TooBusy,
+)
 from leptonstore.format import pack as lpk
 from leptonstore.store.log import RefUpdate
 from leptonstore.store.wire import messages
@@ -307,8 +316,15 @@ class RemoteWriter:
             return
         except Conflict:
             raise
+        except (TierUnavailable, TooBusy) as silent:
+            self._forget(error)
+            raise TierUnavailable(
+                f"the daemon went away before it answered, and nobody tells whether this was published ({silent}): when one answers "
+                "again, look whether the version is there (`lepton log`) before you run it again",
+                self._link.url,
+            ) from None
         except LeptonError:
-            pass
+            pass  # the daemon that answers knows of no such publication
         if held:
             self._forget(error)
             raise self._lost(error) from None
