@@ -24,6 +24,7 @@ try:
 except ModuleNotFoundError:
     _THERE = False
 
+CONTEXT = ("traceparent", "tracestate")  # headers
 _CONTEXT_CHARS_MAX = 1_024  # of both headers; the RFC asks for 512 of tracestate
 
 
@@ -32,28 +33,42 @@ def span(
     name: str, headers: Mapping[str, str] | None = None, attributes: Mapping[str, Any] | None = None
 ) -> Iterator[Any]:
     """A span for what happens inside; None where there is no API. An error is written into it by its class, and a bug with its trace."""
-    if not _THERE:
+    begun = begin(name, headers, attributes)
+    if begun is None:
         yield None
         return
-    given = {key: (headers or {}).get(key, "") for key in ("traceparent", "tracestate")}
+    try:
+        with trace.use_span(begun, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+            yield begun
+    except Exception as error:
+        if not isinstance(error, LeptonError):
+            begun.record_exception(error)
+        end(begun, type(error).__name__)
+        raise
+    end(begun)
+
+
+def begin(name: str, headers: Mapping[str, str] | None = None, attributes: Mapping[str, Any] | None = None) -> Any:
+    """A span that `end` ends, from any thread; None where there is no API. It is nobody's current span."""
+    if not _THERE:
+        return None
+    given = {key: (headers or {}).get(key, "") for key in CONTEXT}
     carried = {key: value for key, value in given.items() if value and len(value) <= _CONTEXT_CHARS_MAX}
     parent = TraceContextTextMapPropagator().extract(carried) if carried else None
     tracer = trace.get_tracer("leptonstore.daemon", __version__)
-    with tracer.start_as_current_span(
-        name,
-        context=parent,
-        kind=trace.SpanKind.SERVER,
-        attributes=dict(attributes or {}),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as made:
-        try:
-            yield made
-        except Exception as error:
-            made.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
-            if not isinstance(error, LeptonError):
-                made.record_exception(error)
-            raise
+    return tracer.start_span(name, parent, trace.SpanKind.SERVER, dict(attributes or {}))
+
+
+def end(begun: Any, outcome: str = "ok", name: str = "", attributes: Mapping[str, Any] | None = None) -> None:
+    """End what `begin` has begun. outcome: "ok", or the class of an error. name: what it is called, where that was not known."""
+    if begun is None:
+        return
+    if name:
+        begun.update_name(name)
+    begun.set_attributes(dict(attributes or {}))
+    if outcome != "ok":
+        begun.set_status(trace.Status(trace.StatusCode.ERROR, outcome))
+    begun.end()
 
 
 def headers() -> dict[str, str]:

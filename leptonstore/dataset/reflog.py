@@ -9,6 +9,7 @@ import datetime
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from leptonstore.errors import BadInput, RefMissing
 from leptonstore.store import Store
@@ -32,16 +33,21 @@ def publications(store: Store) -> dict[str, Published]:
     stands for an erased one has that one's."""
     out: dict[str, Published] = {}
     for entry in store.history():
-        for ref in entry["refs"]:
-            if ref["new"] is not None and ref["new"] not in out:
-                out[ref["new"]] = Published(
-                    ref["name"], entry["time_ns"] / 1e9, entry["author"], entry["host"], entry["sequence"]
-                )
+        add_publications(out, entry)
     for erased in store.state.replaced:
         standing = store.state.stands_for(erased)
         if erased in out and (standing not in out or out[erased].sequence < out[standing].sequence):
             out[standing] = out[erased]
     return out
+
+
+def add_publications(known: dict[str, Published], entry: dict[str, Any]) -> None:
+    """What a further log entry publishes, into what is known of those before it."""
+    for ref in entry.get("refs", ()):
+        if ref["new"] is not None and ref["new"] not in known:
+            known[ref["new"]] = Published(
+                ref["name"], entry["time_ns"] / 1e9, entry["author"], entry["host"], entry["sequence"]
+            )
 
 
 def is_date(text: str) -> bool:

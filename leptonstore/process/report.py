@@ -246,11 +246,12 @@ def harmless(value: Any) -> Any:
     if not isinstance(value, str) or hasattr(value, "__html__") or isinstance(value, charts.Drawn):
         return value
     most = limits.REPORT_PASSAGE_CHARS_MAX if isinstance(value, charts.LongText) else limits.REPORT_TEXT_CHARS_MAX
-    if len(value) > most:
-        value = value[: most - 1] + "…"
-    if value.isprintable():
-        return value
-    return "".join(mark if _is_harmless(mark) else "�" for mark in value)
+    return cleaned(value if len(value) <= most else value[: most - 1] + "…")
+
+
+def cleaned(text: str) -> str:
+    """Text without characters that act, whatever its length."""
+    return text if text.isprintable() else "".join(mark if _is_harmless(mark) else "\ufffd" for mark in text)
 
 
 def _is_harmless(mark: str) -> bool:

@@ -45,6 +45,7 @@ from leptonstore.daemon.http.pages_measure import Measures
 from leptonstore.daemon.http.pages_render import HEADERS, Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
+from leptonstore.daemon.operations import Of, Operation, Scope
 from leptonstore.daemon.scrub import Scrubber
 from leptonstore.errors import (
     BadInput,
@@ -61,6 +62,8 @@ from leptonstore.errors import (
 )
 
 _log = logging.getLogger("lepton.daemon")
+# What a page counts as for limits of requests. It is no operation of its own: its parts ask for what they show.
+PAGE = Operation("dashboard", "GET /ui", Scope.READ, Of.ANY)
 # The first class that fits counts. What is none of these is damage, or too new: the store's fault, not the reader's.
 _STATUS: tuple[tuple[type[LeptonError], int], ...] = (
     (NotAuthenticated, 401),
@@ -100,9 +103,13 @@ class Pages:
     def __init__(self, context: PagesContext) -> None:
         store = context.store
         places = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
-        self._desk = Desk(context, Seen(store), Measures(store), Renderer(context.name), places)
+        self._desk = Desk(context, Seen(store, context.cache), Measures(store), Renderer(context.name), places)
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0
+
+    def sign_in_path(self, authorization: str) -> str:
+        """Where a browser signs in, once, as whom `authorization` stands for; after http://host:port."""
+        return self._desk.context.sessions.sign_in_path(authorization)
 
     def close(self) -> None:
         """No page is answered any more."""
@@ -183,18 +190,22 @@ class Pages:
         _require_same_origin(request)
         if not open_to_all:
             ask.who = self._authenticated(ask, request)
+            self._desk.context.access.charge(ask.who, PAGE, 0, ask.address)
             if (
                 ask.method == "POST"
                 and ask.session is not None
                 and not ask.session.holds(ask.form.get("form_token", ""))
             ):
-                raise NotPermitted("this form is not of your session: load its page again, and repeat it")
+                error = NotPermitted("this form is not of your session: load its page again, and repeat it")
+                ask.did("dashboard", ask.url_path, error)
+                raise error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LeptonWarning)  # what they say stands in the pages
             try:
                 return handler(ask)
-            except LeptonError as error:
-                return self._error(ask, error)
+            except NotPermitted as error:
+                ask.did("dashboard", ask.url_path, error)
+                raise
 
     def _authenticated(self, ask: Ask, request: Request) -> Principal:
         """Who asks. Raises NotAuthenticated."""

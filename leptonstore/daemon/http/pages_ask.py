@@ -17,7 +17,7 @@ from leptonstore.daemon.access import Principal
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_context import PagesContext
 from leptonstore.daemon.http.pages_measure import Measures
-from leptonstore.daemon.http.pages_render import Renderer
+from leptonstore.daemon.http.pages_render import Renderer, Whole
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
 from leptonstore.daemon.operations import Scope
@@ -90,11 +90,9 @@ class Ask:
         return self.who.may(Scope.ADMIN)
 
     def require_admin(self, what: str) -> None:
-        """Raises NotPermitted, and writes that down."""
+        """Raises NotPermitted."""
         if not self.is_admin:
-            error = NotPermitted(f"{what} needs the scope 'admin' of the whole store; this credential does not have it")
-            self.context.access.audit(self.who, f"dashboard: {what}", "", error, self.address)
-            raise error
+            raise NotPermitted(f"{what} needs the scope 'admin' of the whole store; this credential does not have it")
 
     def did(self, operation: str, what: str, outcome: LeptonError | str = "ok") -> None:
         """Into the audit log."""
@@ -133,11 +131,11 @@ class Ask:
         """After a form: the browser gets `path`."""
         return RedirectResponse(path, status_code=303)
 
-    def link(self, *parts: object, **query: object) -> str:
+    def link(self, *parts: object, **query: object) -> Whole:
         """/ui/… of parts that are safe in a path, and a query."""
         told = {name: value for name, value in query.items() if value not in (None, "")}
         path = "/".join(["/ui", *(str(part) for part in parts)])
-        return f"{path}?{urlencode(told)}" if told else path
+        return Whole(f"{path}?{urlencode(told)}" if told else path)
 
     @property
     def form_token(self) -> str:

@@ -15,7 +15,8 @@ CODES_MAX = 16
 # -- requests ------------------------------------------------------------------------------------------------------
 FORM_BYTES_MAX = 16 * KIB  # the largest form makes a token: a name and some datasets
 FORM_FIELDS_MAX = 64
-QUERY_CHARS_MAX = 4 * KIB  # of a condition and row numbers
+WHERE_CHARS_MAX = 2_000  # of a condition
+QUERY_CHARS_MAX = 16 * KIB  # of a condition and row numbers
 THREADS = 4  # that read the store for pages: a page reads tens of rows, and data planes come first
 WAITING_MAX = 32  # requests that wait for one of them; more are told to come again
 PAGE_S = 15.0  # that a page may take; the thread ends its read, its answer is thrown away
@@ -37,7 +38,7 @@ LINEAGE_LINKS_MAX = 40
 LINEAGE_ENTRIES_MAX = 60
 DIFF_ROWS = 30  # of each kind of change that a diff shows with values
 DIFF_ROWS_SCANNED = 20_000  # changes that are gone through for these
-DIFF_S = 8.0  # that counting a difference may take; the page then tells what it has
+DIFF_S = 5.0  # that counting a difference may take; the page then tells what it has
 VALUE_BYTES_MAX = 64 << 20  # of one value that is sent as a file
 REFS_MAX = 100  # branches and tags that a history lists
 CLIENTS_MAX = 50
@@ -53,5 +54,8 @@ STATS_ROWS_MAX = 10_000_000  # of a version whose columns are measured for its p
 STATS_KEPT = 256  # versions whose measures are kept, some KiB each; a version never changes
 STATS_WAITING_MAX = 8
 STATS_WAIT_S = 0.25  # that a page waits for them: small versions are shown whole at once
-HISTORIES_KEPT = 64
+KEPT = 256  # histories, lists of refs, lineages and commits that were read lately
+PARENTS_KEPT = (
+    100_000  # versions whose parents are kept, some 300 bytes each: lines of long histories are drawn from them
+)
 LIVE_S = 5  # between two polls of a page that shows live figures

@@ -16,6 +16,7 @@ from leptonstore.cache import HotCache
 from leptonstore.daemon.access import Access, Grant, Principal
 from leptonstore.daemon.http.pages_session import Sessions
 from leptonstore.daemon.metrics import Metrics
+from leptonstore.daemon.operations import Operation
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tls import certificate_name
 from leptonstore.errors import LeptonError
@@ -29,6 +30,9 @@ class Gate(Protocol):
 
     def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
         """Who asks. Raises NotAuthenticated, TooBusy, TierUnavailable."""
+
+    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
+        """Count a request against its limits. Raises TooBusy."""
 
     def audit(
         self,
@@ -90,6 +94,7 @@ class PagesContext:
 
     anonymous: whether requests without a credential may see something. certificate: the name that TLS verified of a request's client.
     cluster: what cluster.Cluster.snapshot tells; None when it stands alone. revoked: is told the id of a token that is no longer good.
+    cache: the hot cache of the host, which rows are read through.
     """
 
     store: Store
@@ -105,6 +110,7 @@ class PagesContext:
     revoked: Callable[[str], None] = lambda id: None
     audit_file: Path | None = None
     cluster: Callable[[], Mapping[str, Any] | None] = _alone
+    cache: HotCache | None = None
 
 
 def context_of(
@@ -139,6 +145,7 @@ def context_of(
         revoked=access.tokens.forget,
         audit_file=None if access.audit_log is None else access.audit_log.path,
         cluster=cluster,
+        cache=cache,
     )
 
 

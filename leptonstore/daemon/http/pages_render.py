@@ -1,6 +1,6 @@
 """Templates, the style sheet and the script: read once, when the routes are made.
 
-Everything printed passes `harmless` (process/report.py): cut short, without characters that act, and then escaped.
+Everything printed passes `harmless` (process/report.py): cut short (but `Whole` text), without characters that act, and then escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from leptonstore.digest import digest_of
 from leptonstore.errors import MissingExtra
 from leptonstore.process import charts
-from leptonstore.process.report import harmless
+from leptonstore.process.report import cleaned, harmless
 from leptonstore.version import __version__
 
 try:
@@ -52,7 +52,7 @@ class Renderer:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
-            finalize=harmless,
+            finalize=_printed,
         )
         self._environment.globals.update(store_name=name, version=__version__, stamp=self.stamp)
         self._environment.filters.update(
@@ -83,6 +83,14 @@ class Renderer:
             return None
         headers = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
         return Response(data, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+class Whole(str):
+    """Text that somebody has cut where it must be cut: it is printed as it is, but for characters that act."""
+
+
+def _printed(value: Any) -> Any:
+    return cleaned(value) if isinstance(value, Whole) else harmless(value)
 
 
 def when(time_s: float | None) -> str:

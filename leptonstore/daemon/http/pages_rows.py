@@ -14,7 +14,7 @@ from starlette.responses import Response
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http.pages_ask import Ask
 from leptonstore.daemon.http.pages_names import PLURALS
-from leptonstore.daemon.http.pages_render import HEADERS
+from leptonstore.daemon.http.pages_render import HEADERS, Whole
 from leptonstore.daemon.http.pages_values import gallery_of, table_of, values_of
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.diff import LargeValue, python_values
@@ -50,6 +50,8 @@ def rows(ask: Ask) -> Response:
     name, commit = ask.version()
     ds = ask.seen.dataset(name, commit)
     where = ask.query.get("where", "").strip()
+    if len(where) > bounds.WHERE_CHARS_MAX:
+        raise BadInput(f"a condition has at most {bounds.WHERE_CHARS_MAX:,} characters")
     start = ask.number("from")
     total = len(ds)
     problem, found = "", Found([], None, False)
@@ -77,7 +79,7 @@ def rows(ask: Ask) -> Response:
         )
     return ask.page(
         "rows.html.j2", kind=name.kind, plural=PLURALS[name.kind], name=name, commit=commit, total=total, start=start,
-        where=where, found=found, problem=problem, view=view, visual=visual, page=bounds.ROWS_PAGE,
+        where=Whole(where), found=found, problem=problem, view=view, visual=visual, page=bounds.ROWS_PAGE,
         columns=[_quoted(name) for name in ds.schema.names[: bounds.COLUMNS_MAX]], **content,
     )  # fmt: skip
 
@@ -158,7 +160,7 @@ def _bytes(ds: Dataset, number: int, field: pa.Field) -> bytes:
     if size > bounds.VALUE_BYTES_MAX:
         raise BadInput(f"this value has {size:,} bytes: `lepton get` writes it to a file")
     if isinstance(found, LargeValue):
-        return bytes(ds.store.get(bytes.fromhex(found.digest)))
+        return bytes(ds.chunks.get(bytes.fromhex(found.digest)))
     return found.encode() if isinstance(found, str) else bytes(found)
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from leptonstore.cache import HotCache
 from leptonstore.daemon.access import Principal
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.operations import Scope
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.graph import in_order, read_commit
-from leptonstore.dataset.reflog import Published, publications
+from leptonstore.dataset.reflog import Published, add_publications, publications
 from leptonstore.dataset.refs import RefInfo, list_refs, resolve_ref
 from leptonstore.errors import BadInput, LeptonError, NotFound, RefMissing
 from leptonstore.format.commit import KINDS, Commit
@@ -48,11 +49,16 @@ class Name:
 class Seen:
     """The store behind the pages. Any thread."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, cache: HotCache | None = None) -> None:
+        """cache: of the host, which rows are read through."""
+        self.store, self._cache = store, cache
         self._looked = 0.0
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._parents: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._published: tuple[int, int, dict[str, Published]] | None = (
+            None  # epoch and sequence of the log that it knows
+        )
 
     # -- what is kept --------------------------------------------------------------------------------------------
 
@@ -76,7 +82,7 @@ class Seen:
         made = make()
         with self._lock:
             self._kept[key] = made
-            while len(self._kept) > bounds.HISTORIES_KEPT:
+            while len(self._kept) > bounds.KEPT:
                 self._kept.popitem(last=False)
         return made
 
@@ -113,8 +119,16 @@ class Seen:
         return self.keep(key, lambda: in_order(self.store, list(dict.fromkeys(heads))))
 
     def published(self) -> dict[str, Published]:
-        """When each commit came into the store, and by whom."""
-        return self.keep(("published", self.sequence()), lambda: publications(self.store))
+        """When each commit came into the store, and by whom. The log is read once, and from then on what is new of it."""
+        sequence, state = self.sequence(), self.store.state
+        with self._lock:
+            if self._published is None or self._published[0] != state.epoch:
+                self._published = (state.epoch, sequence, publications(self.store))
+            epoch, known, found = self._published
+            for number in range(known + 1, sequence + 1):
+                add_publications(found, self.store.entry(number) or {})
+            self._published = (epoch, max(known, sequence), found)
+            return found
 
     def commit(self, digest: str) -> Commit:
         """A commit. Raises RefMissing or what is damaged."""
@@ -124,7 +138,14 @@ class Seen:
         """Those of its parents that are kept."""
         if digest in self.store.state.forgotten:
             return ()
-        return tuple(parent.hex() for parent in self.commit(digest).parents)
+        found = self._parents.get(digest)
+        if found is None:
+            found = tuple(parent.hex() for parent in self.commit(digest).parents)
+            with self._lock:
+                self._parents[digest] = found
+                while len(self._parents) > bounds.PARENTS_KEPT:
+                    self._parents.popitem(last=False)
+        return found
 
     def version(self, who: Principal, kind: str, name: str, ref: str) -> tuple[Name, str]:
         """(the name, a commit of its history) for a branch, tag, commit, date or step of history. Raises RefMissing, BadInput."""
@@ -144,7 +165,8 @@ class Seen:
 
     def dataset(self, name: Name, commit: str) -> Dataset:
         """A version to read rows of; of any kind, for models and checkpoints are tables, too."""
-        return Dataset(self.store, name.name, commit[:12], commit)
+        ds = Dataset(self.store, name.name, commit[:12], commit)
+        return ds if self._cache is None else ds.cached(self._cache)
 
     def refs_at(self, name: Name, commit: str) -> list[RefInfo]:
         """The branches and tags that lead to a version."""

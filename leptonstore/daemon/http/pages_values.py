@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore.daemon.http import pages_bounds as bounds
+from leptonstore.daemon.http.pages_render import Whole
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.diff import LargeValue, python_values
 from leptonstore.dataset.schema import class_names, semantic_of, tensor_shape
 from leptonstore.dataset.shown import one_line, shown
 from leptonstore.errors import LeptonError, MissingExtra
 from leptonstore.process import charts, columns
-from leptonstore.process.charts import LongText
 from leptonstore.process.gallery import Thumbnail, sample_rows, thumbnail
 
-NO_TEXT = LongText("")
+NO_TEXT = Whole("")
 NO_PICTURE = Thumbnail("", 1, 1, False)
 
 
@@ -35,7 +35,7 @@ class Picture:
     image: Thumbnail
     uri: charts.Drawn
     label: str
-    text: LongText
+    text: Whole
     more: bool
     alt: str
 
@@ -86,7 +86,7 @@ class Value:
     type: str
     kind: str
     column: int
-    text: LongText = NO_TEXT
+    text: Whole = NO_TEXT
     note: str = ""
     size: tuple[int, int] = (0, 0)  # width and height of a picture, when they are known
     tiny: bool = False
@@ -106,7 +106,7 @@ def gallery_of(ds: Dataset, rows: Sequence[int]) -> Gallery:
         row = int(sample.row or 0)
         alt = f"Row {row:,}" + (f": {sample.label}" if sample.label else "")
         more = len(sample.text) > bounds.TEXT_CHARS_MAX
-        made.append(Picture(row, small, charts.Drawn(small.uri), sample.label, LongText(text), more, alt))
+        made.append(Picture(row, small, charts.Drawn(small.uri), sample.label, Whole(text), more, alt))
     return Gallery(made, pictures, any(len(one.label) > 6 for one in made))
 
 
@@ -184,7 +184,7 @@ def _value(ds: Dataset, row: int, number: int, field: pa.Field) -> Value:
     if isinstance(value, LargeValue) and not columns.is_binary(field.type):
         if value.size > 4 * bounds.VALUE_CHARS_MAX:
             return _with(base, kind="bytes", note=charts.as_bytes(value.size))
-        value = ds.store.get(bytes.fromhex(value.digest)).decode("utf-8", "replace")
+        value = str(ds.chunks.get(bytes.fromhex(value.digest)), "utf-8", "replace")
     if isinstance(value, (LargeValue, bytes)) and semantic_of(field) != "path":
         size = value.size if isinstance(value, LargeValue) else len(value)
         return _with(base, kind="image" if image is not None else "bytes", note=charts.as_bytes(size))
@@ -196,12 +196,12 @@ def _value(ds: Dataset, row: int, number: int, field: pa.Field) -> Value:
         return _with(
             base,
             kind="text" if "\n" in cut or len(cut) > bounds.CELL_CHARS_MAX else "scalar",
-            text=LongText(cut),
+            text=Whole(cut),
             note=note,
         )
     if isinstance(value, (list, tuple, Mapping)):
         return _listed(base, value)
-    return _with(base, text=LongText(shown(value, field, bounds.CELL_CHARS_MAX)))
+    return _with(base, text=Whole(shown(value, field, bounds.CELL_CHARS_MAX)))
 
 
 def _tensor(base: Value, ds: Dataset, row: int, field: pa.Field) -> Value:
@@ -212,16 +212,16 @@ def _tensor(base: Value, ds: Dataset, row: int, field: pa.Field) -> Value:
     flat = columns.tensor_values(array)[0].reshape(-1)
     most = bounds.LIST_VALUES_MAX
     text = ", ".join(charts.short(float(one)) for one in flat[:most]) + (" …" if flat.size > most else "")
-    return _with(base, kind="list", text=LongText(text), note=f"{field.type.value_type} {' × '.join(map(str, shape))}")
+    return _with(base, kind="list", text=Whole(text), note=f"{field.type.value_type} {' × '.join(map(str, shape))}")
 
 
 def _listed(base: Value, value: Any) -> Value:
     if isinstance(value, (list, tuple)) and len(value) > bounds.LIST_VALUES_MAX:
         text = json.dumps(value[: bounds.LIST_VALUES_MAX], ensure_ascii=False, default=str)[:-1] + ", …"
-        return _with(base, kind="list", text=LongText(text), note=f"{len(value):,} values")
+        return _with(base, kind="list", text=Whole(text), note=f"{len(value):,} values")
     text = json.dumps(value, ensure_ascii=False, default=str, indent=1 if isinstance(value, Mapping) else None)
     note = f"{len(value):,} values" if isinstance(value, (list, tuple)) else ""
-    return _with(base, kind="list", text=LongText(text[: bounds.VALUE_CHARS_MAX]), note=note)
+    return _with(base, kind="list", text=Whole(text[: bounds.VALUE_CHARS_MAX]), note=note)
 
 
 def _with(base: Value, **changes: Any) -> Value:

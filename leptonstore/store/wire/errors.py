@@ -59,7 +59,9 @@ def fields_of(kind: type[LeptonError]) -> dict[str, Any]:
     """The fields of a class that pass, its parents' included, with what they are when nothing is said."""
     out: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
-        out.update(_FIELDS.get(one, {}))
+        out.update(
+            {name: list(usual) if isinstance(usual, list) else usual for name, usual in _FIELDS.get(one, {}).items()}
+        )
     return out
 
 
