@@ -351,6 +351,27 @@ def test_memory_of_a_stream_does_not_grow_with_it(tables: tuple[Driver, pa.Table
     batches.close()  # type: ignore[attr-defined]
 
 
+def test_nothing_of_another_store_comes_out_of_the_hot_cache_that_they_share(tmp_path: Path) -> None:
+    """All stores of a user on a host have one cache, by digest: a daemon answers only for what its own store has."""
+    cache = HotCache(tmp_path / "hot", 16 << 20)
+    with new_store(tmp_path / "one") as one, new_store(tmp_path / "other") as other:
+        value, long = np.random.default_rng(0).bytes(50_000), np.random.default_rng(1).bytes(6 << 20)
+        digests = [other.put(value), other.put(long)]
+        other.flush()
+        for store, there in ((other, True), (one, False)):
+            service = Service(store, cache=cache)
+            driver = Driver(service)
+            for digest, data in zip(digests, (value, long), strict=True):
+                for _ in range(2):  # the second time out of the cache
+                    if there:
+                        assert driver.values([digest]) == [(1, data)]
+                    else:
+                        with pytest.raises(ChunkMissing):
+                            driver.values([digest])
+            service.close()
+    cache.close()
+
+
 # -- publishing --------------------------------------------------------------------------------------------------------
 
 
