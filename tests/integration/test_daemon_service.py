@@ -301,8 +301,22 @@ def test_rows_where_a_condition_is_true(tables: tuple[Driver, pa.Table]) -> None
         ["id", "value"]
     )
     assert found.equals(expected)
+    part = driver.table("rows", dataset="mixed", where="id >= 100", start=50, stop=150, columns=["id"])
+    assert part["id"].to_pylist() == list(range(100, 150))
     with pytest.raises(BadInput):
         driver.table("rows", dataset="mixed", where="no_such_column > 3")
+
+
+def test_a_batch_is_bounded_in_bytes_however_many_rows_are_asked_for_in_one(
+    tables: tuple[Driver, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, whole = tables
+    monkeypatch.setattr(bounds, "BATCH_BYTES_MAX", 1 << 20)
+    schema, batches = driver.service.stream(ADMIN, Request("rows", {"dataset": "mixed", "batch_rows": ROWS}))
+    found = list(batches)
+    assert len(found) > 2
+    assert all(batch.nbytes <= (1 << 20) + 2 * bounds.BATCH_BYTES for batch in found)
+    assert pa.Table.from_batches(found, schema).equals(whole)
 
 
 @pytest.mark.parametrize(
