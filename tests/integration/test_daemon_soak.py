@@ -1,4 +1,4 @@
-"""A daemon under mixed clients for some seconds: nothing goes wrong, nothing is damaged, it stays small. Ten minutes: bench/daemon_soak.py."""
+"""A daemon under mixed clients for some seconds: nothing goes wrong, nothing is damaged, it stays small. Longer: bench/daemon_soak.py."""
 
 from __future__ import annotations
 
