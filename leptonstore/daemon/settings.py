@@ -136,9 +136,7 @@ class Settings:
     anonymous: str = _set(
         "none", str, "Security", "What requests without a credential may do.", choices=("none", "read")
     )
-    requests_rate: int = _set(
-        0, int, "Limits", "Requests a second of one credential; 0: 20,000, which nobody feels who works.", reload=True
-    )
+    requests_rate: int = _set(0, int, "Limits", "Requests a second of one credential; 0: 20,000.", reload=True)
     bytes_rate: int = _set(
         0, "bytes", "Limits", "Bytes a second of one credential, such as 200MiB; 0: no limit.", reload=True
     )
