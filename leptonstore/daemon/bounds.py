@@ -33,6 +33,7 @@ PUBLISHED_REMEMBERED = 4_096  # publications whose answers are known without a s
 
 # -- what readers hold -------------------------------------------------------------------------------------------------
 LEASES_MAX = 4_096  # a locked file, or a renewed object, each
+LEASES_OF_ONE_MAX = 2_048  # of one credential, so that one does not take all; a reader holds one for each version
 LEASE_IDLE_S = 600.0  # a client asks again after a third of this; one that died lets go then
 PLANS_MAX = 256  # readers whose plan is known
 READERS_MAX = 1_024  # readers that told what they wait for, 500 bytes each
