@@ -204,3 +204,15 @@ def test_a_difference_shows_the_pictures_that_changed(visit: Callable[..., Any])
         assert page.locator(".changes img").count() == 4
         before, after = page.locator(".changes tbody").first.locator("img").evaluate_all("all => all.map(i => i.src)")
         assert before != after
+
+
+def test_a_row_shows_all_of_its_text(visit: Callable[..., Any], served: Served) -> None:
+    """What the list cuts is whole on the row's own page; numbers of a list to its bound."""
+    texts = Dataset.open(served.told["store"], "reviews").to_arrow(["review"]).column(0).to_pylist()
+    longest = max(range(len(texts)), key=lambda row: len(texts[row]))
+    assert len(texts[longest]) > 700
+    with visit() as page:
+        page.goto(f"/ui/dataset/reviews/main/rows/{longest}")
+        assert texts[longest] in page.locator(".values").inner_text()
+        page.goto("/ui/dataset/wide/main/rows/299")
+        assert "254, 255, …" in page.locator(".values").inner_text()

@@ -125,6 +125,20 @@ def test_a_token_of_some_datasets_sees_these_alone(visit: Callable[..., Any]) ->
             assert "Request" in said and page.locator("main code").inner_text().strip()
 
 
+def test_lineage_does_not_tell_of_what_is_not_yours(visit: Callable[..., Any]) -> None:
+    """A checkpoint names the version that it was trained on; who may not read that dataset learns nothing of it from the picture."""
+    with visit() as page:
+        page.goto("/ui/checkpoint/digits-run/step-000000200")
+        assert "two hundred more" not in page.content() and "1,0" in page.locator("#main").inner_text()
+        whole = page.locator(".graph").first.inner_html()
+        text = make_token(page, "of the run", datasets="digits-run")
+    assert "digits@main" in whole
+    with visit(token=text) as page:
+        page.goto("/ui/checkpoint/digits-run/step-000000200")
+        seen = "".join(page.locator(".graph").all_inner_texts())
+        assert "rows" not in seen and "idx" not in seen
+
+
 def test_a_name_with_markup_is_text(visit: Callable[..., Any], served: Served) -> None:
     with visit(expected=("400",)) as page:
         name = MARKUP[:60]

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 pytest.importorskip("starlette", reason="the extra server is not installed")
 
+from starlette.routing import Router
+
+from leptonstore.daemon.access import Access
 from leptonstore.daemon.http import pages_bounds as bounds
 from leptonstore.daemon.http import pages_measure, pages_rows
+from leptonstore.daemon.http.pages import Pages
 from leptonstore.daemon.http.pages_audit import tail
 from leptonstore.daemon.http.pages_charts import time_chart
-from leptonstore.daemon.http.pages_graph import LANES_MAX, lanes
+from leptonstore.daemon.http.pages_context import PagesContext
+from leptonstore.daemon.http.pages_graph import LANE_WIDTH, LANES_MAX, lanes
 from leptonstore.daemon.http.pages_measure import Measures
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Sessions
+from leptonstore.daemon.metrics import Metrics
 from leptonstore.daemon.operations import Scope
 from leptonstore.daemon.principals import Grant, Principal
 from leptonstore.dataset import Dataset, Source, write_dataset
@@ -93,6 +101,88 @@ def test_a_session_is_found_by_its_secret_alone_and_tells_it_to_nobody() -> None
     assert sessions.find(one.secret) is None and sessions.find(other.secret) is other
 
 
+class _Requests:
+    """Asks the routes themselves, by a scheme of one's choice, without a server."""
+
+    def __init__(self, store: Store, scheme: str) -> None:
+        self.pages = Pages(PagesContext(store, "data", Access.of(store, local_token="secret"), Metrics()))
+        self._router, self._scheme = Router(self.pages.routes()), scheme
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, list[str]], str]:
+        path, _, query = path.partition("?")
+        given = {"host": "lepton.example:7401", "content-type": "application/x-www-form-urlencoded"} | headers
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in given.items()], "scheme": self._scheme,
+            "client": ("10.0.0.1", 5), "server": ("lepton.example", 7401), "root_path": "", "http_version": "1.1",
+        }  # fmt: skip
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(self._router(scope, receive, send))
+        told: dict[str, list[str]] = {}
+        for name, value in sent[0]["headers"]:
+            told.setdefault(name.decode(), []).append(value.decode())
+        return sent[0]["status"], told, b"".join(one.get("body", b"") for one in sent[1:]).decode()
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("https", "__Host-lepton-7401"), ("http", "lepton-7401")])
+def test_cookies_are_secure_where_the_connection_is(store: Store, scheme: str, name: str) -> None:
+    requests = _Requests(store, scheme)
+    code = requests.pages.sign_in_path("Bearer secret")
+    status, headers, _ = requests.ask("GET", code)
+    (cookie,) = headers["set-cookie"]
+    assert status == 200 and cookie.startswith(f"{name}=")
+    assert ("Secure" in cookie) == (scheme == "https")
+    assert all(part in cookie for part in ("HttpOnly", "Path=/", "SameSite=strict")) and "Max-Age" not in cookie
+    assert requests.ask("GET", "/ui", cookie=cookie.partition(";")[0])[0] == 200
+    assert requests.ask("GET", "/ui", cookie=f"other-7401={cookie}")[0] == 303
+    assert requests.ask("HEAD", requests.pages.sign_in_path("Bearer secret"))[0] == 200
+
+
+def test_looking_at_a_link_does_not_use_it_up(store: Store) -> None:
+    """A chat program that fetches the head of a link must not sign in in its reader's place."""
+    requests = _Requests(store, "http")
+    code = requests.pages.sign_in_path("Bearer secret")
+    assert "set-cookie" not in requests.ask("HEAD", code)[1] or "Bearer" not in str(requests.ask("HEAD", code)[1])
+    status, headers, _ = requests.ask("GET", code)
+    assert status == 200 and headers["set-cookie"][0].startswith("lepton-7401=")
+
+
+def test_a_bug_tells_an_id_and_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def broken(*of: object) -> None:
+        raise RuntimeError(f"a secret of {store.url}")
+
+    requests = _Requests(store, "http")
+    monkeypatch.setattr(Seen, "names", broken)
+    status, _, body = requests.ask("GET", "/ui/dataset", authorization="Bearer secret")
+    assert status == 500 and "a secret of" not in body and store.url not in body
+    id = body.partition("Request <code>")[2].partition("<")[0]
+    assert id and any(id in record.getMessage() for record in caplog.records)
+
+
+def test_pages_are_refused_when_too_many_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = _Requests(store, "http")
+    monkeypatch.setattr(bounds, "WAITING_MAX", -bounds.THREADS)
+    status, headers, _ = requests.ask("GET", "/ui/dataset", authorization="Bearer secret")
+    assert status == 429 and int(headers["retry-after"][0]) >= 1
+
+
+def test_a_page_that_takes_too_long_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    requests = _Requests(store, "http")
+    monkeypatch.setattr(Seen, "names", lambda *of: release.wait(30))
+    monkeypatch.setattr(bounds, "PAGE_S", 0.05)
+    status, _, body = requests.ask("GET", "/ui/dataset", authorization="Bearer secret")
+    release.set()
+    assert status == 429 and "longer than" in body
+
+
 # -- lines of a history --------------------------------------------------------------------------------------------
 
 
@@ -113,8 +203,8 @@ def test_lines_lead_from_each_version_to_its_parents(history: list[tuple[str, tu
     """Followed through the rows, the lines that leave a version's dot below end at the dots of exactly its parents."""
     drawn = lanes(history)
     assert len(drawn) == len(history)
-    if any(len({one.x1 for one in row.strokes} | {row.x}) >= LANES_MAX for row in drawn):
-        return  # further lanes are drawn over each other
+    last = (LANES_MAX - 1) * LANE_WIDTH + LANE_WIDTH // 2
+    assume(not any(last in (one.x1, one.x2) for row in drawn for one in row.strokes))  # further ones are drawn over it
     for at, (version, parents) in enumerate(history):
         reached = set()
         for stroke in drawn[at].strokes:

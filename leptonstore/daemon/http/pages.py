@@ -107,6 +107,10 @@ class Pages:
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0
 
+    def sign_in_path(self, authorization: str) -> str:
+        """Where a browser signs in, once, as whom `authorization` stands for; after http://host:port."""
+        return self._desk.context.sessions.sign_in_path(authorization)
+
     def close(self) -> None:
         """No page is answered any more."""
         self._desk.measures.close()
@@ -192,13 +196,16 @@ class Pages:
                 and ask.session is not None
                 and not ask.session.holds(ask.form.get("form_token", ""))
             ):
-                raise NotPermitted("this form is not of your session: load its page again, and repeat it")
+                error = NotPermitted("this form is not of your session: load its page again, and repeat it")
+                ask.did("dashboard", ask.url_path, error)
+                raise error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LeptonWarning)  # what they say stands in the pages
             try:
                 return handler(ask)
-            except LeptonError as error:
-                return self._error(ask, error)
+            except NotPermitted as error:
+                ask.did("dashboard", ask.url_path, error)
+                raise
 
     def _authenticated(self, ask: Ask, request: Request) -> Principal:
         """Who asks. Raises NotAuthenticated."""

@@ -90,11 +90,9 @@ class Ask:
         return self.who.may(Scope.ADMIN)
 
     def require_admin(self, what: str) -> None:
-        """Raises NotPermitted, and writes that down."""
+        """Raises NotPermitted."""
         if not self.is_admin:
-            error = NotPermitted(f"{what} needs the scope 'admin' of the whole store; this credential does not have it")
-            self.context.access.audit(self.who, f"dashboard: {what}", "", error, self.address)
-            raise error
+            raise NotPermitted(f"{what} needs the scope 'admin' of the whole store; this credential does not have it")
 
     def did(self, operation: str, what: str, outcome: LeptonError | str = "ok") -> None:
         """Into the audit log."""

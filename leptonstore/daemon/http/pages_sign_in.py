@@ -40,7 +40,8 @@ def sign_in(ask: Ask) -> Response:
         return _form(ask, "Paste a token.", 400)
     try:
         return _welcome(ask, f"Bearer {token}", local_path(ask.form.get("next", "")))
-    except NotAuthenticated:
+    except NotAuthenticated as error:
+        ask.context.access.audit(None, "sign in", "", error, ask.address)
         return _form(ask, "This token is not valid here: it may be mistyped, expired or revoked.", 401)
     except TooBusy as error:
         return _form(ask, f"Too many attempts. Try again in {max(1, round(error.retry_after_s))} s.", 429)
