@@ -539,6 +539,7 @@ WIRE_GET_DIGESTS = 8_192  # asked for in one request
 WIRE_PUT_BYTES = 16 * MIB  # of values that wait to be sent: one request; as many again are on their way
 WIRE_PUT_VALUES = 4_096  # that wait to be sent
 WIRE_PLAN_DIGESTS = 16_384  # of a reader's plan that are told in one request
+WIRE_FLUSH_BYTES = 256 * MIB  # that are sent and not durable: what a daemon that ends may cost
 WIRE_FACTS_KEPT = 1 << 18  # chunks of which a client remembers kind and length: 120 bytes each
 
 # Collecting (leptonstore/process/collect).

@@ -29,13 +29,13 @@ from loaders.order import SEED_MAX, BoundOrder, EpochOrder, FullOrder, OrderStra
 from loaders.orders.limits import Limit, Limits
 from loaders.pad import VALID, padded, padded_rows, valid_rows
 from loaders.pipeline import Collate, Recipe, made_here
-from loaders.plan import Planner
+from loaders.plan import PLAN_KEYS_MAX, Planner
 from loaders.receipt import Origin, Receipt
 from loaders.share import Share, find_rank, row_windows, steps_of
 from loaders.skips import Skip, Skips, gaps_of, without
 from loaders.source import Source, source_of
 from loaders.stages import Batch, Transform, maker, picked
-from loaders.stall import LoaderStats, timed
+from loaders.stall import LoaderStats, telling, timed
 from loaders.state import LoaderState, LoaderStateError
 from loaders.step import Step
 from loaders.threads import ThreadedBatches
@@ -256,7 +256,7 @@ class Loader(Changing):
                 source.fill()
         windows = row_windows(order, share)
         if source.plans and self._reads_here:
-            self._planner = self._planner or Planner(source)
+            self._planner = self._planner or Planner(source, getattr(source, "plan_keys_max", None) or PLAN_KEYS_MAX)
             following = self._epoch_order((epoch + 1) & SEED_MAX)
             self._planner.open((order, share), (following, self._share(following)))
             windows = self._planner.windows((order, share))
@@ -265,7 +265,9 @@ class Loader(Changing):
             steps = read_ahead(source, order, share, steps, self.num_workers > 0)
         steps = self._in_shape(steps, order, share)
         note = functools.partial(self._note_fault, self._entries)
-        return self._feed(self._made(source, steps, self.num_workers, note))
+        made = self._made(source, steps, self.num_workers, note)
+        teller = source.teller() if self._reads_here and hasattr(source, "teller") else None
+        return self._feed(made if teller is None else telling(made, self.stats, epoch, teller))
 
     def _in_shape(self, steps: Iterator[Step], order: EpochOrder, share: Share) -> Iterator[Step]:
         if not self.pad:

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +92,7 @@ Keys: TypeAlias = npt.NDArray[np.uint8]  # of the hot cache, shape (n, 32)
 
 ARENA_VERSION = "lepton.arena.1"  # of the layout of an arena in the hot cache
 _ALIGN = 64
+PLANNED_KEYS_MAX = 1 << 15  # that a daemon is told at a time: some seconds of reading, and 1 MiB on the wire
 
 
 @dataclass(frozen=True)
@@ -354,8 +357,25 @@ class ColumnSource:
 
     @property
     def plans(self) -> bool:
-        """Whether a plan is of use: something is read for each batch, through a cache."""
-        return bool(self.cold) and self._chunks is not None
+        """Whether a plan is of use: something is read for each batch, through a cache, or from a daemon that makes it ready."""
+        return bool(self.cold) and (self._chunks is not None or self._advises)
+
+    @property
+    def _advises(self) -> bool:
+        return self.dataset.cache is None and self.dataset.store.plans
+
+    @property
+    def plan_keys_max(self) -> int | None:
+        """How many keys to tell at a time; None: as many as a cache of this host takes."""
+        return PLANNED_KEYS_MAX if self._chunks is None else None
+
+    def teller(self) -> Callable[[Mapping[str, float | str]], None] | None:
+        """A function that takes how a loader fares, for whoever watches the store; None where nobody does."""
+        store = self.dataset.store
+        if not store.is_served:
+            return None
+        reader = f"{socket.gethostname()}/{os.getpid()}/{id(self):x}"
+        return lambda figures: store.tell(reader, {**figures, "dataset": self.name})
 
     def future_keys(
         self,
@@ -367,17 +387,21 @@ class ColumnSource:
 
         derived: of columns whose values are not read where what was made of them is there (`derived`), from digests to keys.
         """
-        from leptonstore.dataset.future import future_keys
+        from leptonstore.dataset.future import future_keys, future_reads
 
         with contextlib.suppress(LeptonError):
+            if self._chunks is None:
+                return future_reads(self.dataset, rows, sizes, [spec.name for spec in self.cold])
             return future_keys(self.dataset, rows, sizes, [spec.name for spec in self.cold], derived)
         return np.empty((0, 32), np.uint8)
 
     def plan(self, keys: Sequence[Keys], restart: bool) -> None:
-        """Tell the cache what is read next (restart: instead of what was told, else after it)."""
-        chunks = self._chunks
+        """Tell the cache, or the daemon, what is read next (restart: instead of what was told, else after it)."""
+        chunks, told = self._chunks, np.concatenate(keys) if keys else np.empty((0, 32), np.uint8)
         if chunks is not None:
-            chunks.cache.plan(np.concatenate(keys) if keys else np.empty((0, 32), np.uint8), restart)
+            chunks.cache.plan(told, restart)
+        elif self._advises:
+            self.dataset.store.plan(f"{os.getpid()}/{id(self):x}", [key.tobytes() for key in told], restart)
 
     def derived(self, column: str, recipe: str) -> DerivedColumn:
         """Where the hot cache keeps what is made of a column's values. recipe: what that is, by which versions of what.

@@ -33,6 +33,7 @@ pin        copies to page-locked memory
 Whoever makes batches may add others.
 """
 
+TELL_S = 2.0  # between two reports of a loader to whoever watches
 STALL_S = 0.1  # a step that waited so long counts as a stall: what a person sees in a progress bar
 # Buckets of the histogram of waits: bucket b counts waits of [2^(b-1), 2^b) us, bucket 0 those below 1 us. The last begins at 4 years.
 WAIT_BUCKETS = 48
@@ -204,3 +205,27 @@ def _time(seconds: float) -> str:
         if seconds * scale >= 1:
             return f"{seconds * scale:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
+
+
+def telling(
+    batches: Iterator[_T], stats: LoaderStats, epoch: int, tell: Callable[[dict[str, float | str]], None]
+) -> Iterator[_T]:
+    """The same batches; `tell` gets how the loader fares every TELL_S, and at the end."""
+
+    def figures() -> dict[str, float | str]:
+        pass_s = {"waited_s": stats["wait_s"] - waited, "elapsed_s": perf_counter() - began}
+        return {**pass_s, "rows": stats["rows"], "bytes": stats["bytes"], "epoch": epoch}
+
+    began = told = perf_counter()
+    waited = stats["wait_s"]
+    try:
+        for batch in batches:
+            if perf_counter() - told > TELL_S:
+                told = perf_counter()
+                tell(figures())
+            yield batch
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+        tell(figures())

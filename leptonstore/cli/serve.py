@@ -121,11 +121,8 @@ def _screen(daemon: Daemon) -> list[str]:
         f'    Dataset.open("{daemon.url}", NAME)',
     ]
     if daemon.token_file:
-        lines.append(
-            "  You need no token on this host; for others: lepton token add "
-            + _short(settings.store)
-            + " NAME --scope read"
-        )
+        more = f"lepton token add {_short(settings.store)} --name WHO --grant read"
+        lines.append(f"  You need no token on this host; for others: {more}")
     if settings.insecure and not settings.tls:
         lines.append("  WARNING: without TLS, whoever is on the network's way reads tokens and data.")
     lines += ["", "  Ctrl-C ends it when requests under way are done; once more ends it at once."]

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,9 @@ AUDIT_FILE_BYTES = 16 << 20  # about 80,000 lines
 AUDIT_FILES = 8  # with the one that is being written
 AUDIT_STRANGERS = Rate(10, 100)  # lines of denials without a principal
 WHAT_CHARS_MAX = 400  # of what a request was about
+
+# What a name should never be and may have been typed as one: the text of a token.
+_SECRET = re.compile(r"(lepton_[0-9a-f]{16}|lpeer)_[A-Za-z0-9_-]+")
 
 log = logging.getLogger("lepton.daemon.audit")
 
@@ -78,7 +82,7 @@ class AuditLog:
             "address": address,
         }
         if what:
-            entry["what"] = what[:WHAT_CHARS_MAX]
+            entry["what"] = _SECRET.sub(r"\1_…", what)[:WHAT_CHARS_MAX]
         with self._guard:
             if principal is None:
                 if self._strangers.take("", 1):

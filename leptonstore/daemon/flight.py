@@ -37,6 +37,7 @@ from leptonstore.store.wire.messages import Request, parse
 if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
 
+_METHODS = (fl.FlightMethod.DO_ACTION, fl.FlightMethod.DO_GET, fl.FlightMethod.DO_PUT)
 _MESSAGE_CHARS = 300  # of the gRPC status, for clients that know no LWR1
 _CALL = "lepton"
 _CUT_AGAIN_S = 0.2  # a client that is cut off may come again before the port is closed
@@ -115,7 +116,15 @@ class Call(fl.ServerMiddleware):
 
 
 class _Calls(fl.ServerMiddlewareFactory):
+    def __init__(self, refused: Callable[[str], None] | None) -> None:
+        self._refused = refused
+
     def start_call(self, info: fl.CallInfo, headers: Mapping[str, list[Any]]) -> Call:
+        # Refused here, whoever asks: pyarrow tells what a handler of some of these raises with its traceback, paths of this host included.
+        if info.method not in _METHODS:
+            if self._refused is not None:
+                self._refused("no operation")
+            raise flight_error(BadInput("this daemon has no such call: its operations are actions, gets and puts"))
         values = headers.get("authorization", [])
         # Two are no credential, rather than the better of the two.
         value = values[0] if len(values) == 1 else None if not values else ""
@@ -210,7 +219,7 @@ class FlightServer(fl.FlightServerBase):
                 tls_certificates=None if certificates is None else [certificates],
                 verify_client=client_roots is not None,
                 root_certificates=client_roots,
-                middleware={_CALL: _Calls()},
+                middleware={_CALL: _Calls(getattr(metrics, "refuse", None))},
             )
         except (pa.ArrowException, OSError):
             raise BadInput(f"cannot listen on {host}:{port}: is it taken, or another host's address?") from None
@@ -242,7 +251,7 @@ class FlightServer(fl.FlightServerBase):
             principal, request = self._let_in(asked, context, "get", ticket.ticket)
             schema, batches = self.service.stream(principal, request)
             asked.turn.theirs()
-            return fl.GeneratorStream(schema, _Sent(asked, batches, self._ahead))
+            return fl.GeneratorStream(schema, _Sent(asked, schema, batches, self._ahead))
         except BaseException as error:
             raise asked.failed(error) from None
 
@@ -290,27 +299,6 @@ class FlightServer(fl.FlightServerBase):
         except BaseException as error:
             raise asked.failed(_arrow_to_input(error)) from None
 
-    def list_actions(self, context: fl.ServerCallContext) -> list[tuple[str, str]]:
-        """The operations that are actions."""
-        self._refused(context, "list_actions", answered=True)
-        return [(name, "") for name, operation in OPERATIONS.items() if operation.call == "action"]
-
-    def list_flights(self, context: fl.ServerCallContext, criteria: bytes) -> None:
-        """Not done here."""
-        self._refused(context, "list_flights")
-
-    def get_flight_info(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> None:
-        """Not done here: a ticket is a request (LWR1), and made by the client."""
-        self._refused(context, "get_flight_info")
-
-    def get_schema(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> None:
-        """Not done here."""
-        self._refused(context, "get_schema")
-
-    def do_exchange(self, context: fl.ServerCallContext, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Not done here."""
-        self._refused(context, "do_exchange")
-
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _asked(self, context: fl.ServerCallContext, op: str) -> _Asked:
@@ -335,29 +323,19 @@ class FlightServer(fl.FlightServerBase):
     def _let_in(self, asked: _Asked, context: fl.ServerCallContext, call: str, body: Any) -> tuple[Principal, Request]:
         """Who asks, and what, once there is a place for it."""
         principal = self._authenticated(asked, context)
+        self.connections.account(asked.turn, len(body))
         if self._draining:
             raise TooBusy("the daemon is about to end: ask again, or ask another one", 1.0)
         request = parse(body)
         operation = self.service.operation(request)
         asked.op = request.op
         asked.bytes_in = len(body)
-        self.connections.account(asked.turn, len(body))
         asked.what = subject_of(request)
         self.access.charge(principal, operation, len(body), asked.address)
         admission = self.admissions["peer" if is_peers(request) else call]
         admission.enter()
         asked.call.at_end(admission.leave)
         return principal, request
-
-    def _refused(self, context: fl.ServerCallContext, what: str, answered: bool = False) -> None:
-        """A call of Flight's that carries no operation. answered: it is done, for those who are known."""
-        asked = self._asked(context, what)
-        try:
-            self._authenticated(asked, context)
-            if not answered:
-                raise BadInput(f"{what} is none of this daemon's calls")
-        except BaseException as refused:
-            raise asked.failed(refused) from None
 
     # -- ending --------------------------------------------------------------------------------------------------------
 
@@ -401,8 +379,10 @@ class _Sent:
     """The batches of a stream as gRPC asks for them. While a large one is sent, another thread makes the next: one, so that a client that
     does not read costs two batches."""
 
-    def __init__(self, asked: _Asked, batches: Iterator[pa.RecordBatch], ahead: ThreadPoolExecutor) -> None:
-        self._asked, self._batches, self._ahead = asked, batches, ahead
+    def __init__(
+        self, asked: _Asked, schema: pa.Schema, batches: Iterator[pa.RecordBatch], ahead: ThreadPoolExecutor
+    ) -> None:
+        self._asked, self._schema, self._batches, self._ahead = asked, schema, batches, ahead
         self._next: Future[pa.RecordBatch | None] | None = None
         asked.call.at_end(self._close)
 
@@ -425,7 +405,10 @@ class _Sent:
         return batch
 
     def _make(self) -> pa.RecordBatch | None:
-        return next(self._batches, None)
+        batch = next(self._batches, None)
+        if batch is not None and batch.schema != self._schema:  # pyarrow would tell the client, with a traceback
+            raise RuntimeError(f"a batch of {batch.schema} in a stream of {self._schema}")
+        return batch
 
     def _close(self) -> None:
         pending, self._next = self._next, None
@@ -458,7 +441,10 @@ def subject_of(request: Request) -> str:
     if isinstance(updates, list):
         names = [str(one.get("name"))[:200] for one in updates[:8] if isinstance(one, dict)]
         return ", ".join(names) + (f" and {len(updates) - 8} more" if len(updates) > 8 else "")
-    for name in ("dataset", "kind"):
+    settings = request.arguments.get("settings")
+    if isinstance(settings, dict):
+        return ", ".join(str(name)[:100] for name in list(settings)[:8])
+    for name in ("dataset", "kind", "name", "token", "job"):
         if isinstance(request.arguments.get(name), str):
             return str(request.arguments[name])[:200]
     return ""

@@ -219,10 +219,14 @@ class Reading:
         return pa.RecordBatch.from_arrays([kinds, data], schema=GET_SCHEMA)
 
     def _single(self, digest: Digest, whole: bool) -> pa.RecordBatch:
+        if whole and self._chunks is not None:  # a value in pieces is there as a whole
+            lease = self._chunks.cache.get(self._chunks.key(digest))
+            if lease is not None and len(lease.data) <= bounds.GET_WHOLE_BYTES_MAX:
+                return get_batch([CHUNK], [lease.data])
         kind, data = self._store.record(digest)
         if kind == lpk.KIND_CHUNK_LIST:
             if whole and lpk.parse_chunk_list(data).total <= bounds.GET_WHOLE_BYTES_MAX:
-                return get_batch([CHUNK], [self._store.get(digest)])
+                return get_batch([CHUNK], [(self._chunks or self._store).get(digest)])
             return get_batch([CHUNK_LIST], [data])
         return get_batch([CHUNK], [self._store.get(digest) if kind == lpk.KIND_REFERENCE else data])
 

@@ -33,12 +33,13 @@ from leptonstore.daemon.publishing import MayReach, Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
 from leptonstore.daemon.scrub import Scrubber
 from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
+from leptonstore.daemon.settings_asked import require_settings
 from leptonstore.daemon.sight import Sight, store_wide_only
 from leptonstore.daemon.tables import Tables, dataset_named
 from leptonstore.digest import Digest
 from leptonstore.errors import BadInput, LeptonError, StoreMissing, TooBusy
 from leptonstore.store import Store
-from leptonstore.store.log import Proposal
+from leptonstore.store.log import LogState, Proposal
 from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import PROTOCOL, Request, digests_of
 from leptonstore.version import __version__
@@ -209,7 +210,9 @@ class Service:
         principal.require(operation, dataset)
         # A client's connection may outlive the daemon that it was made to: another one may listen there by now.
         if request.arguments.get("of") not in (None, self.store.config.store_id.hex()):
-            raise StoreMissing("this daemon serves another store than the one that was opened: open it anew, by its name")
+            raise StoreMissing(
+                "this daemon serves another store than the one that was opened: open it anew, by its name"
+            )
 
     def _guarded(self, batches: Batches, op: str) -> Batches:
         try:
@@ -367,9 +370,12 @@ class Service:
         requires = told.names("requires") or []
         if len(settings) > _SETTINGS_MAX or len(requires) > _SETTINGS_MAX:
             raise BadInput(f"'append' takes at most {_SETTINGS_MAX} settings and features")
-        self.store.append(
-            lambda state: Proposal("settings", settings=settings, requires=tuple(requires), author=principal.name)
-        )
+
+        def propose(state: LogState) -> Proposal:
+            require_settings(state, settings, requires)
+            return Proposal("settings", settings=settings, requires=tuple(requires), author=principal.name)
+
+        self.store.append(propose)
         return {"sequence": self.store.state.sequence}
 
 

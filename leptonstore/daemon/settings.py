@@ -123,7 +123,7 @@ class Settings:
         "The name or address that others reach this host by (default: --host, or the host's name).",
     )
     allow_host: tuple[str, ...] = _set(
-        (), "list", "Listening", "A further name that may stand in the Host header; may be given again.", reload=True
+        (), "list", "Listening", "A further name that may stand in the Host header; may be given again."
     )
     insecure: bool = _set(
         False, bool, "Security", "Listen beyond loopback without TLS: tokens and data travel in clear."
@@ -136,7 +136,7 @@ class Settings:
     anonymous: str = _set(
         "none", str, "Security", "What requests without a credential may do.", choices=("none", "read")
     )
-    requests_rate: int = _set(0, int, "Limits", "Requests a second of one credential; 0: no limit.", reload=True)
+    requests_rate: int = _set(0, int, "Limits", "Requests a second of one credential; 0: 20,000.", reload=True)
     bytes_rate: int = _set(
         0, "bytes", "Limits", "Bytes a second of one credential, such as 200MiB; 0: no limit.", reload=True
     )
@@ -171,7 +171,10 @@ class Settings:
     )
     log_level: str = _set("info", str, "Logs", "The least that it says.", choices=("debug", "info", "warning", "error"))
     access_log: str = _set(
-        "", str, "Logs", "File for one line of JSON per request; - is stderr (default: none).", reload=True
+        "",
+        str,
+        "Logs",
+        "File for one line of JSON per HTTP request, opened anew on SIGHUP; - is stderr (default: none).",
     )
     audit_log: str = _set(
         "",
@@ -226,6 +229,26 @@ def _described(one: dataclasses.Field[Any]) -> Setting:
 SETTINGS: dict[str, Setting] = {
     one.name: _described(one) for one in dataclasses.fields(Settings) if one.name != "store"
 }
+
+
+def table() -> str:
+    """Markdown: every setting, its default, and whether SIGHUP takes it over. docs/daemon.md has it; a test compares."""
+    lines = ["| setting | default | |", "| --- | --- | --- |"]
+    for one in SETTINGS.values():
+        again = " Taken over by SIGHUP." if one.reload else ""
+        lines.append(f"| `{one.option}` | {_shown(one)} | {one.help}{again} |")
+    return "\n".join(lines)
+
+
+def _shown(one: Setting) -> str:
+    if one.default in ("", ()) or one.default == -1:
+        return ""
+    if one.kind == "seconds":
+        return f"{one.default:g} s"
+    if one.kind == "bytes":
+        unit = [unit for unit, size in _SIZES.items() if unit and one.default >= size]
+        return f"{one.default // _SIZES[unit[-1]]} {unit[-1]}" if unit else "0"
+    return str(one.default).lower() if one.kind is bool else str(one.default)
 
 
 def make_settings(store: str = "", config: str | Path | None = None, **given: Any) -> Settings:

@@ -29,9 +29,9 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.kept import Kept
 from leptonstore.dataset.mounted import Entry, Mounted, commit_of_part, mount
 from leptonstore.dataset.refs import list_refs, resolve_ref, split_spec
-from leptonstore.errors import BadInput, NotFound, NotPermitted
+from leptonstore.errors import BadInput, NotFound, NotPermitted, StoreMissing
 from leptonstore.store import Store
-from leptonstore.store.wire.address import SCHEME
+from leptonstore.store.wire.address import SCHEME, is_served
 
 _KINDS = ("dataset", "checkpoint", "model")
 # What a path begins with that goes on a daemon's URL: hosts with their ports. A path without a ":7400" in it is never taken for one.
@@ -53,6 +53,14 @@ class LeptonFileSystem(AbstractFileSystem):
         self._stores: dict[str, Store] = {}
         self._mounts: Kept[Mounted] = Kept(limits.MOUNTS_MAX)
         self._lock_stores = threading.Lock()
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        """As fsspec's, but all of it where a daemon's URL stands in ours: names that are handed out begin as those that are asked for."""
+        stripped = super()._strip_protocol(path)
+        while isinstance(stripped, str) and stripped.startswith("lepton://"):
+            stripped = super()._strip_protocol(stripped)
+        return stripped
 
     # -- paths ---------------------------------------------------------------------------------------------------
 
@@ -76,7 +84,12 @@ class LeptonFileSystem(AbstractFileSystem):
     def _opened(self, url: str) -> Store:
         with self._lock_stores:
             if url not in self._stores:
-                self._stores[url] = Store.open(url, unlock=self._unlock)
+                try:
+                    self._stores[url] = Store.open(url, unlock=self._unlock)
+                except BadInput as error:
+                    if not is_served(url):
+                        raise
+                    raise StoreMissing(str(error), url) from None  # a NAME without its @REF looks like a part of the store's
             return self._stores[url]
 
     def _resolved(self, url: str, spec: str, inner: str) -> tuple[Store, str, tuple[str, str, str]]:

@@ -40,6 +40,11 @@ def future_keys(
     return _asked_for(ds, rows, sizes, columns, chunks.key_rows, derived or {})
 
 
+def future_reads(ds: Dataset, rows: Rows, sizes: Sequence[int], columns: Sequence[str]) -> Keys:
+    """`future_keys` of a version that is read through no hot cache: the digests. Raises what reading raises."""
+    return _asked_for(ds, rows, sizes, columns, lambda digests: digests, {})
+
+
 def future_digests(ds: Dataset, rows: Rows, columns: Sequence[str]) -> Keys:
     """The digests of what one batch of these rows will read. Raises what reading raises."""
     return _asked_for(ds, rows, [len(rows)], columns, lambda digests: digests, {})

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from leptonstore.store.store import Store
 
 FEATURE = "quotas"  # format.framed.NAMED_FEATURES: who does not know them must not write to such a store
-_PREFIX = "quota/"
+PREFIX = "quota/"
 _KEYS = ("bytes", "used", "charged", "since")
 
 
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 def quota_of(state: LogState, name: str) -> DatasetQuota | None:
     """The quota of dataset `name`, None when there is none. Raises FormatTooNew when it is something that we do not understand."""
-    value = state.settings.get(_PREFIX + name)
+    value = state.settings.get(PREFIX + name)
     if value is None:
         return None
     numbers = [value.get(key) for key in _KEYS] if isinstance(value, dict) else [None]
@@ -80,12 +80,12 @@ def quota_of(state: LogState, name: str) -> DatasetQuota | None:
 
 
 def _setting(name: str, quota: DatasetQuota) -> dict[str, dict[str, int]]:
-    return {_PREFIX + name: {key: getattr(quota, key) for key in _KEYS}}
+    return {PREFIX + name: {key: getattr(quota, key) for key in _KEYS}}
 
 
 def quotas(state: LogState) -> dict[str, DatasetQuota]:
     """Name -> quota, of the datasets that have one. Raises FormatTooNew."""
-    names = [name.removeprefix(_PREFIX) for name in state.settings if name.startswith(_PREFIX)]
+    names = [name.removeprefix(PREFIX) for name in state.settings if name.startswith(PREFIX)]
     return {name: quota for name in sorted(names) if (quota := quota_of(state, name)) is not None}
 
 
@@ -106,12 +106,12 @@ def charge(
     store: Store, state: LogState, updates: Iterable[RefUpdate], measured: Mapping[tuple[str, str], Measured]
 ) -> dict[str, dict[str, int]]:
     """The settings that the entry with `updates`, after `state`, must carry. Raises Unmeasured, or OverQuota: nothing may be published."""
-    if not any(name.startswith(_PREFIX) for name in state.settings):
+    if not any(name.startswith(PREFIX) for name in state.settings):
         return {}
     wanted = set()
     for update in updates:
         name = dataset_of(update.name)
-        if update.new is not None and _PREFIX + name in state.settings and update.new not in heads_of(state, name):
+        if update.new is not None and PREFIX + name in state.settings and update.new not in heads_of(state, name):
             wanted.add((name, update.new))
     if not all(one in measured and measured[one].holds(store, state, one[0]) for one in wanted):
         raise Unmeasured(wanted)
@@ -191,7 +191,7 @@ def set_quota(store: Store, name: str, count: int | None) -> DatasetQuota | None
     It binds whoever publishes from then on. Raises BadInput, StoreFull, and as `measure`.
     """
     if count is None:
-        store.configure({_PREFIX + name: None})
+        store.configure({PREFIX + name: None})
         return None
     if not 0 <= count <= limits.QUOTA_BYTES_MAX:
         raise BadInput(f"quota is {count} bytes: it must be from 0 to {limits.QUOTA_BYTES_MAX}")

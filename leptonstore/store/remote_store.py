@@ -15,11 +15,12 @@ it was published is flushed first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class RemoteStore(Store):
         self._chunker = Chunker(self.config.chunks)
         self._state = LogState()
         self._known: int | None = None
+        self._plans = True
         self.put_bytes = 0
         self.damaged_packs: dict[str, str] = {}
         self._writer: RemoteWriter = RemoteWriter(link, lambda: self._base)  # type: ignore[assignment]
@@ -116,6 +118,11 @@ class RemoteStore(Store):
     def is_local(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def is_served(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -274,9 +281,7 @@ class RemoteStore(Store):
         """As Store; it is compressed by the daemon. here: `data` may change when this returns, so it is copied."""
         view = memoryview(data).cast("B")
         digest = digest_of(view)
-        if here and len(view) <= self.config.chunks.cut_above:
-            view = memoryview(bytes(view))
-        self.put_checked(digest, view, content, plane_width)
+        self._put(digest, view, content, plane_width, here)
         return digest
 
     def put_checked(
@@ -288,15 +293,16 @@ class RemoteStore(Store):
         encoded: Encoded | None = None,
     ) -> None:
         """As Store; `encoded` is not used: the daemon encodes."""
-        view = memoryview(data).cast("B")
+        self._put(digest, memoryview(data).cast("B"), content, plane_width, False)
+
+    def _put(self, digest: Digest, view: memoryview, content: int, plane_width: int, here: bool) -> None:
         with self._counting:
             self.put_bytes += len(view)
         if len(view) <= self.config.chunks.cut_above:
-            self._writer.add(digest, lpk.KIND_CHUNK, view, content, plane_width)
+            self._writer.add(digest, lpk.KIND_CHUNK, bytes(view) if here else view, content, plane_width)
         elif not self.known(digest):
             pieces = [
-                (self.put_piece(piece, content, plane_width=plane_width), len(piece))
-                for piece in self._chunker.cut(view)
+                (self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)
             ]
             self.put_chunk_list(digest, pieces, content)
 
@@ -421,17 +427,30 @@ class RemoteStore(Store):
         """Read around the hot cache of the daemon's host, as a client elsewhere does."""
         self._chunks.cache = None
 
-    def plan(self, reader: str, digests: Sequence[Digest]) -> None:
-        """Tell the daemon what `reader` (a name of its own) will need next, in this order, so that it is ready. Advice: never fails."""
+    @property
+    def plans(self) -> bool:
+        """As Store: until the daemon says that it does not."""
+        return self._plans
+
+    def plan(self, reader: str, digests: Sequence[Digest], restart: bool) -> None:
+        """As Store: the daemons of a cluster fetch it from the bucket before it is asked for."""
+        self._chunks.submit(functools.partial(self._plan, reader, list(digests), restart))
+
+    def _plan(self, reader: str, digests: list[Digest], restart: bool) -> None:
         with contextlib.suppress(LeptonError):
             for first in range(0, max(1, len(digests)), limits.WIRE_PLAN_DIGESTS):
                 some = digests[first : first + limits.WIRE_PLAN_DIGESTS]
-                self._link.act("plan", {"reader": reader, "more": first > 0}, payload_of(some), patience_s=0)
+                more = first > 0 or not restart
+                told = self._link.act("plan", {"reader": reader, "more": more}, payload_of(some), patience_s=0)
+                self._plans = not some or told.get("planned") != 0
 
-    def tell(self, reader: str, figures: dict[str, Any]) -> None:
-        """Tell the daemon how `reader` fares, for its dashboard. Never fails."""
+    def tell(self, reader: str, figures: Mapping[str, float | str]) -> None:
+        """As Store: the daemon's dashboard shows it."""
+        self._chunks.submit(functools.partial(self._tell, {**figures, "reader": reader}))
+
+    def _tell(self, figures: dict[str, Any]) -> None:
         with contextlib.suppress(LeptonError):
-            self._link.act("tell", {**figures, "reader": reader}, patience_s=0)
+            self._link.act("tell", figures, patience_s=0)
 
     # -- closing -------------------------------------------------------------------------------------------------
 

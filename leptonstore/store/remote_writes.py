@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,16 @@ import pyarrow as pa
 
 from leptonstore import limits
 from leptonstore.digest import DIGEST_BYTES, Buffer, Digest
-from leptonstore.errors import CommitExpired, Conflict, FormatDamaged, LeptonError, NotFound, TierUnavailable
+from leptonstore.errors import (
+    CommitExpired,
+    Conflict,
+    FormatDamaged,
+    LeptonError,
+    NotFound,
+    StoreFull,
+    TierUnavailable,
+    TooBusy,
+)
 from leptonstore.format import pack as lpk
 from leptonstore.store.log import RefUpdate
 from leptonstore.store.wire import messages
@@ -75,6 +84,7 @@ class RemoteWriter:
         self._waiting_bytes = 0
         self._leaving: dict[Digest, _Waiting] = {}  # on their way
         self._sent: set[Digest] = set()  # the daemon has them, not durable yet
+        self._sent_bytes = 0
         self._made: set[Digest] = set()  # durable, or found there; not published yet
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[set[Digest]] | None = None
@@ -132,8 +142,15 @@ class RemoteWriter:
         with self._lock:
             asked = [digest for digest in dict.fromkeys(digests) if digest not in self]
             found = self._found(asked) if asked else set()
-            self._made |= found
-            return [digest in self for digest in digests]
+            answer = [digest in found or digest in self for digest in digests]
+            self._make(found)
+            return answer
+
+    def _make(self, digests: Iterable[Digest]) -> None:
+        """Locked. These are there, and need not be asked for again."""
+        if len(self._made) > limits.WIRE_FACTS_KEPT:
+            self._made.clear()
+        self._made.update(digests)
 
     def _found(self, digests: Sequence[Digest]) -> set[Digest]:
         there: set[Digest] = set()
@@ -144,7 +161,7 @@ class RemoteWriter:
 
     def _there(self, session: _Session, digests: Sequence[Digest]) -> set[Digest]:
         """Which of these the session's store has."""
-        data = self._link.ask("find", {"session": session.id}, messages.payload_of(digests), session.host)
+        data = self._link.ask("find", _of(session), messages.payload_of(digests), session.host)
         rows = np.frombuffer(data[: len(data) // FOUND.itemsize * FOUND.itemsize], FOUND)
         if len(rows) != len(digests):
             raise FormatDamaged(f"the answer of {self._link.url} to 'find' is damaged")
@@ -155,6 +172,8 @@ class RemoteWriter:
     def _send(self) -> None:
         """Locked. Have what waits sent by the other thread, when what it sent before is done."""
         self._settle()
+        if self._sent_bytes >= limits.WIRE_FLUSH_BYTES:
+            self._flush()
         if not self._waiting:
             return
         self._leaving, self._waiting, self._waiting_bytes = self._waiting, {}, 0
@@ -172,8 +191,9 @@ class RemoteWriter:
         except BaseException as error:
             self._forget(error)
             raise self._lost(error) from None
-        self._made.update(self._leaving.keys() - new)
+        self._make(self._leaving.keys() - new)
         self._sent |= new
+        self._sent_bytes += sum(len(self._leaving[digest].data) for digest in new)
         self._leaving = {}
 
     def _result(self, job: Future[set[Digest]]) -> set[Digest]:
@@ -192,7 +212,7 @@ class RemoteWriter:
         new = [digest for digest in values if digest not in there]
         if new:
             batches = [_batch([(digest, values[digest]) for digest in some]) for some in _stretches(new, values)]
-            self._tell(self._link.send("put", {"session": session.id}, session.id, batches, session.host))
+            self._tell(self._link.send("put", _of(session), session.id, batches, session.host))
         return set(new)
 
     # -- the session ---------------------------------------------------------------------------------------------
@@ -230,7 +250,7 @@ class RemoteWriter:
         if error is None or isinstance(error, NotFound | TierUnavailable):
             self._session = None
         self._waiting, self._waiting_bytes, self._leaving = {}, 0, {}
-        self._sent, self._made = set(), set()
+        self._sent, self._sent_bytes, self._made = set(), 0, set()
 
     # -- the end of a stretch of work ----------------------------------------------------------------------------
 
@@ -245,14 +265,24 @@ class RemoteWriter:
         with self._lock:
             self._send()
             self._settle()
-            if self._sent:
-                self._tell(
-                    self._in_session(
-                        lambda session: self._link.act("flush", {"session": session.id}, host=session.host)
-                    )
-                )
-                self._made |= self._sent
-                self._sent = set()
+            self._flush()
+
+    def _flush(self) -> None:
+        """Locked, and nothing on its way."""
+        if self._sent:
+            with self._forgetting():
+                self._tell(self._in_session(lambda session: self._link.act("flush", _of(session), host=session.host)))
+            self._make(self._sent)
+            self._sent, self._sent_bytes = set(), 0
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Locked. What takes away what the daemon's session had takes it away here, too: it has to be put again."""
+        try:
+            yield
+        except (StoreFull, CommitExpired) as error:
+            self._forget(error)
+            raise
 
     def publish(
         self, action: str, updates: Sequence[RefUpdate], author: str, ends: Set[str], since: int, id: str
@@ -269,12 +299,13 @@ class RemoteWriter:
                 "ends": sorted(ends),
                 "author": author,
             }
-            try:
-                session = self._open()
-                self._tell(self._link.act("publish", {**body, "session": session.id}, host=session.host))
-            except (NotFound, TierUnavailable) as error:
-                self._published_anyway(body, since, error)
-            self._sent, self._made = set(), set()
+            with self._forgetting():
+                try:
+                    session = self._open()
+                    self._tell(self._link.act("publish", {**body, **_of(session)}, host=session.host))
+                except (NotFound, TierUnavailable) as error:
+                    self._published_anyway(body, since, error)
+            self._sent, self._sent_bytes, self._made = set(), 0, set()
 
     def _published_anyway(self, body: dict[str, Any], since: int, error: LeptonError) -> None:
         """After a publication whose answer did not come: whether it went through, by its id, as any daemon of the store knows it."""
@@ -285,13 +316,20 @@ class RemoteWriter:
             return
         except Conflict:
             raise
+        except (TierUnavailable, TooBusy) as silent:
+            self._forget(error)
+            raise TierUnavailable(
+                f"the daemon went away before it answered, and nobody tells whether this was published ({silent}): when one answers "
+                "again, look whether the version is there (`lepton log`) before you run it again",
+                self._link.url,
+            ) from None
         except LeptonError:
-            pass
+            pass  # the daemon that answers knows of no such publication
         if held:
             self._forget(error)
             raise self._lost(error) from None
         session = self._open()
-        self._tell(self._link.act("publish", {**body, "session": session.id, "since": since}, host=session.host))
+        self._tell(self._link.act("publish", {**body, **_of(session), "since": since}, host=session.host))
 
     def close(self) -> None:
         """End the session; what was not flushed is forgotten."""
@@ -307,7 +345,12 @@ class RemoteWriter:
             pool.shutdown(wait=False)
         if session is not None:
             with suppress(LeptonError):
-                self._link.act("close", {"session": session.id}, host=session.host, patience_s=0)
+                self._link.act("close", _of(session), host=session.host, patience_s=0)
+
+
+def _of(session: _Session) -> dict[str, Any]:
+    """The argument that names it."""
+    return {"session": session.id}
 
 
 def new_id() -> str:

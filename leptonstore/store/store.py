@@ -192,6 +192,18 @@ class Store:
         return isinstance(self.home, LocalTier)
 
     @property
+    def plans(self) -> bool:
+        """Whether somebody makes ready what a reader says that it will need (`plan`)."""
+        return False
+
+    def plan(self, reader: str, digests: Sequence[Digest], restart: bool) -> None:
+        """Tell what `reader` (a name of its own) will need next, in this order; restart: instead of what it told before, else after that.
+        Advice: returns at once, and never fails."""
+
+    def tell(self, reader: str, figures: Mapping[str, float | str]) -> None:
+        """Tell how `reader` fares, for those who watch: waited_s, elapsed_s, rows, bytes, dataset, epoch. As `plan`."""
+
+    @property
     def places(self) -> tuple[str, ...]:
         """The URLs of its tiers, as errors and `bytes_read` name them."""
         return tuple(tier.url for tier in self.tier.tiers)
@@ -205,6 +217,11 @@ class Store:
             for name, count in (counters.to_json() if counters is not None else {}).items():
                 out[name] = out.get(name, 0) + count
         return out
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is behind a daemon."""
+        return False
 
     @property
     def encrypted(self) -> bool:

@@ -17,12 +17,14 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,26 @@ def look(place: Path, promised: Promised) -> None:
             role, number = name.rsplit("-", 1)
             expected = rows_of(int(number) * len(ROLES) + ROLES.index(role))
             assert Dataset.open(store, name).to_arrow().equals(expected), f"{name} has other rows"
+
+
+# -- a daemon that dies between a publication and its answer ----------------------------------------------------------
+
+
+def serve_dying() -> int:
+    """`lepton serve`, which kills itself when the log has the first commit, before anybody is told."""
+    from leptonstore.cli import main as lepton_main
+    from leptonstore.store.log import Log, LogState, Proposal
+
+    append = Log.append
+
+    def dying(log: Log, state: LogState, decide: Callable[[LogState], Proposal]) -> None:
+        proposed: list[Proposal] = []
+        append(log, state, lambda state: proposed.append(decide(state)) or proposed[-1])  # type: ignore[func-returns-value]
+        if proposed[-1].refs:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Log.append = dying  # type: ignore[method-assign]
+    return lepton_main() or 0
 
 
 # -- the driver ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ class Nodes:
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)  # who asked whom
     before: Callable[[str, str], None] = lambda mine, address: None
     alter: Callable[[str, list[Answer]], list[Answer]] = lambda address, answers: answers
-    fetched: Counter[tuple[str, int]] = field(default_factory=Counter)  # (pack, block) -> times it left the bucket
+    fetched: Counter[tuple[str, int]] = field(
+        default_factory=Counter
+    )  # (pack, block) -> times it left the bucket as a block
     requests: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -75,6 +77,8 @@ class Node:
         data = self.bucket.read_plain(pack, offset, length)
         with self.nodes.lock:
             self.nodes.requests += 1
+            if length % bounds.BLOCK_BYTES:
+                return data  # a pack's frame, or a part that is read as it is
             for number in range(offset // bounds.BLOCK_BYTES, -(-(offset + len(data)) // bounds.BLOCK_BYTES)):
                 self.nodes.fetched[pack, number] += 1
         return data

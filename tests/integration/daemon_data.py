@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import secrets
+import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +140,16 @@ GRANTS = {
     "admin": (Grant(Scope.ADMIN),),
     "other": (Grant(Scope.ADMIN, "hidden"),),
     "samples": (Grant(Scope.READ, "samples"),),
+    "files": (Grant(Scope.READ, "files"),),
 }
 
 
 @contextlib.contextmanager
 def control_plane(
-    store: Store, limits: WebLimits | None = None, settings: AccessSettings | None = None
+    store: Store,
+    limits: WebLimits | None = None,
+    settings: AccessSettings | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Plane]:
     """One over `store`, with a token of each kind of GRANTS."""
     reachable, metrics, log = Reachable(store), Metrics(), list[str]()
@@ -161,7 +166,7 @@ def control_plane(
     access = Access(ring, settings)
     app = make_app(service, access, metrics, access_log=log.append)
     try:
-        with HttpServer(app, limits=limits) as server:
+        with HttpServer(app, limits=limits, tls=tls) as server:
             yield Plane(server.url, store, server, service, metrics, tokens, log)
     finally:
         service.close()

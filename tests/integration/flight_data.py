@@ -92,7 +92,7 @@ def records(values: Sequence[tuple[bytes, bytes]], kind: int = 1, content: int =
 
 
 @contextmanager
-def serving(store: Store, access: Access | None = None, **options: Any) -> Iterator[FlightServer]:
+def serving(store: Store, access: Access | None = None, drain_s: float = 5.0, **options: Any) -> Iterator[FlightServer]:
     """The data plane over `store`. options: of Service."""
     service = Service(store, **options)
     gate = access or Access.of(store, AccessSettings(rates=RateLimits()), local_token=TOKEN)
@@ -100,7 +100,7 @@ def serving(store: Store, access: Access | None = None, **options: Any) -> Itera
     try:
         yield server
     finally:
-        server.drain(5.0)
+        server.drain(drain_s)
         server.shutdown()
         service.close()
 

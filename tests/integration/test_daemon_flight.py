@@ -39,7 +39,7 @@ def test_what_is_put_is_read_back(client: Client) -> None:
     named = [(digest_of(value), value) for value in values]
     session = client.act("open")["session"]
     acknowledged = client.put(session, [records(named)])
-    assert acknowledged[-1] == {"records": 3, "bytes": sum(map(len, values)), "done": True}
+    assert acknowledged[-1].items() >= {"records": 3, "bytes": sum(map(len, values)), "done": True}.items()
     client.act("flush", session=session)
     assert [data for _, data in client.values([digest for digest, _ in named])] == values
     client.act("close", session=session)

@@ -138,7 +138,8 @@ def numbers(rows: int) -> Source:
 def test_what_is_put_is_what_a_local_store_reads(served: Driver, values: list[bytes]) -> None:
     named = [(digest_of(value), value) for value in values]
     session = served.open()
-    assert served.put(session, records(named)) == {"records": len(values), "bytes": sum(map(len, values))}
+    put = served.put(session, records(named))
+    assert (put["records"], put["bytes"]) == (len(values), sum(map(len, values)))
     served.act("flush", session=session)
     served.act("close", session=session)
     digests = [digest for digest, _ in named]
@@ -572,6 +573,27 @@ def test_places_of_this_host_stand_in_no_answer(served: Driver) -> None:
         served.act("lease", commit="ab" * 32)
     assert not any(secret in str(raised.value) for secret in secrets)
     assert not any(secret in json.dumps(served.act(op)) for op in ("hello", "state") for secret in secrets)
+
+
+def test_settings_are_changed_only_to_what_every_writer_understands(served: Driver) -> None:
+    served.act("append", settings={"quota_bytes": 1 << 30})
+    assert served.act("state")["state"]["settings"] == {"quota_bytes": 1 << 30}
+    refused: tuple[dict[str, Any], ...] = (
+        {"settings": {"quota_bytes": "much"}},
+        {"settings": {"tiers": {"tiers": []}}},
+        {"settings": {"references": {"0": "file:///etc"}}},
+        {"settings": {"remotes": {"origin": 7}}},
+        {"settings": {"anything": 1}},
+        {"settings": {}, "requires": ["sorcery"]},
+        {"settings": [], "requires": []},
+        {"settings": {}, "requires": [7]},
+    )
+    for wrong in refused:
+        with pytest.raises(BadInput):
+            served.act("append", **wrong)
+    served.act("append", settings={"quota_bytes": None})
+    with served.service.store.again() as local:
+        assert local.state.settings == {} and local.state.requires == ()
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

@@ -308,6 +308,17 @@ def test_a_chunk_is_the_value_of_its_digest(plane: Plane) -> None:
         assert plane.ask(f"/content/chunks/{text}").status == status
 
 
+def test_a_chunk_is_seen_by_who_may_read_a_dataset_that_has_it(plane: Plane) -> None:
+    """A long value with all of its pieces, too; and what nobody may see is as absent as what is not there."""
+    assert plane.ask(f"/content/chunks/{LARGE_DIGEST}", "files").body == LARGE
+    absent, other = (
+        plane.ask(f"/content/chunks/{'0' * 64}", "samples"),
+        plane.ask(f"/content/chunks/{LARGE_DIGEST}", "samples"),
+    )
+    assert (absent.status, other.status) == (404, 404)
+    assert other.json()["message"].replace(LARGE_DIGEST[:16], "0" * 16) == absent.json()["message"]
+
+
 def test_errors_tell_neither_this_host_nor_other_datasets(plane: Plane) -> None:
     replies = [
         plane.ask("/content/dataset/nothing@main", "read"),

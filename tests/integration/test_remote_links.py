@@ -1,4 +1,4 @@
-"""What a client does when daemons are not there, end, answer late, lose an answer, or refuse: typed errors, within a time, and nothing twice."""
+"""What a client does when daemons are not there, end, lose an answer, or refuse: typed errors, within a time, and nothing twice."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def test_another_store_that_took_the_place_is_not_read(there: Served, tmp_path: 
         store.put(b"here")
         store.flush()
         there.server.shutdown()
-        with Store.create(tmp_path / "other" / "store") as other, serving(other, port):
-            with pytest.raises(StoreMissing, match="another store"):
-                store.get(digest_of(b"here"))
+        other = Store.create(tmp_path / "other" / "store")
+        with other, serving(other, port), pytest.raises(StoreMissing, match="another store"):
+            store.get(digest_of(b"here"))
 
 
 # -- a daemon that ends ----------------------------------------------------------------------------------------------------

@@ -42,6 +42,14 @@ def test_what_a_client_chooses_stays_in_its_line(tmp_path: Path) -> None:
     assert len(log.path.read_bytes().splitlines()) == 1 and len(log.path.read_bytes()) < 20_000
 
 
+def test_a_token_that_was_typed_as_a_name_is_not_kept(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    for secret in ("lepton_0123456789abcdef_" + "Ab-_" * 10 + "xyz", "lpeer_" + "0f" * 32):
+        log.write("token_revoke", "NotFound", "id", "name", "1.2.3.4", f"x {secret}")
+        assert secret.rpartition("_")[2] not in log.path.read_text() and secret[10:] not in log.path.read_text()
+    assert "lepton_0123456789abcdef_…" in lines(log.path)[0]["what"]  # type: ignore[operator]
+
+
 def test_files_are_bounded_and_hold_the_newest_lines(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl", file_bytes=1_000, files=3)
     for number in range(200):

@@ -74,7 +74,10 @@ LABEL_CHARS_MAX = 64
 WEIGHT_MIN, WEIGHT_MAX = 0.01, 1_000.0
 MEMBERS_LOOK_S = 5.0  # between two looks at the list, the name or the documents
 AWAY_S, AWAY_S_MAX = 1.0, 30.0  # until one that did not answer is asked again, doubled each time
-PROBE_S = 2.0  # for its answer
+# Whether a member is there at all is told by whether it takes a connection; how long it may take to answer is another matter: when all
+# are busy, and each leaves the slow ones out, all of them fetch everything.
+CONNECT_S = 2.0
+PROBE_S = 10.0
 LATE_MAX = 2  # answers that came too late in a row, before a member is left out
 
 # -- documents, plans ----------------------------------------------------------------------------------------------

@@ -132,14 +132,17 @@ class Membership:
         self._ring = Rendezvous((me,))
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._asked = threading.Event()  # all members were asked once
         self._thread: threading.Thread | None = None
         self.why_not = ""  # what the list's keeper said when it could not be looked at
 
     def start(self) -> None:
-        """Look once, and from now on again and again."""
+        """Look once, and from now on again and again. Returns when the others know of this daemon, or do not answer at once."""
         self.look()
+        self._wake.set()
         self._thread = threading.Thread(target=self._run, name="lepton-members", daemon=True)
         self._thread.start()
+        self._asked.wait(bounds.CONNECT_S)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -293,6 +296,7 @@ class Membership:
                 self.look()
                 looked = time.monotonic()
             self.probe()
+            self._asked.set()
 
     def _pause_s(self, looked: float) -> float:
         with self._lock:
@@ -304,5 +308,5 @@ class Membership:
         self._closing.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(2 * bounds.PROBE_S)
+            self._thread.join(2 * bounds.CONNECT_S)
         self._source.close()

@@ -8,6 +8,7 @@ do_action("member", LWR1 {"op": "member", "from": address})                     
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,10 @@ class Peers:
             raise TierUnavailable(
                 f"{where} refuses this daemon: do all of the cluster have the same secret?", address
             ) from None
-        except (pa.ArrowException, OSError) as error:
+        except OSError as error:
+            self.forget(address)
+            raise TierUnavailable(f"{where} does not answer ({error.strerror or error})", address) from None
+        except pa.ArrowException as error:
             said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise TierUnavailable(f"{where} answers with an error: {said}", address) from None
         except BadInput as error:
@@ -115,7 +119,9 @@ class Peers:
 
     def ask(self, address: str) -> Member:
         """Who answers at `address`. Raises TierUnavailable, also when it serves another store."""
+        host, _, port = address.rpartition(":")
         with self._typed(address):
+            socket.create_connection((host.strip("[]"), int(port)), bounds.CONNECT_S).close()  # gRPC takes longer to tell
             results = self._client(address).do_action(
                 flight.Action("member", encode("member", {"from": self._mine})), self._options(bounds.PROBE_S)
             )

@@ -116,6 +116,7 @@ class ControlPlane:
             endpoint = _Endpoint(functools.partial(self._answer, OPERATIONS[name], handler))
             routes += [Route(path, endpoint, methods=["GET"]) for path in paths_of(OPERATIONS[name])]
         metrics.gauge("lepton_http_places_taken", "Requests over HTTP that use the store", lambda: self.work.running)
+        metrics.gauge("lepton_http_waiting", "Requests over HTTP that wait for a place", lambda: self.work.waiting)
         self._guard = Guard(
             Router([*routes, *pages], redirect_slashes=False),
             _Watch(metrics),
@@ -159,8 +160,9 @@ class ControlPlane:
         note.more["operation"] = name
         outcome: LeptonError | str = OK
         try:
-            with tracing.span(f"http {name}", one.headers, {"lepton.request_id": note.id}), self.work.place():
-                await run(one)
+            with tracing.span(f"http {name}", one.headers, {"lepton.request_id": note.id}):
+                async with self.work.place():
+                    await run(one)
         except LeptonError as error:
             outcome = error
             raise

@@ -9,7 +9,9 @@ from leptonstore.limits import KIB, MIB
 
 # -- how much at once --------------------------------------------------------------------------------------------------
 THREADS = 8  # that may block on the store; a slow bucket is what waits, not a processor
-REQUESTS_MAX = 64  # that use the store at a time, those that are being sent included; more are told to come again (429)
+REQUESTS_MAX = 64  # that use the store at a time, those that are being sent included
+REQUESTS_WAITING_MAX = 256  # for a place, each with its head read; more are told to come again (429), and so is
+PLACE_WAIT_S = 5.0  # who has waited for so long: what waits longer is asked for again anyhow
 STEP_S = 120.0  # for one step of an answer (a batch, a chunk); a store that hangs for longer is told as unavailable
 READY_S = 2.0  # for asking whether the store answers
 READY_LOOK_S = 1.0  # between two such looks: probes that come more often get the last answer

@@ -62,6 +62,7 @@ class Content:
         self._service, self._work = service, work
         self._guard = threading.Lock()
         self._mounts: OrderedDict[tuple[str, str], Mounted] = OrderedDict()
+        self._making: dict[tuple[str, str], threading.Lock] = {}
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class Content:
             headers = self._cached(ask, fixed)
             if media == BINARY:
                 headers["content-disposition"] = f'attachment; filename="{_safe(f"{ds.name}-{row}-{name}")}"'
-            return Ranged(Source(stored.size, ds.commit, media, _in_pieces(stored.read), headers), self._work)
+            return self._sent(ask, Source(stored.size, ds.commit, media, _in_pieces(stored.read), headers))
         column = ds.take([row], [name]).column(0).combine_chunks()
         if column.null_count:
             raise _null(row, name)
@@ -169,7 +170,7 @@ class Content:
             if media == BINARY:
                 headers["content-disposition"] = f'attachment; filename="{_safe(entry.name)}"'
             read = _in_pieces(mounted.reader(path))
-            return Ranged(Source(entry.size, ds.commit, media, read, headers), self._work)
+            return self._sent(ask, Source(entry.size, ds.commit, media, read, headers))
         entries = mounted.entries(path)
         told = {
             "path": _printable(path),
@@ -184,16 +185,25 @@ class Content:
 
     def _mounted(self, ds: Dataset) -> Mounted:
         key = (ds.name, ds.commit)
-        with self._guard:  # one at a time makes one: the others wait for it rather than doing it again
-            found = self._mounts.get(key)
-            if found is None:
-                if len(ds) > bounds.FILES_MAX and {"path", "data"} <= set(ds.schema.names):
-                    raise BadInput(f"this version has {len(ds):,} files; over {bounds.FILES_MAX:,} ask for its rows")
-                found = self._mounts[key] = mount(ds)
+        with self._guard:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # one makes it; the others wait for that rather than doing it again
+            try:
+                found = self._mounts.get(key) or self._mount(ds)
+            finally:
+                with self._guard:
+                    self._making.pop(key, None)
+            with self._guard:
+                self._mounts[key] = found
+                self._mounts.move_to_end(key)
                 while len(self._mounts) > bounds.MOUNTS_MAX:
                     self._mounts.popitem(last=False)
-            self._mounts.move_to_end(key)
         return found
+
+    def _mount(self, ds: Dataset) -> Mounted:
+        if len(ds) > bounds.FILES_MAX and {"path", "data"} <= set(ds.schema.names):
+            raise BadInput(f"this version has {len(ds):,} files; over {bounds.FILES_MAX:,} ask for its rows")
+        return mount(ds)
 
     # -- chunks ----------------------------------------------------------------------------------------------------
 
@@ -220,7 +230,7 @@ class Content:
             else:
                 read, size = _in_pieces(lambda start, stop: data[start:stop]), len(data)
         headers = self._cached(ask, True) | {"content-disposition": f'attachment; filename="{text}"'}
-        return Ranged(Source(size, text, BINARY, read, headers), self._work)
+        return self._sent(ask, Source(size, text, BINARY, read, headers))
 
     def piece(self, ask: Ask, digest: Digest) -> memoryview:
         """The bytes of a chunk. Raises ChunkMissing, ChunkCorrupt."""
@@ -249,8 +259,10 @@ class Content:
         return ds, spec == f"{ds.name}@{ds.commit}"
 
     def _whole(self, ask: Ask, data: bytes, media: str, tag: str, fixed: bool) -> Ranged:
-        source = Source(len(data), tag, media, lambda start, stop: iter((data[start:stop],)), self._cached(ask, fixed))
-        return Ranged(source, self._work)
+        return Ranged(Source.of(data, tag, media, self._cached(ask, fixed)), self._work)
+
+    def _sent(self, ask: Ask, source: Source) -> Ranged:
+        return Ranged(source if ask.method == "HEAD" else source.made_ready(bounds.SEND_BYTES), self._work)
 
     def _cached(self, ask: Ask, fixed: bool) -> dict[str, str]:
         """Who may keep it, and for how long. What needs a credential is for its holder alone: a shared cache would hand it to others."""

@@ -1,7 +1,8 @@
 """The threads that may block on the store, and how much of it at once.
 
-A request that uses the store has a place (`place`) from its beginning to the last byte of its answer; when REQUESTS_MAX have one, the next
-is told to come again (TooBusy, 429). Nobody waits in a queue that nobody sees. What does not use the store (health, metrics) needs none.
+A request that uses the store has a place (`place`) from its beginning to the last byte of its answer. When all are taken, the next waits
+for one, with nothing of it read but its head; when too many wait, or one waits for too long, it is told to come again (TooBusy, 429). What
+does not use the store (health, metrics) needs no place.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from leptonstore.daemon.http.bounds import REQUESTS_MAX, STEP_S, THREADS
+from leptonstore.daemon.http.bounds import PLACE_WAIT_S, REQUESTS_MAX, REQUESTS_WAITING_MAX, STEP_S, THREADS
 from leptonstore.errors import TierUnavailable, TooBusy
 
 P = ParamSpec("P")
@@ -25,21 +26,43 @@ _END: Any = object()
 class Work:
     """For one event loop, on which all of it is called."""
 
-    def __init__(self, threads: int = THREADS, requests_max: int = REQUESTS_MAX, step_s: float = STEP_S) -> None:
+    def __init__(
+        self,
+        threads: int = THREADS,
+        requests_max: int = REQUESTS_MAX,
+        waiting_max: int = REQUESTS_WAITING_MAX,
+        wait_s: float = PLACE_WAIT_S,
+        step_s: float = STEP_S,
+    ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lepton-http-work")
-        self._requests_max, self._step_s = requests_max, step_s
-        self.running = 0  # requests that have a place
+        self._free = asyncio.Semaphore(requests_max)
+        self._waiting_max, self._wait_s, self._step_s = waiting_max, wait_s, step_s
+        self.running = self.waiting = 0  # requests that have a place, or wait for one
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """For one request. Raises TooBusy."""
-        if self.running >= self._requests_max:
-            raise TooBusy(f"{self._requests_max} requests are under way already: try again later", 1.0)
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """For one request; first come, first served. Raises TooBusy."""
+        if self._free.locked():
+            if self.waiting >= self._waiting_max:
+                raise TooBusy(f"{self.waiting} requests wait already: try again later", 1.0)
+            self.waiting += 1
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise TooBusy(
+                    f"the daemon was busy with other requests for {self._wait_s:g} s: try again later", 1.0
+                ) from None
+            finally:
+                self.waiting -= 1
+        else:
+            await self._free.acquire()  # at once
         self.running += 1
         try:
             yield
         finally:
             self.running -= 1
+            self._free.release()
 
     async def run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it in a thread. Raises what it raises, TierUnavailable when it takes longer than a step may (it then ends by itself)."""
