@@ -34,6 +34,10 @@ AUTHOR_CHARS_MAX = 200
 MayReach = Callable[["Principal", Session, list[str], Set[str]], None]
 
 
+# Who asked, under which id, for what: an id that is used again for something else is another publication, as in `_written_by`.
+_Asked = tuple[str, str, frozenset[tuple[str, str | None]]]
+
+
 class _Done(Exception):
     """The entry is there already."""
 
@@ -48,7 +52,7 @@ class Publisher:
     def __init__(self, store: Store, may_reach: MayReach | None = None) -> None:
         self._store, self._may_reach = store, may_reach
         self._guard = threading.Lock()
-        self._done: OrderedDict[tuple[str, str], int] = OrderedDict()  # (principal, id) -> sequence
+        self._done: OrderedDict[_Asked, int] = OrderedDict()  # -> sequence
 
     def publish(self, principal: Principal, session: Session | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """{sequence, again}: of the entry that moved the refs; again: an earlier request did. session=None: only look for it.
@@ -70,7 +74,7 @@ class Publisher:
         if session is None:
             raise BadInput("'publish' needs 'session'")
         with session.alone:
-            found = self._known(principal, id)
+            found = self._known(principal, id, updates)
             if found is not None:
                 return {"sequence": found, "again": True}
             done = self._publish(principal, session, id, action, updates, author, ends)
@@ -104,7 +108,7 @@ class Publisher:
         except _Done:
             again = True
         sequence = self._sequence_of(session.store, updates)
-        self._remember(principal, id, sequence)
+        self._remember(principal, id, updates, sequence)
         return {"sequence": sequence, "again": again}
 
     def _require_reach(self, principal: Principal, session: Session, commits: list[str], ends: Set[str]) -> None:
@@ -119,20 +123,20 @@ class Publisher:
 
     # -- finding an earlier one ----------------------------------------------------------------------------------------
 
-    def _known(self, principal: Principal, id: str) -> int | None:
+    def _known(self, principal: Principal, id: str, updates: list[RefUpdate]) -> int | None:
         with self._guard:
-            return self._done.get((principal.id, id))
+            return self._done.get(_asked(principal, id, updates))
 
-    def _remember(self, principal: Principal, id: str, sequence: int) -> None:
+    def _remember(self, principal: Principal, id: str, updates: list[RefUpdate], sequence: int) -> None:
         with self._guard:
-            self._done[principal.id, id] = sequence
+            self._done[_asked(principal, id, updates)] = sequence
             while len(self._done) > bounds.PUBLISHED_REMEMBERED:
                 self._done.popitem(last=False)
 
     def _found(self, principal: Principal, id: str, since: int | None, updates: list[RefUpdate]) -> int | None:
         """The sequence of the entry with this id. since: the last entry that the client knew before it asked for the first time; only
         then is the log searched (a first request does not ask)."""
-        known = self._known(principal, id)
+        known = self._known(principal, id, updates)
         if known is not None or since is None:
             return known
         self._store.refresh()
@@ -163,6 +167,10 @@ class Publisher:
         state = store.state
         found = [state.refs[update.name].sequence for update in updates if update.name in state.refs]
         return max(found, default=state.sequence)
+
+
+def _asked(principal: Principal, id: str, updates: list[RefUpdate]) -> _Asked:
+    return principal.id, id, frozenset((update.name, update.new) for update in updates)
 
 
 def dataset_of(ref: str) -> str:

@@ -26,7 +26,7 @@ from leptonstore.daemon.digest_set import DigestSet
 from leptonstore.daemon.operations import Scope
 from leptonstore.daemon.principals import Principal
 from leptonstore.digest import Digest, parse_hex
-from leptonstore.errors import ChunkMissing, LeptonError, NotPermitted, TooBusy
+from leptonstore.errors import ChunkMissing, NotPermitted, TooBusy
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import parse_commit
 from leptonstore.store import Store
@@ -153,7 +153,7 @@ class _DatasetSet:
         """The set as of `state`, or what will be it. Under the guard of whoever has this."""
         if self._sequence >= state.sequence:
             return self._digests
-        if self._walk is not None and self._walk[0] >= state.sequence:
+        if self._walk is not None and self._walk[0] >= state.sequence and not _failed(self._walk[1]):
             return self._walk[1]
         heads = self._heads_in(state)
         if (
@@ -173,14 +173,10 @@ class _DatasetSet:
         with self._alone:
             if self._sequence >= sequence:
                 return self._digests
-            try:
-                parents = self._ancestry(heads, forgotten)
-                gone = self._parents.keys() - parents.keys()
-                digests, known = (DigestSet(self._folder), set()) if gone else (self._digests, set(self._parents))
-                _walk_into(digests, self._store, parents.keys() - known, known, () if gone else self.heads)
-            except LeptonError:
-                self._walk = None  # the next request tries again
-                raise
+            parents = self._ancestry(heads, forgotten)
+            gone = self._parents.keys() - parents.keys()
+            digests, known = (DigestSet(self._folder), set()) if gone else (self._digests, set(self._parents))
+            _walk_into(digests, self._store, parents.keys() - known, known, () if gone else self.heads)
             self._digests, self._parents, self.heads = digests, parents, heads
             self._forgotten = forgotten & parents.keys()
             self._sequence = sequence
@@ -203,6 +199,11 @@ class _DatasetSet:
                 found[current] = tuple(parent.hex() for parent in commit.parents)
             queue += found[current]
         return found
+
+
+def _failed(walk: Future[DigestSet]) -> bool:
+    """Whether it ended without a set (a full disk, a store that was away): the next request tries again."""
+    return walk.done() and (walk.cancelled() or walk.exception() is not None)
 
 
 def _walk_into(digests: DigestSet, store: Store, commits: Set[str], known: Set[str], heads: Iterable[str]) -> None:

@@ -95,7 +95,12 @@ def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
         parsed = sqlglot.parse_one(text, dialect="duckdb")
     except (SqlglotError, RecursionError) as error:
         raise BadInput(f"cannot read the condition {text!r}: {_first_line(error)}; write it as in SQL") from None
-    return _Parser(text, schema).condition(parsed)
+    try:
+        return _Parser(text, schema).condition(parsed)
+    except RecursionError:  # a long row of `and` is as deep as it is long
+        raise BadInput(
+            f"the condition {text[:80]!r}… has too many parts: use IN, BETWEEN, or several conditions"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -422,6 +422,15 @@ def test_a_publication_whose_answer_was_lost_is_found_by_its_id(served: Driver) 
     store.close()
 
 
+def test_an_id_that_is_used_again_for_something_else_is_not_taken_for_done(served: Driver) -> None:
+    session = served.open()
+    commit = served.commit(session)
+    served.publish(session, "dataset/birds/main", None, commit)
+    other = served.publish(session, "dataset/cats/main", None, commit)  # under the same id
+    assert other["again"] is False
+    assert {"dataset/birds/main", "dataset/cats/main"} <= served.act("state")["state"]["refs"].keys()
+
+
 def test_the_same_work_done_again_in_a_new_session_after_a_lost_answer_is_no_conflict(served: Driver) -> None:
     one, other = served.open(), served.open()
     commit = served.commit(one)

@@ -131,6 +131,23 @@ def test_a_walk_that_takes_long_asks_its_client_to_come_again(store: Store) -> N
         with_no_patience.close()
 
 
+def test_a_walk_that_a_full_disk_ended_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked next was given that same failure, until something was published."""
+    do(store, "write", "birds", [0, 2])
+    reachable = Reachable(store)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as there_is_no_room:
+        there_is_no_room.setattr(DigestSet, "add", full)
+        with pytest.raises(OSError):
+            reachable.visible(who("read:birds"))
+    visible = reachable.visible(who("read:birds"))
+    assert visible is not None and all(visible(list(reached(store, "birds"))))
+    reachable.close()
+
+
 def test_a_new_version_costs_what_it_changed(store: Store) -> None:
     rows = 60_000
     table = pa.table({"id": np.arange(rows), "value": np.random.default_rng(1).random(rows)})

@@ -146,3 +146,10 @@ def test_what_is_no_filter_is_refused_by_name() -> None:
     ]:
         with pytest.raises(BadInput, match=message):
             Predicate(expression, schema)
+
+
+def test_a_condition_of_very_many_parts_is_refused_and_no_bug() -> None:
+    """Its tree is as deep as it has parts: turning it into an expression ended in a RecursionError."""
+    pytest.importorskip("sqlglot")
+    with pytest.raises(BadInput, match="too many parts"):
+        Predicate("a > 1 and " * 1_500 + "a > 1", pa.schema([("a", pa.int8())]))
