@@ -9,6 +9,7 @@ KIB, MIB = 1 << 10, 1 << 20
 # nothing gets faster. Fewer bytes only at an end.
 BATCH_BYTES = 2 * MIB
 BATCH_BYTES_MIN = 1 * MIB
+BATCH_BYTES_MAX = 32 * MIB  # however many rows a client asks for in one batch
 BATCH_ROWS_MAX = 1 << 20  # that a client may ask for in one batch
 GET_WHOLE_BYTES_MAX = 8 * MIB  # of a large value that is sent whole; of a longer one its client asks for the pieces
 ROWS_AT_ONCE = 1 << 20  # whose numbers a stream holds: 8 bytes each

@@ -107,7 +107,10 @@ class Call(fl.ServerMiddleware):
         with self._guard:
             self._ended, todo, self._at_end = True, self._at_end, []
         for do in todo:
-            do()
+            try:
+                do()
+            except Exception:  # what else is to be done must not be left out: a place that nobody leaves is lost
+                log.exception("the end of a call failed")
 
     def sending_headers(self) -> None:
         """None of ours."""

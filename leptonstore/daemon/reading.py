@@ -183,9 +183,6 @@ class Reading:
         return self._get(digests, whole)
 
     def _get(self, digests: Sequence[Digest], whole: bool) -> Iterator[pa.RecordBatch]:
-        if whole and len(digests) == 1 and (cached := self._cached(digests[0])) is not None:
-            yield cached  # a client that reads at random: nothing has to be looked up
-            return
         places = self._store.locate_many(digests)
         first, size = 0, 0
         for at, place in enumerate(places):
@@ -193,7 +190,7 @@ class Reading:
             if plain is None:  # in pieces, or only just published: by itself
                 if at > first:
                     yield self._batch(digests[first:at])
-                yield self._single(digests[at], whole)
+                yield self._single(digests[at], whole, place is not None)
                 first, size = at + 1, 0
                 continue
             size += plain
@@ -221,16 +218,12 @@ class Reading:
         data = pa.Array.from_buffers(pa.large_binary(), len(digests), [None, pa.py_buffer(offsets), buffer])
         return pa.RecordBatch.from_arrays([kinds, data], schema=GET_SCHEMA)
 
-    def _cached(self, digest: Digest) -> pa.RecordBatch | None:
-        """The value out of the hot cache, where one in pieces is as a whole."""
-        lease = None if self._chunks is None else self._chunks.cache.get(self._chunks.key(digest))
-        if lease is None or len(lease.data) > bounds.GET_WHOLE_BYTES_MAX:
-            return None
-        return get_batch([CHUNK], [lease.data])
-
-    def _single(self, digest: Digest, whole: bool) -> pa.RecordBatch:
-        if whole and (cached := self._cached(digest)) is not None:
-            return cached
+    def _single(self, digest: Digest, whole: bool, located: bool) -> pa.RecordBatch:
+        # The hot cache is that of all stores that this user has on the host: only of what this one has it may answer.
+        if whole and located and self._chunks is not None:
+            lease = self._chunks.cache.get(self._chunks.key(digest))
+            if lease is not None and len(lease.data) <= bounds.GET_WHOLE_BYTES_MAX:
+                return get_batch([CHUNK], [lease.data])  # a value in pieces is there as a whole
         kind, data = self._store.record(digest)
         if kind == lpk.KIND_CHUNK_LIST:
             if whole and lpk.parse_chunk_list(data).total <= bounds.GET_WHOLE_BYTES_MAX:

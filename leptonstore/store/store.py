@@ -283,6 +283,7 @@ class Store:
         if len(self._state.gone) > len(self._let_go):
             gone = self._state.gone - self._let_go
             self.tier.forget_packs(gone)  # an open file would keep the disk full until this process ends
+            self._opened.forget(gone)
             self._let_go |= gone
 
     def _entry_digest(self, sequence: int) -> bytes | None:

@@ -24,6 +24,7 @@ import pytest
 from leptonstore.daemon.audit import AuditLog
 from leptonstore.daemon.cluster.secret import DOCUMENT, peer_token
 from leptonstore.daemon.daemon import free_port
+from leptonstore.daemon.maintenance.alone import at_work
 from leptonstore.daemon.operations import OPERATIONS
 from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.rates import RateLimits
@@ -273,7 +274,7 @@ def _token(world: World, ask: Ask) -> Call:
 def _job(world: World, ask: Ask) -> Call:
     daemon = world.served.daemon
     assert daemon is not None
-    _settles(lambda: all(job.ended is not None for job in daemon.jobs.list()), lambda: "a job does not end")
+    _settles(lambda: not at_work(world.store) and all(job.ended for job in daemon.jobs.list()), lambda: "a job goes on")
     return Call("job", {"kind": "check", "options": {}})
 
 
@@ -325,7 +326,8 @@ ROWS: dict[str, Row] = {
     "publish": Row(WRITE_BIRDS, _publish),
     "close": Row(WRITE_ANY, lambda world, ask: Call("close", {"session": _session(world, ask)})),
     "append": Row(
-        ADMIN_STORE, lambda world, ask: Call("append", {"settings": {"matrix": world.name()}, "requires": []})
+        ADMIN_STORE,
+        lambda world, ask: Call("append", {"settings": {"quota_bytes": (1 << 40) + len(world.name())}, "requires": []}),
     ),
     "job": Row(ADMIN_STORE, _job),
     "jobs": Row(ADMIN_STORE, just("jobs")),

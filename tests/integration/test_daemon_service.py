@@ -301,8 +301,22 @@ def test_rows_where_a_condition_is_true(tables: tuple[Driver, pa.Table]) -> None
         ["id", "value"]
     )
     assert found.equals(expected)
+    part = driver.table("rows", dataset="mixed", where="id >= 100", start=50, stop=150, columns=["id"])
+    assert part["id"].to_pylist() == list(range(100, 150))
     with pytest.raises(BadInput):
         driver.table("rows", dataset="mixed", where="no_such_column > 3")
+
+
+def test_a_batch_is_bounded_in_bytes_however_many_rows_are_asked_for_in_one(
+    tables: tuple[Driver, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, whole = tables
+    monkeypatch.setattr(bounds, "BATCH_BYTES_MAX", 1 << 20)
+    schema, batches = driver.service.stream(ADMIN, Request("rows", {"dataset": "mixed", "batch_rows": ROWS}))
+    found = list(batches)
+    assert len(found) > 2
+    assert all(batch.nbytes <= (1 << 20) + 2 * bounds.BATCH_BYTES for batch in found)
+    assert pa.Table.from_batches(found, schema).equals(whole)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +363,27 @@ def test_memory_of_a_stream_does_not_grow_with_it(tables: tuple[Driver, pa.Table
     first = next(batches)
     assert first.nbytes <= 4 * bounds.BATCH_BYTES
     batches.close()  # type: ignore[attr-defined]
+
+
+def test_nothing_of_another_store_comes_out_of_the_hot_cache_that_they_share(tmp_path: Path) -> None:
+    """All stores of a user on a host have one cache, by digest: a daemon answers only for what its own store has."""
+    cache = HotCache(tmp_path / "hot", 16 << 20)
+    with new_store(tmp_path / "one") as one, new_store(tmp_path / "other") as other:
+        value, long = np.random.default_rng(0).bytes(50_000), np.random.default_rng(1).bytes(6 << 20)
+        digests = [other.put(value), other.put(long)]
+        other.flush()
+        for store, there in ((other, True), (one, False)):
+            service = Service(store, cache=cache)
+            driver = Driver(service)
+            for digest, data in zip(digests, (value, long), strict=True):
+                for _ in range(2):  # the second time out of the cache
+                    if there:
+                        assert driver.values([digest]) == [(1, data)]
+                    else:
+                        with pytest.raises(ChunkMissing):
+                            driver.values([digest])
+            service.close()
+    cache.close()
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
