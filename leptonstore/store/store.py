@@ -719,6 +719,11 @@ class Store:
         system's page cache spared a device."""
         return self.tier.bytes_read
 
+    @property
+    def unflushed(self) -> bool:
+        """Whether something was put that is not durable yet."""
+        return self._writer.pending
+
     def flush(self) -> None:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""
         if self._writer.pending:

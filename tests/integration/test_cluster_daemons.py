@@ -5,7 +5,9 @@ On loopback, always; and on hosts of their own (network namespaces), where the k
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +27,16 @@ from leptonstore.store.wire.link import Link
 from leptonstore.testing import daemon, namespaces, seaweed
 from leptonstore.testing.daemon import Served
 from tests.integration.counted_link import counted
+from tests.integration.test_tls import HERE
+from tests.integration.test_tls import make as certificate
 
 ROWS, BATCH = 640, 32
 
 
 @contextmanager
 def members(made: Made, place: Path, addresses: Sequence[str], **more: Any) -> Iterator[list[Served]]:
-    """A daemon at each address; `inside`: a command for each."""
-    inside = more.pop("inside", [[]] * len(addresses))
+    """A daemon at each address; `inside`: a command for each; `each`: settings."""
+    inside, each = more.pop("inside", [[]] * len(addresses)), more.pop("each", [{"insecure": True}] * len(addresses))
     with ExitStack() as stack:
         started = []
         for at, address in enumerate(addresses):
@@ -40,8 +44,8 @@ def members(made: Made, place: Path, addresses: Sequence[str], **more: Any) -> I
             own.mkdir()
             served = daemon.start(
                 made.url, folder=own, environment={**made.environment, **own_place(own)}, inside=inside[at], name="store",
-                host=host, port=int(port), insecure=True, cache_bytes=0, members=list(addresses),
-                block_cache_bytes=64 * MIB, **more,
+                host=host, port=int(port), cache_bytes=0, members=list(addresses), block_cache_bytes=64 * MIB,
+                **each[at], **more,
             )  # fmt: skip
             stack.callback(served.kill)
             started.append(served)
@@ -124,6 +128,31 @@ def test_what_peers_may_ask_no_client_may(data, tmp_path, monkeypatch):
 
             list(link.stream(lambda rows: encode("block", {"from": address}, bytes(32))))
         link.close()
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mtls"])
+def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
+    """Each has a certificate of its own, which one authority signed."""
+    made, wanted = data
+    authority = certificate(tmp_path, "authority")
+    own = [certificate(tmp_path, name, authority, HERE) for name in ("one", "two")]
+    monkeypatch.setenv("LEPTON_TOKEN", made.token)
+    monkeypatch.setenv("LEPTON_CA", str(authority.chain))
+    monkeypatch.setenv("LEPTON_CLIENT_CERT", str(own[0].chain))
+    monkeypatch.setenv("LEPTON_CLIENT_KEY", str(own[0].key_file))
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    each = [
+        {"tls_cert": str(one.chain), "tls_key": str(one.key_file)}
+        | ({"client_ca": str(authority.chain)} if mutual else {})
+        for one in own
+    ]
+    with members(made, tmp_path, addresses, each=each) as started:
+        assert read_all([f"lepton+tls://{address}/store" for address in addresses]) == wanted[:2]
+        for served in started:
+            served.stop()
+            told = json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1])
+            assert all(member["answers"] or "refuse" not in member["why"] for member in told["members"])
+            assert told["parts"]["peer"] and told["parts"]["answered"]
 
 
 @pytest.mark.requires_root

@@ -79,6 +79,7 @@ AWAY_S, AWAY_S_MAX = 1.0, 30.0  # until one that did not answer is asked again, 
 CONNECT_S = 2.0
 PROBE_S = 10.0
 LATE_MAX = 2  # answers that came too late in a row, before a member is left out
+FORGET_S = 60.0  # between two looks whether packs were deleted elsewhere, whose blocks then go
 
 # -- documents, plans ----------------------------------------------------------------------------------------------
 LOG_ENTRIES_KEPT = 4_096

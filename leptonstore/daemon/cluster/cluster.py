@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from leptonstore.daemon.cluster import answers
+from leptonstore.daemon.cluster import answers, bounds
 from leptonstore.daemon.cluster.block_files import BlockFiles, Key
 from leptonstore.daemon.cluster.blocks import Blocks
 from leptonstore.daemon.cluster.cooperative import CooperativeTier, Known
@@ -29,7 +30,7 @@ from leptonstore.daemon.cluster.secret import is_peer, peer_token, require_secre
 from leptonstore.daemon.cluster.sharing import Sharing
 from leptonstore.daemon.cluster.wire import parts_of
 from leptonstore.digest import Digest
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, LeptonError
 from leptonstore.format import pack as lpk
 from leptonstore.limits import MIB
 from leptonstore.store import Store
@@ -69,14 +70,32 @@ class Cluster:
         self.peers = Peers(settings.me.address, lambda: peer_token(self._secret or b""), store_id, settings.tls)
         self.members = Membership(settings.me, _source(settings, bucket), self.peers.ask)
         self._known = Known()
+        self._closing = threading.Event()
+        self._keeping: threading.Thread | None = None
         fetch: Callable[[str, int, int], Any] = getattr(bucket, "read_plain", bucket.read)
         self.sharing = Sharing(fetch, self._pack_bytes, self.blocks, self.members, self.peers)
         self.plans = Plans(self.sharing, self.peers.ahead, self.blocks.budget)
 
-    def start(self) -> None:
-        """From now on others are looked for, if there can be any. Call it when the data plane answers."""
+    def start(self, listed: Callable[[], Collection[str]] | None = None) -> None:
+        """From now on others are looked for, if there can be any. Call it when the data plane answers.
+
+        listed(): the packs that the log lists by now. It is called now and then: of others no blocks stay here.
+        """
+        if listed is not None:
+            self._keeping = threading.Thread(target=self._keep, args=(listed,), name="lepton-forget", daemon=True)
+            self._keeping.start()
         if self.settings.members:
             self.members.start()
+
+    def _keep(self, listed: Callable[[], Collection[str]]) -> None:
+        while not self._closing.wait(bounds.FORGET_S):
+            try:
+                self.keep_only(listed())
+            except (
+                LeptonError,
+                OSError,
+            ) as error:  # the home is away: nothing can have been deleted that we would hear of
+                log.debug("packs cannot be looked up: %s", error)
 
     def _pack_bytes(self, pack: str) -> int | None:
         size = self._known.sizes.get(pack)
@@ -126,8 +145,6 @@ class Cluster:
 
     def snapshot(self) -> dict[str, Any]:
         """For metrics and the dashboard: members, what is held, and counts since the start."""
-        with self.sharing._lock:
-            counts = dict(self.sharing.counts)
         away = self.members.away()
         return {
             "me": self.members.me.address,
@@ -141,7 +158,7 @@ class Cluster:
                 "reads": dict(self.blocks.counts),
                 "damaged": 0 if self.blocks.files is None else self.blocks.files.damaged,
             },
-            "parts": counts,
+            "parts": self.sharing.told(),
             "plans": self.plans.readers,
         }
 
@@ -155,6 +172,9 @@ class Cluster:
     def close(self) -> None:
         """This daemon is no member any more."""
         log.info("blocks of packs: %s", json.dumps(self.snapshot()))
+        self._closing.set()
+        if self._keeping is not None:
+            self._keeping.join()
         self.members.close()
         self.plans.close()
         self.sharing.close()

@@ -7,7 +7,7 @@ join(cluster, service, access, store)           when the planes exist, before th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from leptonstore.daemon.access import Access, Principal
@@ -22,6 +22,8 @@ from leptonstore.errors import BadInput, SourceError
 from leptonstore.store import Store
 from leptonstore.store import keys as store_keys
 from leptonstore.store.keys import Unlock
+from leptonstore.store.wire.address import Host
+from leptonstore.store.wire.credentials import credentials_for
 
 
 def cluster_of(settings: Settings, host: str) -> Cluster | None:
@@ -39,8 +41,8 @@ def cluster_of(settings: Settings, host: str) -> Cluster | None:
 
 def cluster_settings(settings: Settings, host: str) -> ClusterSettings:
     """What the daemon's settings say of it. Raises BadInput, SourceError."""
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    me = Member(f"{host}:{settings.port or 1}", settings.rack, settings.zone)
+    named = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    me = Member(f"{named}:{settings.port or 1}", settings.rack, settings.zone)
     budget = settings.block_cache_bytes
     disk = Path(settings.block_cache) if settings.block_cache else None
     return ClusterSettings(
@@ -50,7 +52,7 @@ def cluster_settings(settings: Settings, host: str) -> ClusterSettings:
         disk=disk,
         disk_bytes=0 if disk is None else budget,
         secret=None if not settings.cluster_secret else _read(settings.cluster_secret),
-        tls=_tls_of(settings),
+        tls=_tls_of(settings, host),
     )
 
 
@@ -62,14 +64,16 @@ def _members_of(settings: Settings) -> str:
     return text
 
 
-def _tls_of(settings: Settings) -> PeerTls | None:
-    """Members present this daemon's own certificate, and believe who signs those of clients; else what signed their own."""
+def _tls_of(settings: Settings, host: str) -> PeerTls | None:
+    """Members show this daemon's own certificate, and believe LEPTON_CA as clients do; else who signs those of clients; else the chain that
+    this daemon shows itself (one certificate for all of them)."""
     if not settings.tls:
         return None
     chain, key = _read(settings.tls_cert), _read(settings.tls_key)
+    believed = credentials_for(Host(host, settings.port), tls=True).ca
     if settings.client_ca:
-        return PeerTls(_read(settings.client_ca), chain, key)
-    return PeerTls(chain)
+        return PeerTls(believed or _read(settings.client_ca), chain, key)
+    return PeerTls(believed or chain)
 
 
 def _read(path: str) -> bytes:
@@ -98,5 +102,10 @@ def join(cluster: Cluster, service: Service, access: Access, store: Store) -> No
 
     service.planned = planned
     access.is_peer = cluster.is_peer
+
+    def listed() -> Collection[str]:
+        store.refresh()
+        return store.state.packs
+
     cluster.keep_only(store.state.packs)
-    cluster.start()
+    cluster.start(listed)

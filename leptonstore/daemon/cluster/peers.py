@@ -121,7 +121,9 @@ class Peers:
         """Who answers at `address`. Raises TierUnavailable, also when it serves another store."""
         host, _, port = address.rpartition(":")
         with self._typed(address):
-            socket.create_connection((host.strip("[]"), int(port)), bounds.CONNECT_S).close()  # gRPC takes longer to tell
+            socket.create_connection(
+                (host.strip("[]"), int(port)), bounds.CONNECT_S
+            ).close()  # gRPC takes longer to tell
             results = self._client(address).do_action(
                 flight.Action("member", encode("member", {"from": self._mine})), self._options(bounds.PROBE_S)
             )

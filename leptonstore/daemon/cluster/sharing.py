@@ -73,6 +73,11 @@ class Sharing:
             self.counts[name] += 1
             self.counts[f"{name}_bytes"] += bytes_of
 
+    def told(self) -> dict[str, int]:
+        """The counts."""
+        with self._lock:
+            return dict(self.counts)
+
     def owned(self, key: Key) -> bool:
         """Whether this member owns a block."""
         return self.members.ring.owner(*key) is self.members.me
