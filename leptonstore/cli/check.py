@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
 import click
 
 from leptonstore import limits
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
+from leptonstore.cli.served_jobs import is_served, run_job
 from leptonstore.store import CheckReport, check_store
 
 
@@ -42,7 +47,7 @@ def command(store: str | None, read_data: float | None, seed: int | None, as_jso
     """Find what is damaged or missing, in every tier. Changes nothing.
 
     Exit codes: 0 clean, 4 something is damaged (`lepton repair` is next), 11 nothing is, as far as could be seen: a tier does
-    not answer.
+    not answer. Of a store behind a daemon (lepton://) the daemon does it, as a job; Ctrl-C stops that.
 
     \b
     Example:
@@ -50,16 +55,32 @@ def command(store: str | None, read_data: float | None, seed: int | None, as_jso
       lepton check --read-data=10%
     """
     with open_store(store) as opened:
+        if is_served(opened):
+            told = run_job(opened, "check", {"read_data": read_data or 0.0, "seed": -1 if seed is None else seed})
+            emit({"store": opened.url, **told}, as_json, lambda: _print(_Served(told), told["problems"]))
+            return 0 if told["clean"] else 4 if told["damaged"] or told["problems_more"] else 11
         total = sum(record.bytes for record in opened.state.packs.values())
         with progress("check", max(1, total // limits.MIB), "MiB") as report:
             found = check_store(opened, read_data or False, lambda done, _: report(done // limits.MIB), seed)
-        emit({"store": opened.url, **found.to_json()}, as_json, lambda: _print(found))
+        emit(
+            {"store": opened.url, **found.to_json()},
+            as_json,
+            lambda: _print(found, [one.line() for one in found.problems]),
+        )
     return 0 if found.clean else 4 if found.damaged or found.problems_more else 11
 
 
-def _print(found: CheckReport) -> None:
-    for problem in found.problems:
-        click.echo(problem.line())
+class _Served(CheckReport):
+    """What a daemon's job tells, without the findings: those are lines."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        names = {one.name for one in fields(CheckReport)} - {"problems"}
+        super().__init__(**{name: value for name, value in told.items() if name in names})
+
+
+def _print(found: CheckReport, lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line)
     if found.problems_more:
         click.echo(f"… and {found.problems_more:,} more findings")
     read = ""

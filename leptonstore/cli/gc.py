@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
 
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
+from leptonstore.cli.served_jobs import is_served, run_job
 from leptonstore.store.gc import GcReport, collect
 
 _LABELS = {"mark": "find what is needed", "compare": "compare packs", "repack": "repack", "delete": "delete packs"}
@@ -25,15 +28,18 @@ def command(store: str | None, dry_run: bool, repack: bool, as_json: bool) -> No
 
     Others may read and write meanwhile, and it may be interrupted: the next run goes on. Exit codes: 0 done, 4 the
     store is damaged, so that nothing was removed, 5 other collections were faster, 6 disk full, 11 a tier does not answer, so that
-    nothing was removed.
+    nothing was removed. Of a store behind a daemon (lepton://) the daemon does it, as a job; Ctrl-C stops that.
 
     \b
     Example:
       lepton gc --dry-run
     """
     with open_store(store) as opened:
-        with stages() as report:
-            done = collect(opened, dry_run, repack, report)
+        if is_served(opened):
+            done = _served(run_job(opened, "gc", {"dry_run": dry_run, "repack": repack}))
+        else:
+            with stages() as report:
+                done = collect(opened, dry_run, repack, report)
         emit({"store": opened.url, **done.to_json()}, as_json, lambda: print_report(done))
 
 
@@ -53,6 +59,11 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             advance(done)
 
         yield report
+
+
+def _served(told: dict[str, Any]) -> GcReport:
+    """What a daemon's job tells."""
+    return GcReport(**{one.name: told[one.name] for one in fields(GcReport) if one.name in told})
 
 
 def print_report(done: GcReport) -> None:

@@ -8,6 +8,7 @@ import click
 
 from leptonstore import limits
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
+from leptonstore.cli.served_jobs import is_served, run_job
 from leptonstore.dataset.refs import check_name
 from leptonstore.store import Store
 from leptonstore.store.dataset_quota import heads_of, measure, quota_of, quotas, set_quota, to_json
@@ -70,7 +71,8 @@ def command(store: str | None, name: str | None, size: int | None, no_quota: boo
 def _of_store(store: Store, change: dict[str, int | None], as_json: bool) -> None:
     if change:
         store.configure(change)
-    quota, used = quota_bytes(store.state), used_bytes(store.state)
+    quota = quota_bytes(store.state)
+    used = None if is_served(store) else used_bytes(store.state)  # a client is told of no packs
     named = quotas(store.state)
     value = {
         "store": store.url,
@@ -87,15 +89,20 @@ def _of_dataset(store: Store, name: str, size: int | None, no_quota: bool, again
     if size is not None or no_quota:
         if not no_quota and not heads_of(store.state, name):
             click.echo(f"lepton: warning: there is no dataset {name!r} yet", err=True)
-        set_quota(store, name, None if no_quota else size)
-    elif again:
+        set_quota(store, name, None if no_quota else size, not is_served(store))
+    elif again and not is_served(store):
         measure(store, name)
+    if is_served(store) and not no_quota and (size is not None or again):
+        run_job(store, "quotas", {})
+        store.refresh()
     quota = quota_of(store.state, name)
     text = f"{name}: " + ("no quota" if quota is None else _line(quota.used, quota.bytes, "`lepton forget`"))
     emit({"store": store.url, "name": name, **to_json(quota)}, as_json, text)
 
 
-def _line(used: int, quota: int | None, what: str) -> str:
+def _line(used: int | None, quota: int | None, what: str) -> str:
+    if used is None:
+        return "no quota of the store" if quota is None else f"quota {human_bytes(quota)}"
     if quota is None:
         return f"{human_bytes(used)} used, no quota"
     if used <= quota:

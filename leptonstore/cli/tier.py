@@ -14,6 +14,7 @@ import click
 from leptonstore.cli.prices import prices_option, read_prices
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
+from leptonstore.cli.served_jobs import is_served, run_job
 from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable, listed
 from leptonstore.store import Store
 from leptonstore.store.gc import collect
@@ -291,6 +292,9 @@ def apply(store: str | None, as_json: bool) -> None:
       lepton tier apply
     """
     with open_store(store) as opened:
+        if is_served(opened):
+            _told_moved(run_job(opened, "tiers", {}), as_json)
+            return
         reads = opened.cache_path(READS_FILE)
         found = plan_for(opened, load_reads(reads))
         _apply(opened, found.moves, as_json, found.notes)
@@ -300,10 +304,16 @@ def apply(store: str | None, as_json: bool) -> None:
 def _apply(store: Store, moves: list[Move], as_json: bool, notes: list[str]) -> None:
     with progress("move packs", sum(move.bytes for move in moves), "bytes", advance=True) as tell:
         report = apply_moves(store, moves, tell)
-    text = f"{report.moved:,} packs moved, {human_bytes(report.bytes_copied)} copied, {report.deleted:,} copies deleted"
-    if report.skipped:
-        text += f"; {report.skipped:,} were left, because somebody changed them meanwhile"
-    emit({**asdict(report), "notes": notes}, as_json, "\n".join([text, *(f"note: {note}" for note in notes[:10])]))
+    _told_moved({**asdict(report), "notes": notes}, as_json)
+
+
+def _told_moved(told: dict[str, Any], as_json: bool) -> None:
+    text = (
+        f"{told['moved']:,} packs moved, {human_bytes(told['bytes_copied'])} copied, {told['deleted']:,} copies deleted"
+    )
+    if told["skipped"]:
+        text += f"; {told['skipped']:,} were left, because somebody changed them meanwhile"
+    emit(told, as_json, "\n".join([text, *(f"note: {note}" for note in told["notes"][:10])]))
 
 
 @command.command("rm")

@@ -96,9 +96,9 @@ class Access:
     def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
         """Whom a request comes from.
 
-        authorization: the value of that header. certificate: the name that a verified client certificate states (tls.name_of; Flight's
-        peer_identity). address: the peer's IP address, without a port. Raises NotAuthenticated (which never says what was wrong), TooBusy
-        (an address that fails too often), TierUnavailable (the store's home cannot be asked).
+        authorization: the value of that header. certificate: the name that a verified client certificate states
+        (tls.certificate_name; Flight's peer_identity). address: the peer's IP address, without a port. Raises NotAuthenticated (which never
+        says what was wrong), TooBusy (an address that fails too often), TierUnavailable (the store's home cannot be asked).
         """
         if authorization is not None:
             found = self._bearer(authorization)
@@ -187,6 +187,6 @@ class Access:
             self.audit_log.write(name, told, principal.id, principal.name, address, what)
 
     def close(self) -> None:
-        """Close the audit log."""
+        """Close the audit log; the next line opens it again."""
         if self.audit_log is not None:
             self.audit_log.close()

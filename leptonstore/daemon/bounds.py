@@ -9,6 +9,7 @@ KIB, MIB = 1 << 10, 1 << 20
 # nothing gets faster. Fewer bytes only at an end.
 BATCH_BYTES = 2 * MIB
 BATCH_BYTES_MIN = 1 * MIB
+BATCH_BYTES_MAX = 32 * MIB  # however many rows a client asks for in one batch
 BATCH_ROWS_MAX = 1 << 20  # that a client may ask for in one batch
 GET_WHOLE_BYTES_MAX = 8 * MIB  # of a large value that is sent whole; of a longer one its client asks for the pieces
 ROWS_AT_ONCE = 1 << 20  # whose numbers a stream holds: 8 bytes each
@@ -33,6 +34,7 @@ PUBLISHED_REMEMBERED = 4_096  # publications whose answers are known without a s
 
 # -- what readers hold -------------------------------------------------------------------------------------------------
 LEASES_MAX = 4_096  # a locked file, or a renewed object, each
+LEASES_OF_ONE_MAX = 2_048  # of one credential, so that one does not take all; a reader holds one for each version
 LEASE_IDLE_S = 600.0  # a client asks again after a third of this; one that died lets go then
 PLANS_MAX = 256  # readers whose plan is known
 READERS_MAX = 1_024  # readers that told what they wait for, 500 bytes each

@@ -253,6 +253,7 @@ class Daemon:
             self.access.limit(access_settings(after).rates)
             if self.access_log is not None:
                 self.access_log.reopen()
+            self.access.close()  # the audit log: its next line opens it, wherever somebody has moved the file
             if changed:
                 self._replace_flight()
         log.info("read again: settings, certificates%s, access log", " (which are new)" if changed else "")

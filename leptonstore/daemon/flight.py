@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
 
 _METHODS = (fl.FlightMethod.DO_ACTION, fl.FlightMethod.DO_GET, fl.FlightMethod.DO_PUT)
+_FINISHING = ("find", "put", "flush", "publish", "close")  # what goes on in a session while the daemon drains
 _MESSAGE_CHARS = 300  # of the gRPC status, for clients that know no LWR1
 _CALL = "lepton"
+_LOOK_AGAIN_S = 0.1  # whether sessions are done
 _CUT_AGAIN_S = 0.2  # a client that is cut off may come again before the port is closed
 log = logging.getLogger("lepton.daemon")
 
@@ -105,7 +107,10 @@ class Call(fl.ServerMiddleware):
         with self._guard:
             self._ended, todo, self._at_end = True, self._at_end, []
         for do in todo:
-            do()
+            try:
+                do()
+            except Exception:  # what else is to be done must not be left out: a place that nobody leaves is lost
+                log.exception("the end of a call failed")
 
     def sending_headers(self) -> None:
         """None of ours."""
@@ -324,9 +329,9 @@ class FlightServer(fl.FlightServerBase):
         """Who asks, and what, once there is a place for it."""
         principal = self._authenticated(asked, context)
         self.connections.account(asked.turn, len(body))
-        if self._draining:
-            raise TooBusy("the daemon is about to end: ask again, or ask another one", 1.0)
         request = parse(body)
+        if self._draining and not (request.op in _FINISHING and request.arguments.get("session")):
+            raise TooBusy("the daemon is about to end: ask again, or ask another one", 1.0)
         operation = self.service.operation(request)
         asked.op = request.op
         asked.bytes_in = len(body)
@@ -345,11 +350,18 @@ class FlightServer(fl.FlightServerBase):
         return self._under_way
 
     def drain(self, wait_s: float = bounds.DRAIN_S) -> bool:
-        """Refuse new requests (TooBusy), and wait for those under way; whether all have ended in time. `shutdown` has to follow."""
+        """Refuse new requests (TooBusy), and wait for those under way, and for write sessions to make durable what they have; whether all
+        was done in time. `shutdown` has to follow."""
         self._draining = True
         self.service.drain()
+        until = time.monotonic() + wait_s
         with self._idle:
-            return self._idle.wait_for(lambda: not self._under_way, wait_s)
+            while self._under_way or self.service.sessions.unflushed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._idle.wait(min(left, _LOOK_AGAIN_S))
+        return True
 
     def shutdown(self) -> None:
         """Cut off what is still under way, and close the port. Returns when every call has ended."""

@@ -52,11 +52,16 @@ class Leases:
                 return id
             if len(self._held) >= bounds.LEASES_MAX:
                 raise TooBusy(f"{bounds.LEASES_MAX} leases are held already: try again later", 10.0)
+            if len(self._held) >= bounds.LEASES_OF_ONE_MAX and self._of(principal) >= bounds.LEASES_OF_ONE_MAX:
+                raise TooBusy(f"this credential holds {bounds.LEASES_OF_ONE_MAX} leases already: release some", 10.0)
         lease = self._store.lease(commit)
         made = secrets.token_hex(16)
         with self._guard:
             self._held[made] = _Held(principal.id, commit, lease, self._clock())
         return made
+
+    def _of(self, principal: Principal) -> int:
+        return sum(held.principal == principal.id for held in self._held.values())
 
     def release(self, principal: Principal, id: str) -> None:
         """Let go; one that has ended already is no error."""

@@ -24,6 +24,7 @@ from leptonstore.daemon.maintenance.work import Kind, Progress, Work
 from leptonstore.daemon.memory import give_back
 from leptonstore.errors import Conflict, LeptonError, NotFound, Stopped, TooBusy
 from leptonstore.store import Store
+from leptonstore.store.wire.errors import known_class
 from leptonstore.tiers.roles import HeldLock
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class JobState(StrEnum):
 class Job:
     """A job as it was when it was asked for. Times are seconds since 1970; `ended` is None while it runs.
 
-    result: what its kind tells of it when it is done, else empty. error: a line, when it failed.
+    result: what its kind tells of it when it is done, else empty. error: a line, when it failed; error_class: the name of its class in
+    leptonstore.errors ("LeptonError" for a bug).
     """
 
     id: str
@@ -56,6 +58,7 @@ class Job:
     progress: Progress = field(default_factory=Progress)
     note: str = ""
     error: str = ""
+    error_class: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -72,12 +75,14 @@ class _Running:
         self.work = Work(options)
         self.state = JobState.RUNNING
         self.ended: float | None = None
-        self.error = ""
+        self.error = self.error_class = ""
         self.result: dict[str, Any] = {}
         self.over = threading.Event()
 
-    def finish(self, state: JobState, error: str, result: dict[str, Any], ended: float) -> None:
-        self.error, self.result = error, result
+    def finish(self, state: JobState, error: LeptonError | None, result: dict[str, Any], ended: float) -> None:
+        if error is not None:
+            self.error, self.error_class = str(error), known_class(error).__name__
+        self.result = result
         self.state, self.ended = state, ended
 
     def shown(self) -> Job:
@@ -94,6 +99,7 @@ class _Running:
             work.progress,
             work.note,
             self.error,
+            self.error_class,
             self.result,
         )
 
@@ -175,17 +181,17 @@ class Jobs:
             give_back()
             running.over.set()
 
-    def _outcome(self, running: _Running, store: Store) -> tuple[JobState, str, dict[str, Any]]:
+    def _outcome(self, running: _Running, store: Store) -> tuple[JobState, LeptonError | None, dict[str, Any]]:
         try:
-            return JobState.DONE, "", running.kind.run(store, running.work)
+            return JobState.DONE, None, running.kind.run(store, running.work)
         except Stopped:
-            return JobState.STOPPED, "", {}
+            return JobState.STOPPED, None, {}
         except LeptonError as error:
-            return JobState.FAILED, str(error), {}
+            return JobState.FAILED, error, {}
         except BaseException:  # of a thread nobody would be told
             incident = secrets.token_hex(4)
             _log.exception("job %s (%s) failed: internal error %s", running.id, running.kind.name, incident)
-            return JobState.FAILED, f"internal error {incident}: the daemon's log tells more", {}
+            return JobState.FAILED, LeptonError(f"internal error {incident}: the daemon's log tells more"), {}
 
     def list(self) -> Sequence[Job]:
         """Those that run and the last ones that ended, the newest first."""

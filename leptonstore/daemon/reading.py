@@ -190,7 +190,7 @@ class Reading:
             if plain is None:  # in pieces, or only just published: by itself
                 if at > first:
                     yield self._batch(digests[first:at])
-                yield self._single(digests[at], whole)
+                yield self._single(digests[at], whole, place is not None)
                 first, size = at + 1, 0
                 continue
             size += plain
@@ -218,11 +218,12 @@ class Reading:
         data = pa.Array.from_buffers(pa.large_binary(), len(digests), [None, pa.py_buffer(offsets), buffer])
         return pa.RecordBatch.from_arrays([kinds, data], schema=GET_SCHEMA)
 
-    def _single(self, digest: Digest, whole: bool) -> pa.RecordBatch:
-        if whole and self._chunks is not None:  # a value in pieces is there as a whole
+    def _single(self, digest: Digest, whole: bool, located: bool) -> pa.RecordBatch:
+        # The hot cache is that of all stores that this user has on the host: only of what this one has it may answer.
+        if whole and located and self._chunks is not None:
             lease = self._chunks.cache.get(self._chunks.key(digest))
             if lease is not None and len(lease.data) <= bounds.GET_WHOLE_BYTES_MAX:
-                return get_batch([CHUNK], [lease.data])
+                return get_batch([CHUNK], [lease.data])  # a value in pieces is there as a whole
         kind, data = self._store.record(digest)
         if kind == lpk.KIND_CHUNK_LIST:
             if whole and lpk.parse_chunk_list(data).total <= bounds.GET_WHOLE_BYTES_MAX:

@@ -59,7 +59,11 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 1 if daemon.failure else 0
+    code = 1 if daemon.failure else 0
+    if daemon.stuck:  # a thread of gRPC's is inside Python still: the end of the interpreter would wait for it, or crash
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _serve(daemon: Daemon, words: queue.SimpleQueue[str], reload: Callable[[], None]) -> None:

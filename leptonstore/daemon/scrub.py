@@ -17,23 +17,23 @@ from leptonstore.store.wire.errors import fields_of, known_class
 _REST = r"(?:/[^\s,;:'\"()]*)?"
 # Absolute paths of places that nobody registered (a temporary directory, /dev/shm), at least two parts long: "w/o", "1/2" stay.
 _PATH = re.compile(r"(?<![\w./:])(?:file://)?/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+# Buckets and whatever else has a URL; not the one by which clients know the store.
+_URL = re.compile(r"(?<![\w+.-])(?!lepton)[a-z][a-z0-9+.-]*:(?://|/)[^\s,;'\"()]*(?<![.:])")
 THE_STORE = "the store"
 
 
 class Scrubber:
-    """Replaces `places` (URLs or paths), and any absolute path. Any thread."""
+    """Replaces `places` (URLs or paths), any other URL but lepton://, and any absolute path. Any thread."""
 
     def __init__(self, places: Iterable[str]) -> None:
         known = sorted({place.rstrip("/") for place in places if place.rstrip("/")}, key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, known)) + _REST) if known else None
-        if known:
-            self._known = re.compile(f"(?:{'|'.join(map(re.escape, known))}){_REST}")
+        self._known = re.compile(f"(?:{'|'.join(map(re.escape, known))}){_REST}") if known else None
 
     def text(self, text: str) -> str:
         """`text` without places of this host."""
         if self._known is not None:
             text = self._known.sub(THE_STORE, text)
-        return _PATH.sub(THE_STORE, text)
+        return _PATH.sub(THE_STORE, _URL.sub(THE_STORE, text))
 
     def error(self, error: LeptonError) -> LeptonError:
         """`error` as it may be told: of the nearest class of the tree, with its known fields, all without places."""

@@ -58,6 +58,7 @@ class Session:
     def __init__(self, id: str, principal: Principal, store: Store, sees: Visible | None, now: float) -> None:
         self.id, self.principal, self.store = id, principal, store
         self.last_used, self.under_way = now, 0
+        self.ended = False  # it was closed; who still works in it is the one that ends it
         self.alone = threading.RLock()
         self.put_total = Put(0, 0)
         self._guard = threading.Lock()
@@ -202,6 +203,9 @@ class Sessions:
             with self._guard:
                 session.under_way -= 1
                 session.last_used = self._clock()
+                last = session.ended and not session.under_way
+            if last:
+                session.store.close()
 
     def peek(self, principal: Principal, id: str) -> Session | None:
         """The session `id`, to look at; None when there is none."""
@@ -237,14 +241,23 @@ class Sessions:
         for session in every:
             self._end(session)
 
-    def of(self) -> list[Session]:
-        """Those that are open, for people."""
+    def every(self) -> list[Session]:
+        """Those that are open."""
         with self._guard:
             return list(self._sessions.values())
 
+    @property
+    def unflushed(self) -> bool:
+        """Whether one of them has something that is not durable yet."""
+        return any(session.store.unflushed for session in self.every())
+
     def _end(self, session: Session) -> None:
-        with session.alone:
-            session.store.close()
+        """It is listed no more. A request that is under way in it goes on until it ends."""
+        with self._guard:
+            session.ended = True
+            if session.under_way:
+                return
+        session.store.close()
 
 
 def put_batches(

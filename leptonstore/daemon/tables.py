@@ -98,9 +98,7 @@ class Tables:
         if where is None:
             found = _range(ds, fields, start, stop)
         else:
-            predicate = Predicate(where, ds.schema)
-            view = ds if (start, stop) == (0, count) else ds.select(np.arange(start, stop))
-            found = view.scan([field.name for field in fields], predicate)
+            found = _where(ds, fields, start, stop, Predicate(where, ds.schema))
         return schema, sized(schema, found, batch_rows)
 
     def take(self, principal: Principal, told: Arguments, payload: Buffer) -> tuple[pa.Schema, Batches]:
@@ -136,6 +134,17 @@ def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batche
         end = min(stop, leaf.end if leaf.end - at >= together else at + together)
         yield from _sliced(ds, fields, np.arange(at, end, dtype=np.int64), lend=True)
         at = end
+
+
+def _where(ds: Dataset, fields: list[pa.Field], start: int, stop: int, predicate: Predicate) -> Batches:
+    """Those of rows [start, stop) for which it is true."""
+    names = [field.name for field in fields]
+    if (start, stop) == (0, len(ds)):
+        yield from ds.scan(names, predicate)
+        return
+    for first in range(start, stop, bounds.ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + bounds.ROWS_AT_ONCE, stop), dtype=np.int64)
+        yield from ds.select(rows).scan(names, predicate)
 
 
 def _gathered(ds: Dataset, fields: list[pa.Field], rows: Rows) -> Batches:
@@ -174,25 +183,27 @@ def _row_bytes(ds: Dataset, fields: list[pa.Field], row: int) -> int:
 
 
 def sized(schema: pa.Schema, batches: Batches, rows: int | None) -> Batches:
-    """The same rows in batches of `rows` each (the last has the rest); for None, small ones joined up to BATCH_BYTES_MIN and large ones
-    cut to about BATCH_BYTES without a copy."""
+    """The same rows in batches of `rows` each (the last has the rest, and none has much more than BATCH_BYTES_MAX bytes); for None, small
+    ones joined up to BATCH_BYTES_MIN and large ones cut to about BATCH_BYTES without a copy."""
     held: list[pa.RecordBatch] = []
-    size = 0
+    count = size = 0
     for batch in batches:
         for piece in _cut(batch, rows):
             if rows is None and not held and piece.nbytes >= bounds.BATCH_BYTES_MIN:
                 yield piece
                 continue
             held.append(piece)
-            size += piece.num_rows if rows is not None else piece.nbytes
-            if rows is None and size >= bounds.BATCH_BYTES_MIN:
+            count, size = count + piece.num_rows, size + piece.nbytes
+            if size >= (bounds.BATCH_BYTES_MIN if rows is None else bounds.BATCH_BYTES_MAX) and (
+                rows is None or count < rows
+            ):
                 yield _joined(held)
-                held, size = [], 0
-            while rows is not None and size >= rows:
+                held, count, size = [], 0, 0
+            while rows is not None and count >= rows:
                 joined = _joined(held)
                 yield joined.slice(0, rows)
                 rest = joined.slice(rows)
-                held, size = ([rest] if rest.num_rows else []), rest.num_rows
+                held, count, size = ([rest] if rest.num_rows else []), rest.num_rows, rest.nbytes
     if held:
         yield _joined(held)
 

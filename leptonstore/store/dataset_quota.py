@@ -185,10 +185,11 @@ def _shares(store: Store, keys: Keys, pieces: SortedRuns | None) -> Iterator[int
 # -- settings ------------------------------------------------------------------------------------------------------
 
 
-def set_quota(store: Store, name: str, count: int | None) -> DatasetQuota | None:
+def set_quota(store: Store, name: str, count: int | None, now: bool = True) -> DatasetQuota | None:
     """Set the quota of dataset `name` to `count` bytes, or (None) take it away; returns it with what is used, measured now.
 
-    It binds whoever publishes from then on. Raises BadInput, StoreFull, and as `measure`.
+    now=False leaves measuring to somebody else: behind a daemon, to a job of that. It binds whoever publishes from then on. Raises
+    BadInput, StoreFull, and as `measure`.
     """
     if count is None:
         store.configure({PREFIX + name: None})
@@ -203,7 +204,7 @@ def set_quota(store: Store, name: str, count: int | None) -> DatasetQuota | None
         return Proposal("settings", settings=_setting(name, quota), requires=requires)
 
     store.append(decide)  # first: what is published while it is measured is charged
-    return measure(store, name)
+    return measure(store, name) if now else quota_of(store.state, name)
 
 
 def measure(store: Store, name: str) -> DatasetQuota | None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from leptonstore.digest import Digest, digest_of
 from leptonstore.errors import ChunkMissing, LeptonError
 from leptonstore.format import pack as lpk
@@ -12,6 +14,7 @@ from leptonstore.store.copies import Copy, Found, find_piece
 from leptonstore.store.index import Place
 from leptonstore.store.log import LogState
 from leptonstore.store.store import Store
+from leptonstore.store.stored import Stored
 from leptonstore.store.walk import Unreadable
 
 
@@ -49,6 +52,11 @@ class Mending:
             return None
         row = lpk.FooterRow(self.stored_name(digest), 0, 0, 0, self._fetched[digest], 0, 0, 0, lpk.DICTIONARY_NONE)
         return Place("", row)
+
+    def stored_many(self, digests: Sequence[Digest]) -> list[Stored | None]:
+        """As Store.stored_many, for what is sound or could be fetched."""
+        places = map(self.locate, digests)
+        return [None if place is None else self._store.stored_at(place) for place in places]
 
     def _is_sound(self, digest: Digest, place: Place) -> bool:
         """With dry_run the index still names damaged packs; otherwise they are gone from it by now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from leptonstore import limits
 from leptonstore.codec import Dictionary
@@ -71,6 +72,12 @@ class OpenedPacks:
             else:
                 self._packs.move_to_end(pack)
             return opened
+
+    def forget(self, packs: Iterable[str]) -> None:
+        """These are gone."""
+        with self._lock:
+            for pack in packs:
+                self._packs.pop(pack, None)
 
     def cipher(self, pack: str) -> PackCipher | None:
         """Raises FormatDamaged when the header cannot be read: without its salt nothing of the pack can be opened."""

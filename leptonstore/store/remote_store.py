@@ -69,7 +69,8 @@ class RemoteStore(Store):
     home = tier = placement = documents = references = OnlyThere()
     unlocked = None
     put_reference = put_reference_piece = locate = locate_many = opened = opened_in = OnlyThere()
-    erasing = publish_erasure = replace_packs = reindex = packs_away = OnlyThere()
+    erasing = publish_erasure = replace_packs = reindex = indexed = packs_away = stored_at = OnlyThere()
+    entry = checkpoint = began_at = OnlyThere()
 
     def __init__(self, link: Link, cache_dir: Path | None = None) -> None:
         # Not Store's: there is nothing to open here.

@@ -283,6 +283,7 @@ class Store:
         if len(self._state.gone) > len(self._let_go):
             gone = self._state.gone - self._let_go
             self.tier.forget_packs(gone)  # an open file would keep the disk full until this process ends
+            self._opened.forget(gone)
             self._let_go |= gone
 
     def _entry_digest(self, sequence: int) -> bytes | None:
@@ -717,6 +718,11 @@ class Store:
         """URL of a tier -> bytes of packs that this object read of it, as they are stored; not what the hot cache or the operating
         system's page cache spared a device."""
         return self.tier.bytes_read
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether something was put that is not durable yet."""
+        return self._writer.pending
 
     def flush(self) -> None:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""

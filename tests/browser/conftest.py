@@ -1,4 +1,4 @@
-"""One browser, one daemon and its store for all tests of the dashboard."""
+"""One browser, one daemon and its store for each file of tests of the dashboard: both keep threads and loops that others must not meet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from signing_in import sign_in
 
 if TYPE_CHECKING:
     from leptonstore.testing.daemon import Served
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
     if CHROMIUM is None:
@@ -26,7 +27,7 @@ def chromium() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A daemon with the store of dashboard_store.py, in this process: tests look at its parts, too."""
     pytest.importorskip("uvicorn", reason="the extra server is not installed")
@@ -75,11 +76,3 @@ def visit(chromium: Any, served: Served) -> Callable[..., Any]:
         assert [one for one in wrong if not any(part in one for part in expected)] == []
 
     return show
-
-
-def sign_in(page: Any, token: str) -> None:
-    """As people do: paste a token."""
-    page.goto("/ui/login")
-    page.get_by_label("Token").fill(token)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/ui")

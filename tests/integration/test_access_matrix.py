@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ import pytest
 from leptonstore.daemon.audit import AuditLog
 from leptonstore.daemon.cluster.secret import DOCUMENT, peer_token
 from leptonstore.daemon.daemon import free_port
+from leptonstore.daemon.maintenance.alone import at_work
 from leptonstore.daemon.operations import OPERATIONS
 from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.rates import RateLimits
@@ -273,7 +274,7 @@ def _token(world: World, ask: Ask) -> Call:
 def _job(world: World, ask: Ask) -> Call:
     daemon = world.served.daemon
     assert daemon is not None
-    _settles(lambda: all(job.ended is not None for job in daemon.jobs.list()), lambda: "a job does not end")
+    _settles(lambda: not at_work(world.store) and all(job.ended for job in daemon.jobs.list()), lambda: "a job goes on")
     return Call("job", {"kind": "check", "options": {}})
 
 
@@ -325,7 +326,8 @@ ROWS: dict[str, Row] = {
     "publish": Row(WRITE_BIRDS, _publish),
     "close": Row(WRITE_ANY, lambda world, ask: Call("close", {"session": _session(world, ask)})),
     "append": Row(
-        ADMIN_STORE, lambda world, ask: Call("append", {"settings": {"matrix": world.name()}, "requires": []})
+        ADMIN_STORE,
+        lambda world, ask: Call("append", {"settings": {"quota_bytes": (1 << 40) + len(world.name())}, "requires": []}),
     ),
     "job": Row(ADMIN_STORE, _job),
     "jobs": Row(ADMIN_STORE, just("jobs")),
@@ -435,6 +437,36 @@ def _tells_of_birds(world: World, answer: Answer) -> bool:
     if answer.outcome == "ok" and (world.commit.encode() in answer.data or parse_hex(world.commit) in answer.data):
         return True
     return SECRET_VALUE[:20] in answer.data
+
+
+def test_who_gives_no_credential_may_read_where_that_is_opened_and_nothing_else(world: World, tmp_path: Path) -> None:
+    """`--anonymous read`: as a token that grants "read"; what is given and wrong is refused all the same."""
+    with running(
+        world.store.url, in_process=True, cache_bytes=0, anonymous="read", audit_log=str(tmp_path / "a")
+    ) as served:
+        assert served.daemon is not None
+        served.daemon.access.limit(RateLimits(failures=None))
+        with fl.connect(("127.0.0.1", served.told["port"])) as client:
+            opened = replace(world, served=served, flight=client)
+            for op, (transport, send) in product(ROWS.keys() - {"block", "member"}, TRANSPORTS.items()):
+                if transport == "flight" and " " in OPERATIONS[op].call:
+                    continue
+                for credential in ("none", "wrong secret", "expired", "basic"):
+                    ask = partial(_ask, opened, send, credential)
+                    before = opened.fingerprint()
+                    call = ROWS[op].call(opened, ask)
+                    if op == "token_revoke":
+                        before = opened.fingerprint()  # which has just made one to revoke
+                    answer = send(opened, world.credentials[credential], call)
+                    wanted = expected(op, "read" if credential == "none" else credential)
+                    assert answer.outcome == wanted, (op, transport, credential, answer)
+                    assert opened.fingerprint() == before or op in ("lease", "release"), (op, transport, credential)
+
+
+def _ask(
+    world: World, send: Callable[[World, str | None, Call], Answer], credential: str, op: str, **told: Any
+) -> Answer:
+    return send(world, world.credentials[credential], Call(op, told))
 
 
 def test_no_secret_is_in_any_log_or_document(world: World) -> None:

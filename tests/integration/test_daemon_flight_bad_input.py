@@ -551,6 +551,24 @@ def test_draining_lets_what_runs_end_and_refuses_what_comes(tmp_path: Any, monke
         assert server.drain(10.0)
 
 
+def test_draining_waits_until_a_session_has_made_its_work_durable(tmp_path: Any) -> None:
+    with new_store(tmp_path) as store, serving(store) as server:
+        client = Client(server.port)
+        session, value = client.act("open")["session"], os.urandom(50_000)
+        client.put(session, [records([(digest_of(value), value)])])
+        assert not server.drain(0.05)
+        with pytest.raises(TooBusy):
+            client.act("open")
+        with pytest.raises(TooBusy):
+            client.act("state")
+        assert client.act("find", digest_of(value), session=session)[0] in (0, 1)
+        client.act("flush", session=session)
+        assert server.drain(10.0)
+        with store.again() as local:
+            assert local.get(digest_of(value)) == value
+        client.act("close", session=session)
+
+
 def test_the_end_does_not_wait_for_a_client_that_does_not_read(tmp_path: Any) -> None:
     with new_store(tmp_path) as store:
         big = pa.table(
@@ -575,7 +593,7 @@ def test_a_full_disk_is_told_by_type_over_the_wire(tmp_path: Any, monkeypatch: p
     with new_store(tmp_path) as store, serving(store) as server:
         client = Client(server.port)
         session = client.act("open")["session"]
-        home = next(iter(server.service.sessions.of())).store.home
+        home = next(iter(server.service.sessions.every())).store.home
 
         def full(pack: str) -> Any:
             raise StoreFull(f"cannot write {store.url}/packs/{pack}: no space left on device")

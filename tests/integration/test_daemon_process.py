@@ -6,14 +6,19 @@ import json
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as fl
 import pytest
 
+from leptonstore.dataset import Source, write_dataset
 from leptonstore.errors import LeptonError
 from leptonstore.store import Store
+from leptonstore.store.wire.messages import encode
 from leptonstore.testing import daemon
 
 
@@ -150,6 +155,52 @@ def test_while_it_drains_it_is_not_ready_and_still_answers(place: Path, tmp_path
     with Store.open(served.url) as store:
         assert store.state.refs == {}
     assert served.stop() == 130  # a second signal ends it at once
+
+
+@pytest.fixture
+def large(tmp_path: Path, source_of: Callable[..., Source]) -> Path:
+    """A store whose dataset is more than connections hold: who does not read keeps its request."""
+    rows = 16_384
+    values = pa.array(np.random.default_rng(0).integers(0, 255, rows * 4_096, dtype=np.uint8))
+    table = pa.table({"id": np.arange(rows), "x": pa.FixedSizeListArray.from_arrays(values, 4_096)})
+    with Store.create(tmp_path / "large") as store:
+        write_dataset(store, "t", source_of(table, ("id",)))
+    return tmp_path / "large"
+
+
+def rows_of(served: daemon.Served, token: str) -> Iterator[pa.RecordBatch]:
+    client = fl.connect(("127.0.0.1", served.told["port"]))
+    options = fl.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
+    for chunk in client.do_get(fl.Ticket(encode("rows", {"dataset": "t"})), options):
+        yield chunk.data
+
+
+def test_a_request_under_way_ends_before_the_daemon_does(large: Path, tmp_path: Path) -> None:
+    served = daemon.start(large, cache_bytes=0, folder=tmp_path)
+    assert served.process is not None
+    batches = rows_of(served, served.token)
+    count = next(batches).num_rows
+    served.process.send_signal(signal.SIGTERM)
+    while asked_or_refused(served.http_url + "/readyz") == 200:
+        pass
+    count += sum(batch.num_rows for batch in batches)
+    assert count == 16_384 and served.process.wait(60) == 0
+
+
+def test_who_does_not_read_is_cut_off_when_draining_is_over(large: Path, tmp_path: Path) -> None:
+    served = daemon.start(large, cache_bytes=0, folder=tmp_path, drain_s=0.5)
+    batches = rows_of(served, served.token)
+    next(batches)
+    assert served.stop() == 0
+    with pytest.raises(fl.FlightError):
+        list(batches)
+
+
+def asked_or_refused(url: str) -> int:
+    try:
+        return asked(url)[0]
+    except urllib.error.URLError:
+        return 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from leptonstore.errors import (
     ChunkCorrupt,
     ChunkMissing,
     Conflict,
+    Damaged,
     LeptonError,
     NotFound,
     NotPermitted,
@@ -40,6 +43,7 @@ from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.store import Store
 from leptonstore.store.wire.messages import Request, payload_of
 from leptonstore.store.wire.records import FOUND
+from leptonstore.testing.faults import FaultyPacks
 
 ADMIN = Principal("admin", "admin", (Grant(Scope.ADMIN),))
 OTHER = Principal("other", "other", (Grant(Scope.ADMIN),))
@@ -297,8 +301,22 @@ def test_rows_where_a_condition_is_true(tables: tuple[Driver, pa.Table]) -> None
         ["id", "value"]
     )
     assert found.equals(expected)
+    part = driver.table("rows", dataset="mixed", where="id >= 100", start=50, stop=150, columns=["id"])
+    assert part["id"].to_pylist() == list(range(100, 150))
     with pytest.raises(BadInput):
         driver.table("rows", dataset="mixed", where="no_such_column > 3")
+
+
+def test_a_batch_is_bounded_in_bytes_however_many_rows_are_asked_for_in_one(
+    tables: tuple[Driver, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, whole = tables
+    monkeypatch.setattr(bounds, "BATCH_BYTES_MAX", 1 << 20)
+    schema, batches = driver.service.stream(ADMIN, Request("rows", {"dataset": "mixed", "batch_rows": ROWS}))
+    found = list(batches)
+    assert len(found) > 2
+    assert all(batch.nbytes <= (1 << 20) + 2 * bounds.BATCH_BYTES for batch in found)
+    assert pa.Table.from_batches(found, schema).equals(whole)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +363,27 @@ def test_memory_of_a_stream_does_not_grow_with_it(tables: tuple[Driver, pa.Table
     first = next(batches)
     assert first.nbytes <= 4 * bounds.BATCH_BYTES
     batches.close()  # type: ignore[attr-defined]
+
+
+def test_nothing_of_another_store_comes_out_of_the_hot_cache_that_they_share(tmp_path: Path) -> None:
+    """All stores of a user on a host have one cache, by digest: a daemon answers only for what its own store has."""
+    cache = HotCache(tmp_path / "hot", 16 << 20)
+    with new_store(tmp_path / "one") as one, new_store(tmp_path / "other") as other:
+        value, long = np.random.default_rng(0).bytes(50_000), np.random.default_rng(1).bytes(6 << 20)
+        digests = [other.put(value), other.put(long)]
+        other.flush()
+        for store, there in ((other, True), (one, False)):
+            service = Service(store, cache=cache)
+            driver = Driver(service)
+            for digest, data in zip(digests, (value, long), strict=True):
+                for _ in range(2):  # the second time out of the cache
+                    if there:
+                        assert driver.values([digest]) == [(1, data)]
+                    else:
+                        with pytest.raises(ChunkMissing):
+                            driver.values([digest])
+            service.close()
+    cache.close()
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
@@ -458,6 +497,25 @@ def test_a_session_in_use_does_not_time_out(served: Driver, clock: Clock) -> Non
     assert served.service.sessions.expire() == 0  # it was used until now
 
 
+def test_a_session_that_is_closed_while_it_is_put_to_ends_with_that(served: Driver) -> None:
+    session = served.open()
+    one, other = (np.random.default_rng(seed).bytes(50_000) for seed in (1, 2))
+    store = served.service.sessions.peek(ADMIN, session).store  # type: ignore[union-attr]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield records([(digest_of(one), one)])
+        served.act("close", session=session)
+        yield records([(digest_of(other), other)])
+
+    request = Request("put", {"session": session})
+    done = served.service.receive(ADMIN, request, records([]).schema, batches(), lambda total: None)
+    assert done["records"] == 2
+    with pytest.raises(NotFound):
+        served.act("flush", session=session)
+    assert not store._writer.pending  # it was closed, and what was not flushed is forgotten
+    assert np.frombuffer(served.act("find", payload_of([digest_of(one)])), FOUND)["kind"].tolist() == [0]
+
+
 def test_nobody_else_can_name_a_session(served: Driver) -> None:
     session = served.open()
     other = Driver(served.service, OTHER)
@@ -488,44 +546,57 @@ def test_sessions_are_bounded_for_one_credential_and_in_all(served: Driver, monk
     other.open()
 
 
-def test_one_sessions_failure_is_not_anothers(served: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = served.open(), served.open()
-    good = np.random.default_rng(1).bytes(100_000)
-    served.put(other, records([(digest_of(good), good)]))
-    tier = served.service.sessions.peek(ADMIN, one).store.home  # type: ignore[union-attr]
-    monkeypatch.setattr(tier, "create_pack", _disk_full)
-    bad = np.random.default_rng(2).bytes(100_000)
-    with pytest.raises(StoreFull) as raised:
-        served.put(one, records([(digest_of(bad), bad)]))
-        served.act("flush", session=one)
-    assert str(served.service.store.url) not in str(raised.value)
-    served.act("flush", session=other)
-    found = np.frombuffer(served.act("find", payload_of([digest_of(good), digest_of(bad)])), FOUND)
-    assert found["kind"].tolist() == [1, 0]
-    monkeypatch.undo()  # there is room again: the same session goes on
-    served.put(one, records([(digest_of(bad), bad)]))
-    served.act("flush", session=one)
-    assert served.values([digest_of(bad)]) == [(1, bad)]
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_on_a_full_disk_one_session_fails_by_type_and_what_was_acknowledged_stays(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", disk], check=False).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        with new_store(disk) as store:
+            service = Service(store)
+            driver = Driver(service)
+            one, other = driver.open(), driver.open()
+            good = np.random.default_rng(1).bytes(100_000)
+            driver.put(other, records([(digest_of(good), good)]))
+            driver.act("flush", session=other)
+            values = [np.random.default_rng(seed).bytes(1 << 20) for seed in range(2, 40)]
+            with pytest.raises(StoreFull) as raised:
+                for value in values:
+                    driver.put(one, records([(digest_of(value), value)]))
+                driver.act("flush", session=one)
+            assert str(tmp_path) not in str(raised.value)
+            assert driver.values([digest_of(good)]) == [(1, good)]
+            small = np.random.default_rng(50).bytes(
+                50_000
+            )  # what failed has left its room: others go on, and so does it
+            for session in (one, other):
+                driver.put(session, records([(digest_of(small), small)]))
+                driver.act("flush", session=session)
+            assert driver.values([digest_of(small)]) == [(1, small)]
+            service.close()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
-def _disk_full(pack: str) -> Any:
-    raise StoreFull("cannot write /srv/secret/place/packs/ab: the disk is full (no space left on device)")
-
-
-def test_a_tier_that_is_down_is_told_by_type_without_its_place(served: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tier_that_is_away_is_told_by_type_and_without_its_place(served: Driver) -> None:
     store = served.service.store
-    digest = store.put(b"a value in a pack")
+    faulty = FaultyPacks(store.home)
+    digest = store.put(np.random.default_rng(3).bytes(20_000))
     store.flush()
-
-    def away(*arguments: Any) -> Any:
-        raise TierUnavailable(f"{store.url} does not answer: s3://secret-bucket/x timed out", "s3://secret-bucket/x")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(store.home, "read", away)
-        with pytest.raises(TierUnavailable) as raised:
-            served.values([digest])
-        assert store.url not in str(raised.value)
-    assert served.values([digest]) == [(1, b"a value in a pack")]
+    store.tier.use([faulty], 0)
+    faulty.down = TierUnavailable(
+        f"{store.url} does not answer: s3://secret-bucket/x timed out", "s3://secret-bucket/x"
+    )
+    with pytest.raises(TierUnavailable) as raised:
+        served.values([digest])
+    assert store.url not in str(raised.value) and "secret" not in raised.value.tier
+    faulty.down = None
+    assert [kind for kind, _ in served.values([digest])] == [1]
+    faulty.fail_next("read", OSError(5, "Input/output error"), times=2)
+    with pytest.raises(Damaged):
+        served.values([digest])
+    assert [kind for kind, _ in served.values([digest])] == [1]
 
 
 def test_no_room_is_left_by_a_session_that_cannot_be_opened(tmp_path: Path) -> None:

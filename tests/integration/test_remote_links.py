@@ -166,9 +166,10 @@ def test_an_epoch_goes_on_at_another_daemon_in_the_same_order(there: Served, end
         assert store.link.hosts[0].port == second.server.port
 
 
-def test_members_that_a_daemon_tells_are_asked_when_it_is_gone(there: Served, ends: ExitStack) -> None:
+@pytest.mark.parametrize("told", ["127.0.0.1:{}", "lepton://127.0.0.1:{}/store"])
+def test_members_that_a_daemon_tells_are_asked_when_it_is_gone(there: Served, ends: ExitStack, told: str) -> None:
     second = ends.enter_context(serving(there.store, name="store"))
-    there.server.service.members = lambda: [f"127.0.0.1:{second.server.port}", "nonsense nonsense"]
+    there.server.service.members = lambda: ["nonsense nonsense", "lepton://", told.format(second.server.port)]
     with there.open() as store:
         digest = store.put(b"x" * 5_000)
         store.flush()

@@ -7,7 +7,8 @@ import datetime
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from leptonstore.daemon.tls import ServerTls, certificate_name, replace_listener
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.errors import SourceError
 from leptonstore.store import Store
-from leptonstore.testing.daemon import running
+from leptonstore.testing.daemon import Served, running
 
 x509 = pytest.importorskip("cryptography.x509")
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
@@ -214,37 +215,85 @@ def serial(port: int, authority: Made) -> str:
         return str(found["serialNumber"])
 
 
-def test_a_daemon_reads_its_certificates_again_while_it_serves(
-    tmp_path: Path, folder: Path, authority: Made, server: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def renewable(
+    tmp_path: Path, authority: Made, server: Made, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Served, Callable[[Made], None], Callable[[Made], None]]]:
+    """A daemon with TLS, and what replaces its certificate, and its key."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("LEPTON_CA", str(authority.chain))
     table = pa.table({"id": list(range(100))})
     with Store.create(tmp_path / "store") as store:
         write_dataset(store, "birds", Source(table.schema, ("id",), lambda: iter(table.to_batches())))
     chain, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    chain.write_bytes(server.chain.read_bytes())
-    key.write_bytes(server.key_file.read_bytes())
+
+    def new_chain(made: Made) -> None:
+        chain.write_bytes(made.chain.read_bytes())
+
+    def new_key(made: Made) -> None:
+        key.write_bytes(made.key_file.read_bytes())
+
+    new_chain(server)
+    new_key(server)
     key.chmod(0o600)
-    files = {"tls_cert": str(chain), "tls_key": str(key)}
-    with running(tmp_path / "store", in_process=True, cache_bytes=0, **files) as served:
-        daemon, ports = served.daemon, (served.told["port"], served.told["http_port"])
-        assert daemon is not None
-        with Store.open(served.url) as opened:
-            assert Dataset.open(opened, "birds").to_arrow().num_rows == 100
-            before = {serial(port, authority) for port in ports}
-            # Half of a renewal: nothing changes, and the daemon goes on.
-            new = make(folder, "renewed", authority, HERE)
-            chain.write_bytes(new.chain.read_bytes())
-            with pytest.raises(SourceError):
-                daemon.reload(daemon.settings)
-            assert {serial(port, authority) for port in ports} == before
-            key.write_bytes(new.key_file.read_bytes())
+    with running(tmp_path / "store", in_process=True, cache_bytes=0, tls_cert=str(chain), tls_key=str(key)) as served:
+        yield served, new_chain, new_key
+
+
+def test_a_daemon_reads_its_certificates_again_while_it_serves(folder: Path, authority: Made, renewable: Any) -> None:
+    served, new_chain, new_key = renewable
+    daemon, ports = served.daemon, (served.told["port"], served.told["http_port"])
+    with Store.open(served.url) as opened:
+        assert Dataset.open(opened, "birds").to_arrow().num_rows == 100
+        before = {serial(port, authority) for port in ports}
+        new = make(folder, "renewed", authority, HERE)
+        new_chain(new)  # half of a renewal: nothing changes, and the daemon goes on
+        with pytest.raises(SourceError):
             daemon.reload(daemon.settings)
-            after = {serial(port, authority) for port in ports}
-            assert len(before) == len(after) == 1 and before != after
-            opened.refresh()  # over a connection that it has to make anew
-            assert Dataset.open(opened, "birds").to_arrow().num_rows == 100
+        assert {serial(port, authority) for port in ports} == before
+        new_key(new)
+        daemon.reload(daemon.settings)
+        after = {serial(port, authority) for port in ports}
+        assert len(before) == len(after) == 1 and before != after
+        opened.refresh()  # over a connection that it has to make anew
+        assert Dataset.open(opened, "birds").to_arrow().num_rows == 100
+
+
+def test_clients_do_not_feel_a_renewal(folder: Path, authority: Made, renewable: Any) -> None:
+    served, new_chain, new_key = renewable
+    stop, counts, errors = threading.Event(), [0, 0], list[Exception]()
+
+    def read(number: int) -> None:
+        try:
+            with Store.open(served.url) as opened:
+                while not stop.is_set():
+                    opened.refresh()
+                    assert Dataset.open(opened, "birds").take([5, 50])["id"].to_pylist() == [5, 50]
+                    counts[number] += 1
+        except Exception as error:
+            errors.append(error)
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(3):
+            began = list(counts)
+            deadline = time.monotonic() + 30
+            while any(
+                now < then + 3 for now, then in zip(counts, began, strict=True)
+            ):  # both read, before each renewal
+                assert not errors and time.monotonic() < deadline, errors
+                time.sleep(0.01)
+            new = make(folder, f"renewed {number}", authority, HERE)
+            new_chain(new)
+            new_key(new)
+            served.daemon.reload(served.daemon.settings)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join(60)
+    assert not errors and not served.daemon.failure
 
 
 @pytest.mark.parametrize("what", ["missing", "garbage", "another key", "encrypted", "huge", "authority"])

@@ -88,6 +88,16 @@ def test_threads_write_whole_lines_while_files_are_changed(tmp_path: Path) -> No
     assert told == {f"{n} {k}" for n in range(4) for k in range(100)} and log.lost == 0
 
 
+def test_a_file_that_was_moved_is_left_when_the_log_was_closed(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.write("publish", "ok", "id", "name", "1.2.3.4", "first")
+    os.rename(log.path, tmp_path / "moved")
+    log.close()
+    log.write("publish", "ok", "id", "name", "1.2.3.4", "second")
+    assert [line["what"] for line in lines(tmp_path / "moved")] == ["first"]
+    assert [line["what"] for line in lines(log.path)] == ["second"]
+
+
 def test_a_full_disk_loses_lines_and_says_how_many() -> None:
     log = AuditLog("/dev/full")
     for _ in range(5):

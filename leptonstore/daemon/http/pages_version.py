@@ -118,10 +118,10 @@ def _links(ask: Ask, kind: str, spec: str) -> tuple[list[Link], int]:
     )
     shown = []
     for at, link in enumerate(links):
-        refs = tuple(ref for ref in link.refs if ask.who.may(Scope.READ, ref.partition("@")[0]))
-        name = link.name.partition("@")[0]
-        if at == 0 or ask.who.may(Scope.READ, name):
+        if at == 0 or ask.who.may(Scope.READ, link.name.partition("@")[0]):
+            refs = tuple(ref for ref in link.refs if ask.who.may(Scope.READ, ref.partition("@")[0]))
             shown.append(replace(link, refs=refs))
-        else:
-            shown.append(Link(link.kind, "", link.digest, missing="not yours to see"))
+    if len(shown) < len(links):
+        there = {link.digest for link in shown}
+        more = len({origin.commit for link in shown for origin in link.origins} - there)
     return shown, more

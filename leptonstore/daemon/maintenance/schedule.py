@@ -18,6 +18,7 @@ from typing import Any
 
 from leptonstore.daemon.maintenance import bounds, record
 from leptonstore.daemon.maintenance.kinds import kind_of
+from leptonstore.daemon.memory import give_back
 from leptonstore.errors import BadInput, Conflict, LeptonError, TooBusy
 from leptonstore.store import Store
 
@@ -91,7 +92,7 @@ def due_at(plan: Plan, last: Mapping[str, Any] | None, now: float) -> float:
 
 
 class Schedule:
-    """Starts what is due, in a thread of its own. `close` it before the jobs."""
+    """Starts what is due, in a thread of its own, which also gives back what the allocator keeps. `close` it before the jobs."""
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class Schedule:
                 _log.warning("the schedule of maintenance could not be looked at: %s", error)
             except Exception:  # a bug here must not end all maintenance
                 _log.exception("the schedule of maintenance failed")
+            give_back()
 
     def close(self) -> None:
         """Start nothing any more."""

@@ -27,9 +27,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.digest import Buffer
-from leptonstore.errors import FormatDamaged, FormatTooNew, NotAuthenticated, StoreMissing, TierUnavailable, TooBusy
+from leptonstore.errors import (
+    BadInput,
+    FormatDamaged,
+    FormatTooNew,
+    NotAuthenticated,
+    StoreMissing,
+    TierUnavailable,
+    TooBusy,
+)
 from leptonstore.store.wire import messages
-from leptonstore.store.wire.address import Address, Host, parse_host
+from leptonstore.store.wire.address import Address, Host, is_served, parse_address, parse_host
 from leptonstore.store.wire.credentials import Credentials, credentials_for
 from leptonstore.store.wire.plane import Plane, Unreached
 
@@ -227,9 +235,9 @@ class Link:
         with self._lock:
             self._store_id, self.hello = store["id"], told
             for member in told.get("members") or ():
-                found = parse_host(member) if isinstance(member, str) else None
-                if found is not None and found not in self._hosts and len(self._hosts) < limits.WIRE_HOSTS_MAX:
-                    self._hosts.append(found)
+                for found in _hosts_of(member):
+                    if found not in self._hosts and len(self._hosts) < limits.WIRE_HOSTS_MAX:
+                        self._hosts.append(found)
 
     def _drop(self, host: Host) -> None:
         """Connect anew the next time: another daemon may listen there by then."""
@@ -269,6 +277,18 @@ class _Patience:
         time.sleep(pause)
         self._pause = min(2 * self._pause, limits.WIRE_BACKOFF_S_MAX)
         return True
+
+
+def _hosts_of(member: Any) -> tuple[Host, ...]:
+    """Where a member is that a daemon told: HOST:PORT, or a URL. Nothing for what is neither."""
+    if not isinstance(member, str):
+        return ()
+    if is_served(member):
+        with contextlib.suppress(BadInput):
+            return parse_address(member).hosts
+        return ()
+    found = parse_host(member)
+    return () if found is None else (found,)
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
