@@ -127,6 +127,19 @@ def test_what_works_on_files_says_where_to_go(remote: RemoteStore) -> None:
             Store.create(url)
 
 
+def test_the_hot_cache_of_the_host_is_read_directly(there: daemon.Served, tmp_path: Path) -> None:
+    with daemon.running(there.told["store"], cache=str(tmp_path / "hot"), cache_bytes="64MiB") as near:
+        for attempt in range(2):
+            with Store.open(near.url) as store:
+                assert isinstance(store, RemoteStore)
+                want = Dataset.open(there.told["store"], "t").to_arrow()
+                assert Dataset.open(store, "t").to_arrow().equals(want)
+                read = sum(store.bytes_read.values())
+            if not attempt:
+                first = read
+        assert first > 1 << 20 and read < first / 10, "the daemon put it there when it was asked for"
+
+
 # -- processes -------------------------------------------------------------------------------------------------------------
 
 
