@@ -215,6 +215,21 @@ def test_a_forged_digest_is_refused_over_the_wire_and_the_session_goes_on(client
     client.act("close", session=session)
 
 
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("offsets", [[0, 4 << 30, 10], [0, 200_000, 10], [0, -100, 10], [0, 7, 5]])
+def test_offsets_that_lie_are_followed_nowhere(client: Client, kind: int, offsets: list[int]) -> None:
+    """Flight hands on whatever offsets a stream states: the daemon read beyond its own memory, and ended by SIGSEGV."""
+    session = client.act("open")["session"]
+    good = records([(digest_of(b"01234"), b"01234"), (digest_of(b"56789"), b"56789")], kind)
+    lying = pa.Array.from_buffers(
+        pa.large_binary(), 2, [None, pa.py_buffer(np.array(offsets, np.int64)), pa.py_buffer(b"0123456789")]
+    )
+    with pytest.raises(BadInput):
+        client.put(session, [pa.RecordBatch.from_arrays([*good.columns[:4], lying], schema=good.schema)])
+    client.put(session, [records([(digest_of(b"whole"), b"whole")])])
+    client.act("close", session=session)
+
+
 def test_a_client_that_leaves_in_the_middle_of_a_put_leaves_nothing_behind(
     client: Client, server: FlightServer
 ) -> None:

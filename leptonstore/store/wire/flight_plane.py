@@ -172,6 +172,8 @@ def _told(error: BaseException) -> LeptonError | Unreached:
     text = str(error).partition("\n")[0]
     if isinstance(error, flight.FlightTimedOutError):
         text = "it did not answer in time"
+    elif any(word in text.lower() for word in ("handshake", "certificate", "tls", "ssl")):
+        text = "TLS fails: does LEPTON_CA name who signed the daemon's certificate, and is the host's name in it?"
     elif isinstance(error, flight.FlightUnavailableError):
         text = "nothing answers there" if "connect" in text.lower() else "the connection was lost"
     return Unreached(text[:300])
