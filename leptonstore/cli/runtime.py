@@ -32,6 +32,7 @@ EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
     (errors.FormatTooNew, 7),
     (errors.MissingExtra, 8),
     (errors.TierUnavailable, 11),
+    (errors.TooBusy, 11),
     (errors.RankLost, 12),
     (errors.ClusterLost, 13),
     (errors.Stopped, EXIT_INTERRUPTED),

@@ -60,7 +60,9 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
         for number, handler in before.items():
             signal.signal(number, handler)
     code = 1 if daemon.failure else 0
-    if daemon.stuck:  # a thread of gRPC's is inside Python still: the end of the interpreter would wait for it, or crash
+    if (
+        daemon.stuck
+    ):  # a thread of gRPC's is inside Python still: the end of the interpreter would wait for it, or crash
         logging.shutdown()
         os._exit(code)
     return code

@@ -28,6 +28,7 @@ CONFIG_BYTES_MAX = MIB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SIZES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_QUANTITY_MAX = 1 << 62
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -84,13 +85,16 @@ class Setting:
 
 
 def _quantity(setting: Setting, given: Any, units: Mapping[str, int]) -> int | float:
-    example = "512MiB" if units is _SIZES else "30s"
-    match = _QUANTITY.fullmatch(str(given).strip()) if type(given) in (int, float, str) else None
+    """Bytes or seconds, of a number or of a text with a unit."""
+    if type(given) in (int, float) and 0 <= given < _QUANTITY_MAX:
+        return int(given) if units is _SIZES else float(given)
+    match = _QUANTITY.fullmatch(given.strip()) if isinstance(given, str) else None
     if match is None or match[2] not in units:
-        raise BadInput(
-            f"{setting.option} = {given!r}: give a number with a unit of {', '.join(filter(None, units))}, such as {example}"
-        )
+        example, names = "512MiB" if units is _SIZES else "30s", ", ".join(filter(None, units))
+        raise BadInput(f"{setting.option} = {given!r}: give a number with a unit of {names}, such as {example}")
     value = float(match[1]) * units[match[2]]
+    if value >= _QUANTITY_MAX:
+        raise BadInput(f"{setting.option} = {given!r}: that is too much")
     return int(value) if units is _SIZES else value
 
 
@@ -163,9 +167,13 @@ class Settings:
     )
     block_cache_bytes: int = _set(2 * GIB, "bytes", "Cluster", "Budget of those blocks.", least=64 * MIB)
     drain_wait_s: float = _set(
-        0.0, "seconds", "Ending", "After SIGTERM, go on so long while /readyz says 503, for load balancers to look."
+        0.0,
+        "seconds",
+        "Ending",
+        "After SIGTERM, go on so long while /readyz says 503, for load balancers to look.",
+        most=86_400,
     )
-    drain_s: float = _set(30.0, "seconds", "Ending", "Then wait so long for requests under way.")
+    drain_s: float = _set(30.0, "seconds", "Ending", "Then wait so long for requests under way.", most=86_400)
     log_format: str = _set(
         "text", str, "Logs", "What the daemon says on stderr: lines for people, or JSON.", choices=("text", "json")
     )

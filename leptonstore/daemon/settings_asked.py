@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from leptonstore.daemon.maintenance import schedule
 from leptonstore.errors import BadInput, LeptonError
 from leptonstore.format.framed import NAMED_FEATURES
 from leptonstore.store import dataset_quota, placement, quota, references, remotes
@@ -29,9 +30,13 @@ def require_settings(state: LogState, settings: dict[str, Any], requires: Sequen
         raise BadInput(f"there is no feature {unknown[0][:40]!r}")
     kept = {name: value for name, value in {**state.settings, **settings}.items() if value is not None}
     known = {quota.SETTING, remotes.SETTING, *_ONLY_THERE}
-    foreign = sorted(name for name in settings if name not in known and not name.startswith(dataset_quota.PREFIX))
+    named = (dataset_quota.PREFIX, schedule.PREFIX)
+    foreign = sorted(name for name in settings if name not in known and not name.startswith(named))
     if foreign:
         raise BadInput(f"there is no setting {foreign[0][:40]!r}")
+    for name, value in settings.items():
+        if name.startswith(schedule.PREFIX) and value is not None:
+            schedule.plan_of(name.removeprefix(schedule.PREFIX), value)
     after = replace(state, settings=kept)
     try:
         quota.quota_bytes(after)

@@ -89,7 +89,9 @@ class LeptonFileSystem(AbstractFileSystem):
                 except BadInput as error:
                     if not is_served(url):
                         raise
-                    raise StoreMissing(str(error), url) from None  # a NAME without its @REF looks like a part of the store's
+                    raise StoreMissing(
+                        str(error), url
+                    ) from None  # a NAME without its @REF looks like a part of the store's
             return self._stores[url]
 
     def _resolved(self, url: str, spec: str, inner: str) -> tuple[Store, str, tuple[str, str, str]]:

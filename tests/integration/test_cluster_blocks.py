@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,40 @@ def test_what_leaves_memory_goes_to_disk(files):
     gone = next(iter(data))[0]
     blocks.forget(lambda key: key[0] == gone)
     assert gone not in blocks.packs() and len(blocks.packs()) == 39
+
+
+def test_copies_that_leave_memory_make_way_for_own_blocks_on_disk(files):
+    """They were put there as own ones: after a member had died, what the others took over found no room (the bucket was read twice)."""
+    blocks = Blocks(bounds.RAM_BYTES_MIN, files)
+    blocks.owned = lambda key: key[1] == 1
+    for number in range(90):
+        blocks.put((f"{number:032x}", 0), BLOCK, copy=True)
+    own = [(f"{number:032x}", 1) for number in range(50)]
+    for key in own:
+        blocks.put(key, BLOCK)
+    assert all(key in blocks for key in own)
+
+
+def test_threads_put_read_and_forget_at_once(files):
+    blocks = Blocks(bounds.RAM_BYTES_MIN, files)
+
+    def work(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(120):
+            key = (f"{rng.randrange(60):032x}", 0)
+            what = rng.random()
+            if what < 0.5:
+                blocks.put(key, BLOCK, copy=what < 0.2)
+            elif what < 0.9:
+                found = blocks.read(key, 7, 90_000)
+                assert found is None or found == BLOCK[7:90_000]
+            else:
+                blocks.forget(lambda other, key=key: other == key)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert files.damaged == 0
+    assert blocks.bytes <= bounds.RAM_BYTES_MIN + bounds.DISK_BYTES_MIN
 
 
 def test_what_was_read_stays_valid_when_its_block_goes():

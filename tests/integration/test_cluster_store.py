@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,16 @@ import pytest
 from leptonstore.daemon.cluster import bounds
 from leptonstore.daemon.cluster.cluster import Cluster, ClusterSettings, blocks_of
 from leptonstore.daemon.cluster.members import Member
+from leptonstore.daemon.cluster.peers import Peers
 from leptonstore.daemon.cluster.prefetch import Plans
-from leptonstore.daemon.cluster.wire import Answer, Part
+from leptonstore.daemon.cluster.secret import peer_token
+from leptonstore.daemon.cluster.wire import DATA, Answer, Part
 from leptonstore.errors import BadInput, ChunkCorrupt
 from leptonstore.limits import MIB
 from leptonstore.store import Store
 from leptonstore.store import gc as garbage
 from leptonstore.store.wire.messages import Request
+from leptonstore.testing import daemon
 from leptonstore.testing.tiers import add_pack, content
 from leptonstore.tiers.open import open_tier
 from tests.integration.cluster_nodes import Node, Nodes
@@ -220,3 +224,35 @@ def test_requests_of_peers_are_checked_like_any(arguments, payload):
     with pytest.raises(BadInput):
         cluster.block(Request("block", arguments, payload))
     cluster.close()
+
+
+# -- places --------------------------------------------------------------------------------------------------------
+
+
+def test_a_daemon_whose_places_clients_hold_answers_its_peers(tmp_path):
+    """Else two daemons whose clients wait for blocks of each other would wait for ever."""
+    with Store.create(tmp_path / "store", cache_dir=tmp_path / "index") as store:
+        store.put(VALUES[0])
+        store.flush()
+        (pack,) = store.state.packs
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    served = daemon.start_here(tmp_path / "store", port=port, members=[address], cache_bytes=0)
+    assert served.daemon is not None
+    flight, cluster = served.daemon.flight, served.daemon.cluster
+    held = [flight.admissions["get"], flight.admissions["action"]]
+    try:
+        for admission in held:
+            for _ in range(admission.at_once):
+                admission.enter()
+        peers = Peers("10.0.0.9:7400", lambda: peer_token(cluster._secret), cluster.store_id)
+        (answer,) = peers.fetch(address, [Part(pack, 0, 0, 50)], "10.0.0.9:7400", False)
+        assert answer.state == DATA and len(answer.data) == 50
+        assert peers.ask(address).address == address
+        peers.close()
+    finally:
+        for admission in held:
+            for _ in range(admission.at_once):
+                admission.leave()
+        served.stop()

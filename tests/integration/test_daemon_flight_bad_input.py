@@ -3,6 +3,7 @@ answers each by type or cuts it off, and answers the next client."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -492,6 +493,48 @@ def test_what_is_shut_down_is_the_connection_of_that_peer() -> None:
 def test_grpc_and_the_kernel_name_a_peer_alike(grpc: str, name: str) -> None:
     assert peer_of(grpc) == name
     assert isinstance(Open(0, name, 0), tuple)
+
+
+def test_nothing_is_left_of_clients_that_came_and_went(server: FlightServer) -> None:
+    """Descriptors, threads and places are those of before: sessions that were left open but for their time, streams that were left in the
+    middle, puts that failed."""
+
+    def visit(number: int) -> None:
+        client = Client(server.port)
+        session = client.act("open")["session"]
+        value = number.to_bytes(4, "little") * 10_000
+        client.put(session, [records([(digest_of(value), value)])])
+        with pytest.raises(ChunkCorrupt):
+            client.put(session, [records([(digest_of(b""), value)])])
+        client.act("flush", session=session)
+        reader = client.flight.do_get(fl.Ticket(encode("rows", {"dataset": "numbers"})), client.options)
+        reader.read_chunk()
+        reader.cancel()
+        lease = client.act("lease", commit=server.service.store.state.refs["dataset/numbers/main"].commit)["lease"]
+        client.act("release", lease=lease)
+        client.act("close", session=session)
+        client.close()
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        names = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                names.append(os.readlink(f"/proc/self/fd/{name}"))
+        # A tier keeps the packs that were read lately open: a bounded number of its own.
+        return sum(not name.endswith(".pack") for name in names), threading.active_count()
+
+    for number in range(5):
+        visit(number)
+    wait_until(lambda: not server.under_way)
+    before, sessions, leases = held(), len(server.service.sessions), len(server.service.leases)
+    for number in range(5, 25):
+        visit(number)
+    wait_until(lambda: not server.under_way)
+    # (The client's own connections, which are in this process, too, go a moment after it.)
+    wait_until(lambda: held()[0] <= before[0] + 6 and held()[1] <= before[1] + 4)
+    assert not any(admission.inside or admission.waiting for admission in server.admissions.values())
+    assert (len(server.service.sessions), len(server.service.leases)) == (sessions, leases)
 
 
 # -- overload and the end ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,14 @@ def test_examples_of_settings_are_settings(tmp_path: Path) -> None:
         tomllib.loads(text)
         (tmp_path / f"{number}.toml").write_text(text)
         assert read_config(tmp_path / f"{number}.toml")
+
+
+def test_help_is_quick_and_imports_no_network() -> None:
+    program = (
+        "import sys, leptonstore.cli as c; sys.argv = ['lepton', 'serve', '--help']\n"
+        "try: c.main()\n"
+        "finally: print([n for n in ('pyarrow.flight', 'starlette', 'uvicorn', 'prometheus_client') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--tls-cert" in done.stdout
+    assert done.stdout.strip().endswith("[]"), done.stdout[-300:]

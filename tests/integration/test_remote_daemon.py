@@ -16,10 +16,11 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
+from leptonstore import limits
 from leptonstore.cli.group import lepton
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.exchange import clone, pull, push, refs_of
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, TierUnavailable
 from leptonstore.store import Store, check_store
 from leptonstore.store.remote_store import OnlyThere, RemoteStore
 from leptonstore.testing import daemon
@@ -125,6 +126,19 @@ def test_what_works_on_files_says_where_to_go(remote: RemoteStore) -> None:
     for url in (remote.url, remote.url.replace("lepton://", "lepton+tls://")):
         with pytest.raises(BadInput, match="behind a daemon"):
             Store.create(url)
+
+
+def test_the_hot_cache_of_the_host_is_read_directly(there: daemon.Served, tmp_path: Path) -> None:
+    with daemon.running(there.told["store"], cache=str(tmp_path / "hot"), cache_bytes="64MiB") as near:
+        for attempt in range(2):
+            with Store.open(near.url) as store:
+                assert isinstance(store, RemoteStore)
+                want = Dataset.open(there.told["store"], "t").to_arrow()
+                assert Dataset.open(store, "t").to_arrow().equals(want)
+                read = sum(store.bytes_read.values())
+            if not attempt:
+                first = read
+        assert first > 1 << 20 and read < first / 10, "the daemon put it there when it was asked for"
 
 
 # -- processes -------------------------------------------------------------------------------------------------------------
@@ -256,3 +270,29 @@ def test_a_push_whose_client_is_killed_goes_on_where_it_was(
         assert Dataset.open(remote, "killed").commit == Dataset.open(mine, "killed").commit
     local.refresh()
     assert check_store(local, read_data=True).clean
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------------------
+
+
+def test_over_tls_with_an_authority_that_is_named_and_with_no_other(
+    there: daemon.Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    from test_serving_tokens import certificate
+
+    cert, key = certificate(tmp_path)
+    with daemon.running(there.told["store"], tls_cert=str(cert), tls_key=str(key)) as secret:
+        url = secret.url.replace("127.0.0.1", "localhost")
+        assert url.startswith("lepton+tls://")
+        monkeypatch.setenv("LEPTON_CA", str(cert))
+        with Store.open(url) as store:
+            ds = Dataset.open(store, "t")
+            want = ds.take([1, 2, 3])
+            assert in_child(lambda: ds.take([1, 2, 3]).equals(want)) == 0, "a child speaks TLS over HTTP"
+        monkeypatch.delenv("LEPTON_CA")
+        monkeypatch.setattr(limits, "WIRE_OPEN_S", 1.0)
+        with pytest.raises(TierUnavailable, match="LEPTON_CA"):
+            Store.open(url)
+        with pytest.raises(TierUnavailable):
+            Store.open(url.replace("lepton+tls://", "lepton://"))

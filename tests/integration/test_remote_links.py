@@ -177,6 +177,19 @@ def test_members_that_a_daemon_tells_are_asked_when_it_is_gone(there: Served, en
         assert store.get(digest) == b"x" * 5_000
 
 
+def test_a_connection_that_is_dropped_under_a_request_is_asked_for_anew(there: Served) -> None:
+    """Another request's failure drops it: what was under way goes on, or goes on elsewhere."""
+    with there.open() as store:
+        values = [content(size, size) for size in range(300_000, 300_040)]
+        digests = [store.put(value) for value in values]
+        store.flush()
+        reading = store.get_many(digests)
+        got = [next(reading)]
+        store.link.close()
+        got += reading
+        assert [bytes(one) for one in got] == values
+
+
 def test_a_client_gives_up_after_its_time(there: Served, impatient: None) -> None:
     with there.open() as store:
         digest = store.put(b"x")

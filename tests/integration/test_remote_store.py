@@ -29,6 +29,10 @@ def remote(there: Served) -> Iterator[RemoteStore]:
 class TestChunks(ChunkReaderSuite):
     """A RemoteStore reads chunks as every other reader does."""
 
+    @pytest.fixture(autouse=True)
+    def behind(self, there: Served) -> None:
+        self._there = there.store
+
     @pytest.fixture
     def store(self, remote: RemoteStore) -> Any:
         return remote
@@ -38,4 +42,10 @@ class TestChunks(ChunkReaderSuite):
         return remote
 
     def damage(self, store: Store, digest: bytes) -> None:
-        pytest.skip("to be done behind the daemon's back")
+        self._there.refresh()
+        place = self._there.locate(digest)
+        assert place is not None
+        path = next((Path(self._there.url) / "packs").rglob(f"{place.pack}.pack"))
+        data = bytearray(path.read_bytes())
+        data[place.row.end - 100] ^= 1
+        path.write_bytes(data)

@@ -45,6 +45,7 @@ class BlockFiles:
             raise BadInput(f"{budget} bytes of blocks on disk: give {bounds.DISK_BYTES_MIN} to {bounds.DISK_BYTES_MAX}")
         self._directory, self._keep = directory, Keep[Key](budget)
         self._lock = threading.Lock()
+        self._writing: set[Key] = set()  # they have a place, and no file yet
         self._full_until = 0.0
         self.damaged = 0  # files that were not what was written
         try:
@@ -89,7 +90,7 @@ class BlockFiles:
 
     def __contains__(self, key: Key) -> bool:
         with self._lock:
-            return key in self._keep
+            return key in self._keep and key not in self._writing
 
     def __len__(self) -> int:
         return len(self._keep)
@@ -117,7 +118,7 @@ class BlockFiles:
     def read(self, key: Key, start: int, stop: int) -> Buffer | None:
         """Bytes [start, stop) of a block, fewer where it ends; None when it is not here, or damaged."""
         with self._lock:
-            if key not in self._keep:
+            if key not in self._keep or key in self._writing:
                 return None
             self._keep.touch(key)
         try:
@@ -166,38 +167,49 @@ class BlockFiles:
     def put(self, key: Key, data: Buffer, copy: bool = False) -> None:
         """Keep a block, as far as there is room."""
         page, view = bounds.PAGE_BYTES, memoryview(data)
+        head_bytes = _HEAD.size + -(-len(view) // page) * _CHECK_BYTES
+        with self._lock:
+            if time.monotonic() < self._full_until or key in self._keep:
+                return
+            gone = self._keep.add(key, head_bytes + len(view), copy)
+            kept = key not in gone
+            if kept:
+                self._writing.add(key)
+        for other in gone:
+            if other != key:
+                self._unlink(other)
+        if not kept:
+            return
         checks = b"".join(digest_of(view[at : at + page])[:_CHECK_BYTES] for at in range(0, len(view), page))
         head = _HEAD.pack(_MAGIC, len(view), _head_check(key, len(view), checks)) + checks
-        if time.monotonic() < self._full_until or key in self:
-            return
+        written = self._write(key, head, view)
+        with self._lock:
+            self._writing.discard(key)
+            stays = written and key in self._keep  # another one may have driven it out meanwhile
+            if not written:
+                self._keep.remove(key)
+        if written and not stays:
+            self._unlink(key)
+
+    def _write(self, key: Key, head: Buffer, data: memoryview) -> bool:
+        """Whether the file is there."""
         temporary = self._directory / "tmp" / secrets.token_hex(8)
         try:
             space = os.statvfs(self._directory)
-            if space.f_bavail * space.f_frsize < bounds.DISK_FREE_BYTES_MIN + len(view):
+            if space.f_bavail * space.f_frsize < bounds.DISK_FREE_BYTES_MIN + len(data):
                 raise OSError(errno.ENOSPC, "little space is left")
             with open(temporary, "xb", buffering=0) as file:
-                if os.writev(file.fileno(), [head, view]) != len(head) + len(view):
+                if os.writev(file.fileno(), [head, data]) != len(head) + len(data):
                     raise OSError(errno.ENOSPC, "cut short")
             path = self._path(key)
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            with self._lock:
-                gone = self._keep.add(key, len(head) + len(view), copy)
-                if key in gone:
-                    gone.remove(key)
-                    temporary.unlink()
-                else:
-                    os.replace(temporary, path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-                self._full_until = time.monotonic() + bounds.DISK_FULL_PAUSE_S
+            os.replace(temporary, path)
+        except OSError:  # full, read-only or broken: it costs the cache, for a while
+            self._full_until = time.monotonic() + bounds.DISK_FULL_PAUSE_S
             with suppress(OSError):
                 temporary.unlink()
-            with self._lock:
-                if key in self._keep and not self._path(key).exists():
-                    self._keep.remove(key)
-            return
-        for other in gone:
-            self._unlink(other)
+            return False
+        return True
 
     def forget(self, wanted: Callable[[Key], bool]) -> None:
         """Remove those for which `wanted` says so."""

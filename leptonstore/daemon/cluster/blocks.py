@@ -30,6 +30,8 @@ class Blocks:
         self._keep = Keep[Key](ram_bytes)
         self._held: dict[Key, memoryview] = {}
         self.files = files
+        # Whose a block is when it leaves memory: members may have come and gone since it came.
+        self.owned: Callable[[Key], bool] = lambda key: True
         self.counts: Counter[str] = Counter()  # ram, disk, missed: reads
 
     def __contains__(self, key: Key) -> bool:
@@ -75,7 +77,7 @@ class Blocks:
             gone = [(other, self._held.pop(other)) for other in self._keep.add(key, len(held), copy)]
         if self.files is not None:
             for other, view in gone:
-                self.files.put(other, view, copy and other == key)
+                self.files.put(other, view, not self.owned(other))
 
     def room_for_copy(self, size: int) -> bool:
         """Whether a copy of another's block would find room that is free, or is meant for copies."""

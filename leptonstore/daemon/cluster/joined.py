@@ -1,6 +1,6 @@
 """A daemon and its cluster: what daemon.py calls.
 
-cluster = cluster_of(settings)                  None: its Store objects read their home alone
+cluster = cluster_of(settings, host)            None: its Store objects read their home alone
 store = open_store(url, unlock, cluster)
 join(cluster, service, access, store)           when the planes exist, before they are told to others
 """

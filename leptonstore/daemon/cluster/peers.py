@@ -1,8 +1,8 @@
 """Calls of other members: Arrow Flight, a connection for each member that is called, made when it is needed and kept.
 
-do_get(LWR1 {"op": "block", "from": address, "here": bool} + parts) -> wire.py's answer
-do_get(LWR1 {"op": "block", "from": address, "ahead": true} + parts)                  -> nothing; it begins to fetch their blocks
-do_action("member", LWR1 {"op": "member", "from": address})                          -> JSON: who it is, and of which store
+do_get(LWR1 {"op": "block", "from": address, "here": bool} + parts)      -> wire.py's answer
+do_get(LWR1 {"op": "block", "from": address, "ahead": true} + parts)     -> nothing; it begins to fetch their blocks
+do_action("member", LWR1 {"op": "member", "from": address})              -> JSON: who it is, and of which store
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Sharing:
     ) -> None:
         """fetch: see Flights. size: bytes of a pack, None when there is none."""
         self._size, self.blocks, self.members, self._peers = size, blocks, members, peers
+        blocks.owned = self.owned
         self.flights = Flights(fetch, blocks, self.owned, self._count)
         self._windows = Windows()
         self._calls = ThreadPoolExecutor(bounds.PEER_THREADS, "lepton-peers")

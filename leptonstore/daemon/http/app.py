@@ -25,8 +25,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from leptonstore.daemon import tracing
 from leptonstore.daemon.access import ANONYMOUS_ID
 from leptonstore.daemon.http.ask import Ask, query_of
+from leptonstore.daemon.http.bounds import PATH_PART_CHARS_MAX
 from leptonstore.daemon.http.content import Content
-from leptonstore.daemon.http.failures import failed, told
+from leptonstore.daemon.http.failures import Failed, failed, told
 from leptonstore.daemon.http.gateway import Gateway
 from leptonstore.daemon.http.health import Health
 from leptonstore.daemon.http.openapi import document
@@ -38,7 +39,7 @@ from leptonstore.daemon.principals import Principal
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tls import certificate_name
 from leptonstore.errors import BadInput, LeptonError, NotPermitted
-from leptonstore.web.guard import CLIENT_GONE, LOOPBACK_NAMES, Guard, Note
+from leptonstore.web.guard import CLIENT_GONE, LOOPBACK_NAMES, Guard, Headers, Note
 from leptonstore.web.refusal import Refused
 
 HEADERS = {
@@ -120,6 +121,7 @@ class ControlPlane:
         self._guard = Guard(
             Router([*routes, *pages], redirect_slashes=False),
             _Watch(metrics),
+            admit=_admit,
             hosts=hosts,
             access=access_log,
             told=told,
@@ -260,6 +262,12 @@ class One:
             principal.id == ANONYMOUS_ID,
         )
         return handler(ask, operation)
+
+
+def _admit(note: Note, headers: Headers, state: dict[str, Any]) -> None:
+    """Nobody is refused here for who they are: that is the routes' matter, some of which are open to all."""
+    if max(map(len, note.path.split("/"))) > PATH_PART_CHARS_MAX:
+        raise Failed("BadInput", f"a part of the path has more than {PATH_PART_CHARS_MAX:,} characters", 400)
 
 
 class _Endpoint:

@@ -23,6 +23,9 @@ PUT_READ_S = 30.0  # for a body, or a message of a put; who is slower is refused
 PUTS_MAX = 8  # at a time: each has a thread for as long as its body takes
 RANGES_MAX = 16  # of one request; a header with more is taken for none, as nginx does
 QUERY_CHARS_MAX, QUERY_FIELDS_MAX = 4_096, 64
+PATH_PART_CHARS_MAX = (
+    4_000  # between two slashes: Python makes no number of more than 4,300 digits, and says so with an exception
+)
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 SEND_BYTES = 256 * KIB  # handed to the connection at a time: what waits there for a slow client is no more than this

@@ -23,7 +23,7 @@ from leptonstore.errors import BadInput, Conflict, LeptonError, TooBusy
 from leptonstore.store import Store
 
 _log = logging.getLogger(__name__)
-_PREFIX = "schedule/"
+PREFIX = "schedule/"
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ def plan_of(kind: str, value: object) -> Plan:
 
 def setting(plan: Plan) -> dict[str, Any]:
     """What a log entry says to make `plan` the schedule of its kind."""
-    return {_PREFIX + plan.kind: plan.to_json()}
+    return {PREFIX + plan.kind: plan.to_json()}
 
 
 def no_setting(kind: str) -> dict[str, Any]:
     """What a log entry says to take the schedule of a kind away."""
-    return {_PREFIX + kind_of(kind).name: None}
+    return {PREFIX + kind_of(kind).name: None}
 
 
 def plans(settings: Mapping[str, Any]) -> dict[str, Plan]:
     """Kind -> its schedule. One that a newer version wrote, and that means nothing here, is passed over with a line in the log."""
     found = {}
     for name, value in settings.items():
-        if name.startswith(_PREFIX):
+        if name.startswith(PREFIX):
             try:
-                plan = plan_of(name.removeprefix(_PREFIX), value)
+                plan = plan_of(name.removeprefix(PREFIX), value)
             except BadInput as error:
                 _log.warning("the setting %s is passed over: %s", name, error)
                 continue

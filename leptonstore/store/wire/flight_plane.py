@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +49,14 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
+@dataclass
+class _Client:
+    """A connection, and how many requests it carries."""
+
+    client: flight.FlightClient
+    under_way: int = 0
+
+
 class FlightPlane:
     """Plane over Flight. At most WIRE_CLIENTS_MAX connections: a request takes the one with the fewest under way."""
 
@@ -62,8 +71,7 @@ class FlightPlane:
             }
             self._tls = {name: value for name, value in given.items() if value is not None}
         self._headers = [(b"authorization", f"Bearer {credentials.token}".encode())] if credentials.token else []
-        self._clients: list[flight.FlightClient] = []
-        self._busy: list[int] = []  # requests under way, of each
+        self._clients: list[_Client] = []
         self._lock = threading.Lock()
         self._closed = False
 
@@ -72,20 +80,20 @@ class FlightPlane:
         with self._lock:
             if self._closed:
                 raise Unreached("the connection is closed")
-            if len(self._clients) < limits.WIRE_CLIENTS_MAX and all(self._busy):
+            if len(self._clients) < limits.WIRE_CLIENTS_MAX and all(one.under_way for one in self._clients):
                 _Process.clients = True
-                self._clients.append(flight.FlightClient(self._location, generic_options=_OPTIONS, **self._tls))
-                self._busy.append(0)
-            at = self._busy.index(min(self._busy))
-            client = self._clients[at]
-            self._busy[at] += 1
+                self._clients.append(
+                    _Client(flight.FlightClient(self._location, generic_options=_OPTIONS, **self._tls))
+                )
+            chosen = min(self._clients, key=lambda one: one.under_way)
+            chosen.under_way += 1
         try:
-            yield client
+            yield chosen.client
         except (flight.FlightError, pa.ArrowException, OSError) as error:
             raise _told(error) from None
         finally:
             with self._lock:
-                self._busy[at] -= 1
+                chosen.under_way -= 1
 
     def _call(self, seconds: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=seconds, headers=self._headers)
@@ -140,10 +148,10 @@ class FlightPlane:
         """As Plane. Requests that are under way end by themselves."""
         with self._lock:
             self._closed = True
-            clients, self._clients, self._busy = self._clients, [], []
-        for client in clients:
+            clients, self._clients = self._clients, []
+        for one in clients:
             with contextlib.suppress(flight.FlightError, pa.ArrowException):
-                client.close()
+                one.client.close()
 
     def abandon(self) -> None:
         """As Plane. They are never freed: ending a client waits for threads that a child does not have."""
@@ -164,6 +172,8 @@ def _told(error: BaseException) -> LeptonError | Unreached:
     text = str(error).partition("\n")[0]
     if isinstance(error, flight.FlightTimedOutError):
         text = "it did not answer in time"
+    elif any(word in text.lower() for word in ("handshake", "certificate", "tls", "ssl")):
+        text = "TLS fails: does LEPTON_CA name who signed the daemon's certificate, and is the host's name in it?"
     elif isinstance(error, flight.FlightUnavailableError):
         text = "nothing answers there" if "connect" in text.lower() else "the connection was lost"
     return Unreached(text[:300])

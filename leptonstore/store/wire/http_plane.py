@@ -156,6 +156,10 @@ def _refused(status: int, body: bytes) -> LeptonError | Unreached:
 def _told(error: BaseException) -> Unreached:
     if isinstance(error, TimeoutError):
         return Unreached("it did not answer in time")
+    if isinstance(error, ssl.SSLError):
+        return Unreached(
+            "TLS fails: does LEPTON_CA name who signed the daemon's certificate, and is the host's name in it?"
+        )
     if isinstance(error, ConnectionRefusedError):
         return Unreached("nothing answers there")
     return Unreached(f"the connection was lost ({str(error)[:200] or type(error).__name__})")

@@ -118,6 +118,7 @@ class Link:
         waiting = _Patience(limits.WIRE_RETRY_S)
         while True:
             asked = host or self._hosts[0]
+            shown = self._shown.get(asked)
             try:
                 for batch in self._plane(asked).stream(request(rows), limits.WIRE_CALL_S):
                     rows += batch.num_rows
@@ -125,7 +126,7 @@ class Link:
                     waiting = _Patience(limits.WIRE_RETRY_S)
                 return
             except (Unreached, TooBusy, NotAuthenticated) as error:
-                self._failed(asked, error, waiting, host is not None)
+                self._failed(asked, error, waiting, host is not None, shown)
 
     def send(
         self, op: str, arguments: Mapping[str, Any], session: str, batches: Sequence[pa.RecordBatch], host: Host
@@ -144,19 +145,27 @@ class Link:
         waiting = _Patience(patience_s)
         while True:
             host = only or self._hosts[0]
+            shown = self._shown.get(host)
             try:
                 return work(host)
             except (Unreached, TooBusy, NotAuthenticated) as error:
-                self._failed(host, error, waiting, only is not None)
+                self._failed(host, error, waiting, only is not None, shown)
 
     def _failed(
-        self, host: Host, error: Unreached | TooBusy | NotAuthenticated, waiting: _Patience, only: bool
+        self,
+        host: Host,
+        error: Unreached | TooBusy | NotAuthenticated,
+        waiting: _Patience,
+        only: bool,
+        shown: Credentials | None,
     ) -> None:
-        """Go on to the next host, or wait; raises when the time is over."""
+        """Go on to the next host, or wait; raises when the time is over. shown: the credentials that the host was asked with."""
         if isinstance(error, NotAuthenticated):
-            if self._shown.get(host) == credentials_for(host, self.address.tls):
+            now = credentials_for(host, self.address.tls)
+            if (shown or self._shown.get(host)) == now:
                 raise error
-            self._drop(host)  # the token was replaced since this connection was made
+            if self._shown.get(host) != now:  # else another thread has made a new connection already
+                self._drop(host)
             return
         if isinstance(error, Unreached):
             self._drop(host)
