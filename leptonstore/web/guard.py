@@ -169,6 +169,9 @@ class Guard:
     def _admit(self, exchange: _Exchange, state: dict[str, Any]) -> None:
         if exchange.head_bytes > HEAD_BYTES_MAX:
             raise Refused("headers_too_large", f"the headers are larger than {HEAD_BYTES_MAX:,} bytes")
+        if b"content-length" in exchange.headers and b"transfer-encoding" in exchange.headers:
+            # Where a body ends then depends on who reads it: behind a proxy the rest would be somebody's next request (RFC 9112, 6.3).
+            raise Refused("malformed", "a body has a length, or comes in chunks", headers={"connection": "close"})
         if self._hosts is not None:
             hosts = exchange.headers.get(b"host", [])
             if len(hosts) != 1 or _host_name(hosts[0]) not in self._hosts:

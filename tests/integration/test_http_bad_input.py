@@ -117,6 +117,14 @@ def test_what_is_no_good_request_is_told_so(plane: Plane, data: bytes, status: i
     assert is_typed(reply), reply.body
 
 
+def test_a_body_whose_end_can_be_read_in_two_ways_hides_no_second_request(plane: Plane) -> None:
+    """What a proxy took for a body of 60 bytes was answered as a request of its own."""
+    hidden = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    head = b"POST /v1/hello HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = raw_exchange(plane.url, head + b"0\r\n\r\n" + hidden)
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.one_of(st.binary(max_size=400), st.binary(max_size=300).map(lambda end: b"GET /content HTTP/1.1\r\n" + end))
