@@ -41,7 +41,9 @@ class Health:
         return JSONResponse({"status": "ready"})
 
     async def _store_answers(self) -> bool:
-        if self._look is None:
+        if (
+            self._look is None or self._look.done()
+        ):  # one that ended after its probe had gone tells of that time, not of now
             self._look = self._pool.submit(self._service.reading.refresh)
         look = self._look
         try:
