@@ -10,7 +10,7 @@ import click
 
 from leptonstore import limits
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.cli.served_jobs import is_served, run_job
+from leptonstore.cli.served_jobs import run_job
 from leptonstore.store import CheckReport, check_store
 
 
@@ -55,7 +55,7 @@ def command(store: str | None, read_data: float | None, seed: int | None, as_jso
       lepton check --read-data=10%
     """
     with open_store(store) as opened:
-        if is_served(opened):
+        if opened.is_served:
             told = run_job(opened, "check", {"read_data": read_data or 0.0, "seed": -1 if seed is None else seed})
             emit({"store": opened.url, **told}, as_json, lambda: _print(_Served(told), told["problems"]))
             return 0 if told["clean"] else 4 if told["damaged"] or told["problems_more"] else 11

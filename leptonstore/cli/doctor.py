@@ -66,7 +66,6 @@ def command(context: click.Context, store: str | None, as_json: bool) -> None:
 
 def examine(store: str) -> dict[str, dict[str, Any]]:
     """Section -> {thing: what is known of it}. Imports torch only when it is installed."""
-    usage = shutil.disk_usage(os.path.dirname(os.path.abspath(store)) or "/")
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "machine": {
@@ -78,11 +77,19 @@ def examine(store: str) -> dict[str, dict[str, Any]]:
         **{extra: {name: _version(name, extra) for name in names} for extra, names in _PARTS.items()},
         "devices": _devices(),
         "places": {
-            "store": f"{os.path.abspath(store)} ({'is there' if os.path.exists(store) else 'not made yet'})",
-            "free": human_bytes(usage.free),
+            **_store_place(store),
             "index": str(cache_home() / "lepton"),
         },
     }
+
+
+def _store_place(store: str) -> dict[str, str]:
+    """Where the store is. Of a URL nothing more: doctor looks at this machine, and asks no other."""
+    if "://" in store:
+        return {"store": store}
+    path = os.path.abspath(store)
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    return {"store": f"{path} ({'is there' if os.path.exists(path) else 'not made yet'})", "free": human_bytes(free)}
 
 
 def _version(name: str, extra: str) -> str:

@@ -20,6 +20,7 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.erase import ErasePlan, ErasureReport, erase, resume
 from leptonstore.errors import BadInput, NotFound
 from leptonstore.store import Store
+from leptonstore.store.remote_store import refused
 
 EXIT_FOUND = 4
 
@@ -86,6 +87,8 @@ def command(
     if finish == bool(names):
         raise click.UsageError("give the datasets to erase rows from, or --resume without any")
     with open_store(store) as opened, _caches(folders) as caches:
+        if opened.is_served:  # before rows are looked for and the user is asked
+            raise refused(opened.url)
         with stages() as progress:
             if finish:
                 report = resume(opened, caches, progress)

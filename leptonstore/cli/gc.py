@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.cli.served_jobs import is_served, run_job
+from leptonstore.cli.served_jobs import run_job
 from leptonstore.store.gc import GcReport, collect
 
 _LABELS = {"mark": "find what is needed", "compare": "compare packs", "repack": "repack", "delete": "delete packs"}
@@ -35,7 +35,7 @@ def command(store: str | None, dry_run: bool, repack: bool, as_json: bool) -> No
       lepton gc --dry-run
     """
     with open_store(store) as opened:
-        if is_served(opened):
+        if opened.is_served:
             done = _served(run_job(opened, "gc", {"dry_run": dry_run, "repack": repack}))
         else:
             with stages() as report:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
-from leptonstore.cli.served_jobs import ask, is_served
+from leptonstore.cli.served_jobs import ask
 from leptonstore.daemon.maintenance.kinds import KINDS, kind_of
 from leptonstore.daemon.maintenance.schedule import Plan, no_setting, plan_of, plans, setting
 from leptonstore.errors import BadInput
@@ -139,7 +139,7 @@ def _shown(kind: str, plan: Plan | None) -> str:
 
 
 def _served(store: Store) -> Store:
-    if not is_served(store):
+    if not store.is_served:
         raise BadInput(
             f"{store.url} is no store behind a daemon: give its lepton:// URL, or run the work itself (`lepton gc`, `lepton check`)"
         )

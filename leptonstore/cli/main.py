@@ -22,6 +22,8 @@ def main() -> None:
     except ModuleNotFoundError:
         print(f"lepton: {MissingExtra('the command line', 'cli', 'click')}", file=sys.stderr)
         sys.exit(8)  # as for any missing extra
+    # gRPC writes a line of its own to stderr for each handshake that failed; the command says it once.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _load_numpy()
     if not _WITH_USER_CODE.intersection(sys.argv[1:3]):  # the second, where the first is --debug
         _load_pyarrow()

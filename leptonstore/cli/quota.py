@@ -8,7 +8,7 @@ import click
 
 from leptonstore import limits
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
-from leptonstore.cli.served_jobs import is_served, run_job
+from leptonstore.cli.served_jobs import run_job
 from leptonstore.dataset.refs import check_name
 from leptonstore.store import Store
 from leptonstore.store.dataset_quota import heads_of, measure, quota_of, quotas, set_quota, to_json
@@ -72,7 +72,7 @@ def _of_store(store: Store, change: dict[str, int | None], as_json: bool) -> Non
     if change:
         store.configure(change)
     quota = quota_bytes(store.state)
-    used = None if is_served(store) else used_bytes(store.state)  # a client is told of no packs
+    used = None if store.is_served else used_bytes(store.state)  # a client is told of no packs
     named = quotas(store.state)
     value = {
         "store": store.url,
@@ -89,10 +89,10 @@ def _of_dataset(store: Store, name: str, size: int | None, no_quota: bool, again
     if size is not None or no_quota:
         if not no_quota and not heads_of(store.state, name):
             click.echo(f"lepton: warning: there is no dataset {name!r} yet", err=True)
-        set_quota(store, name, None if no_quota else size, not is_served(store))
-    elif again and not is_served(store):
+        set_quota(store, name, None if no_quota else size, not store.is_served)
+    elif again and not store.is_served:
         measure(store, name)
-    if is_served(store) and not no_quota and (size is not None or again):
+    if store.is_served and not no_quota and (size is not None or again):
         run_job(store, "quotas", {})
         store.refresh()
     quota = quota_of(store.state, name)

@@ -18,11 +18,6 @@ POLL_S = 0.2
 _AT_WORK = ("running", "stopping")
 
 
-def is_served(store: Store) -> bool:
-    """Whether the store is behind a daemon."""
-    return hasattr(store, "link")
-
-
 def ask(store: Store, op: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the daemon answers."""
     answer: dict[str, Any] = store.link.act(op, arguments or {})  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import click
 from leptonstore.cli.prices import prices_option, read_prices
 from leptonstore.cli.quota import Size
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
-from leptonstore.cli.served_jobs import is_served, run_job
+from leptonstore.cli.served_jobs import run_job
 from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable, listed
 from leptonstore.store import Store
 from leptonstore.store.gc import collect
@@ -292,7 +292,7 @@ def apply(store: str | None, as_json: bool) -> None:
       lepton tier apply
     """
     with open_store(store) as opened:
-        if is_served(opened):
+        if opened.is_served:
             _told_moved(run_job(opened, "tiers", {}), as_json)
             return
         reads = opened.cache_path(READS_FILE)

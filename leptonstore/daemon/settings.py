@@ -67,7 +67,7 @@ class Setting:
             )
             if not low <= value <= high:
                 raise self._wrong(
-                    given, f"at least {low:,g}" if high == float("inf") else f"between {low:,g} and {high:,g}"
+                    given, f"at least {low:,}" if high == float("inf") else f"between {low:,} and {high:,}"
                 )
         return value
 
@@ -216,6 +216,9 @@ class Settings:
             raise BadInput("--client-ca checks certificates of clients: it needs --tls-cert and --tls-key too")
         if self.advertise and not re.fullmatch(r"[A-Za-z0-9.:\[\]-]{1,255}", self.advertise):
             raise BadInput(f"advertise = {self.advertise!r}: give a name or an address, without a port")
+        for one in self.allow_host:
+            if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", one):
+                raise BadInput(f"allow-host = {one!r}: give a name or an address as it stands in a Host header")
         if not is_loopback(self.host) and not self.tls_cert and not self.insecure:
             raise BadInput(
                 f"other machines can reach {self.host}, and without TLS everybody on the way reads tokens and data: give --tls-cert and "

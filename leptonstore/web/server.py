@@ -202,7 +202,7 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
     except OSError as error:
         made.close()
-        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
     return made
 
 

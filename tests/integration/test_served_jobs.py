@@ -149,3 +149,18 @@ def test_ctrl_c_stops_the_job(url: str, served: daemon.Served) -> None:
 def _jobs(store: Store) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = store.link.act("jobs")["jobs"]  # type: ignore[attr-defined]
     return found
+
+
+def test_an_erasure_is_refused_before_its_rows_are_looked_for_and_the_user_is_asked(
+    url: str, served: daemon.Served
+) -> None:
+    with Store.open(served.told["store"]) as store:
+        write(store, "kept", 3)
+    result = call(url, "erase", "kept", "--where", "id = 1")
+    assert isinstance(result.exception, BadInput) and "behind a daemon" in str(result.exception)
+    assert "rows in" not in result.output
+
+
+def test_doctor_takes_no_url_for_a_path(url: str) -> None:
+    assert told(url, "doctor")["places"]["store"] == url
+    assert "free" not in told(url, "doctor")["places"]

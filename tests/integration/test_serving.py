@@ -333,7 +333,7 @@ def test_a_port_that_is_taken_and_an_address_of_others_are_refused() -> None:
         ModelServer(numbers(), host="0.0.0.0")
     with pytest.raises(BadInput, match="other machines can reach"):
         ModelServer(numbers(), host="0.0.0.0", allow_remote=True)
-    with ModelServer(numbers()) as server, pytest.raises(BadInput, match="choose another --port"):
+    with ModelServer(numbers()) as server, pytest.raises(BadInput, match="choose another port"):
         ModelServer(numbers(), port=server.port)
 
 

@@ -81,6 +81,8 @@ def test_the_file_is_under_the_command_line(tmp_path: Path) -> None:
         ("port = 7400\nhttp-port = 7400", "another port"),
         ("store = 'lepton://a/b'", "served by a daemon already"),
         ("cache-bytes = 5", "0 for no hot cache"),
+        ("block-cache-bytes = 1", "at least 67,108,864"),
+        ("allow-host = ['a b']", "Host header"),
     ],
 )
 def test_a_wrong_file_is_told_by_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
