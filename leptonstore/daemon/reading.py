@@ -67,10 +67,9 @@ class Reading:
     def state(self, principal: Principal, known: int | None) -> dict[str, Any]:
         """{sequence, state}: the log without its packs, only refs that the principal may see; null when `known` is the newest."""
         self.refresh()
-        state = self._store.state
-        if known == state.sequence:
-            return {"sequence": state.sequence, "state": None}
-        body = dict(state.to_json())
+        if known == self._store.state.sequence:
+            return {"sequence": known, "state": None}
+        body = self._store.moment().to_json()
         for name in ("packs", "placed", "condemned"):
             body.pop(name, None)
         body["refs"] = {name: ref for name, ref in body["refs"].items() if sees_ref(principal, name)}

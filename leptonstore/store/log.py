@@ -28,7 +28,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from leptonstore import limits
@@ -216,6 +216,11 @@ class LogState:
         self.gone.update(removed)
         if fence or rescue or removed or erased:
             self.gc_sequence = self.sequence + 1
+
+    def copy(self) -> LogState:
+        """The same state, which `apply` to this one does not change."""
+        fresh = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | set)}
+        return replace(self, **fresh)
 
     def to_json(self) -> dict[str, Any]:
         """For a snapshot."""

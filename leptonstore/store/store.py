@@ -351,8 +351,13 @@ class Store:
 
     @property
     def state(self) -> LogState:
-        """The log's state as last seen by this object. Do not change it."""
+        """The log's state as last seen by this object. Do not change it. Another thread's `refresh` does: see `moment`."""
         return self._state
+
+    def moment(self) -> LogState:
+        """The state as it is now, for who goes through its refs or packs while other threads use this object."""
+        with self._lock:
+            return self._state.copy()
 
     def history(self) -> Iterator[dict[str, Any]]:
         """The bodies of all log entries, oldest first."""

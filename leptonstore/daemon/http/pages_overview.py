@@ -115,7 +115,7 @@ def _smaller(before: int, after: int, how: str) -> str:
 
 def tiers(store: Store, urls: bool) -> list[TierFigures]:
     """Of each tier, the packs that the log says it keeps."""
-    state, placement = store.state, store.placement
+    state, placement = store.moment(), store.placement
     packs, sizes = dict.fromkeys(placement.names, 0), dict.fromkeys(placement.names, 0)
     for pack, record in state.packs.items():
         for name in places_of(state, pack):
