@@ -219,7 +219,9 @@ class LogState:
 
     def copy(self) -> LogState:
         """The same state, which `apply` to this one does not change."""
-        fresh = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | set)}
+        fresh: dict[str, Any] = {
+            name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | set)
+        }
         return replace(self, **fresh)
 
     def to_json(self) -> dict[str, Any]:
