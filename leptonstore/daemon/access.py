@@ -32,10 +32,11 @@ from leptonstore.daemon.tokens import (
 )
 from leptonstore.errors import LeptonError, NotAuthenticated
 from leptonstore.store import Store
+from leptonstore.store.log import user_name
 
 __all__ = ["Access", "AccessSettings", "Grant", "Principal"]
 
-LOCAL = Principal("local", "local user", (Grant(Scope.ADMIN),))  # who can read the daemon's own files
+LOCAL = Principal("local", user_name(), (Grant(Scope.ADMIN),))  # who can read the daemon's own files
 PEER = Principal("peer", "another daemon", (Grant(Scope.PEER),))  # who has the cluster's secret
 ANONYMOUS_ID = "anonymous"
 _DENIED = "no valid credential was given: set LEPTON_TOKEN (see `lepton token add`), or use a client certificate"

@@ -5,7 +5,7 @@
     receive(principal, request, schema, batches, ack) -> dict             a "put": batches are taken as they come
 
 Each looks the operation up (operations.py), asks whether the principal may do it, checks the arguments, and does it in the thread of the
-caller. Errors are LeptonErrors that name nothing of this host (scrub.py); anything else is a bug, which is logged under an id, and the
+caller. Errors are LeptonErrors that name nothing of this host (redact.py); anything else is a bug, which is logged under an id, and the
 client is told that id.
 
 Planes authenticate, count, limit how much runs at once, and cut off who is slow (flight.py, http/). Other parts of the daemon add
@@ -31,7 +31,7 @@ from leptonstore.daemon.holding import Leases
 from leptonstore.daemon.operations import OPERATIONS, Of, Operation, Scope
 from leptonstore.daemon.publishing import MayReach, Publisher
 from leptonstore.daemon.reading import GET_SCHEMA, HISTORY_SCHEMA, Reading
-from leptonstore.daemon.scrub import Scrubber
+from leptonstore.daemon.redact import Redactor
 from leptonstore.daemon.sessions import Put, Session, Sessions, put_batches
 from leptonstore.daemon.settings_asked import require_settings
 from leptonstore.daemon.sight import Sight, store_wide_only
@@ -177,7 +177,7 @@ class Service:
     def failure(self, error: BaseException, op: str) -> LeptonError:
         """What a client may be told of `error`. A bug is logged here, with its traceback."""
         if isinstance(error, LeptonError):
-            return self._scrubber().error(error)
+            return self._redactor().error(error)
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise error
         if isinstance(error, MemoryError):
@@ -225,11 +225,11 @@ class Service:
             if hasattr(batches, "close"):
                 batches.close()
 
-    def _scrubber(self) -> Scrubber:
+    def _redactor(self) -> Redactor:
         places = [self.store.url, str(self.store.cache_path("")), *(tier.url for tier in self.store.tier.tiers)]
         if self.cache is not None:
             places.append(str(self.cache.path))
-        return Scrubber(places)
+        return Redactor(places)
 
     def _sweep(self) -> None:
         while not self._ended.wait(_SWEEP_S):

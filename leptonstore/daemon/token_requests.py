@@ -11,10 +11,10 @@ was.)
 
 from __future__ import annotations
 
-import getpass
 import time
 from typing import TYPE_CHECKING, Any
 
+from leptonstore.daemon.access import LOCAL
 from leptonstore.daemon.arguments import Arguments
 from leptonstore.daemon.live_tokens import LiveTokens
 from leptonstore.daemon.operations import Scope
@@ -41,8 +41,7 @@ def ask(store: Store, op: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """What `op` answers: of a store that is open here, done here, by the user who runs this; of one behind a daemon, by that."""
     if isinstance(store, RemoteStore):
         return store.link.act(op, arguments)
-    user = Principal("local", getpass.getuser(), (Grant(Scope.ADMIN),))
-    return act(LiveTokens(TokenRing.of(store)), user, Request(op, arguments))
+    return act(LiveTokens(TokenRing.of(store)), LOCAL, Request(op, arguments))
 
 
 def act(tokens: LiveTokens, principal: Principal, request: Request) -> dict[str, Any]:

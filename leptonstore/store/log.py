@@ -395,7 +395,7 @@ class Log:
             "write_id": proposal.write_id or secrets.token_hex(16),
             "previous": state.head.hex(),
             "time_ns": time.time_ns(),
-            "author": proposal.author or _author(),
+            "author": proposal.author or user_name(),
             "host": socket.gethostname(),
             "action": proposal.action,
             "packs_added": [
@@ -420,7 +420,8 @@ class Log:
         return self._documents.encode("log", body)
 
 
-def _author() -> str:
+def user_name() -> str:
+    """Of this process's user; "unknown" where there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a user id that has no name

@@ -46,7 +46,7 @@ from leptonstore.daemon.http.pages_render import HEADERS, Renderer
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
 from leptonstore.daemon.operations import Of, Operation, Scope
-from leptonstore.daemon.scrub import Scrubber
+from leptonstore.daemon.redact import Redactor
 from leptonstore.errors import (
     BadInput,
     Conflict,
@@ -102,7 +102,7 @@ class Pages:
 
     def __init__(self, context: PagesContext) -> None:
         store = context.store
-        places = Scrubber([store.url, *(tier.url for tier in store.tier.tiers)])
+        places = Redactor([store.url, *(tier.url for tier in store.tier.tiers)])
         self._desk = Desk(context, Seen(store, context.cache), Measures(store), Renderer(context.name), places)
         self._pool = ThreadPoolExecutor(bounds.THREADS, thread_name_prefix="lepton-pages")
         self._waiting = 0

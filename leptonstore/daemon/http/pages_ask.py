@@ -21,7 +21,7 @@ from leptonstore.daemon.http.pages_render import Renderer, Whole
 from leptonstore.daemon.http.pages_seen import Seen
 from leptonstore.daemon.http.pages_session import Session
 from leptonstore.daemon.operations import Scope
-from leptonstore.daemon.scrub import Scrubber
+from leptonstore.daemon.redact import Redactor
 from leptonstore.errors import BadInput, LeptonError, NotPermitted
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class Desk:
     seen: Seen
     measures: Measures
     renderer: Renderer
-    scrubber: Scrubber
+    redactor: Redactor
 
     def told(self, error: LeptonError) -> str:
         """An error as a sentence, for somebody elsewhere: places of this host are none of their business."""
-        said = self.scrubber.text(str(error))
+        said = self.redactor.text(str(error))
         return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
 

@@ -22,7 +22,7 @@ _URL = re.compile(r"(?<![\w+.-])(?!lepton)[a-z][a-z0-9+.-]*:(?://|/)[^\s,;'\"()]
 THE_STORE = "the store"
 
 
-class Scrubber:
+class Redactor:
     """Replaces `places` (URLs or paths), any other URL but lepton://, and any absolute path. Any thread."""
 
     def __init__(self, places: Iterable[str]) -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leptonstore.daemon.scrub import Scrubber
+from leptonstore.daemon.redact import Redactor
 from leptonstore.errors import ChunkCorrupt, StoreMissing
 from leptonstore.store.quota import OverQuota
 
-SCRUBBER = Scrubber(["/srv/data/store", "s3://bucket/team", "/home/x y/cache/"])
+SCRUBBER = Redactor(["/srv/data/store", "s3://bucket/team", "/home/x y/cache/"])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_no_message_keeps_a_known_place(around: str, below: str) -> None:
     assert "/srv/data/store" not in SCRUBBER.text(f"{around} /srv/data/store/{below} {around}")
 
 
-def test_fields_are_scrubbed_and_the_class_is_one_of_the_tree() -> None:
+def test_fields_are_redacted_and_the_class_is_one_of_the_tree() -> None:
     told = SCRUBBER.error(ChunkCorrupt("ab" * 32, "cd" * 16, "short", "birds", "s3://bucket/team"))
     assert type(told) is ChunkCorrupt
     assert (told.tier, told.where, told.digest) == ("the store", "birds", "ab" * 32)
