@@ -20,7 +20,7 @@ from types import FrameType
 
 from leptonstore.daemon import systemd
 from leptonstore.daemon.daemon import Daemon
-from leptonstore.daemon.memory import bound_arenas
+from leptonstore.daemon.memory import bound_arenas, settle
 from leptonstore.errors import LeptonError
 
 EXIT_AT_ONCE = 130
@@ -50,6 +50,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, again)
     try:
         daemon.start(lambda: words.put("failed"))
+        settle()
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {daemon.settings.name}")
         on_ready()
         _serve(daemon, words, reload)

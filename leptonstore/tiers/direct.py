@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
+from leptonstore import limits
 from leptonstore.digest import Buffer
 
 ALIGN = 4096  # a multiple of every logical block size in use
@@ -91,6 +92,20 @@ class Buffers:
         """It is used no more."""
         if len(self._spare) < self._spare_max:
             self._spare.append(memory)
+
+    @property
+    def spare(self) -> int:
+        """How many wait for their next use."""
+        return len(self._spare)
+
+    def forget(self) -> None:
+        """In a forked child: what is spare is shared with the parent."""
+        self._spare = []
+
+
+# Of all directories of a process: a daemon has a store open for each writer and each job, and 16 MiB of spare memory for each add up.
+append_buffers = Buffers(limits.APPEND_BUFFER_BYTES, limits.APPEND_BUFFERS_SPARE_MAX)
+os.register_at_fork(after_in_child=append_buffers.forget)
 
 
 class Appender:

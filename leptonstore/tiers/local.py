@@ -31,7 +31,7 @@ from leptonstore import limits
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, FormatDamaged, NotPermitted, StoreFull
 from leptonstore.tiers import durable
-from leptonstore.tiers.direct import ALIGN, Appender, Buffers, ThreadMemory
+from leptonstore.tiers.direct import ALIGN, Appender, ThreadMemory, append_buffers
 from leptonstore.tiers.open_files import OpenFile, open_files
 from leptonstore.tiers.roles import StoreHome
 
@@ -42,11 +42,11 @@ _PACK = re.compile(r"([0-9a-f]{32})\.pack")
 class LocalPackSink:
     """A pack being written under tmp/: in large writes around the page cache, by a thread of the tier's."""
 
-    def __init__(self, path: Path, tmp: Path, buffers: Buffers, executor: Callable[[], Executor]) -> None:
+    def __init__(self, path: Path, tmp: Path, executor: Callable[[], Executor]) -> None:
         durable.make_directory(path.parent)
         self._file = durable.NewFile(path, tmp)
         self._reading_fd = self._file.reopen()
-        self._appender = Appender(self._file.fd, self._reading_fd, buffers, executor)
+        self._appender = Appender(self._file.fd, self._reading_fd, append_buffers, executor)
 
     def write(self, *parts: Buffer) -> None:
         """Append all of `parts`. Raises StoreFull, also of an earlier write."""
@@ -93,7 +93,6 @@ class LocalTier:
         self._tmp = root / "tmp"
         self._files = open_files(root)
         self._lock, self._memory = threading.Lock(), ThreadMemory()
-        self._buffers = Buffers(limits.APPEND_BUFFER_BYTES, spare_max=4)
         self._disk: ThreadPoolExecutor | None = None  # writes packs
 
     @property
@@ -211,7 +210,7 @@ class LocalTier:
     def create_pack(self, pack: str) -> LocalPackSink:
         """Begin a pack under a new random id."""
         durable.make_directory(self._tmp)
-        return LocalPackSink(self.path_of(pack), self._tmp, self._buffers, self._disk_thread)
+        return LocalPackSink(self.path_of(pack), self._tmp, self._disk_thread)
 
     def _disk_thread(self) -> Executor:
         with self._lock:

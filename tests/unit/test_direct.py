@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leptonstore import limits
 from leptonstore.errors import StoreFull
 from leptonstore.tiers import direct
-from leptonstore.tiers.direct import ALIGN, Appender, Buffers
+from leptonstore.tiers.direct import ALIGN, Appender, Buffers, append_buffers
 from leptonstore.tiers.local import LocalTier
 
 PARTS = st.lists(st.binary(max_size=3 * ALIGN) | st.integers(0, 3 * ALIGN).map(bytes), max_size=12)
@@ -77,7 +78,7 @@ def test_an_error_of_the_writing_thread_reaches_the_next_call(tmp_path: Path, mo
         return real(fd, parts, offset)
 
     monkeypatch.setattr(os, "pwritev", full)
-    monkeypatch.setattr("leptonstore.limits.APPEND_BUFFER_BYTES", ALIGN)
+    monkeypatch.setattr("leptonstore.tiers.local.append_buffers", Buffers(ALIGN, 4))
     tier = LocalTier(tmp_path)
     sink = tier.create_pack("0" * 32)
     sink.write(bytes(2 * ALIGN))
@@ -92,7 +93,7 @@ def test_a_pack_that_is_dropped_while_it_is_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its descriptor is closed only when the writing thread is done with it: another file may get the number."""
-    monkeypatch.setattr("leptonstore.limits.APPEND_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("leptonstore.tiers.local.append_buffers", Buffers(1 << 20, 4))
     tier = LocalTier(tmp_path)
     for _ in range(20):
         sink = tier.create_pack("1" * 32)
@@ -128,3 +129,26 @@ def test_reading_once_reads_the_same(
             length = data.draw(st.integers(1, len(content) - start + 100))
             assert bytes(tier.read_once("2" * 32, start, length)) == content[start : start + length]
         tier.close()
+
+
+def test_spare_memory_is_bounded_for_a_process_however_many_directories_it_writes_to(tmp_path: Path) -> None:
+    """A daemon has a store open for each writer: each kept 16 MiB of its own, until Python's collector came to the closed ones."""
+    tiers = [LocalTier(tmp_path / str(number)) for number in range(2 * limits.APPEND_BUFFERS_SPARE_MAX)]
+    sinks = [tier.create_pack(f"{number:032x}") for number, tier in enumerate(tiers)]
+    for sink in sinks:
+        sink.write(b"x")
+    assert not append_buffers.spare  # all of it is at work
+    for sink in sinks:
+        sink.seal()
+    assert append_buffers.spare == limits.APPEND_BUFFERS_SPARE_MAX
+    for tier in tiers:
+        tier.close()
+
+
+def test_a_forked_child_does_not_write_into_its_parents_spare_memory() -> None:
+    append_buffers.give(append_buffers.take())
+    child = os.fork()
+    if not child:
+        os._exit(append_buffers.spare)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert append_buffers.spare
