@@ -68,7 +68,7 @@ OPENED_PACKS_MAX = 1_024  # small objects and the last group that was read, 16 K
 
 # -- writing -----------------------------------------------------------------------------------------------------
 APPEND_BUFFER_BYTES = 4 * MIB  # of a pack that is written at a time, by a thread of its own; two buffers a pack
-APPEND_BUFFERS_SPARE_MAX = 8  # of a process, kept for the next pack: two writers have four at work (data and metadata)
+APPEND_BUFFERS_SPARE_MAX = 4  # of a process, kept for the next pack: what a writer has at work (data and metadata)
 IN_FLIGHT_BYTES_MAX = 64 * MIB  # plain bytes that wait to be encoded: enough to keep all cores busy, small in memory
 
 # -- datasets ----------------------------------------------------------------------------------------------------

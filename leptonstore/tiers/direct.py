@@ -99,7 +99,7 @@ class Buffers:
         return len(self._spare)
 
     def forget(self) -> None:
-        """In a forked child: what is spare is shared with the parent."""
+        """Let go of what is spare: nobody needs it for a while, or this is a forked child, which shares it with its parent."""
         self._spare = []
 
 

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 from leptonstore.daemon.memory import give_back, settle
+from leptonstore.tiers.direct import append_buffers
 
 
 class Circle:
@@ -24,6 +25,13 @@ def test_what_refers_to_itself_is_gone_after_work_that_gives_back() -> None:
         assert made() is None
     finally:
         gc.enable()
+
+
+def test_memory_that_waits_for_the_next_pack_is_given_back_too() -> None:
+    append_buffers.give(append_buffers.take())
+    assert append_buffers.spare
+    give_back()
+    assert not append_buffers.spare
 
 
 def test_what_was_there_when_a_daemon_was_ready_is_not_looked_at_again() -> None:

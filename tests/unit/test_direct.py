@@ -141,7 +141,8 @@ def test_spare_memory_is_bounded_for_a_process_however_many_directories_it_write
     for sink in sinks:
         sink.seal()
     assert append_buffers.spare == limits.APPEND_BUFFERS_SPARE_MAX
-    for tier in tiers:
+    for sink, tier in zip(sinks, tiers, strict=True):
+        sink.abort()
         tier.close()
 
 
