@@ -138,7 +138,7 @@ def soak(place: Path, seconds: float) -> dict[str, Any]:
         told = [_told(process) for process in running]
         watch.over.set()
         watch.join()
-        said = [line for line in served.log.read_text().splitlines() if "internal error" in line or "Traceback" in line]
+        said = bugs_in(served.log.read_text())
         end = served.stop()
     counts = sum((Counter(one["counts"]) for one in told), Counter[str]())
     wrong = [
@@ -157,6 +157,20 @@ def soak(place: Path, seconds: float) -> dict[str, Any]:
         "idle": sorted({kind for one in kinds for kind in one} - {name.split(":")[0] for name in counts}),
         "moved": moved,
     }
+
+
+def bugs_in(log: str) -> list[str]:
+    """What a daemon's log says of bugs: each with its traceback."""
+    found: list[str] = []
+    inside = False
+    for line in log.splitlines():
+        if inside:
+            found[-1] += f"\n{line}"
+            inside = line.startswith((" ", "Traceback", "\t")) or not line
+        elif "internal error" in line or line.startswith("Traceback"):
+            found.append(line)
+            inside = True
+    return found
 
 
 def _told(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Seen:
         self.store, self._cache = store, cache
         self._looked = 0.0
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
         self._parents: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._published: tuple[int, int, dict[str, Published]] | None = (
             None  # epoch and sequence of the log that it knows
@@ -72,16 +72,16 @@ class Seen:
             self.store.refresh()
         return self.store.state.sequence
 
-    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
-        """`make` of this key, remembered; two threads may both make it."""
+    def keep(self, key: Hashable, make: Callable[[], T], version: Hashable = None) -> T:
+        """`make` of this key, remembered until another version of it is asked for; two threads may both make it."""
         with self._lock:
-            if key in self._kept:
+            if key in self._kept and self._kept[key][0] == version:
                 self._kept.move_to_end(key)
-                kept: T = self._kept[key]
+                kept: T = self._kept[key][1]
                 return kept
         made = make()
         with self._lock:
-            self._kept[key] = made
+            self._kept[key] = version, made
             while len(self._kept) > bounds.KEPT:
                 self._kept.popitem(last=False)
         return made
@@ -91,7 +91,7 @@ class Seen:
     def names(self, who: Principal, kind: str) -> list[Name]:
         """Of one kind, by name."""
         found: dict[str, list[RefInfo]] = {}
-        for ref in self.keep(("refs", kind, self.sequence()), lambda: list_refs(self.store, kind)):
+        for ref in self.keep(("refs", kind), lambda: list_refs(self.store, kind), self.sequence()):
             if who.may(Scope.READ, ref.name):
                 found.setdefault(ref.name, []).append(ref)
         return [Name(kind, name, tuple(refs)) for name, refs in sorted(found.items())]
@@ -100,7 +100,7 @@ class Seen:
         """One of them. Raises RefMissing, also for what `who` may not see."""
         if kind not in KINDS:
             raise RefMissing(f"there is nothing of kind {kind!r}")
-        refs = self.keep(("refs", kind, self.sequence()), lambda: list_refs(self.store, kind))
+        refs = self.keep(("refs", kind), lambda: list_refs(self.store, kind), self.sequence())
         mine = tuple(ref for ref in refs if ref.name == name)
         if not mine or not who.may(Scope.READ, name):
             raise RefMissing(f"there is no {kind} {name!r} that you may see")
@@ -115,8 +115,10 @@ class Seen:
     def history(self, name: Name) -> list[str]:
         """The commits (hex) of all its refs and before them, newest first, as far as they are kept."""
         heads = [ref.commit for ref in sorted(name.refs, key=lambda ref: (ref.branch != "main", -ref.sequence))]
-        key = ("history", name.kind, name.name, tuple(heads), len(self.store.state.forgotten))
-        return self.keep(key, lambda: in_order(self.store, list(dict.fromkeys(heads))))
+        # Of the newest alone: a history of each version would be a square of memory.
+        version = (tuple(heads), len(self.store.state.forgotten))
+        key = ("history", name.kind, name.name)
+        return self.keep(key, lambda: in_order(self.store, list(dict.fromkeys(heads))), version)
 
     def published(self) -> dict[str, Published]:
         """When each commit came into the store, and by whom. The log is read once, and from then on what is new of it."""

@@ -114,7 +114,9 @@ def _links(ask: Ask, kind: str, spec: str) -> tuple[list[Link], int]:
     """Where it comes from, without what `ask.who` may not see."""
     seen = ask.seen
     links, more = seen.keep(
-        ("lineage", kind, spec, seen.sequence()), lambda: lineage(seen.store, spec, kind, bounds.LINEAGE_LINKS_MAX)
+        ("lineage", kind, spec),
+        lambda: lineage(seen.store, spec, kind, bounds.LINEAGE_LINKS_MAX),
+        seen.sequence(),
     )
     shown = []
     for at, link in enumerate(links):
