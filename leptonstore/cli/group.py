@@ -62,7 +62,7 @@ SUMMARIES = {
     "pull": "Get versions from another store: only what is not here travels.",
     "clone": "Make a new store with what another one has.",
     "remote": "Remember other stores by name.",
-    "jobs": "See, start, stop and schedule the maintenance that a daemon does.",
+    "jobs": "Maintenance that a daemon does: see, start, stop, schedule.",
     "token": "Who may use a store through its daemons: make, list and revoke tokens.",
     "serve": "Serve a store to other machines: data, HTTP, a dashboard.",
     "references": "Show and allow where values stand that were not copied.",

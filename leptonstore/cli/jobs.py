@@ -17,7 +17,13 @@ from leptonstore.store import Store
 
 @click.group("jobs")
 def command() -> None:
-    """Maintenance of a store that a daemon serves: what runs, what ran last, and when it runs by itself."""
+    """Maintenance of a store that a daemon serves: what runs, what ran last, and when it runs by itself.
+
+    \b
+    Example:
+      lepton jobs start scrub --store lepton://127.0.0.1:7400/store
+      lepton jobs ls --json --store lepton://127.0.0.1:7400/store
+    """
 
 
 @command.command("ls")
