@@ -168,7 +168,7 @@ class _DatasetSet:
 
     def _heads_in(self, state: LogState) -> frozenset[str]:
         return frozenset(
-            record.commit for ref, record in list(state.refs.items()) if ref.split("/")[1:2] == [self._name]
+            record.commit for ref, record in dict(state.refs).items() if ref.split("/")[1:2] == [self._name]
         )
 
     def _bring(self, sequence: int, heads: frozenset[str], forgotten: set[str]) -> DigestSet:
