@@ -154,7 +154,8 @@ def test_a_disk_that_goes_while_a_store_is_open_is_away_and_nothing_is_written_b
     with reopened(store, tmp_path) as opened:
         shutil.move(tmp_path / "cold", tmp_path / "away")
         (tmp_path / "cold").mkdir()
-        opened.tier.close()  # open files would hold a disk
+        opened.tier.close()  # open files would hold a disk, and the stores of a process share them
+        store.tier.close()
         with pytest.raises(TierUnavailable, match="is its disk mounted"):
             readable(opened)
         for work in (
