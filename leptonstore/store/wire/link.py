@@ -93,11 +93,12 @@ class Link:
         arguments: Mapping[str, Any] | None = None,
         payload: Buffer = b"",
         host: Host | None = None,
-        patience_s: float = limits.WIRE_RETRY_S,
+        patience_s: float | None = None,
     ) -> bytes:
-        """The bytes that an action answers. host: ask this one alone. Raises TierUnavailable after `patience_s`, TooBusy, or what it
-        answers."""
+        """The bytes that an action answers. host: ask this one alone. Raises TierUnavailable after `patience_s` (None: WIRE_RETRY_S),
+        TooBusy, or what it answers."""
         request = self.request(op, arguments, payload)
+        patience_s = limits.WIRE_RETRY_S if patience_s is None else patience_s
         return self._tried(lambda host: self._plane(host).act(request, limits.WIRE_CALL_S), patience_s, host)
 
     def act(
@@ -106,7 +107,7 @@ class Link:
         arguments: Mapping[str, Any] | None = None,
         payload: Buffer = b"",
         host: Host | None = None,
-        patience_s: float = limits.WIRE_RETRY_S,
+        patience_s: float | None = None,
     ) -> dict[str, Any]:
         """`ask`, where the answer is a JSON object. Raises FormatDamaged when it is none."""
         return _object(self.ask(op, arguments, payload, host, patience_s), f"the answer of {self.url} to {op!r}")
