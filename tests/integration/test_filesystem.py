@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,8 @@ def test_a_store_with_odd_characters_in_its_path(tmp_path: Path, source_of: Make
 
 
 def test_a_store_at_a_url(source_of: Make) -> None:
-    with Store.create("memory://lepton-filesystem-test") as remote:
+    url = f"memory://lepton-filesystem-test-{secrets.token_hex(8)}"  # of this process, in which the test runs more than once
+    with Store.create(url) as remote:
         write_dataset(remote, "d", source_of(TABLE, ("id",)))
-        fs, path = fsspec.url_to_fs("lepton://memory://lepton-filesystem-test/d@main")
+        fs, path = fsspec.url_to_fs(f"lepton://{url}/d@main")
         assert pads.dataset(path, filesystem=fs, format="parquet").to_table().equals(TABLE)
