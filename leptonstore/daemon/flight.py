@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -27,7 +27,7 @@ import pyarrow.flight as fl
 from leptonstore.daemon import bounds, tracing
 from leptonstore.daemon.admission import Admission
 from leptonstore.daemon.connections import Connections
-from leptonstore.daemon.operations import OPERATIONS, Operation, Scope
+from leptonstore.daemon.operations import OPERATIONS, Scope
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.sessions import Put
 from leptonstore.errors import BadInput, LeptonError, NotAuthenticated, NotPermitted, TierUnavailable, TooBusy
@@ -35,7 +35,9 @@ from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import Request, parse
 
 if TYPE_CHECKING:
-    from leptonstore.daemon.access import Principal
+    from leptonstore.daemon.access import Access
+    from leptonstore.daemon.metrics import Metrics
+    from leptonstore.daemon.principals import Principal
 
 _METHODS = (fl.FlightMethod.DO_ACTION, fl.FlightMethod.DO_GET, fl.FlightMethod.DO_PUT)
 _FINISHING = ("find", "put", "flush", "publish", "close")  # what goes on in a session while the daemon drains
@@ -44,45 +46,6 @@ _CALL = "lepton"
 _LOOK_AGAIN_S = 0.1  # whether sessions are done
 _CUT_AGAIN_S = 0.2  # a client that is cut off may come again before the port is closed
 log = logging.getLogger("lepton.daemon")
-
-
-class Gate(Protocol):
-    """What the server asks of access.Access."""
-
-    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
-        """Raises NotAuthenticated."""
-
-    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
-        """Raises TooBusy."""
-
-    def spend(self, principal: Principal, bytes: int, address: str = "") -> None:
-        """Count bytes."""
-
-    def audit(
-        self,
-        principal: Principal | None,
-        operation: Operation | str,
-        what: str = "",
-        outcome: LeptonError | str = "ok",
-        address: str = "",
-    ) -> None:
-        """Write down a write or a denial."""
-
-
-class Counter(Protocol):
-    """What the server asks of metrics.Metrics."""
-
-    def count(
-        self,
-        operation: str,
-        outcome: str = "ok",
-        *,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        seconds: float = 0.0,
-        client: str = "",
-    ) -> None:
-        """A request that has ended."""
 
 
 class Call(fl.ServerMiddleware):
@@ -191,11 +154,11 @@ class FlightServer(fl.FlightServerBase):
     def __init__(
         self,
         service: Service,
-        access: Gate,
+        access: Access,
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        metrics: Counter | None = None,
+        metrics: Metrics | None = None,
         certificates: tuple[bytes, bytes] | None = None,
         client_roots: bytes | None = None,
     ) -> None:

@@ -25,24 +25,14 @@ from blake3 import blake3
 from leptonstore.daemon import bounds
 from leptonstore.daemon.digest_set import DigestSet
 from leptonstore.daemon.sight import Visible
-from leptonstore.digest import DIGEST_BYTES, Digest, digest_of
+from leptonstore.digest import Digest, digest_of
 from leptonstore.errors import BadInput, ChunkCorrupt, FormatDamaged, NotFound, TooBusy
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
+from leptonstore.store.wire.records import PLANE_WIDTHS, PUT_SCHEMA
 
 if TYPE_CHECKING:
     from leptonstore.daemon.access import Principal
-
-PUT_SCHEMA = pa.schema(
-    [
-        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
-        pa.field("kind", pa.uint8(), nullable=False),
-        pa.field("content", pa.uint8(), nullable=False),
-        pa.field("plane_width", pa.uint8(), nullable=False),
-        pa.field("data", pa.large_binary(), nullable=False),
-    ]
-)
-_PLANE_WIDTHS = (0, 2, 4, 8)
 
 
 class Put(NamedTuple):
@@ -80,7 +70,7 @@ class Session:
         digests, kinds, contents, widths = (batch.column(at).to_pylist() for at in range(4))
         data, size = batch.column(4), 0
         for row, (digest, kind, content, width) in enumerate(zip(digests, kinds, contents, widths, strict=True)):
-            if content not in (lpk.CONTENT_DATA, lpk.CONTENT_META) or width not in _PLANE_WIDTHS:
+            if content not in (lpk.CONTENT_DATA, lpk.CONTENT_META) or width not in PLANE_WIDTHS:
                 raise BadInput(f"a record of content {content} and plane width {width}: there is no such thing")
             view = memoryview(data[row].as_buffer()).cast("B")
             size += len(view)

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import resources
@@ -165,7 +165,9 @@ def render(report: Report, bytes_max: int | None = None) -> str:
         ds = report.dataset
         links, more = lineage(ds.store, f"{ds.name}@{ds.commit}", "dataset", limits.REPORT_LINKS_MAX)
         report = replace(report, links=links, links_left_out=more)
-    template = _environment().get_template(TEMPLATE)
+    made = environment(_template, "writing a report", "process")
+    made.filters["when"] = _when
+    template = made.get_template(TEMPLATE)
     size = 0
     for edge in limits.REPORT_THUMBNAIL_EDGES:
         page = template.render(report=report, version=__version__, **sections(report, versions, edge))
@@ -205,28 +207,6 @@ def _check(evaluation: EvaluationSection) -> None:
         )
 
 
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingExtra("writing a report", "process", "jinja2") from error
-    environment = Environment(
-        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=harmless,
-    )  # fmt: skip
-    environment.filters.update(
-        whole=charts.whole,
-        short=charts.short,
-        percent=charts.as_percent,
-        bytes=charts.as_bytes,
-        ratio=charts.as_ratio,
-        seconds=charts.as_seconds,
-        when=_when,
-        compact=lambda value: json.dumps(value, ensure_ascii=False, default=str),
-    )
-    return environment
-
-
 def _when(told: Published) -> str:
     """When a version was published, and by whom."""
     return f"published {datetime.fromtimestamp(told.time_s, UTC):%Y-%m-%d %H:%M} UTC by {told.author}"
@@ -256,6 +236,34 @@ def cleaned(text: str) -> str:
 
 def _is_harmless(mark: str) -> bool:
     return mark in "\n\t" or (unicodedata.category(mark) not in ("Cc", "Cs") and mark not in _BIDI)
+
+
+def environment(
+    template: Callable[[str], str], what: str, extra: str, finalize: Callable[[Any], Any] = harmless
+) -> Environment:
+    """What renders our templates: everything is escaped, a name that is not given is an error; filters for figures.
+
+    template: the text of a template, by its name. finalize: is given each value before it is printed. Raises MissingExtra, which says that
+    `what` needs `extra`.
+    """
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtra(what, extra, "jinja2") from error
+    made = Environment(
+        loader=FunctionLoader(template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=finalize,
+    )  # fmt: skip
+    made.filters.update(
+        whole=charts.whole,
+        short=charts.short,
+        percent=charts.as_percent,
+        bytes=charts.as_bytes,
+        ratio=charts.as_ratio,
+        seconds=charts.as_seconds,
+        compact=lambda value: json.dumps(value, ensure_ascii=False, default=str),
+    )
+    return made
 
 
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -36,7 +36,7 @@ from leptonstore.store.leases import Lease
 from leptonstore.store.log import LogState, Proposal, require_ref
 from leptonstore.store.remote_reads import RemoteChunks, RemoteFound, open_cache
 from leptonstore.store.remote_writes import RemoteWriter, new_id
-from leptonstore.store.store import Decide, Store, renew_in_children
+from leptonstore.store.store import Decide, Store, chunk_list_of, renew_in_children
 from leptonstore.store.stored import Stored
 from leptonstore.store.wire.address import parse_address
 from leptonstore.store.wire.link import Link
@@ -323,9 +323,7 @@ class RemoteStore(Store):
         referred: bool = False,
     ) -> None:
         """As Store."""
-        if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
-            raise BadInput(f"a value of {sum(length for _, length in pieces)} bytes has too many pieces; split it")
-        self._writer.add(digest, lpk.KIND_CHUNK_LIST, lpk.encode_chunk_list(pieces), content)
+        self._writer.add(digest, lpk.KIND_CHUNK_LIST, chunk_list_of(pieces), content)
 
     def known(self, digest: Digest, referred: bool = False) -> bool:
         """As Store."""

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from leptonstore import limits
-from leptonstore.digest import DIGEST_BYTES, Buffer, Digest
+from leptonstore.digest import Buffer, Digest
 from leptonstore.errors import (
     CommitExpired,
     Conflict,
@@ -37,20 +37,10 @@ from leptonstore.format import pack as lpk
 from leptonstore.store.log import RefUpdate
 from leptonstore.store.wire import messages
 from leptonstore.store.wire.address import Host
-from leptonstore.store.wire.records import FOUND
+from leptonstore.store.wire.records import FOUND, PUT_SCHEMA
 
 if TYPE_CHECKING:
     from leptonstore.store.wire.link import Link
-
-SCHEMA = pa.schema(
-    [
-        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
-        pa.field("kind", pa.uint8(), nullable=False),
-        pa.field("content", pa.uint8(), nullable=False),
-        pa.field("plane_width", pa.uint8(), nullable=False),
-        pa.field("data", pa.large_binary(), nullable=False),
-    ]
-)
 
 
 class _Waiting(NamedTuple):
@@ -383,13 +373,13 @@ def _batch(rows: Sequence[tuple[Digest, _Waiting]]) -> pa.RecordBatch:
         at += len(one.data)
     data = pa.Array.from_buffers(pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), buffer])
     arrays = [
-        pa.array([digest for digest, _ in rows], SCHEMA.field(0).type),
+        pa.array([digest for digest, _ in rows], PUT_SCHEMA.field(0).type),
         pa.array([one.kind for one in values], pa.uint8()),
         pa.array([one.content for one in values], pa.uint8()),
         pa.array([one.plane_width for one in values], pa.uint8()),
         data,
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(arrays, schema=PUT_SCHEMA)
 
 
 assert lpk.KIND_CHUNK == 1 and lpk.KIND_CHUNK_LIST == 2, "what a put calls them (docs/FORMAT.md, LWR1)"

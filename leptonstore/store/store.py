@@ -663,10 +663,9 @@ class Store:
         referred: bool = False,
     ) -> None:
         """Keep the value `digest` as its pieces (digest and length each, in order), which have been put; referred: as references."""
-        if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
-            raise BadInput(f"a value of {sum(length for _, length in pieces)} bytes has too many pieces; split it")
+        data = chunk_list_of(pieces)
         if not self._found(digest, b"" if referred else None):
-            self._writer.add(digest, lpk.KIND_CHUNK_LIST, lpk.encode_chunk_list(pieces), content, here=True)
+            self._writer.add(digest, lpk.KIND_CHUNK_LIST, data, content, here=True)
 
     def known(self, digest: Digest, referred: bool = False) -> bool:
         """Whether `put` of such a value would write nothing; referred: or a reference to it is here. What is found is relied on by the
@@ -1025,6 +1024,13 @@ def _position(place: Place | None) -> tuple[str, int, int]:
 def renew_in_children(store: Store) -> None:
     """Have `store.after_fork` called in forked children."""
     _stores.add(store)
+
+
+def chunk_list_of(pieces: list[tuple[Digest, int]]) -> bytes:
+    """The record of a value in `pieces` (digest and length). Raises BadInput when they are too many."""
+    if len(pieces) > limits.CHUNK_LIST_PIECES_MAX:
+        raise BadInput(f"a value of {sum(length for _, length in pieces)} bytes has too many pieces; split it")
+    return lpk.encode_chunk_list(pieces)
 
 
 def _is_reference(place: Place | None) -> bool:

@@ -15,11 +15,11 @@ from leptonstore.daemon.access import Access, AccessSettings
 from leptonstore.daemon.flight import FlightServer
 from leptonstore.daemon.rates import RateLimits
 from leptonstore.daemon.service import Service
-from leptonstore.daemon.sessions import PUT_SCHEMA
 from leptonstore.errors import LeptonError
 from leptonstore.store import Store
 from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import encode, payload_of
+from leptonstore.store.wire.records import PUT_SCHEMA
 
 TOKEN = "local-token-of-this-test-" + 20 * "x"
 

@@ -105,3 +105,23 @@ async def exchange_later(url: str, data: bytes) -> Reply:
         found = await reader.read(-1)
         writer.close()
         return parse_reply(found)
+
+
+def slowly(url: str, first: bytes, part: bytes) -> bytes:
+    """Send `first`, then `part` again and again as long as the server takes it: what it says in the end."""
+    where = urlsplit(url)
+    found = b""
+    with socket.create_connection((where.hostname, where.port), TIMEOUT_S) as connection:
+        connection.sendall(first)
+        connection.settimeout(0.02)
+        while True:
+            try:
+                piece = connection.recv(65_536)
+            except TimeoutError:
+                connection.sendall(part)
+                continue
+            except ConnectionError:
+                return found
+            if not piece:
+                return found
+            found += piece

@@ -28,13 +28,13 @@ from leptonstore.daemon.maintenance.alone import at_work
 from leptonstore.daemon.operations import OPERATIONS
 from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.rates import RateLimits
-from leptonstore.daemon.sessions import PUT_SCHEMA
 from leptonstore.daemon.tokens import TokenRing
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.digest import digest_of, parse_hex
 from leptonstore.store import Store
 from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import encode
+from leptonstore.store.wire.records import PUT_SCHEMA
 from leptonstore.testing.daemon import Served, running
 
 SECRET_VALUE = b"what only those who may read birds are to see " * 5

@@ -12,7 +12,7 @@ import pytest
 from daemon_data import LARGE, Plane, control_plane, filled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_client import TIMEOUT_S, Reply, exchange, parse_reply, raw_exchange, request_bytes
+from serving_client import TIMEOUT_S, Reply, exchange, parse_reply, raw_exchange, request_bytes, slowly
 
 from leptonstore import errors, limits
 from leptonstore.daemon.http import bounds
@@ -237,28 +237,9 @@ def test_any_arguments_and_payload_are_answered_below_500(
 # -- time and memory ---------------------------------------------------------------------------------------------------
 
 
-def slowly(plane: Plane, first: bytes, part: bytes) -> bytes:
-    """Send `first`, then `part` again and again as long as the server takes it: what it says in the end."""
-    found = b""
-    with socket.create_connection(("127.0.0.1", plane.port), TIMEOUT_S) as connection:
-        connection.sendall(first)
-        connection.settimeout(0.02)
-        while True:
-            try:
-                piece = connection.recv(65_536)
-            except TimeoutError:
-                connection.sendall(part)
-                continue
-            except ConnectionError:
-                return found
-            if not piece:
-                return found
-            found += piece
-
-
 def test_a_head_that_trickles_in_is_not_waited_for(plane: Plane) -> None:
     for first, part in ((b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n"), (b"", b"")):
-        reply = parse_reply(slowly(plane, first, part))
+        reply = parse_reply(slowly(plane.url, first, part))
         assert reply.status == 408 and is_typed(reply)
 
 

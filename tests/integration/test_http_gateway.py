@@ -17,12 +17,12 @@ from serving_client import Reply
 
 from leptonstore.daemon.http import bounds
 from leptonstore.daemon.reading import CHUNK_LIST, FOUND
-from leptonstore.daemon.sessions import PUT_SCHEMA
 from leptonstore.digest import digest_of
 from leptonstore.errors import Conflict, RefMissing
 from leptonstore.format import pack as lpk
 from leptonstore.store import Store
 from leptonstore.store.wire import errors as wire_errors
+from leptonstore.store.wire.records import PUT_SCHEMA
 
 ARROW = "application/vnd.apache.arrow.stream"
 

@@ -27,6 +27,7 @@ from serving_client import (
     post,
     raw_exchange,
     request_bytes,
+    slowly,
     wait_for_metric,
 )
 from serving_models import CLASSES, SHAPE, classifier, numbers, png
@@ -246,44 +247,24 @@ def test_a_picture_whose_header_lies_about_its_size_is_refused(server: ModelServ
 # -- time and memory ---------------------------------------------------------------------------------------------------
 
 
-def slowly(server: ModelServer, first: bytes, part: bytes) -> bytes:
-    """Send `first`, then `part` again and again as long as the server takes it: what it says in the end."""
-    where = urlsplit(server.url)
-    found = b""
-    with socket.create_connection((where.hostname, where.port), TIMEOUT_S) as connection:
-        connection.sendall(first)
-        connection.settimeout(0.02)
-        while True:
-            try:
-                piece = connection.recv(65_536)
-            except TimeoutError:
-                connection.sendall(part)
-                continue
-            except ConnectionError:
-                return found
-            if not piece:
-                return found
-            found += piece
-
-
 def test_a_head_that_trickles_in_is_not_waited_for(server: ModelServer) -> None:
-    reply = parse_reply(slowly(server, b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n"))
+    reply = parse_reply(slowly(server.url, b"GET /healthz HTTP/1.1\r\n", b"x: y\r\n"))
     assert (reply.status, reply.error) == (408, "timeout")
 
 
 def test_a_connection_that_says_nothing_is_closed(server: ModelServer) -> None:
-    assert parse_reply(slowly(server, b"", b"")).status == 408
+    assert parse_reply(slowly(server.url, b"", b"")).status == 408
 
 
 def test_a_second_head_on_a_kept_connection_has_no_more_time_than_the_first(server: ModelServer) -> None:
     first = request_bytes("GET", "/healthz", close=False) + b"GET /healthz HTTP/1.1\r\n"
-    data = slowly(server, first, b"x: y\r\n")
+    data = slowly(server.url, first, b"x: y\r\n")
     assert [int(part[:3]) for part in data.split(b"HTTP/1.1 ")[1:]] == [200, 408]
 
 
 def test_a_body_that_trickles_in_is_not_waited_for(server: ModelServer) -> None:
     head = request_bytes("POST", "/predict", headers={"content-type": RAW, "content-length": "1024"}, close=False)
-    data = slowly(server, head, b"0")
+    data = slowly(server.url, head, b"0")
     assert parse_reply(data).error == "timeout"
 
 

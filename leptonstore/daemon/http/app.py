@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leptonstore.daemon import tracing
-from leptonstore.daemon.access import ANONYMOUS_ID
+from leptonstore.daemon.access import ANONYMOUS_ID, Access
 from leptonstore.daemon.http.ask import Ask, query_of
 from leptonstore.daemon.http.bounds import PATH_PART_CHARS_MAX
 from leptonstore.daemon.http.content import Content
@@ -54,36 +54,13 @@ log = logging.getLogger("lepton.daemon.http")
 Handler = Callable[[Ask, Operation], ASGIApp]
 
 
-class Gate(Protocol):
-    """What the application asks of access.Access."""
-
-    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
-        """Raises NotAuthenticated, TooBusy, TierUnavailable."""
-
-    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
-        """Raises TooBusy."""
-
-    def spend(self, principal: Principal, bytes: int, address: str = "") -> None:
-        """Count bytes."""
-
-    def audit(
-        self,
-        principal: Principal | None,
-        operation: Operation | str,
-        what: str = "",
-        outcome: LeptonError | str = "ok",
-        address: str = "",
-    ) -> None:
-        """Write down a write or a denial."""
-
-
 class ControlPlane:
     """The application. Call it as ASGI from one event loop; `drain` and `close` from any thread."""
 
     def __init__(
         self,
         service: Service,
-        access: Gate,
+        access: Access,
         metrics: Metrics,
         *,
         hosts: Container[str] | None = None,

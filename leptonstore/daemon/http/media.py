@@ -11,16 +11,15 @@ from leptonstore.dataset.npy_format import encode_header
 from leptonstore.dataset.schema import semantic_of
 
 JSON, TEXT, BINARY = "application/json", "text/plain; charset=utf-8", "application/octet-stream"
-# How a picture begins -> what it is: the raster formats that browsers draw.
-_PICTURES = (
+# How a picture begins -> what it is: the raster formats that every browser draws.
+_DRAWN = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
     (b"BM", "image/bmp"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
 )
+_TIFF = (b"II*\x00", b"MM\x00*")
 # Of files, by their names; anything else that is text is plain text.
 _PASSIVE = frozenset({"application/pdf", "application/json", "text/csv", "text/tab-separated-values"})
 _PASSIVE_FAMILIES = ("audio/", "video/", "font/")
@@ -39,14 +38,19 @@ def is_stored_bytes(data_type: pa.DataType) -> bool:
     )
 
 
+def drawn_type(start: bytes) -> str | None:
+    """Of a file that begins with `start` (12 bytes do): which of the formats that browsers draw it is."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "image/webp"
+    return next((media for magic, media in _DRAWN if start.startswith(magic)), None)
+
+
 def media_of(field: pa.Field, start: bytes) -> str:
     """Of a value of bytes or text that begins with `start`."""
     if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
         return TEXT
     if semantic_of(field) == "image":
-        if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-            return "image/webp"
-        return next((media for magic, media in _PICTURES if start.startswith(magic)), BINARY)
+        return drawn_type(start) or ("image/tiff" if start.startswith(_TIFF) else BINARY)
     return BINARY
 
 

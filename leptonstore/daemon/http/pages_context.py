@@ -1,83 +1,28 @@
-"""What the pages ask of the daemon, and nothing else: each attribute is a part of the daemon, by the interface that the pages use.
+"""What the pages ask of the daemon, and nothing else: each attribute is a part of the daemon.
 
 A part that a daemon does not have is None: its page says so, and everything else works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 
 from leptonstore.cache import HotCache
-from leptonstore.daemon.access import Access, Grant, Principal
+from leptonstore.daemon.access import Access
 from leptonstore.daemon.http.pages_session import Sessions
+from leptonstore.daemon.jobs import Jobs
 from leptonstore.daemon.metrics import Metrics
-from leptonstore.daemon.operations import Operation
 from leptonstore.daemon.service import Service
 from leptonstore.daemon.tls import certificate_name
-from leptonstore.errors import LeptonError
+from leptonstore.daemon.tokens import TokenRing
 from leptonstore.store import Store
 
 CACHE_FIGURE = "lepton_hot_cache_lookups"
-
-
-class Gate(Protocol):
-    """Part of access.Access."""
-
-    def authenticate(self, authorization: str | None, certificate: str | None, address: str) -> Principal:
-        """Who asks. Raises NotAuthenticated, TooBusy, TierUnavailable."""
-
-    def charge(self, principal: Principal, operation: Operation, bytes: int = 0, address: str = "") -> None:
-        """Count a request against its limits. Raises TooBusy."""
-
-    def audit(
-        self,
-        principal: Principal | None,
-        operation: str,
-        what: str = "",
-        outcome: LeptonError | str = "ok",
-        address: str = "",
-    ) -> None:
-        """Write down what somebody did, or was not let do."""
-
-
-class Counted(Protocol):
-    """Part of metrics.Metrics."""
-
-    def snapshot(self) -> dict[str, Any]:
-        """Figures of now."""
-
-
-class Worker(Protocol):
-    """Part of jobs.Jobs."""
-
-    def start(self, kind: str, options: Mapping[str, Any] | None = None, by: str = "") -> Any:
-        """Begin a job. Raises BadInput, Conflict, TooBusy."""
-
-    def list(self) -> Sequence[Any]:
-        """Every job that is remembered."""
-
-    def stop(self, id: str) -> Any:
-        """Ask one to end. Raises NotFound."""
-
-
-class Ring(Protocol):
-    """Part of tokens.TokenRing."""
-
-    def all(self) -> Sequence[Any]:
-        """Those that can be read."""
-
-    def add(
-        self, name: str, grants: Sequence[Grant], lifetime_s: float | None = None, author: str = ""
-    ) -> tuple[Any, str]:
-        """A new one, and its text, which nobody can tell again. Raises BadInput, StoreFull."""
-
-    def revoke(self, token_id: str) -> None:
-        """From now on nobody gets in with it."""
 
 
 def _alone() -> Mapping[str, Any] | None:
@@ -99,14 +44,14 @@ class PagesContext:
 
     store: Store
     name: str
-    access: Gate
-    metrics: Counted
+    access: Access
+    metrics: Metrics
     sessions: Sessions = field(default_factory=Sessions)
     url: str = ""
     anonymous: bool = False
     certificate: Callable[[Request], str | None] = _no_certificate
-    jobs: Worker | None = None
-    tokens: Ring | None = None
+    jobs: Jobs | None = None
+    tokens: TokenRing | None = None
     revoked: Callable[[str], None] = lambda id: None
     audit_file: Path | None = None
     cluster: Callable[[], Mapping[str, Any] | None] = _alone
@@ -120,7 +65,7 @@ def context_of(
     *,
     url: str = "",
     anonymous: bool = False,
-    jobs: Worker | None = None,
+    jobs: Jobs | None = None,
     cluster: Callable[[], Mapping[str, Any] | None] = _alone,
 ) -> PagesContext:
     """The pages of a daemon made of these parts. Hot cache figures become figures of `metrics`.

@@ -5,7 +5,6 @@ Everything printed passes `harmless` (process/report.py): cut short (but `Whole`
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,15 +14,8 @@ from typing import Any
 from starlette.responses import HTMLResponse, Response
 
 from leptonstore.digest import digest_of
-from leptonstore.errors import MissingExtra
-from leptonstore.process import charts
-from leptonstore.process.report import cleaned, harmless
+from leptonstore.process.report import cleaned, environment, harmless
 from leptonstore.version import __version__
-
-try:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-except ModuleNotFoundError as error:
-    raise MissingExtra("the dashboard", "server", error.name or "") from None
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -46,27 +38,11 @@ class Renderer:
         self._files = {one: _read("static", one) for one in ("style.css", "dashboard.js", "icon.svg")}
         # Part of their addresses, so that a browser keeps them until they change.
         self.stamp = digest_of(b"".join(self._files.values())).hex()[:16]
-        self._environment = Environment(
-            loader=FunctionLoader(lambda one: _read("templates", one).decode()),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            finalize=_printed,
+        self._environment = environment(
+            lambda one: _read("templates", one).decode(), "the dashboard", "server", finalize=_printed
         )
         self._environment.globals.update(store_name=name, version=__version__, stamp=self.stamp)
-        self._environment.filters.update(
-            whole=charts.whole,
-            short=charts.short,
-            percent=charts.as_percent,
-            bytes=charts.as_bytes,
-            ratio=charts.as_ratio,
-            seconds=charts.as_seconds,
-            when=when,
-            machine_time=machine_time,
-            ago=ago,
-            compact=lambda value: json.dumps(value, ensure_ascii=False, default=str),
-        )
+        self._environment.filters.update(when=when, machine_time=machine_time, ago=ago)
 
     def text(self, template: str, variables: Mapping[str, Any]) -> str:
         """A template with its variables."""

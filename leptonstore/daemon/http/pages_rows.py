@@ -12,6 +12,7 @@ import pyarrow as pa
 from starlette.responses import Response
 
 from leptonstore.daemon.http import pages_bounds as bounds
+from leptonstore.daemon.http.media import drawn_type
 from leptonstore.daemon.http.pages_ask import Ask
 from leptonstore.daemon.http.pages_names import PLURALS
 from leptonstore.daemon.http.pages_render import HEADERS, Whole
@@ -25,14 +26,6 @@ from leptonstore.errors import BadInput, LeptonError, NotFound
 from leptonstore.process import columns, images
 from leptonstore.process.gallery import text_column
 
-# How a file begins -> what it is: the raster formats that browsers draw. Anything else is drawn by us, or saved.
-_PICTURES = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"BM", "image/bmp"),
-)
 _SANDBOX = {**HEADERS, "content-security-policy": "sandbox; default-src 'none'"}
 
 
@@ -138,9 +131,7 @@ def value(ask: Ask) -> Response:
     data = _bytes(ds, number, field)
     if image is None:
         return _file(ask, data, "application/octet-stream", f"{name.name}-{number}-{column}")
-    kind = next((kind for start, kind in _PICTURES if data.startswith(start)), None)
-    if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        kind = "image/webp"
+    kind = drawn_type(bytes(data[:12]))
     if kind is not None:
         return _file(ask, data, kind)
     try:
