@@ -167,9 +167,7 @@ class _DatasetSet:
         return self._walk[1]
 
     def _heads_in(self, state: LogState) -> frozenset[str]:
-        return frozenset(
-            record.commit for ref, record in dict(state.refs).items() if ref.split("/")[1:2] == [self._name]
-        )
+        return frozenset(record.commit for ref, record in state.refs.items() if ref.split("/")[1:2] == [self._name])
 
     def _bring(self, sequence: int, heads: frozenset[str], forgotten: set[str]) -> DigestSet:
         with self._alone:

@@ -100,9 +100,7 @@ def check_new(branch: str) -> None:
 def list_refs(store: Store, kind: str | None = None, name: str | None = None) -> list[RefInfo]:
     """All refs of a kind and name, sorted by name and branch."""
     out = []
-    for full, record in sorted(
-        dict(store.state.refs).items()
-    ):  # a copy: another thread may refresh the store meanwhile
+    for full, record in sorted(store.state.refs.items()):
         ref_kind, ref_of, branch = full.split("/", 2)
         if (kind is None or ref_kind == kind) and (name is None or ref_of == name):
             out.append(

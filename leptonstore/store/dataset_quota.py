@@ -96,7 +96,7 @@ def dataset_of(ref: str) -> str:
 
 def heads_of(state: LogState, name: str) -> set[str]:
     """The commits that refs of a dataset lead to."""
-    return {record.commit for ref, record in dict(state.refs).items() if dataset_of(ref) == name}
+    return {record.commit for ref, record in state.refs.items() if dataset_of(ref) == name}
 
 
 # -- publishing ----------------------------------------------------------------------------------------------------

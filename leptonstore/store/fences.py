@@ -57,7 +57,7 @@ class Checked(NamedTuple):
 
 def heads_of(state: LogState) -> set[str]:
     """The commits that refs lead to."""
-    return {record.commit for record in list(state.refs.values())}
+    return {record.commit for record in state.refs.values()}
 
 
 def protected_by_refs(store: Store, state: LogState, commits: Set[str]) -> set[str]:

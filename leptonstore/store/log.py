@@ -121,7 +121,11 @@ class Proposal:
 
 @dataclass
 class LogState:
-    """The log up to and including entry `sequence`, whose bytes have digest `head`."""
+    """The log up to and including entry `sequence`, whose bytes have digest `head`.
+
+    A Log advances a copy and puts that in its place (`take_over`): whoever goes through `refs` or `packs` of a state that others share goes
+    through those of one moment.
+    """
 
     sequence: int = 0
     head: bytes = GENESIS
@@ -223,6 +227,10 @@ class LogState:
             name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | set)
         }
         return replace(self, **fresh)
+
+    def take_over(self, other: LogState) -> None:
+        """Become `other`, which is not used any more."""
+        vars(self).update(vars(other))
 
     def to_json(self) -> dict[str, Any]:
         """For a snapshot."""
@@ -331,10 +339,21 @@ class Log:
 
     def replay(self, state: LogState, watch: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Apply every entry after `state`; `watch` sees each body."""
-        while (data := self.read(state.sequence + 1)) is not None:
-            body = state.apply(data, f"log entry {state.sequence + 1} of {self._url}", self._documents)
-            if watch is not None:
-                watch(body)
+        data = self.read(state.sequence + 1)
+        if data is None:
+            return
+        fresh = state.copy()
+        try:
+            while data is not None:
+                body = self._apply(fresh, data)
+                if watch is not None:
+                    watch(body)
+                data = self.read(fresh.sequence + 1)
+        finally:
+            state.take_over(fresh)
+
+    def _apply(self, state: LogState, data: bytes) -> dict[str, Any]:
+        return state.apply(data, f"log entry {state.sequence + 1} of {self._url}", self._documents)
 
     def append(self, state: LogState, decide: Callable[[LogState], Proposal]) -> None:
         """Append what `decide` proposes for the newest state, and advance `state` past it.
@@ -349,7 +368,9 @@ class Log:
             self.confirm(state)
             if not self._home.create_document(_document(state.sequence + 1), data) and not self._is_ours(state, data):
                 continue
-            state.apply(data, f"log entry {state.sequence + 1} of {self._url}", self._documents)
+            fresh = state.copy()
+            self._apply(fresh, data)
+            state.take_over(fresh)
             self._durable = state.sequence
             # The entry stands: that the disk is full now, or the hint another user's, must not look like a failure.
             with suppress(StoreFull, NotPermitted, OSError):

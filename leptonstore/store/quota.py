@@ -27,7 +27,7 @@ def quota_bytes(state: LogState) -> int | None:
 
 def used_bytes(state: LogState) -> int:
     """Bytes of all listed packs."""
-    return sum(record.bytes for record in list(state.packs.values()))
+    return sum(record.bytes for record in state.packs.values())
 
 
 def setting(count: int | None) -> dict[str, int | None]:

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -351,13 +352,13 @@ class Store:
 
     @property
     def state(self) -> LogState:
-        """The log's state as last seen by this object. Do not change it. Another thread's `refresh` does: see `moment`."""
+        """The log's state as last seen by this object. Do not change it. Another thread's `refresh` advances it: see `moment`."""
         return self._state
 
     def moment(self) -> LogState:
-        """The state as it is now, for who goes through its refs or packs while other threads use this object."""
+        """The state as it is now, which stays so: for who needs several parts of one moment while other threads use this object."""
         with self._lock:
-            return self._state.copy()
+            return replace(self._state)
 
     def history(self) -> Iterator[dict[str, Any]]:
         """The bodies of all log entries, oldest first."""

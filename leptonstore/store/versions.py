@@ -34,7 +34,7 @@ def all_versions(store: Store) -> list[Version]:
     Commits that are damaged, or in a tier that is away, are there without their parents: a `walk` of them tells why.
     """
     made: dict[tuple[str, str], Version] = {}
-    for ref, record in sorted(dict(store.state.refs).items()):
+    for ref, record in sorted(store.state.refs.items()):
         name, branch = ref.rsplit("/", 1)
         made.setdefault((name, record.commit), Version(name, record.commit)).branches.append(branch)
     read: dict[str, Commit | None] = {}
