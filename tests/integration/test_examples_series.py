@@ -16,6 +16,7 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
+from loaders import NumpyLoader  # noqa: E402
 from trainers.examples import driving, finance  # noqa: E402
 from trainers.examples.scenes import drive  # noqa: E402
 from trainers.examples.ticks import Day, trading_days  # noqa: E402
@@ -78,7 +79,7 @@ def test_a_pinned_version_gives_the_windows_of_its_day_whatever_was_corrected_la
     before = Dataset.open(store, "trades@close-1"), Dataset.open(store, "quotes@close-1")
 
     def sizes(some: Any) -> np.ndarray:
-        return np.stack([some[at]["trade.size"] for at in range(len(some))])
+        return np.concatenate([batch["trade.size"] for batch in NumpyLoader(some, 512, columns=["trade.size"])])
 
     # The same windows by the time of the event alone are others once corrections have come: the test can tell.
     naive_before = sizes(finance.windows(first, *before, known="time_ns"))

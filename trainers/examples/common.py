@@ -1,5 +1,5 @@
-"""What the examples share: their options, a store, a configuration beside the program, lines of progress on stderr, and the check at the end
-that the result is better than a baseline which is told."""
+"""What the examples share: their options, a store, a configuration beside the program, lines of progress on stderr, and the check at the
+end that the result is better than a baseline which is told."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ def options(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         for option in (
             click.option("--quick", is_flag=True, help="On less data, in some seconds."),
             click.option(
-                "--store", "place", type=Path, metavar="DIR", help="The store; several examples may share one.  [default: WORKDIR/store]"
+                "--store",
+                "place",
+                type=Path,
+                metavar="DIR",
+                help="The store; several examples may share one.  [default: WORKDIR/store]",
             ),
             click.option(
-                "--workdir", type=Path, metavar="DIR", default=Path(f"lepton-{name}"), show_default=True, help="Files and pages go here."
+                "--workdir",
+                type=Path,
+                metavar="DIR",
+                default=Path(f"lepton-{name}"),
+                show_default=True,
+                help="Files and pages go here.",
             ),
         ):
             function = option(function)
@@ -64,13 +73,13 @@ def configuration(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**read_toml(Path(__file__).with_name(f"{name}.toml")), **given}
 
 
-def train(store: Store, dataset: str, run: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal."""
+def train(store: Store, dataset: str, run: str, values: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal. options: of trainers.run.run_train."""
     from trainers.commands_progress import training_progress
     from trainers.run import run_train
 
     with training_progress(f"train {dataset}") as (on_step, on_epoch):
-        return run_train(store, dataset, values, run=run, on_step=on_step, on_epoch=on_epoch)
+        return run_train(store, dataset, values, run=run, on_step=on_step, on_epoch=on_epoch, **options)
 
 
 def told(result: Mapping[str, Any]) -> str:

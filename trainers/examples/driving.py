@@ -106,7 +106,7 @@ def run(store: Store, quick: bool = False) -> dict[str, Any]:
 
 def write_drives(store: Store, drives: list[Drive], suffix: str = "") -> dict[str, Dataset]:
     """A dataset for each sensor, and `rig`, the calibration; all tagged "raw". What is there already is opened."""
-    from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
+    from leptonstore.dataset import Dataset, list_refs
 
     made: dict[str, Dataset] = {}
     tables = {sensor: _table(sensor, drives) for sensor in DATASETS} | {"rig": _rig(drives)}
@@ -114,10 +114,7 @@ def write_drives(store: Store, drives: list[Drive], suffix: str = "") -> dict[st
         name = f"{DATASETS.get(sensor, sensor)}{suffix}"
         if not any(info.branch == "raw" for info in list_refs(store, "dataset", name)):
             key = ("drive", "sensor") if sensor == "rig" else ("drive", "number")
-            source = Source(
-                table.schema, key, lambda table=table: iter(table.to_batches(1000)), len(table), {"format": "drives"}
-            )
-            write_dataset(store, name, source, f"{len(drives)} drives").tag("raw")
+            Dataset.create(store, name, table, key, f"{len(drives)} drives").tag("raw")
         made[sensor] = Dataset.open(store, f"{name}@raw")
     return made
 
@@ -140,7 +137,11 @@ def _table(sensor: str, drives: list[Drive]) -> pa.Table:
     for at, one in enumerate(drives):
         messages = one.messages[sensor]
         count = len(messages["number"])
-        columns = {"drive": [one.name] * count, "split": [int(at % HELD_OUT == HELD_OUT - 1)] * count, **messages}
+        named: dict[str, list[Any]] = {
+            "drive": [one.name] * count,
+            "split": [int(at % HELD_OUT == HELD_OUT - 1)] * count,
+        }
+        columns = named | messages
         parts.append(pa.table([_array(columns[field.name], field.type) for field in schema], schema=schema))
     return pa.concat_tables(parts)
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainers.examples.common import better, options, step, store_in
-from trainers.examples.ticks import QUOTES, SECOND_NS, TRADES, Day, trading_days
+from trainers.examples.ticks import SECOND_NS, Day, trading_days
 
 if TYPE_CHECKING:
     from leptonstore.dataset import Dataset
@@ -118,27 +118,22 @@ def tag_of(day: int) -> str:
 
 def append_days(store: Store, days: list[Day], suffix: str = "") -> tuple[Dataset, Dataset]:
     """Each day what came in is appended to `trades` and `quotes`, and tagged. Days whose tag is there already are not appended again."""
-    from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
+    from leptonstore.dataset import Dataset, list_refs
 
     made = []
-    for name, schema, identity in (
-        (f"trades{suffix}", TRADES, ("instrument", "id", "revision")),
-        (f"quotes{suffix}", QUOTES, ("instrument", "time_ns")),
-    ):
-        tags = {info.branch for info in list_refs(store, "dataset", name) if info.tag}
+    for name in ("trades", "quotes"):
+        full = f"{name}{suffix}"
+        tags = {info.branch for info in list_refs(store, "dataset", full) if info.tag}
         for number, day in enumerate(days):
             if tag_of(number) in tags:
                 continue
-            rows = day.trades if schema is TRADES else day.quotes
+            rows = day.trades if name == "trades" else day.quotes
             if number == 0:
-                source = Source(
-                    schema, identity, lambda rows=rows: iter(rows.to_batches()), rows.num_rows, {"format": "ticks"}
-                )
-                ds = write_dataset(store, name, source, "the first day")
+                ds = Dataset.create(store, full, rows, message="the first day")
             else:
-                ds = Dataset.open(store, name).append(rows, f"day {number + 1}")
+                ds = Dataset.open(store, full).append(rows, f"day {number + 1}")
             ds.tag(tag_of(number))
-        made.append(Dataset.open(store, f"{name}@{tag_of(len(days) - 1)}"))
+        made.append(Dataset.open(store, f"{full}@{tag_of(len(days) - 1)}"))
     return made[0], made[1]
 
 
@@ -211,9 +206,9 @@ def pinned_digests(store: Store, moments: Dataset, day: Day, suffix: str) -> dic
     first = moments.filter(f"time_ns < {day.closes_ns}")
     out = {}
     for ref in (tag_of(0), "main"):
-        ticks = (Dataset.open(store, f"{name}{suffix}@{ref}") for name in ("trades", "quotes"))
+        trades, quotes = (Dataset.open(store, f"{name}{suffix}@{ref}") for name in ("trades", "quotes"))
         digest = hashlib.blake2b(digest_size=6)
-        for batch in NumpyLoader(windows(first, *ticks), 512):
+        for batch in NumpyLoader(windows(first, trades, quotes), 512):
             for values in batch.values():
                 digest.update(values.tobytes() if isinstance(values, np.ndarray) else "\n".join(values).encode())
         out[f"trades@{ref}"] = digest.hexdigest()

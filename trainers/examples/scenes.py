@@ -84,9 +84,9 @@ class Road:
         left = np.stack([-np.sin(self.heading[at]), np.cos(self.heading[at])], 1)
         self.posts = np.concatenate([self.xy[at] + POST_SIDE_M * left, self.xy[at] - POST_SIDE_M * left])
 
-    def at(self, s: Floats, values: Floats) -> Floats:
+    def at(self, s: Floats | float, values: Floats) -> Floats:
         """Values along the road at some places."""
-        return np.interp(s, self.s, values)
+        return np.asarray(np.interp(s, self.s, values))
 
     def pose(self, s: float) -> tuple[Floats, float]:
         """(x, y), heading."""
