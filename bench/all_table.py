@@ -28,6 +28,7 @@ class Beside:
     peer: str
     figure: str
     other: str = ""
+    zh: str = ""  # the peer, where its name is no proper one
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ ROWS = (
         "tiers",
         "1 GB of JPEGs from S3, every value checked",
         "从 S3 读取 1 GB JPEG，逐值校验",
-        (Beside("obstore, raw", "object_read"), Beside("s3fs", "object_read_s3fs")),
+        (Beside("obstore, raw", "object_read", zh="obstore（裸读）"), Beside("s3fs", "object_read_s3fs")),
     ),
     Row(
         "loader",
         "MNIST, shuffled epochs, batch 256",
         "MNIST，打乱的轮次，批大小 256",
         (
-            Beside("torch DataLoader, in memory", "mnist vs torch"),
+            Beside("torch DataLoader, in memory", "mnist vs torch", zh="torch DataLoader（内存）"),
             Beside("mosaicml-streaming", "mnist vs mosaicml"),
             Beside("litdata", "mnist vs litdata"),
             Beside("WebDataset", "mnist vs webdataset"),
@@ -83,7 +84,7 @@ ROWS = (
         "loader",
         "JPEG, RandomResizedCrop(224)",
         "JPEG，RandomResizedCrop(224)",
-        (Beside("ImageFolder + Pillow, 2 workers", "jpeg_default"),),
+        (Beside("ImageFolder + Pillow, 2 workers", "jpeg_default", zh="ImageFolder + Pillow，2 个进程"),),
     ),
     Row(
         "loader",
@@ -101,7 +102,7 @@ ROWS = (
         "dataset",
         "a whole table of 1,000,000 rows",
         "读取 100 万行的整张表",
-        (Beside("pyarrow, Parquet", "to_arrow"),),
+        (Beside("pyarrow, Parquet", "to_arrow", zh="pyarrow（Parquet）"),),
     ),
     Row(
         "train",
@@ -113,7 +114,10 @@ ROWS = (
         "train",
         "the same recipe, two epochs",
         "相同配方，两轮",
-        (Beside("Keras", "equal recipe vs keras"), Beside("bare torch loop", "equal recipe vs torch")),
+        (
+            Beside("Keras", "equal recipe vs keras"),
+            Beside("bare torch loop", "equal recipe vs torch", zh="裸 torch 循环"),
+        ),
     ),
     Row(
         "checkpoint",
@@ -137,25 +141,25 @@ ROWS = (
         "process",
         "statistics of 5,000,000 rows x 10 columns",
         "500 万行 × 10 列的统计",
-        (Beside("DuckDB, from Parquet", "statistics cold"),),
+        (Beside("DuckDB, from Parquet", "statistics cold", zh="DuckDB（Parquet）"),),
     ),
     Row(
         "daemon",
         "rows through the daemon",
         "经由守护进程读取行",
-        (Beside("bare Arrow Flight", "bulk"),),
+        (Beside("bare Arrow Flight", "bulk", zh="裸 Arrow Flight"),),
     ),
     Row(
         "daemon",
         "JPEG epochs through the daemon",
         "经由守护进程的 JPEG 轮次",
-        (Beside("the same store, local", "jpeg"),),
+        (Beside("the same store, local", "jpeg", zh="本地的同一存储"),),
     ),
     Row(
         "daemon",
         "bytes that four daemons and loaders take from a bucket for an epoch each",
         "四个守护进程与加载器各读一轮，从存储桶取走的字节",
-        (Beside("the data, once", "cluster bucket bytes"),),
+        (Beside("the data, once", "cluster bucket bytes", zh="数据本身一次"),),
     ),
 )
 
@@ -166,9 +170,7 @@ WORDS = {
         "behind": "they are better",
         "machine": "Machine: {machine}. Each pair was measured in one run",
         "dirty": "a commit with + had local changes",
-        "again": "`python -m bench.all` measures all of it again, `--write-readme` writes this table (docs/benchmarking.md); where"
-        " and why figures fall short: docs/benchmarks.md.",
-        "end": ". ",
+        "end": ".",
         "between": "; ",
     },
     "zh": {
@@ -177,8 +179,6 @@ WORDS = {
         "behind": "对方更好",
         "machine": "机器：{machine}。每一对都在同一次运行中测得",
         "dirty": "带 + 的提交含有本地改动",
-        "again": "`python -m bench.all` 重新测量全部，`--write-readme` 生成此表（docs/benchmarking.md）；"
-        "未达标的数值与原因见 docs/benchmarks.md。",
         "end": "。",
         "between": "；",
     },
@@ -196,7 +196,7 @@ def table(results: Sequence[Result], language: str = "en") -> str:
             figure, of = _figure(found, row.bench, beside)
             if figure is None or of is None:
                 continue
-            peers.append(_peer(figure, beside.peer, words))
+            peers.append(_peer(figure, (beside.zh if language == "zh" else "") or beside.peer, words))
             ours, run = ours or figure, run or of
             used += [of] if of not in used else []
         if ours is not None and run is not None:
@@ -206,7 +206,7 @@ def table(results: Sequence[Result], language: str = "en") -> str:
     machines = list(dict.fromkeys(machine_text(result.machine) for result in used))
     said = [words["machine"].format(machine=" / ".join(machines))]
     said += [words["dirty"]] if any(result.commit.endswith("+") for result in used) else []
-    return "\n".join([*lines, "", words["between"].join(said) + words["end"] + words["again"]])
+    return "\n".join([*lines, "", words["between"].join(said) + words["end"]])
 
 
 def missing(results: Sequence[Result]) -> list[str]:
