@@ -45,7 +45,9 @@ NAMED_MAX = 4  # checks in a line of advice
     "--save", is_flag=True, help="Write what was found into NAME.findings, where `lepton report` finds it, and no rows."
 )
 @click.option(
-    "--into", metavar="BRANCH", help="The branch that the new version goes to (default: the one that is read)."
+    "--into",
+    metavar="[NAME@]BRANCH",
+    help="Where the new version goes: a branch of NAME, or of another dataset (default: the one that is read).",
 )
 @click.option(
     "--limit",
@@ -120,8 +122,8 @@ def command(
             raise BadInput(
                 f"no check fits the columns of {ds.label}: {', '.join(ds.schema.names)}; name one with --check"
             )
-        branch = None if into is None else f"{ds.name}@{into}"
-        pipeline = Pipeline(name, chosen, branch, message=_message(actions), where="clean")
+        target = into if into is None or "@" in into else f"{ds.name}@{into}"
+        pipeline = Pipeline(name, chosen, target, message=_message(actions), where="clean")
         run = Runner(runner, address)
         result = pipeline.run(opened, run, tell) if actions else pipeline.look(opened, run, tell, save=save)
         seconds = time.perf_counter() - begin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KIB, MIB = 1 << 10, 1 << 20
+from leptonstore.limits import MIB
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 # A record batch on the wire: below 1 MiB what a batch costs by itself (0.2 ms of Python, gRPC and Arrow) shows; above, memory grows and

@@ -26,9 +26,9 @@ from leptonstore.store.wire.address import Host, parse_address
 from leptonstore.store.wire.link import Link
 from leptonstore.testing import daemon, namespaces, seaweed
 from leptonstore.testing.daemon import Served
+from tests.integration.certificates import HERE
+from tests.integration.certificates import make as certificate
 from tests.integration.counted_link import counted
-from tests.integration.test_tls import HERE
-from tests.integration.test_tls import make as certificate
 
 ROWS, BATCH = 640, 32
 

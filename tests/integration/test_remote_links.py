@@ -8,10 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from remote_data import TOKEN, Served, served, serving
+from remote_data import TOKEN, Served, served, serving, source
 
 from leptonstore import limits
 from leptonstore.cli.group import lepton
@@ -20,7 +18,7 @@ from leptonstore.daemon import service as daemon_service
 from leptonstore.daemon.operations import Scope
 from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.tokens import TokenRing
-from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.digest import digest_of
 from leptonstore.errors import (
     BadInput,
@@ -39,21 +37,6 @@ from leptonstore.store.wire import flight_plane, link
 from leptonstore.store.wire.plane import Unreached
 from leptonstore.testing.tiers import content
 from loaders import DataLoader
-
-ROWS = 3_000
-
-
-def source(rows: int = ROWS, seed: int = 0) -> Source:
-    """Rows of numbers and of values that are chunks of their own."""
-    rng = np.random.default_rng(seed)
-    table = pa.table(
-        {
-            "id": np.arange(rows) + seed * 1_000_000,
-            "x": rng.random(rows, np.float32),
-            "image": [rng.bytes(18_000) if at % 10 == 0 else rng.bytes(40) for at in range(rows)],
-        }
-    )
-    return Source(schema=table.schema, identity=("id",), batches=lambda: table.to_batches(500))
 
 
 @pytest.fixture

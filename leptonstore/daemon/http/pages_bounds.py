@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KIB = 1024
+from leptonstore.limits import KIB
 
 # -- sessions ------------------------------------------------------------------------------------------------------
 SESSIONS_MAX = 1_000  # of a daemon, some 500 bytes each; the one that was idle for longest ends first
