@@ -1,4 +1,4 @@
-"""Shared fixtures: every test gets an index cache and a store of its own. Runs in several processes (tests/parallel.py)."""
+"""Shared fixtures: every test gets an index cache and a store of its own; a real S3 server; a small dataset that can be learnt."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from leptonstore.dataset import Source
+from leptonstore.dataset import Dataset, Source
 from leptonstore.store import Store
+from tests.integration.seaweed import bucket_url, s3_server
 
+__all__ = ["bucket_url", "s3_server"]
 pytest_plugins = ("tests.parallel", "tests.skips")
 
 # A busy machine decides nothing: what must be quick has a bound of its own. In CI examples are the same each time, so that a change
@@ -47,3 +49,11 @@ def source_of() -> Callable[..., Source]:
         )
 
     return make
+
+
+@pytest.fixture
+def patterns(store: Store) -> Dataset:
+    """50 + 21 rows of three classes (tests/integration/training_data.py)."""
+    from training_data import write_patterns  # it needs torch, which most tests do without
+
+    return write_patterns(store)

@@ -1,6 +1,6 @@
 """Whatever stands in a store: every parser gives a value or a LeptonError, in bounded memory, and comes to an end.
 
-The parsers and specimens are those of format_targets.py; tests/fuzz/fuzz_formats.py feeds the same ones to atheris for longer.
+The parsers and specimens are those of format_targets.py; tests/property/fuzz_formats.py feeds the same ones to atheris for longer.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def behind_a_daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
         monkeypatch.setattr(Store, "create", behind.create)
         monkeypatch.setattr(Store, "open", behind.open)
         for name, module in list(sys.modules.items()):
-            if name.startswith("test_") and hasattr(module, "check_store"):
+            if name.rpartition(".")[2].startswith("test_") and hasattr(module, "check_store"):
                 monkeypatch.setattr(module, "check_store", behind.check)
         yield behind
 

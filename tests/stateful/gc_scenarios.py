@@ -264,8 +264,8 @@ LONG = (
 
 
 def main() -> None:
-    """`python -m tests.model.gc_model [--long]`: search, and print what was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.model.gc_model", description="Search the model of gc.")
+    """`python -m tests.stateful.gc_model [--long]`: search, and print what was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stateful.gc_model", description="Search the model of gc.")
     parser.add_argument("--long", action="store_true", help="also the large worlds: minutes, and some GB of memory")
     parser.add_argument("--fault", default="", help="switch a fault on and print the shortest way to a lost chunk")
     chosen = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The parsers of stored bytes, fed by atheris (libFuzzer) for as long as one likes; the targets are those of tests/property.
+"""The parsers of stored bytes, fed by atheris (libFuzzer) for as long as one likes; the targets are those of format_targets.py.
 
     pip install atheris                                             (CPython on Linux and macOS; no part of any extra)
-    python tests/fuzz/fuzz_formats.py --seeds corpus                writes the specimens as first inputs, and ends
-    python tests/fuzz/fuzz_formats.py corpus -max_total_time=3600 -rss_limit_mb=2048 -timeout=10
-    python tests/fuzz/fuzz_formats.py crash-0123abcd                runs one input again
+    python tests/property/fuzz_formats.py --seeds corpus                writes the specimens as first inputs, and ends
+    python tests/property/fuzz_formats.py corpus -max_total_time=3600 -rss_limit_mb=2048 -timeout=10
+    python tests/property/fuzz_formats.py crash-0123abcd                runs one input again
 
 The first byte of an input selects the target, its highest bit whether lengths and checks are made to fit. An exception that is no
 LeptonError, over 2 GiB of memory, or an input that takes over 10 s is a finding: libFuzzer writes it to a file. Turn each into a
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "property"))
 
 REPAIR = 0x80
 
