@@ -11,7 +11,6 @@ from collections.abc import Generator
 import pytest
 
 EXCUSED = ("requires_cuda", "requires_tpu", "requires_mnist")
-STRICT = bool(os.environ.get("LEPTON_CI"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,7 +18,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Of a test, and of its fixtures."""
     report = yield
     skipped = report.skipped and not hasattr(report, "wasxfail")
-    if STRICT and skipped and not any(item.get_closest_marker(name) for name in EXCUSED):
+    if _in_ci() and skipped and not any(item.get_closest_marker(name) for name in EXCUSED):
         _fail(report)
     return report
 
@@ -28,9 +27,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Of a file that needs a module."""
     report = yield
-    if STRICT and report.skipped:
+    if _in_ci() and report.skipped:
         _fail(report)
     return report
+
+
+def _in_ci() -> bool:
+    return bool(os.environ.get("LEPTON_CI"))
 
 
 def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
