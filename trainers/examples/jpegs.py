@@ -71,11 +71,12 @@ def _write(folder: Path, images: Iterable[NDArray[np.uint8]]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for count, image in enumerate(images, start=1):
-        (folder / f"{count:04}.jpg").write_bytes(_jpeg(image))
+        (folder / f"{count:04}.jpg").write_bytes(jpeg_bytes(image))
     return count
 
 
-def _jpeg(image: NDArray[np.uint8]) -> bytes:
+def jpeg_bytes(image: NDArray[np.uint8]) -> bytes:
+    """An image (height, width[, 3]) as a JPEG. Raises MissingExtra without Pillow."""
     try:
         from PIL import Image
     except ImportError:
