@@ -11,37 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from remote_data import ROWS, source
 
 from leptonstore import limits
 from leptonstore.cli.group import lepton
 from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.tokens import TokenRing
-from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.dataset.exchange import clone, pull, push, refs_of
 from leptonstore.errors import BadInput, NotAuthenticated, TierUnavailable
 from leptonstore.store import Store, check_store
 from leptonstore.store.remote_store import OnlyThere, RemoteStore
 from leptonstore.testing import daemon
 from loaders import DataLoader
-
-ROWS = 2_000
-
-
-def source(rows: int = ROWS, seed: int = 0) -> Source:
-    """Numbers, short texts, and values that are chunks of their own."""
-    rng = np.random.default_rng(seed)
-    table = pa.table(
-        {
-            "id": np.arange(rows) + seed * 1_000_000,
-            "x": rng.random(rows, np.float32),
-            "image": [rng.bytes(18_000 + at) if at % 5 == 0 else rng.bytes(40) for at in range(rows)],
-        }
-    )
-    return Source(schema=table.schema, identity=("id",), batches=lambda: table.to_batches(500))
 
 
 @pytest.fixture(scope="module")
