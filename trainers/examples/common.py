@@ -1,4 +1,5 @@
-"""What the examples share: a store in a folder, a configuration beside the program, and lines of progress on stderr."""
+"""What the examples share: their options, a store, a configuration beside the program, lines of progress on stderr, and the check at the
+end that the result is better than a baseline which is told."""
 
 from __future__ import annotations
 
@@ -16,13 +17,41 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def options(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--workdir, --store and --quick, which every example of a field has: the function gets `workdir`, `place` and `quick`."""
+
+    def decorated(function: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--quick", is_flag=True, help="On less data, in some seconds."),
+            click.option(
+                "--store",
+                "place",
+                type=Path,
+                metavar="DIR",
+                help="The store; several examples may share one.  [default: WORKDIR/store]",
+            ),
+            click.option(
+                "--workdir",
+                type=Path,
+                metavar="DIR",
+                default=Path(f"lepton-{name}"),
+                show_default=True,
+                help="Files and pages go here.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorated
+
+
 @contextmanager
-def store_in(workdir: Path) -> Iterator[Store]:
-    """The store `workdir/store`, made where there is none."""
+def store_in(workdir: Path, place: Path | None = None) -> Iterator[Store]:
+    """The store at `place` (default: `workdir/store`), made where there is none."""
     from leptonstore.store import Store
     from leptonstore.store.config import DOCUMENT
 
-    place = workdir / "store"
+    place = place or workdir / "store"
     with Store.open(place) if (place / DOCUMENT).exists() else Store.create(place) as store:
         yield store
 
@@ -44,13 +73,13 @@ def configuration(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**read_toml(Path(__file__).with_name(f"{name}.toml")), **given}
 
 
-def train(store: Store, dataset: str, run: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal."""
+def train(store: Store, dataset: str, run: str, values: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal. options: of trainers.run.run_train."""
     from trainers.commands_progress import training_progress
     from trainers.run import run_train
 
     with training_progress(f"train {dataset}") as (on_step, on_epoch):
-        return run_train(store, dataset, values, run=run, on_step=on_step, on_epoch=on_epoch)
+        return run_train(store, dataset, values, run=run, on_step=on_step, on_epoch=on_epoch, **options)
 
 
 def told(result: Mapping[str, Any]) -> str:
@@ -58,3 +87,11 @@ def told(result: Mapping[str, Any]) -> str:
     last = result["history"][-1]
     figures = [f"{name.removeprefix('val_')} {last[name]:.4f}" for name in last if name.startswith("val_")]
     return f"{result['steps']:,} steps; held out: {', '.join(figures)}"
+
+
+def better(what: str, found: float, baseline: float, of: str, lower: bool = False) -> str:
+    """One line that says how good the result is, and what without learning is as good. Raises ClickException when that is better."""
+    line = f"{what} {found:.4g} (baseline {baseline:.4g}: {of})"
+    if not (found < baseline if lower else found > baseline):
+        raise click.ClickException(f"nothing was learnt: {line}")
+    return line
