@@ -29,12 +29,9 @@ ROUNDS = 3
 
 def measure_mnist(arguments: argparse.Namespace) -> list[Figure]:
     """See the contract of the module."""
-    data = loader_mnist.find_mnist(arguments.data)
-    if data is None:
-        raise SystemExit("bench.daemon: MNIST's IDX files are not beside the project: --data DIR says where they are")
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
-        loader_mnist.store_mnist(place / "store", data, place)
+        loader_mnist.store_mnist(place / "store", loader_mnist.chosen(arguments, place), place)
         return run_mnist(place, arguments.quick)
 
 

@@ -9,6 +9,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import operator
 import os
 import platform
@@ -16,8 +17,8 @@ import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,28 @@ class Figure:
         measured = self.value if self.ratio is None else self.ratio
         return bool(_COMPARE[sign](measured, float(limit)))
 
+    @property
+    def higher_is_better(self) -> bool:
+        """What the sign of the bound says; without one, rates should be high, and times and bytes low."""
+        if self.bound and self.bound[0] != "=":
+            return self.bound[0] == ">"
+        return self.unit.endswith("/s")
+
+    @property
+    def advantage(self) -> float | None:
+        """How many times better than the peer, whichever direction is better; None without a peer."""
+        if self.ratio is None or self.higher_is_better:
+            return self.ratio
+        return 1 / self.ratio if self.ratio else math.inf
+
     def to_json(self) -> dict[str, Any]:
         """With ratio and holds."""
         return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Figure:
+        """Of what `to_json` made; the ratio and whether the bound holds are worked out again."""
+        return cls(**{field.name: told[field.name] for field in fields(cls)})
 
 
 def median(values: Iterable[float]) -> float:
@@ -90,6 +110,12 @@ def make_cold(folder: Path) -> None:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)
+
+
+def find_mnist(given: str | None) -> Path | None:
+    """MNIST's IDX files: where they are said to be, or beside the project."""
+    place = Path(given) if given else ROOT.parent / "shared" / "data" / "mnist"
+    return place if place.is_dir() else None
 
 
 def peer_place(name: str) -> Path:
@@ -168,6 +194,7 @@ def main(name: str, arguments: argparse.Namespace, measure: Callable[[argparse.N
             print(f"{figure.name:<24} {figure.value:>14.6g} {figure.unit:<12}{beside}{verdict}")
     result = {
         "bench": name,
+        "quick": arguments.quick,
         "commit": revision(),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),

@@ -1,6 +1,6 @@
 """How fast a tree of files goes into a store and comes out again, beside restic and borg in the same run.
 
-python -m bench.ingest --tree DIR --vs restic,borg [--runs 3] [--history]     DIR: >= 1 GB, made by bench.trees
+python -m bench.ingest [--tree DIR] --vs restic,borg [--runs 3] [--history]     DIR: >= 1 GB; default: what bench.trees makes
 python -m bench.ingest --quick                                              two small trees, no peers
 
 Every program does the same steps, in turns, each in processes of its own, on one copy of the tree: a new repository, first
@@ -241,6 +241,13 @@ def _quick_tree(place: Path) -> Path:
     return tree
 
 
+def _real_tree(place: Path) -> Path:
+    """The tree of bench.trees, made in a process of its own: see run()."""
+    command = [sys.executable, "-m", "bench.trees", str(place / "real")]
+    subprocess.run(command, cwd=harness.ROOT, check=True, stdout=subprocess.DEVNULL)
+    return place / "real"
+
+
 def _floor(tree: Path) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "bench.floor", tree], cwd=harness.ROOT, check=True, capture_output=True
@@ -316,9 +323,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         place = Path(folder)
-        if not arguments.tree and not arguments.quick:
-            raise SystemExit("name a tree with --tree (python -m bench.trees makes one), or say --quick")
-        tree = arguments.tree or _quick_tree(place)
+        tree = arguments.tree or (_quick_tree if arguments.quick else _real_tree)(place)
         size = sum(path.stat().st_size for path in trees.files_of(tree))
         compileall.compile_dir(harness.ROOT / "leptonstore", quiet=1)  # as every installed program is
         bench = Bench(place, ["lepton", *encrypted, *peers], say)
@@ -365,7 +370,9 @@ def _small_figures(
 
 if __name__ == "__main__":
     parser = harness.parser("ingest", __doc__ or "")
-    parser.add_argument("--tree", metavar="DIR", type=Path, help="what to import; python -m bench.trees makes one")
+    parser.add_argument(
+        "--tree", metavar="DIR", type=Path, help="what to import (default: what python -m bench.trees makes)"
+    )
     parser.add_argument("--vs", metavar="PROGRAMS", help="restic, borg, borg-zstd: comma-separated")
     parser.add_argument("--runs", type=int, default=3, help="of every step, in turns; medians count (default 3)")
     parser.add_argument("--no-encryption", action="store_true", help="leave out the row with our encryption on")

@@ -8,13 +8,16 @@ floor     one `take` per column from contiguous arrays in memory by a known perm
 
 Contract: >= 5,000,000 rows/s; >= 12x torch's DataLoader (0 workers: its quicker one) and >= 100x mosaicml-streaming with 2 workers;
 the first epoch of a new process (imports not counted, opening the store is) >= 500,000. Peak memory is reported.
+--quick: images of noise, one process of each, no peers but torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
+import struct
 import sys
 import tempfile
 import time
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench import harness
-from bench.harness import ROOT, Figure, in_process, median
+from bench.harness import Figure, find_mnist, in_process, median
 from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.dataset.importers import open_source
 from leptonstore.store import Store
@@ -43,10 +46,15 @@ PEERS = {
 }
 
 
-def find_mnist(given: str | None) -> Path | None:
-    """The IDX files: where they are said to be, or beside the project."""
-    place = Path(given) if given else ROOT.parent / "shared" / "data" / "mnist"
-    return place if place.is_dir() else None
+def made_up(folder: Path) -> Path:
+    """IDX files of the size and sparseness of MNIST's, of noise: for who only needs the bytes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (60_000, 28, 28), np.uint8) * (rng.random((60_000, 28, 28), np.float32) < 0.19)
+    parts = {"train-images-idx3": images.astype(np.uint8), "train-labels-idx1": rng.integers(0, 10, 60_000, np.uint8)}
+    for name, values in parts.items():
+        head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+        (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes(), 1))
+    return folder
 
 
 def store_mnist(place: Path, data: Path, folder: Path) -> Path:
@@ -57,6 +65,16 @@ def store_mnist(place: Path, data: Path, folder: Path) -> Path:
     images = table["image"].combine_chunks().storage.flatten().to_numpy().reshape(-1, 28, 28)
     np.savez(folder / "mnist.npz", images=images, labels=table["label"].to_numpy().astype(np.int64))
     return folder / "mnist.npz"
+
+
+def chosen(arguments: argparse.Namespace, folder: Path) -> Path:
+    """MNIST; with --quick, unless --data says where it is, what is made up. Raises SystemExit where there is none."""
+    if arguments.quick and not arguments.data:
+        return made_up(folder)
+    data = find_mnist(arguments.data)
+    if data is None:
+        raise SystemExit("MNIST's IDX files are not beside the project: --data DIR says where they are")
+    return data
 
 
 def passes(make: Callable[[], Iterable[Any]], rows: int, epochs: int, loader: Any = None) -> list[float]:
@@ -117,11 +135,9 @@ def floor(data: str) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
     """The figures; without the peers where --quick asks for that."""
-    data = find_mnist(arguments.data)
-    if data is None:
-        raise SystemExit("bench.loader: MNIST's IDX files are not beside the project: --data DIR says where they are")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
+        data = chosen(arguments, place)
         arrays = store_mnist(place / "store", data, place)
         runs, bare, in_memory = [], [], []
         for _ in range(1 if arguments.quick else PROCESSES):  # in turn: a slow spell of the machine meets all

@@ -20,8 +20,7 @@ from typing import TypeVar
 import numpy as np
 from blake3 import blake3
 
-from bench.harness import Figure
-from bench.loader_mnist import find_mnist
+from bench.harness import Figure, find_mnist
 from bench.planted_mnist import Truth, planted_mnist
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.process.checks.constant import Constant

@@ -34,8 +34,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench import harness, loader_jpeg
-from bench.harness import Figure, in_process
-from bench.loader_mnist import find_mnist
+from bench.harness import Figure, find_mnist, in_process
 from bench.planted_mnist import Truth, planted_mnist
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.schema import image_field

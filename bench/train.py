@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness
-from bench.harness import Figure, in_process, median
-from bench.loader_mnist import find_mnist
+from bench.harness import Figure, find_mnist, in_process, median
 
 MNIST, OVERHEAD = (
     "bench.train_mnist",

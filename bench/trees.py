@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def build_real(target: Path, bytes_min: int = BYTES_MIN, sites: Sequence[Path] =
 
     Raises SystemExit when all packages together are smaller than `bytes_min`.
     """
-    looked = [*sites] or [Path(sysconfig.get_paths()["purelib"])]
+    looked = [*sites] or [Path(path) for path in sys.path if path.endswith("site-packages")]
     target.mkdir(parents=True)
     copied = {"files": 0, "bytes": 0}
     with tempfile.TemporaryDirectory() as folder:

@@ -267,11 +267,12 @@ class TooBusy(LeptonError):
 
 
 class MissingExtra(LeptonError):
-    """An optional dependency is not installed. `extra` is the one to install."""
+    """An optional dependency is not installed. `extra` is the one to install; "": no extra has it, and `module` is to be installed."""
 
     def __init__(self, what: str, extra: str, module: str = "") -> None:
         lacking = f" (no module {module!r})" if module else ""
-        super().__init__(f'{what} needs an optional part{lacking}: pip install "leptonstore[{extra}]"')
+        install = f'pip install "leptonstore[{extra}]"' if extra else "install it beside leptonstore"
+        super().__init__(f"{what} needs an optional part{lacking}: {install}")
         self.extra = extra
         self.module = module
 

@@ -9,6 +9,10 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+# -- what people say (quantities.py) -------------------------------------------------------------------------------
+QUANTITY_MAX = 1 << 62  # bytes or seconds: what is larger is a typing error, and fits no signed 64-bit field
+LIFETIME_S_MAX = 300 * 365 * 86_400  # of a token
+
 # -- packs -------------------------------------------------------------------------------------------------------
 # One pack is one object-store PUT and one gc unit. 64 MiB keeps requests per GB low and rewrites cheap (restic's
 # default is 16 MiB, xet's xorb limit is 64 MiB).

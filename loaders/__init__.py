@@ -9,6 +9,8 @@ from loaders import Order            which row stands at which position of an ep
 from loaders import TokenWindows     fixed windows of a stream of tokens; TokenPacks: packs of whole documents
 from loaders import Bundle           several columns as one value, for transforms that need them together
 from loaders import Timeline, Track  sensors aligned on their timestamps
+from loaders import AsOf, Known      what was known at a moment, of records that come late and are corrected
+from loaders import RowWindows       rows that follow one another in time, as one sample
 """
 
 from __future__ import annotations
@@ -16,24 +18,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loaders.asof import AsOf, Known
     from loaders.bundle import Bundle
     from loaders.dataloader import DataLoader
     from loaders.mixture import Mixture
     from loaders.numpy import NumpyLoader
     from loaders.order import Order
     from loaders.packs import TokenPacks
+    from loaders.row_windows import RowWindows
     from loaders.state import LoaderStateError
     from loaders.timeline import Timeline, Track
     from loaders.windows import RandomOffset, TokenWindows
 
 __all__ = [
+    "AsOf",
     "Bundle",
     "DataLoader",
+    "Known",
     "LoaderStateError",
     "Mixture",
     "NumpyLoader",
     "Order",
     "RandomOffset",
+    "RowWindows",
     "Timeline",
     "TokenPacks",
     "TokenWindows",
@@ -41,13 +48,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsOf": "asof",
     "Bundle": "bundle",
     "DataLoader": "dataloader",
+    "Known": "asof",
     "LoaderStateError": "state",
     "Mixture": "mixture",
     "NumpyLoader": "numpy",
     "Order": "order",
     "RandomOffset": "windows",
+    "RowWindows": "row_windows",
     "Timeline": "timeline",
     "TokenPacks": "packs",
     "TokenWindows": "windows",

@@ -6,7 +6,6 @@ torch and uvicorn are imported when a command runs, so that `--help` of each is 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from datetime import timedelta
 from typing import Any
@@ -16,10 +15,10 @@ import click
 from leptonstore.cli.completion import offer_names
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.errors import BadInput
+from leptonstore.quantities import lifetime_of
 from trainers.commands import ready_torch
 
 PORT = 8471  # free at IANA, and of no well-known program
-_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class _Deploy(click.Group):
@@ -218,7 +217,8 @@ def token(file: str, name: str, expires: str | None, remove: bool, as_json: bool
         remove_token(file, name)
         emit({"file": file, "name": name, "removed": True}, as_json, f"{name} is let in no more")
         return
-    made = add_token(file, name, None if expires is None else _lifetime(expires))
+    lifetime_s = None if expires is None else lifetime_of(expires)
+    made = add_token(file, name, None if lifetime_s is None else timedelta(seconds=lifetime_s))
     emit({"file": file, "name": name, "token": made}, as_json, made)
 
 
@@ -246,10 +246,3 @@ def _log_file(path: str) -> Any:
         return open(path, "a", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the log {path}: {error.strerror}") from None
-
-
-def _lifetime(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise BadInput(f"--expires takes a time such as 30m, 12h or 90d, not {text!r}")
-    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])

@@ -14,8 +14,7 @@ import click
 from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.cache.directory import usual_place
-from leptonstore.cli.quota import Size
-from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
+from leptonstore.cli.runtime import Size, emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.errors import LeptonError, NotFound
 
 _F = TypeVar("_F", bound=Callable[..., Any])

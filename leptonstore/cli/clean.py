@@ -45,7 +45,9 @@ NAMED_MAX = 4  # checks in a line of advice
     "--save", is_flag=True, help="Write what was found into NAME.findings, where `lepton report` finds it, and no rows."
 )
 @click.option(
-    "--into", metavar="BRANCH", help="The branch that the new version goes to (default: the one that is read)."
+    "--into",
+    metavar="[NAME@]BRANCH",
+    help="Where the new version goes: a branch of NAME, or of another dataset (default: the one that is read).",
 )
 @click.option(
     "--limit",
@@ -120,8 +122,8 @@ def command(
             raise BadInput(
                 f"no check fits the columns of {ds.label}: {', '.join(ds.schema.names)}; name one with --check"
             )
-        branch = None if into is None else f"{ds.name}@{into}"
-        pipeline = Pipeline(name, chosen, branch, message=_message(actions), where="clean")
+        target = into if into is None or "@" in into else f"{ds.name}@{into}"
+        pipeline = Pipeline(name, chosen, target, message=_message(actions), where="clean")
         run = Runner(runner, address)
         result = pipeline.run(opened, run, tell) if actions else pipeline.look(opened, run, tell, save=save)
         seconds = time.perf_counter() - begin
@@ -131,7 +133,7 @@ def command(
             "not_searched": dict(left_out),
             "seconds": round(seconds, 3),
         }
-    emit(json_value(body), as_json, lambda: _print(body, ds, result, bool(actions)))
+    emit(json_value(body), as_json, lambda: _print(body, ds, bool(actions)))
 
 
 # -- what was asked for ----------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def _told(ds: Dataset, checks: Sequence[Check], result: Result, limit: int, acte
     }
 
 
-def _print(body: Mapping[str, Any], ds: Dataset, result: Result, acted: bool) -> None:
+def _print(body: Mapping[str, Any], ds: Dataset, acted: bool) -> None:
     click.echo(f"{ds.label} {ds.commit[:12]}: {len(ds):,} rows, {body['seconds']:.1f} s")
     click.echo("")
     rows = [[one["check"], f"{one['found']:,}" if one["found"] else "-", one["action"]] for one in body["checks"]]

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leptonstore.cli.quota import Size
-from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
+from leptonstore.cli.runtime import Size, emit, human_bytes, json_option, open_store, store_option
 from leptonstore.cli.runtime import progress as bar
 from leptonstore.errors import NotFound, listed
 

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
-from leptonstore import limits
-from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
+from leptonstore.cli.runtime import Size, emit, human_bytes, json_option, open_store, store_option
 from leptonstore.cli.served_jobs import run_job
 from leptonstore.dataset.refs import check_name
 from leptonstore.store import Store
 from leptonstore.store.dataset_quota import heads_of, measure, quota_of, quotas, set_quota, to_json
 from leptonstore.store.quota import quota_bytes, setting, used_bytes
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "K": limits.KIB,
-    "M": limits.MIB,
-    "G": limits.GIB,
-    "T": 1024 * limits.GIB,
-    "P": limits.GIB << 20,
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
-
-
-class Size(click.ParamType):
-    """A number of bytes: 500M, 100GiB, 1.5T (powers of 1,024)."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{str(value)!r} is not a size: use 500MiB, 100GiB or 1.5TiB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @click.command("quota")

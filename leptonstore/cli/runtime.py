@@ -17,6 +17,8 @@ import click
 
 from leptonstore import errors
 from leptonstore.cli.secret import given_secret, secret_options
+from leptonstore.quantities import human_bytes as human_bytes  # commands have it from here
+from leptonstore.quantities import size_of
 from leptonstore.store import Store
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
@@ -73,13 +75,17 @@ def emit(value: dict[str, Any], as_json: bool, text: str | Callable[[], None]) -
         click.echo(text)
 
 
-def human_bytes(count: float) -> str:
-    """1,536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+class Size(click.ParamType):
+    """A number of bytes, as people write it (quantities.size_of)."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        try:
+            return size_of(str(value))
+        except errors.BadInput as error:
+            self.fail(str(error), param, ctx)
 
 
 @contextlib.contextmanager

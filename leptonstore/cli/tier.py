@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from leptonstore.cli.prices import prices_option, read_prices
-from leptonstore.cli.quota import Size
-from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, progress, store_option
+from leptonstore.cli.runtime import Size, emit, human_bytes, json_option, open_store, progress, store_option
 from leptonstore.cli.served_jobs import run_job
 from leptonstore.errors import BadInput, Conflict, NotPermitted, RefMissing, TierUnavailable, listed
 from leptonstore.store import Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -10,10 +9,9 @@ import click
 from leptonstore.cli.runtime import emit, json_option, open_store
 from leptonstore.cli.secret import secret_options
 from leptonstore.daemon.token_requests import ask
-from leptonstore.errors import BadInput
+from leptonstore.dataset.refs import list_refs
+from leptonstore.quantities import lifetime_of
 
-_UNITS = {"m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
-_LIFETIME = re.compile(r"([0-9]{1,6})([mhdw])")
 _store = click.argument("store", metavar="STORE")
 
 
@@ -57,11 +55,15 @@ def add(store: str, name: str, grants: tuple[str, ...], expires: str, certificat
       lepton token add ./store --name node-7 --grant read --certificate node-7.train.example
     """
     told: dict[str, Any] = {"name": name, "grants": list(grants)}
-    lifetime_s = _lifetime_s(expires)
+    lifetime_s = lifetime_of(expires)
     told |= {} if lifetime_s is None else {"lifetime_s": lifetime_s}
     told |= {} if certificate is None else {"certificate": certificate}
     with open_store(store) as opened:
         made = ask(opened, "token_add", told)
+        known = {info.name for info in list_refs(opened)}
+    for name in dict.fromkeys(grant.partition(":")[2] for grant in made["token"]["grants"]):
+        if name and name not in known:
+            click.echo(f"lepton: warning: there is no dataset {name!r} yet", err=True)
 
     def text() -> None:
         click.echo(f"made {_line(made['token'])}", err=True)
@@ -116,16 +118,6 @@ def revoke(store: str, token: str, as_json: bool) -> None:
     with open_store(store) as opened:
         gone = ask(opened, "token_revoke", {"token": token})["token"]
     emit({"token": gone, "revoked": True}, as_json, f"revoked {_line(gone)}")
-
-
-def _lifetime_s(text: str) -> int | None:
-    """Seconds; None: for ever."""
-    if text == "never":
-        return None
-    found = _LIFETIME.fullmatch(text)
-    if found is None or not int(found[1]):
-        raise BadInput(f"--expires {text!r}: give a number and a unit, such as 45m, 12h, 30d or 52w, or `never`")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def _line(token: dict[str, Any]) -> str:

@@ -51,14 +51,13 @@ class AuditLog:
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the file, and its folder; "-" is stderr, which is not rotated. Raises BadInput when it cannot be written."""
+        """Makes the file, in a folder that is there; "-" is stderr, which is not rotated. Raises BadInput when it cannot be written."""
         self.path, self._file_bytes, self._files, self._now = Path(path), file_bytes, files, now
         self.lost = 0
         self._strangers, self._left_out = Buckets(strangers, clock), 0
         self._guard = threading.Lock()
         self._own_file = str(path) != "-"
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd, self._bytes = self._open()
         except OSError as error:
             raise BadInput(f"the audit log {self.path} cannot be written: {error.strerror}") from None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
 
 from leptonstore.cache import HotCache
 from leptonstore.cache.directory import usual_place
@@ -17,7 +15,7 @@ from leptonstore.daemon.principals import Grant
 from leptonstore.daemon.rates import Rate, RateLimits
 from leptonstore.daemon.settings import Settings
 from leptonstore.dataset.cached import usual_budget_bytes
-from leptonstore.errors import BadInput, SourceError
+from leptonstore.errors import BadInput
 from leptonstore.store import Store
 
 BURST_S = 2.0  # a client that was silent may have so many seconds' worth of its rate at once
@@ -52,38 +50,23 @@ def access_settings(settings: Settings) -> AccessSettings:
 
 
 def audit_log_of(settings: Settings) -> AuditLog:
-    """Where writes and denials are written down."""
-    return AuditLog(settings.audit_log or state_folder() / "audit" / f"{settings.name}.jsonl")
+    """Where writes and denials are written down. A folder that a user names has to be there; the usual one is made.
+
+    Raises BadInput when it cannot be written.
+    """
+    if settings.audit_log:
+        return AuditLog(settings.audit_log)
+    folder = state_folder() / "audit"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the audit log {folder} cannot be made: {error.strerror}; say another place with --audit-log"
+        ) from None
+    return AuditLog(folder / f"{settings.name}.jsonl")
 
 
 def state_folder() -> Path:
     """Of this user, for what programs keep and nobody edits ($XDG_STATE_HOME/lepton)."""
     named = os.environ.get("XDG_STATE_HOME", "")
     return (Path(named) if named.startswith("/") else Path.home() / ".local" / "state") / "lepton"
-
-
-def lines_to(path: str) -> TextIO:
-    """A file that lines are appended to, each at once; - is stderr. Raises BadInput."""
-    if path == "-":
-        return sys.stderr
-    try:
-        return open(path, "a", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise BadInput(f"cannot write the log {path}: {error.strerror}") from None
-
-
-def certificates_of(settings: Settings) -> dict[str, Any]:
-    """What FlightServer takes for TLS. Raises SourceError."""
-    if not settings.tls:
-        return {}
-    found: dict[str, Any] = {"certificates": (_pem(settings.tls_cert), _pem(settings.tls_key))}
-    if settings.client_ca:
-        found["client_roots"] = _pem(settings.client_ca)
-    return found
-
-
-def _pem(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}", path) from None

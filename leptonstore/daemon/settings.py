@@ -3,8 +3,8 @@
     lepton serve STORE --drain 30s          an option's name is the setting's, without its unit
     drain = "30s"                           the same in a TOML file (--config); what stands on the command line wins
 
-Sizes are numbers of bytes or "512MiB"; times are seconds or "5m". `SETTINGS` is the only list of them: options, the file, and
-docs/daemon.md (a test) follow it. Nothing of the network is imported here: `lepton serve --help` is quick.
+Sizes are numbers of bytes or "512MiB"; times are seconds or "5m" (leptonstore/quantities.py). `SETTINGS` is the only list of them: options,
+the file, and docs/daemon.md (a test) follow it. Nothing of the network is imported here: `lepton serve --help` is quick.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import ipaddress
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from leptonstore.errors import BadInput, SourceError
-from leptonstore.limits import CACHE_BUDGET_BYTES_MIN, GIB, KIB, MIB
+from leptonstore.limits import CACHE_BUDGET_BYTES_MIN, GIB, MIB, QUANTITY_MAX
+from leptonstore.quantities import human_bytes, seconds_of, size_of
 
 PORT = 7400  # of Flight; free at IANA. HTTP is on the next one
 CONFIG_BYTES_MAX = MIB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SIZES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
-_TIMES = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_QUANTITY_MAX = 1 << 62
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True)
@@ -73,29 +70,24 @@ class Setting:
 
     def _scalar(self, given: Any) -> Any:
         if self.kind == "bytes":
-            return _quantity(self, given, _SIZES)
+            return int(self._quantity(given, size_of))
         if self.kind == "seconds":
-            return float(_quantity(self, given, _TIMES))
+            return float(self._quantity(given, seconds_of))
         if type(given) is not self.kind:
             raise self._wrong(given, {str: "a text", int: "a whole number", bool: "true or false"}[self.kind])
         return given
 
+    def _quantity(self, given: Any, parse: Callable[[str], float]) -> float:
+        """Of a number, or of a text with a unit."""
+        if type(given) in (int, float) and 0 <= given < QUANTITY_MAX:
+            return float(given) if isinstance(given, float) else int(given)
+        try:
+            return parse(str(given))
+        except BadInput as error:
+            raise BadInput(f"{self.option} = {error}") from None
+
     def _wrong(self, given: Any, wanted: str) -> BadInput:
         return BadInput(f"{self.option} = {given!r}: give {wanted}")
-
-
-def _quantity(setting: Setting, given: Any, units: Mapping[str, int]) -> int | float:
-    """Bytes or seconds, of a number or of a text with a unit."""
-    if type(given) in (int, float) and 0 <= given < _QUANTITY_MAX:
-        return int(given) if units is _SIZES else float(given)
-    match = _QUANTITY.fullmatch(given.strip()) if isinstance(given, str) else None
-    if match is None or match[2] not in units:
-        example, names = "512MiB" if units is _SIZES else "30s", ", ".join(filter(None, units))
-        raise BadInput(f"{setting.option} = {given!r}: give a number with a unit of {names}, such as {example}")
-    value = float(match[1]) * units[match[2]]
-    if value >= _QUANTITY_MAX:
-        raise BadInput(f"{setting.option} = {given!r}: that is too much")
-    return int(value) if units is _SIZES else value
 
 
 def _set(default: Any, kind: Any, group: str, help: str, **more: Any) -> Any:
@@ -257,8 +249,7 @@ def _shown(one: Setting) -> str:
     if one.kind == "seconds":
         return f"{one.default:g} s"
     if one.kind == "bytes":
-        unit = [unit for unit, size in _SIZES.items() if unit and one.default >= size]
-        return f"{one.default // _SIZES[unit[-1]]} {unit[-1]}" if unit else "0"
+        return human_bytes(one.default) if one.default else "0"
     return str(one.default).lower() if one.kind is bool else str(one.default)
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from leptonstore.daemon.principals import Grant, Principal
 from leptonstore.errors import BadInput, FormatDamaged, FormatTooNew, NotFound, listed
+from leptonstore.limits import LIFETIME_S_MAX
 from leptonstore.store import Store
 from leptonstore.store.log import Documents
 from leptonstore.tiers.roles import HomePruner
@@ -222,7 +223,7 @@ class TokenRing:
             raise BadInput("a token without a grant opens nothing: grant it something (read, write:NAME, …)")
         if len(grants) > GRANTS_MAX:
             raise BadInput(f"{len(grants)} grants are more than a token has ({GRANTS_MAX}): make several")
-        if lifetime_s is not None and not 0 < lifetime_s < 1e10:
+        if lifetime_s is not None and not 0 < lifetime_s <= LIFETIME_S_MAX:
             raise BadInput("a token must live for some time, and not for centuries")
         if len(certificate) > CERTIFICATE_CHARS_MAX or not certificate.isprintable():
             raise BadInput(f"a certificate's name has at most {CERTIFICATE_CHARS_MAX} printable characters")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from leptonstore.dataset.groups import told_at
 from leptonstore.dataset.history import History
 from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.pages import Pages
-from leptonstore.dataset.refs import resolve_ref
+from leptonstore.dataset.refs import MAIN, resolve_ref
 from leptonstore.dataset.rows import RowReader
 from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
@@ -43,6 +43,7 @@ from leptonstore.tiers.chunks import ChunkFinder
 if TYPE_CHECKING:
     from leptonstore.dataset.arrow_dataset import ArrowDataset
     from leptonstore.dataset.predicate import Predicate
+    from leptonstore.dataset.rows_in import RowsIn
 
 SPLIT_COLUMN = "split"
 _NAMED_COLUMNS = 12  # in __repr__
@@ -95,6 +96,27 @@ class Dataset(Editing, History):
         """
         opened = store if isinstance(store, Store) else Store.open(store)
         return cls(opened, *resolve_ref(opened, "dataset", spec))
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        name: str,
+        rows: RowsIn | Mapping[str, Any],
+        key: str | Sequence[str] | None = None,
+        message: str = "",
+        branch: str = MAIN,
+        author: str = "",
+    ) -> Dataset:
+        """The first version of a dataset, from what a program has.
+
+        rows: a table, batch, reader, data frame or `Source`; a list of dicts; or columns by name: arrays of shape (rows, *shape), which
+        become tensors, Arrow arrays, lists. key: the columns that identify a row; then rows are sorted by them, and each stands once.
+        Raises Conflict when the branch exists, BadInput, SchemaError (names the column), DuplicateKey, StoreFull.
+        """
+        from leptonstore.dataset.create import create_dataset
+
+        return create_dataset(store, name, rows, key, message, branch, author)
 
     # -- identity ------------------------------------------------------------------------------------------------
 

@@ -48,23 +48,24 @@ def _batches(rows: RowsIn, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     if not can_be_read_again(rows):
         yield from rows
         return
+    yield from as_table(rows, schema).to_batches()
+
+
+def as_table(rows: Any, schema: pa.Schema) -> pa.Table:
+    """A table of anything that is one, a list of dicts too, whose values get the types of `schema` where they can. Raises BadInput."""
     try:
-        if not isinstance(rows, pa.Table):
-            rows = _as_table(rows, schema)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(rows, pa.Table):
+            return rows
+        if hasattr(rows, "__arrow_c_stream__"):
+            return pa.table(rows)
+        if isinstance(rows, (list, tuple)):
+            # By column, and by the type that it shall have: what is inferred from a few values may not fit the next.
+            names = dict.fromkeys(name for row in rows for name in row)
+            cells = {name: [row.get(name) for row in rows] for name in names}
+            return pa.table({name: _cells(name, values, schema) for name, values in cells.items()})
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"these rows are no table: {error}") from None
-    yield from rows.to_batches()
-
-
-def _as_table(rows: Any, schema: pa.Schema) -> pa.Table:
-    if hasattr(rows, "__arrow_c_stream__"):
-        return pa.table(rows)
-    if isinstance(rows, (list, tuple)):
-        # By column, and by the type that it shall have: what is inferred from a few values may not fit the next.
-        names = dict.fromkeys(name for row in rows for name in row)
-        cells = {name: [row.get(name) for row in rows] for name in names}
-        return pa.table({name: _cells(name, values, schema) for name, values in cells.items()})
-    return pa.Table.from_pandas(rows, preserve_index=False)
 
 
 def _cells(name: str, values: list[Any], schema: pa.Schema) -> pa.Array:

@@ -45,17 +45,21 @@ _MAKE_LIST = {"list": pa.list_, "large_list": pa.large_list}
 _ELEMENTS_MAX = 1 << 31
 
 
-def type_to_json(data_type: pa.DataType, column: str = "") -> Any:
-    """An Arrow type as JSON. Raises SchemaError, naming `column`, for types that a store does not keep."""
+def type_to_json(data_type: pa.DataType, column: str = "", depth: int = 0) -> Any:
+    """An Arrow type as JSON. Raises SchemaError, naming `column`, for types that a store does not keep: just those that
+    `type_from_json` does not give back."""
+    if depth > limits.TYPE_DEPTH_MAX:
+        raise SchemaError(f"column {column!r}: types are nested more than {limits.TYPE_DEPTH_MAX} deep; flatten them")
     if data_type in _SIMPLE_NAMES:
         return _SIMPLE_NAMES[data_type]
     if isinstance(data_type, pa.FixedShapeTensorType):
         if data_type.dim_names is not None or data_type.permutation is not None:
             raise SchemaError(f"column {column!r}: tensors with dimension names or a permutation are not kept")
-        return ["tensor", type_to_json(data_type.value_type, column), list(data_type.shape)]
+        shape = [_kept_size(size, data_type, column) for size in data_type.shape]
+        return ["tensor", type_to_json(data_type.value_type, column, depth + 1), shape]
     kinds = pa.types
     if kinds.is_fixed_size_binary(data_type):
-        return ["fixed_size_binary", data_type.byte_width]
+        return ["fixed_size_binary", _kept_size(data_type.byte_width, data_type, column)]
     if kinds.is_timestamp(data_type):
         return ["timestamp", data_type.unit, data_type.tz or ""]
     for name, test in (("time32", kinds.is_time32), ("time64", kinds.is_time64), ("duration", kinds.is_duration)):
@@ -65,20 +69,27 @@ def type_to_json(data_type: pa.DataType, column: str = "") -> Any:
         return ["decimal128", data_type.precision, data_type.scale]
     for name, test in (("list", kinds.is_list), ("large_list", kinds.is_large_list)):
         if test(data_type):
-            return [name, field_to_json(data_type.value_field, column)]
+            return [name, field_to_json(data_type.value_field, column, depth + 1)]
     if kinds.is_fixed_size_list(data_type):
-        return ["fixed_size_list", field_to_json(data_type.value_field, column), data_type.list_size]
+        size = _kept_size(data_type.list_size, data_type, column)
+        return ["fixed_size_list", field_to_json(data_type.value_field, column, depth + 1), size]
     if kinds.is_struct(data_type):
-        return ["struct", [field_to_json(field, column) for field in data_type]]
+        return ["struct", [field_to_json(field, column, depth + 1) for field in data_type]]
     raise SchemaError(f"column {column!r} has type {data_type}, which a store does not keep; cast or drop the column")
 
 
-def field_to_json(field: pa.Field, column: str = "") -> dict[str, Any]:
+def _kept_size(size: int, data_type: pa.DataType, column: str) -> int:
+    if size == 0:
+        raise SchemaError(f"column {column!r} has type {data_type}, whose values are all empty; drop the column")
+    return size
+
+
+def field_to_json(field: pa.Field, column: str = "", depth: int = 0) -> dict[str, Any]:
     """A field as JSON; metadata must be UTF-8."""
     out: dict[str, Any] = {
         "name": field.name,
         "nullable": field.nullable,
-        "type": type_to_json(field.type, column or field.name),
+        "type": type_to_json(field.type, column or field.name, depth),
     }
     if field.metadata:
         try:

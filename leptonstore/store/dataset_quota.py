@@ -26,8 +26,9 @@ from leptonstore.digest import DIGEST_BYTES, Digest, parse_hex
 from leptonstore.errors import BadInput, ChunkMissing, Conflict, FormatTooNew
 from leptonstore.format import pack as lpk
 from leptonstore.format.commit import parse_commit
+from leptonstore.quantities import human_bytes
 from leptonstore.store.log import LogState, Proposal, RefUpdate
-from leptonstore.store.quota import OverQuota, human
+from leptonstore.store.quota import OverQuota
 from leptonstore.store.reach import Reach, protected
 from leptonstore.store.runs import Keys, SortedRuns, iter_keys, positions
 
@@ -123,8 +124,8 @@ def charge(
         used = quota.used + added
         if added and used > quota.bytes:
             raise OverQuota(
-                f"the quota of dataset {name!r} is {human(quota.bytes)}; its versions have {human(quota.used)} and "
-                f"{human(added)} more would be added: nothing was published; raise it (`lepton quota {name} --set SIZE`), or remove "
+                f"the quota of dataset {name!r} is {human_bytes(quota.bytes)}; its versions have {human_bytes(quota.used)} and "
+                f"{human_bytes(added)} more would be added: nothing was published; raise it (`lepton quota {name} --set SIZE`), or remove "
                 f"versions (`lepton forget`, `lepton branch --delete`) and measure again (`lepton quota {name} --measure`)"
             )
         if added:

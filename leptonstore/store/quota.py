@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from leptonstore import limits
 from leptonstore.errors import BadInput, FormatTooNew, StoreFull
+from leptonstore.quantities import human_bytes
 from leptonstore.store.log import LogState, Proposal
 
 SETTING = "quota_bytes"
@@ -47,15 +48,7 @@ def require_quota(state: LogState, proposal: Proposal) -> None:
     used = used_bytes(state)
     if added > removed and used + added - removed > quota:
         raise OverQuota(
-            f"the store's quota is {human(quota)}; its packs have {human(used)} and {human(added)} more would be added: "
+            f"the store's quota is {human_bytes(quota)}; its packs have {human_bytes(used)} and {human_bytes(added)} more would be added: "
             "raise it (`lepton quota --set SIZE`) or free some (`lepton gc`) and run the command again; "
             "what was stored before is intact"
         )
-
-
-def human(count: int) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit, size in (("GiB", limits.GIB), ("MiB", limits.MIB), ("KiB", limits.KIB)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

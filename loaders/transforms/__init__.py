@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from loaders.transforms.audio import DecodeAudio
 from loaders.transforms.base import FunctionTransform, SampleFailed, Transform, as_transform
+from loaders.transforms.each import Each
 from loaders.transforms.images import (
     CenterCrop,
     DecodeImage,
@@ -28,6 +29,7 @@ __all__ = [
     "DecodeAudio",
     "DecodeImage",
     "DecodeVideo",
+    "Each",
     "FunctionTransform",
     "Normalize",
     "Program",

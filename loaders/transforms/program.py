@@ -26,17 +26,15 @@ Collate: TypeAlias = Callable[[list[Any]], Any]
 
 
 class Program(Protocol):
-    """Immutable; any thread; pickles when its transforms do.
-
-    threads       whether it spends most of its time without the GIL, so that threads help.
-    fingerprint   name, version and parameters of every step, and the versions of the libraries that decide their results.
-    """
+    """What becomes of the values of a column. Immutable; any thread; pickles when its transforms do."""
 
     @property
-    def threads(self) -> bool: ...
+    def threads(self) -> bool:
+        """Whether it spends most of its time without the GIL, so that threads help."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Name, version and parameters of every step, and the versions of the libraries that decide their results."""
 
     def buffer(self, rows: int) -> Buffer:
         """For the results of that many samples: an uninitialised array, or a list."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 from looking import CONTRAST_MIN, CONTRASTS
 
+from bench import all_page, all_results
 from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.schema import class_label_field, image_field, path_field, text_field
@@ -32,7 +33,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the path")
 
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
-PAGES = ("demo", "photographs", "texts", "table")
+PAGES = ("demo", "photographs", "texts", "table", "benchmarks")
 
 
 # -- what is looked at -------------------------------------------------------------------------------------------------
@@ -128,6 +129,14 @@ def _table(store: Store) -> Dataset:
     return _written(store, "wide", pa.table(columns), "id", "a wide table")
 
 
+def _failed_run() -> all_results.Result:
+    """A benchmark that came to no end: the page shows what it said."""
+    machine = {"system": "Linux", "cores": 2, "memory_gib": 8, "python": "3.11"}
+    return all_results.Result(
+        "failed", "failed", "0123456789ab", "2026-11-27", machine, log="Traceback: " + "a long line " * 40
+    )
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One report of each kind."""
@@ -138,6 +147,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with Store.create(folder / "store") as store:
         for name, make in (("photographs", _photographs), ("texts", _texts), ("table", _table)):
             found[name] = write_report(folder / f"{name}.html", dataset_report(make(store)))
+    found["benchmarks"] = folder / "benchmarks.html"
+    found["benchmarks"].write_text(all_page.page([*all_results.read(all_results.LATEST), _failed_run()]), "utf-8")
     return found
 
 

@@ -7,16 +7,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from leptonstore.daemon.access import Access, AccessSettings
 from leptonstore.daemon.flight import FlightServer
 from leptonstore.daemon.rates import RateLimits
 from leptonstore.daemon.service import Service
+from leptonstore.dataset import Source
 from leptonstore.store import Store
 from leptonstore.store.remote_store import RemoteStore
 
 TOKEN = "local-token-of-this-test-" + 20 * "x"
+ROWS = 2_000
+
+
+def source(rows: int = ROWS, seed: int = 0) -> Source:
+    """Numbers, short texts, and values that are chunks of their own."""
+    rng = np.random.default_rng(seed)
+    table = pa.table(
+        {
+            "id": np.arange(rows) + seed * 1_000_000,
+            "x": rng.random(rows, np.float32),
+            "image": [rng.bytes(18_000 + at) if at % 5 == 0 else rng.bytes(40) for at in range(rows)],
+        }
+    )
+    return Source(schema=table.schema, identity=("id",), batches=lambda: table.to_batches(500))
 
 
 class Served:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from command_line import ran, told
 
 from leptonstore import errors
-from leptonstore.cli.group import lepton
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.dataset.schema import class_label_field
 from leptonstore.store import Store
@@ -45,21 +43,8 @@ def _dataset(store: Store, source_of: Callable[..., Source], monkeypatch: pytest
     write_dataset(store, "d", source_of(rows(2_000), ("id",)))
 
 
-def ran(*arguments: str, fails: type[errors.LeptonError] | None = None) -> Result:
-    result = CliRunner().invoke(lepton, ["analyse", *arguments])
-    if fails is None:
-        assert result.exit_code == 0, (arguments, result.output, result.exception)
-    else:
-        assert isinstance(result.exception, fails), (arguments, result.output, result.exception)
-    return result
-
-
-def told(*arguments: str) -> dict:  # type: ignore[type-arg]
-    return json.loads(ran(*arguments, "--json").stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
-
-
 def test_each_column_is_told(store: Store) -> None:
-    output = ran("d").stdout
+    output = ran("analyse", "d").stdout
     assert "2,000 rows" in output and "drift" not in output
     (line,) = [line for line in output.splitlines() if line.strip().startswith("x ")]
     assert "double" in line and "nulls" in line and "median" in line and "█" in line
@@ -72,26 +57,26 @@ def test_each_column_is_told(store: Store) -> None:
 
 def test_drift_against_the_parent_is_marked(store: Store, source_of: Callable[..., Source]) -> None:
     write_dataset(store, "d", source_of(rows(2_000, shift=3.0), ("id",)))
-    output = ran("d").stdout
+    output = ran("analyse", "d").stdout
     assert "drift against d@main~1" in output and "much x (values): PSI" in output
-    found = told("d")["drift"]
+    found = told("analyse", "d")["drift"]
     assert {one["name"] for one in found["columns"] if one["level"] == "much"} == {"x", "twice"}
-    assert "drift against d@main~1" in ran("d", "--vs", "d@main~1").stdout
-    assert told("d", "--vs", "none")["drift"] is None
-    assert "drift against d@main (" in ran("d@main~1", "--vs", "d").stdout
-    assert "none" in ran("d", "--vs", "d").stdout.splitlines()[-1]
+    assert "drift against d@main~1" in ran("analyse", "d", "--vs", "d@main~1").stdout
+    assert told("analyse", "d", "--vs", "none")["drift"] is None
+    assert "drift against d@main (" in ran("analyse", "d@main~1", "--vs", "d").stdout
+    assert "none" in ran("analyse", "d", "--vs", "d").stdout.splitlines()[-1]
 
 
 def test_json_has_all(store: Store) -> None:
-    found = told("d", "--columns", "x,label", "--column", "text")
+    found = told("analyse", "d", "--columns", "x,label", "--column", "text")
     assert [column["name"] for column in found["columns"]] == ["x", "label", "text"]
     x = found["columns"][0]
     assert x["numeric"]["count"] + x["nulls"] == 2_000 and len(x["numeric"]["quantiles"]) == 7
-    assert found["reused"] == 0 and told("d", "--column", "x")["reused"] == 1
-    assert told("d", "--column", "x", "--again")["reused"] == 0
+    assert found["reused"] == 0 and told("analyse", "d", "--column", "x")["reused"] == 1
+    assert told("analyse", "d", "--column", "x", "--again")["reused"] == 0
 
 
 def test_mistakes_are_told() -> None:
-    assert "no column 'z'" in str(ran("d", "--column", "z", fails=errors.SchemaError).exception)
-    ran("nothing", fails=errors.RefMissing)
-    ran("d", "--vs", "d@nothing", fails=errors.RefMissing)
+    assert "no column 'z'" in str(ran("analyse", "d", "--column", "z", fails=errors.SchemaError).exception)
+    ran("analyse", "nothing", fails=errors.RefMissing)
+    ran("analyse", "d", "--vs", "d@nothing", fails=errors.RefMissing)

@@ -129,6 +129,8 @@ def test_parameters_of_checks_are_set(sh: Shell) -> None:
     fixed = sh.json("clean", "d", "--fix", "nulls", "--set", 'nulls.fill={"text": "nothing"}', "--into", "filled")
     assert found(fixed) == {"nulls": 1}
     assert sh.rows("d@filled")["text"][9] == "nothing"
+    elsewhere = sh.json("clean", "d", "--fix", "nulls", "--set", 'nulls.fill={"text": "nothing"}', "--into", "e@main")
+    assert elsewhere["result"]["dataset"] == "e" and sh.rows("e") == sh.rows("d@filled")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import HERE, make
 
 from leptonstore.daemon.daemon import Daemon
 from leptonstore.daemon.settings import make_settings
 from leptonstore.store import Store
 from leptonstore.testing import daemon
-
-test_tls = pytest.importorskip("test_tls")  # it makes certificates
 
 
 @pytest.fixture
@@ -40,8 +39,8 @@ def shown(port: int, authority: Path, protocols: list[str]) -> int:
 def test_sighup_takes_new_certificates_on_both_planes_and_a_store_that_is_open_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority = test_tls.make(tmp_path, "authority")
-    first, second = (test_tls.make(tmp_path, name, authority, test_tls.HERE) for name in ("first", "second"))
+    authority = make(tmp_path, "authority")
+    first, second = (make(tmp_path, name, authority, HERE) for name in ("first", "second"))
     chain, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(first.chain, chain)
     shutil.copy(first.key_file, key)
@@ -74,7 +73,7 @@ def test_a_part_that_ends_by_itself_ends_the_daemon_which_says_which(place: Path
     served.start(failed.set)
     try:
         served.http._server.begin_to_stop()  # as a bug in it would end it
-        assert failed.wait(30) and "HTTP" in served.failure
+        assert failed.wait(60) and "HTTP" in served.failure
     finally:
         served.stop()
     assert served.token_file is not None and not served.token_file.exists()

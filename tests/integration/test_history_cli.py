@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from command_line import ran, told
 
 from leptonstore import errors
 from leptonstore.cli.graph import graph_lines
@@ -26,19 +27,6 @@ BASE = [Row(at, at % 3, f"row {at}") for at in range(30)]
 def _used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small_trees(monkeypatch)
     monkeypatch.setenv("LEPTON_STORE", store.url)
-
-
-def ran(*arguments: str, fails: type[errors.LeptonError] | None = None) -> Result:
-    result = CliRunner().invoke(lepton, list(arguments))
-    if fails is None:
-        assert result.exit_code == 0, (arguments, result.output, result.exception)
-    else:
-        assert isinstance(result.exception, fails), (arguments, result.output, result.exception)
-    return result
-
-
-def told(*arguments: str) -> dict:  # type: ignore[type-arg]
-    return json.loads(ran(*arguments, "--json").stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def edited(rows: list[Row], at: int, **values: object) -> list[Row]:

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import HERE, Made, make, x509
 from daemon_data import GRANTS, Plane, control_plane, filled
 from serving_client import TIMEOUT_S
 
 from leptonstore.daemon.tls import ServerTls
 from leptonstore.daemon.tokens import TokenRing
 from leptonstore.web.limits import WebLimits
-
-test_tls = pytest.importorskip("test_tls")  # it makes certificates
-Made, make = test_tls.Made, test_tls.make
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +30,9 @@ def authority(folder: Path) -> Made:
 
 @pytest.fixture(scope="module")
 def plane(folder: Path, authority: Made) -> Iterator[Plane]:
-    server = make(folder, "server", authority, test_tls.HERE)
+    server = make(folder, "server", authority, HERE)
     tls = ServerTls(server.chain, server.key_file, authority.chain)
-    with filled(folder / "data") as store, control_plane(store, WebLimits(head_s=0.5), tls=tls.http_context) as running:
+    with filled(folder / "data") as store, control_plane(store, WebLimits(head_s=2.0), tls=tls.http_context) as running:
         TokenRing.of(store).add("node 7", GRANTS["samples"], certificate="node-7.example")
         yield running
 
@@ -53,11 +51,11 @@ def ask(plane: Plane, path: str, authority: Made, shown: Made | None = None, tok
 
 
 def test_a_client_certificate_stands_for_its_entry(plane: Plane, folder: Path, authority: Made) -> None:
-    node = make(folder, "node", authority, [test_tls.x509.DNSName("node-7.example")])
+    node = make(folder, "node", authority, [x509.DNSName("node-7.example")])
     assert ask(plane, "/content/dataset/samples@main", authority, node)[0] == 200
     assert ask(plane, "/content/dataset/hidden@main", authority, node)[0] == 403
     assert any('"principal":"node 7"' in line for line in plane.log)
-    stranger = make(folder, "stranger", authority, [test_tls.x509.DNSName("node-8.example")])
+    stranger = make(folder, "stranger", authority, [x509.DNSName("node-8.example")])
     assert ask(plane, "/content", authority, stranger)[0] == 401
     # A token that is given and wrong is never taken for none.
     assert ask(plane, "/content", authority, node, "nonsense")[0] == 401
@@ -66,7 +64,7 @@ def test_a_client_certificate_stands_for_its_entry(plane: Plane, folder: Path, a
 
 
 def test_a_certificate_of_another_authority_gets_nowhere(plane: Plane, folder: Path, authority: Made) -> None:
-    foreign = make(folder, "foreign", make(folder, "another authority"), [test_tls.x509.DNSName("node-7.example")])
+    foreign = make(folder, "foreign", make(folder, "another authority"), [x509.DNSName("node-7.example")])
     with pytest.raises((ssl.SSLError, ConnectionError)):
         ask(plane, "/content", authority, foreign)
 

@@ -11,35 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from remote_data import ROWS, source
 
 from leptonstore import limits
 from leptonstore.cli.group import lepton
-from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.daemon.principals import Grant
+from leptonstore.daemon.tokens import TokenRing
+from leptonstore.dataset import Dataset, write_dataset
 from leptonstore.dataset.exchange import clone, pull, push, refs_of
-from leptonstore.errors import BadInput, TierUnavailable
+from leptonstore.errors import BadInput, NotAuthenticated, TierUnavailable
 from leptonstore.store import Store, check_store
 from leptonstore.store.remote_store import OnlyThere, RemoteStore
 from leptonstore.testing import daemon
 from loaders import DataLoader
-
-ROWS = 2_000
-
-
-def source(rows: int = ROWS, seed: int = 0) -> Source:
-    """Numbers, short texts, and values that are chunks of their own."""
-    rng = np.random.default_rng(seed)
-    table = pa.table(
-        {
-            "id": np.arange(rows) + seed * 1_000_000,
-            "x": rng.random(rows, np.float32),
-            "image": [rng.bytes(18_000 + at) if at % 5 == 0 else rng.bytes(40) for at in range(rows)],
-        }
-    )
-    return Source(schema=table.schema, identity=("id",), batches=lambda: table.to_batches(500))
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +256,44 @@ def test_a_push_whose_client_is_killed_goes_on_where_it_was(
         assert Dataset.open(remote, "killed").commit == Dataset.open(mine, "killed").commit
     local.refresh()
     assert check_store(local, read_data=True).clean
+
+
+# -- a credential that ends ------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_whose_token_ends_says_so_and_goes_on_with_another_where_it_was(
+    there: daemon.Served, local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revoked and expired tokens pass the same gate (test_access_matrix.py); revoking needs no waiting."""
+    ring = TokenRing.of(local)
+    ending, text = ring.add("ending", [Grant.parse("read:t")])
+    other = ring.add("other", [Grant.parse("read:t")])[1]
+    want = [batch["id"].tolist() for batch in DataLoader(Dataset.open(local, "t"), batch_size=64, shuffle=True, seed=3)]
+
+    def loader(store: Store) -> DataLoader:
+        assert isinstance(store, RemoteStore)
+        store.without_cache()
+        return DataLoader(Dataset.open(store, "t"), batch_size=64, shuffle=True, seed=3)
+
+    seen: list[list[int]] = []
+    monkeypatch.setenv("LEPTON_TOKEN", text)
+    with Store.open(there.url) as store:
+        first = loader(store)
+        with pytest.raises(NotAuthenticated, match="token"):
+            for batch in first:
+                seen.append(batch["id"].tolist())
+                if len(seen) == 5:
+                    ring.revoke(ending.id)
+        state = first.state_dict()
+        with pytest.raises(NotAuthenticated):
+            store.refresh()
+    assert 5 <= len(seen) < len(want)
+    monkeypatch.setenv("LEPTON_TOKEN", other)
+    with Store.open(there.url) as store:
+        second = loader(store)
+        second.load_state_dict(state)
+        seen += [batch["id"].tolist() for batch in second]
+    assert seen == want
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------------------

@@ -164,41 +164,18 @@ def test_others_may_listen_with_tokens_and_leave_only(tmp_path: Path) -> None:
 # -- how it travels ----------------------------------------------------------------------------------------------------
 
 
-def certificate(folder: Path) -> tuple[str, str]:
-    """(certificate, key) of localhost, signed by itself."""
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    (folder / "cert.pem").write_bytes(made.public_bytes(encoding))
-    (folder / "key.pem").write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
-    return str(folder / "cert.pem"), str(folder / "key.pem")
-
-
 def test_a_server_speaks_tls(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
+    from certificates import HERE, make
+
+    made = make(tmp_path, "localhost", alternative=HERE)
+    cert, key = str(made.chain), str(made.key_file)
     with ModelServer(numbers(), tls=(cert, key)) as server:
         assert server.url.startswith("https://")
         trusting = ssl.create_default_context(cafile=cert)
         with urlopen(f"https://localhost:{server.port}/healthz", context=trusting, timeout=60) as reply:
             assert reply.status == 200
         assert raw_exchange(server.url, request_bytes("GET", "/healthz")) == b""  # in clear: closed without a word
-    with pytest.raises(SourceError, match=r"cert\.pem"):
+    with pytest.raises(SourceError, match=r"localhost\.key"):
         ModelServer(numbers(), tls=(key, cert))
 
 

@@ -23,8 +23,8 @@ from leptonstore.store.repair import repair_store
 from leptonstore.testing.seaweed import Server
 from leptonstore.testing.tiers import content
 from leptonstore.tiers.object import ObjectTier
+from tests.conformance.test_tiers_object import run_in_fork
 from tests.integration.proxy import Proxy
-from tests.integration.test_tiers_object import run_in_fork
 
 
 def fresh_host(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

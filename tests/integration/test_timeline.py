@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 from loaders import DataLoader, LoaderStateError, Timeline, Track  # noqa: E402
 from loaders.collate import ragged  # noqa: E402
-from loaders.timeline import Match, _Keys, _pairs  # noqa: E402
+from loaders.matching import Match, Stamps, pairs_of  # noqa: E402
 
 Make = Callable[..., Source]
 MS = 1_000_000
@@ -190,17 +190,17 @@ def test_tracks_that_do_not_fit_are_named(tracks: dict[str, Dataset], store: Sto
 MOMENTS = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ab")), max_size=12)
 
 
-def keys(rows: list[tuple[int, str]], grouped: bool) -> _Keys:
+def keys(rows: list[tuple[int, str]], grouped: bool) -> Stamps:
     times = np.array([time for time, _ in rows], np.int64)
     groups = pa.chunked_array([[group for _, group in rows]], pa.string())
-    return _Keys(times, groups if grouped else None, "integers")
+    return Stamps(times, groups if grouped else None, "integers")
 
 
 @given(MOMENTS, MOMENTS, st.booleans(), st.sampled_from(["nearest", "previous", "next", "linear"]))
 def test_matches_are_those_of_a_search_through_all_rows(
     here: list[tuple[int, str]], there: list[tuple[int, str]], grouped: bool, match: Match
 ) -> None:
-    pairs = _pairs(keys(here, grouped), keys(there, grouped), match)
+    pairs = pairs_of(keys(here, grouped), keys(there, grouped), match)
     for moment, (time, group) in enumerate(here):
         rows = [row for row, (_, other) in enumerate(there) if other == group or not grouped]
         times = [there[row][0] for row in rows]

@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ipaddress
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
+from certificates import HERE, Made, make, serialization, x509
 
 from leptonstore.daemon.tls import ServerTls, certificate_name, replace_listener
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.errors import SourceError
 from leptonstore.store import Store
 from leptonstore.testing.daemon import Served, running
-
-x509 = pytest.importorskip("cryptography.x509")
-from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
-from cryptography.x509.oid import NameOID  # noqa: E402
-
-HERE: tuple[Any, ...] = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-
-
-class Made(NamedTuple):
-    """A certificate and its key, as objects, and as PEM files."""
-
-    certificate: Any
-    key: Any
-    chain: Path
-    key_file: Path
-
-
-def make(
-    folder: Path,
-    name: str,
-    by: Made | None = None,
-    alternative: Sequence[Any] = (),
-    common: Sequence[str] | None = None,
-) -> Made:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one) for one in (common or [name])])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject if by is None else by.certificate.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), True)
-    )
-    if alternative:
-        made = made.add_extension(x509.SubjectAlternativeName(alternative), False)
-    certificate = made.sign(key if by is None else by.key, hashes.SHA256())
-    chain, key_file = folder / f"{name}.crt", folder / f"{name}.key"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    key_file.chmod(0o600)
-    return Made(certificate, key, chain, key_file)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +48,7 @@ class Echo(fl.FlightServerBase):
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> list[bytes]:
         if action.type == "slow":
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(60)
         return [f"{self.tag} {context.peer_identity().decode()}".encode()]
 
 
@@ -186,15 +139,15 @@ def test_a_listener_is_replaced_without_cutting_off_what_is_under_way(
     client, answers = flight_client(old.port, authority), list[str]()
     under_way = threading.Thread(target=lambda: answers.append(ask(client, "slow")))
     under_way.start()
-    assert old.asked.wait(30)
+    assert old.asked.wait(60)
     new, ending = replace_listener(old, lambda: Echo("new", tls, old.port))
     try:
         assert new.port == old.port
         assert ask(flight_client(new.port, authority)).startswith("new")
         assert under_way.is_alive() and ending.is_alive()
         old.go_on.set()
-        under_way.join(30)
-        ending.join(30)
+        under_way.join(60)
+        ending.join(60)
         assert answers == ["old "] and not ending.is_alive()
     finally:
         new.shutdown()
@@ -279,7 +232,7 @@ def test_clients_do_not_feel_a_renewal(folder: Path, authority: Made, renewable:
     try:
         for number in range(3):
             began = list(counts)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while any(
                 now < then + 3 for now, then in zip(counts, began, strict=True)
             ):  # both read, before each renewal

@@ -103,6 +103,18 @@ def test_what_makes_no_token_is_told(served: Served, wrong: list[str]) -> None:
     assert lepton("ls", place_of(served)) == before
 
 
+@pytest.mark.parametrize("through", ["store", "daemon"])
+def test_a_grant_for_a_dataset_that_is_not_there_is_made_and_told(
+    served: Served, through: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = place_of(served) if through == "store" else served.url
+    monkeypatch.setenv("LEPTON_TOKEN", served.token)
+    grants = [word for grant in ("read:brids", "write:brids", "read:birds") for word in ("--grant", grant)]
+    assert run(command, ["add", url, "--name", f"typo-{through}", *grants]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert said == ["lepton: warning: there is no dataset 'brids' yet"]
+
+
 def test_the_secret_alone_is_on_stdout(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(command, ["add", place_of(served), "--name", "shell", "--grant", "read"]) == 0
     out, err = capfd.readouterr()
@@ -112,7 +124,7 @@ def test_the_secret_alone_is_on_stdout(served: Served, capfd: pytest.CaptureFixt
 def test_the_audit_log_names_the_token_and_not_its_text(served: Served) -> None:
     assert served.daemon is not None and served.daemon.access.audit_log is not None
     made = lepton("add", served.url, "--name", "logged", "--grant", "read", token=served.token)
-    log, text, deadline = Path(served.daemon.access.audit_log.path), "", time.monotonic() + 10
+    log, text, deadline = Path(served.daemon.access.audit_log.path), "", time.monotonic() + 60
     while '"what":"logged"' not in text:  # gRPC tells the end of a call some time after its client has the answer
         assert time.monotonic() < deadline, text
         time.sleep(0.01)

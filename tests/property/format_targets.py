@@ -1,6 +1,6 @@
 """Every parser of stored bytes, as a function of bytes, with a valid specimen and a way to make its checks fit again.
 
-Shared by test_format_fuzz.py (hypothesis) and tests/fuzz/fuzz_formats.py (atheris). A target returns nothing; for any bytes at all
+Shared by test_format_fuzz.py (hypothesis) and fuzz_formats.py (atheris). A target returns nothing; for any bytes at all
 it may raise LeptonError and nothing else. `repair` recomputes lengths and checks after an alteration, so that what comes after the
 checks is reached, too: whoever can write into a store can compute them as well.
 """

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from leptonstore.daemon.audit import AUDIT_STRANGERS, AuditLog
+from leptonstore.daemon.parts import audit_log_of
+from leptonstore.daemon.settings import make_settings
 from leptonstore.errors import BadInput
 
 
@@ -19,7 +21,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_line_says_who_did_what_with_which_outcome(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path / "deep" / "audit.jsonl", now=lambda: 1_795_786_212.5)
+    log = AuditLog(tmp_path / "audit.jsonl", now=lambda: 1_795_786_212.5)
     log.write("publish", "ok", "3f2a", "ci", "10.0.0.7", "dataset/birds/main")
     log.close()
     assert lines(log.path) == [
@@ -110,6 +112,18 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     os.symlink(tmp_path / "elsewhere", tmp_path / "audit.jsonl")
     with pytest.raises(BadInput, match="cannot be written"):
         AuditLog(tmp_path / "audit.jsonl")
+
+
+def test_a_folder_that_a_user_mistyped_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be written: No such file"):
+        audit_log_of(make_settings("store", audit_log=str(tmp_path / "lgo" / "audit.jsonl")))
+    assert not (tmp_path / "lgo").exists()
+
+
+def test_the_usual_folder_is_made_for_its_user_alone() -> None:
+    log = audit_log_of(make_settings("store"))
+    assert log.path.is_file() and stat.S_IMODE(log.path.parent.stat().st_mode) == 0o700
+    log.close()
 
 
 def test_it_can_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

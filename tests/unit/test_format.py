@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leptonstore import limits
 from leptonstore.digest import digest_of
 from leptonstore.errors import FormatDamaged, FormatTooNew, SchemaError
 from leptonstore.format import framed
@@ -200,6 +202,36 @@ def test_framed_documents_refuse_what_is_newer_or_altered() -> None:
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: str(array.type)[:30])
 def test_types_round_trip(array: pa.Array) -> None:
     assert type_from_json(type_to_json(array.type)) == array.type
+
+
+@pytest.mark.parametrize(
+    "data_type",
+    [
+        pa.list_(pa.int8(), 0),
+        pa.binary(0),
+        pa.fixed_shape_tensor(pa.int8(), [2, 0]),
+        pa.list_(pa.struct([pa.field("x", pa.list_(pa.int8(), 0))])),
+    ],
+    ids=str,
+)
+def test_a_size_of_zero_which_no_reader_takes_is_refused_when_it_is_written(data_type: pa.DataType) -> None:
+    with pytest.raises(SchemaError, match=r"column 'u'.*empty"):
+        schema_to_json(pa.schema([pa.field("u", data_type)]))
+
+
+@pytest.mark.parametrize(
+    "wrap", [pa.list_, lambda inner: pa.struct([pa.field("x", inner)]), lambda inner: pa.list_(inner, 1)]
+)
+def test_the_deepest_type_that_is_written_is_the_deepest_that_is_read(
+    wrap: Callable[[pa.DataType], pa.DataType],
+) -> None:
+    data_type = pa.int8()
+    for _ in range(limits.TYPE_DEPTH_MAX):
+        data_type = wrap(data_type)
+    schema = pa.schema([pa.field("u", data_type)])
+    assert schema_from_json(schema_to_json(schema)) == schema
+    with pytest.raises(SchemaError, match=r"column 'u'.*deep"):
+        schema_to_json(pa.schema([pa.field("u", wrap(data_type))]))
 
 
 def test_schemas_that_cannot_be_kept_are_refused_by_column() -> None:
