@@ -32,7 +32,10 @@ def written(value: Any, key: str) -> Reference:
     """`value` as a configuration holds it: a name where it has one. Raises BadInput that names `key` for text that is none."""
     if isinstance(value, str):
         if not is_told(value):
-            split(value)
+            try:
+                split(value)
+            except BadInput as error:
+                raise BadInput(f"{key}: {error}") from None
         return value
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__" or not name.isidentifier():

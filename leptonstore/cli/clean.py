@@ -133,7 +133,7 @@ def command(
             "not_searched": dict(left_out),
             "seconds": round(seconds, 3),
         }
-    emit(json_value(body), as_json, lambda: _print(body, ds, result, bool(actions)))
+    emit(json_value(body), as_json, lambda: _print(body, ds, bool(actions)))
 
 
 # -- what was asked for ----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _told(ds: Dataset, checks: Sequence[Check], result: Result, limit: int, acte
     }
 
 
-def _print(body: Mapping[str, Any], ds: Dataset, result: Result, acted: bool) -> None:
+def _print(body: Mapping[str, Any], ds: Dataset, acted: bool) -> None:
     click.echo(f"{ds.label} {ds.commit[:12]}: {len(ds):,} rows, {body['seconds']:.1f} s")
     click.echo("")
     rows = [[one["check"], f"{one['found']:,}" if one["found"] else "-", one["action"]] for one in body["checks"]]

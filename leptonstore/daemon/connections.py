@@ -83,7 +83,6 @@ class Connections:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lepton-connections", daemon=True)
         self.busy: Callable[[], bool] = lambda: False  # whether others wait for places
-        self.cut_off = 0
 
     def watch(self, port: int) -> None:
         """Begin to look after that port."""
@@ -161,7 +160,6 @@ class Connections:
             self._known.clear()
         for peer, why in condemned.items():
             if peer in there and shut(there[peer].fd, peer):
-                self.cut_off += 1
                 log.warning("the connection of %s is cut off: %s", peer, why)
                 self._refused(why)
 

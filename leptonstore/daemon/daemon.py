@@ -167,7 +167,6 @@ class Daemon:
             self.service,
             self.access,
             self.metrics,
-            self.jobs,
             settings,
             access_log=None if self.access_log is None else self.access_log.write,
             pages=pages.routes,

@@ -53,7 +53,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
         settle()
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {daemon.settings.name}")
         on_ready()
-        _serve(daemon, words, reload)
+        _serve(words, reload)
         systemd.notify("STOPPING=1", "STATUS=draining")
         ending.set()  # from now on a signal means: at once
         daemon.stop()
@@ -69,7 +69,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     return code
 
 
-def _serve(daemon: Daemon, words: queue.SimpleQueue[str], reload: Callable[[], None]) -> None:
+def _serve(words: queue.SimpleQueue[str], reload: Callable[[], None]) -> None:
     patience = systemd.watchdog_s()
     while True:
         try:

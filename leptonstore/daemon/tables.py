@@ -99,7 +99,7 @@ class Tables:
             found = _range(ds, fields, start, stop)
         else:
             found = _where(ds, fields, start, stop, Predicate(where, ds.schema))
-        return schema, sized(schema, found, batch_rows)
+        return schema, sized(found, batch_rows)
 
     def take(self, principal: Principal, told: Arguments, payload: Buffer) -> tuple[pa.Schema, Batches]:
         """The rows whose numbers `payload` lists (int64 little-endian), in that order; a number may come several times."""
@@ -111,9 +111,7 @@ class Tables:
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(ds)):
             raise BadInput(f"a row out of range: {ds.label} has {len(ds)} rows")
         schema = pa.schema(fields)
-        return schema, sized(
-            schema, _gathered(ds, fields, rows), told.number("batch_rows", 1, bounds.BATCH_ROWS_MAX, None)
-        )
+        return schema, sized(_gathered(ds, fields, rows), told.number("batch_rows", 1, bounds.BATCH_ROWS_MAX, None))
 
 
 def _range(ds: Dataset, fields: list[pa.Field], start: int, stop: int) -> Batches:
@@ -182,7 +180,7 @@ def _row_bytes(ds: Dataset, fields: list[pa.Field], row: int) -> int:
     return sum(part.page_bytes for index in indices for part in group.columns[index]) // max(1, group.rows)
 
 
-def sized(schema: pa.Schema, batches: Batches, rows: int | None) -> Batches:
+def sized(batches: Batches, rows: int | None) -> Batches:
     """The same rows in batches of `rows` each (the last has the rest, and none has much more than BATCH_BYTES_MAX bytes); for None, small
     ones joined up to BATCH_BYTES_MIN and large ones cut to about BATCH_BYTES without a copy."""
     held: list[pa.RecordBatch] = []

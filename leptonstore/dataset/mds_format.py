@@ -32,7 +32,6 @@ from leptonstore.format.page import is_variable
 
 VERSION = 2
 INDEX = "index.json"
-SHARD_BYTES = 1 << 26  # mosaicml's own size limit
 SCALARS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 _LISTS = ("jpeg_array", "jpegarray", "list[jpeg]", "list[png]")
 PROBED = ("ndarray", "pil")

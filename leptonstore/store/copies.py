@@ -233,7 +233,7 @@ class FolderCopy:
         """As Copy.close."""
 
 
-def find_piece(copies: list[Copy], digest: Digest, parent: Digest, offset: int, length: int) -> Found | None:
+def find_piece(copies: list[Copy], parent: Digest, offset: int, length: int) -> Found | None:
     """A piece of the value `parent`, cut out of that value where a copy has it, whole or in other pieces."""
     for copy in copies:
         whole = copy.find(parent)

@@ -39,7 +39,6 @@ from leptonstore.tiers.roles import HomePruner, HomeWriter
 
 HINT = "HEAD"
 GENESIS = bytes(32)
-REF_NAME_CHARS_MAX = 4 * limits.NAME_CHARS_MAX
 
 
 class Documents(Protocol):

@@ -112,7 +112,7 @@ class Mending:
             if found is not None and self._fits(digest, found):
                 return found
         if digest in self._piece_of:
-            found = find_piece(self._copies, digest, *self._piece_of[digest])
+            found = find_piece(self._copies, *self._piece_of[digest])
             if found is not None and self._fits(digest, found):
                 return found
         return None

@@ -135,10 +135,6 @@ class ObjectTier:
         """`read` by one request for exactly so much: for those who decide themselves what is read together, and ahead."""
         return self._fetch(pack, offset, length) if length else b""
 
-    def read_ranges(self, pack: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
-        """`read` of several (offset, length) of one pack, in their order."""
-        return list(self.read_many([(pack, offset, length) for offset, length in ranges]))
-
     def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[Buffer]:
         """`read` of several (pack, offset, length), in their order. Near ones are one request; requests run at a time.
 

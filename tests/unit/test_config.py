@@ -236,6 +236,11 @@ def test_code_outside_of_the_project_is_not_followed_on_the_word_of_a_stored_con
     )
 
 
+def test_a_reference_that_is_none_is_told_by_the_key_that_holds_it() -> None:
+    with pytest.raises(BadInput, match=r"^loss\.reference: 'my loss' is not of the form"):
+        LossConfig(reference="my loss")
+
+
 def test_identity_is_what_changes_the_numbers() -> None:
     elsewhere = with_values(TrainConfig(), {"threads": 7, "device": "cpu", "checkpoint.every_steps": 5})
     assert identity(elsewhere) == identity(TrainConfig())

@@ -6,7 +6,6 @@ method is a collective: all ranks call it, in the same order; one thread at a ti
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -60,10 +59,6 @@ class Ranks:
         parts = [torch.empty_like(own) for _ in range(self.size)]
         distributed.all_gather(parts, own, group=self._group)
         return [part.numpy().tobytes() for part in parts]
-
-    def agree(self, data: bytes) -> bool:
-        """Whether all ranks gave the same."""
-        return len(set(self.gather(hashlib.sha256(data).digest()))) == 1
 
     def exchange(
         self,

@@ -66,7 +66,6 @@ class Sharing:
         self._received: deque[tuple[Part, str, bytes]] = deque(maxlen=bounds.RECEIVED_REMEMBERED)
         self._distrusted: Recent[str, float] = Recent(bounds.DISTRUSTED_MAX)  # pack -> until when
         self._strikes: Counter[str] = Counter()
-        self._hedges = bounds.HEDGES_SAVED_MAX
         self.read_by_plan: Callable[[Key], None] = lambda key: None  # told of each block that a reader reads
 
     def _count(self, name: str, bytes_of: int) -> None:

@@ -37,7 +37,6 @@ SCHEMA_COLUMNS_MAX = 500  # that a version's page lists
 LINEAGE_LINKS_MAX = 40
 LINEAGE_ENTRIES_MAX = 60
 DIFF_ROWS = 30  # of each kind of change that a diff shows with values
-DIFF_ROWS_SCANNED = 20_000  # changes that are gone through for these
 DIFF_S = 5.0  # that counting a difference may take; the page then tells what it has
 VALUE_BYTES_MAX = 64 << 20  # of one value that is sent as a file
 REFS_MAX = 100  # branches and tags that a history lists
@@ -58,4 +57,3 @@ KEPT = 256  # histories, lists of refs, lineages and commits that were read late
 PARENTS_KEPT = (
     100_000  # versions whose parents are kept, some 300 bytes each: lines of long histories are drawn from them
 )
-LIVE_S = 5  # between two polls of a page that shows live figures

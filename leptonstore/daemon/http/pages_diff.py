@@ -68,7 +68,7 @@ def diff(ask: Ask) -> Response:
         refs_before=ask.seen.refs_at(found, before), refs_after=ask.seen.refs_at(found, after),
         added=_rows(new, changes.added_rows), removed=_rows(old, changes.removed_rows),
         changed=_changed(old, new, comparison, changes), shown=bounds.DIFF_ROWS,
-        choices=_choices(ask, found),
+        choices=_choices(found),
     )  # fmt: skip
 
 
@@ -137,6 +137,6 @@ def _pictures(old: Dataset, new: Dataset, rows: list[Any]) -> list[tuple[Picture
     return list(zip(before, after, strict=False))
 
 
-def _choices(ask: Ask, name: Any) -> list[str]:
+def _choices(name: Any) -> list[str]:
     """Branches and tags to compare, the newest first."""
     return [ref.branch for ref in sorted(name.refs, key=lambda ref: -ref.sequence)][: bounds.REFS_MAX]

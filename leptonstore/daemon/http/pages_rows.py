@@ -127,15 +127,15 @@ def value(ask: Ask) -> Response:
         array = ds.take_stored(np.asarray([number]), field.name).values
         if array.null_count:
             raise NotFound("this value is null")
-        return _file(ask, images.encode(np.array(columns.tensor_values(array)[0]), "PNG"), "image/png")
+        return _file(images.encode(np.array(columns.tensor_values(array)[0]), "PNG"), "image/png")
     data = _bytes(ds, number, field)
     if image is None:
-        return _file(ask, data, "application/octet-stream", f"{name.name}-{number}-{column}")
+        return _file(data, "application/octet-stream", f"{name.name}-{number}-{column}")
     kind = drawn_type(bytes(data[:12]))
     if kind is not None:
-        return _file(ask, data, kind)
+        return _file(data, kind)
     try:
-        return _file(ask, images.encode(images.decode(data, field.name), "PNG"), "image/png")
+        return _file(images.encode(images.decode(data, field.name), "PNG"), "image/png")
     except LeptonError:
         raise BadInput(f"column {field.name!r} of row {number:,} holds no picture that can be drawn") from None
 
@@ -155,7 +155,7 @@ def _bytes(ds: Dataset, number: int, field: pa.Field) -> bytes:
     return found.encode() if isinstance(found, str) else bytes(found)
 
 
-def _file(ask: Ask, data: bytes, kind: str, name: str = "") -> Response:
+def _file(data: bytes, kind: str, name: str = "") -> Response:
     headers = {**_SANDBOX, "cache-control": "private, max-age=3600"}
     if name:
         safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)

@@ -27,13 +27,12 @@ def make_app(
     service: Service,
     access: Any,
     metrics: Metrics,
-    jobs: Any = None,
     settings: Settings | None = None,
     *,
     access_log: Callable[[str], None] | None = None,
     pages: Callable[[], Any] | None = None,
 ) -> ControlPlane:
-    """The application. pages: gives the routes of the dashboard (pages.routes); None for none. jobs: for pages that the caller makes."""
+    """The application. pages: gives the routes of the dashboard (pages.routes); None for none."""
     return ControlPlane(
         service,
         access,

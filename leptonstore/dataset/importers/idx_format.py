@@ -35,8 +35,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 class IdxFile:
     """One IDX file whose header was checked.
 
-    dtype: of the values as stored (big-endian). shape: all sizes, rows first. stored_bytes and modified_ns: of the file
-    itself, so that a change between two readings is noticed.
+    dtype: of the values as stored (big-endian). shape: all sizes, rows first. stored_bytes: of the file itself.
     """
 
     path: Place
@@ -44,7 +43,6 @@ class IdxFile:
     shape: tuple[int, ...]
     gzipped: bool
     stored_bytes: int
-    modified_ns: int
 
     @property
     def rows(self) -> int:
@@ -133,7 +131,7 @@ def _parse_header(
     if len(sizes) < 4 * head[3]:
         raise refuse(f"ends inside its header of {head[3]} sizes; download or write it again")
     shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
-    file = IdxFile(path, np.dtype(_TYPES[head[2]]), shape, gzipped, status.st_size, status.st_mtime_ns)
+    file = IdxFile(path, np.dtype(_TYPES[head[2]]), shape, gzipped, status.st_size)
     if 0 in shape:
         raise refuse(f"holds no values ({file.describe()}); give a file with rows in it")
     if file.row_bytes > limits.IMAGE_FILE_BYTES_MAX:

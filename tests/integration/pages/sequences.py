@@ -1,4 +1,4 @@
-"""docs/sequences.md: documents of tokens with clouds and boxes, recordings, and the three tracks of a drive."""
+"""docs/sequences.md: documents of tokens with clouds and boxes, recordings, the three tracks of a drive, and trades that are corrected."""
 
 from __future__ import annotations
 
@@ -67,10 +67,30 @@ def tracks(place: Place, rng: np.random.Generator) -> None:
         place.names[name] = place.write(name, pa.Table.from_arrays(arrays, schema=schema), "recording", "time_ns")
 
 
+def ticks(place: Place) -> None:
+    """A trade a second, every fifth corrected ten seconds later; a moment every two seconds, settled five seconds later."""
+    rows = [(number, number * 1000 * MS, number * 1000 * MS + 5 * MS, float(number)) for number in range(300)]
+    rows += [(number, t, t + 10_000 * MS, -price) for number, t, _, price in rows if number % 5 == 0]
+    columns = dict(
+        zip(("id", "time_ns", "known_ns", "price"), (list(one) for one in zip(*rows, strict=True)), strict=True)
+    )
+    named = {"instrument": ["one"] * len(rows), "withdrawn": [False] * len(rows)}
+    place.names["trades"] = place.write("trades", pa.table(columns | named), "instrument", "id")
+    times = np.arange(60, 290, 2) * 1000 * MS
+    asked = {"instrument": ["one"] * len(times), "time_ns": times, "ends_ns": times + 5_000 * MS, "label": times % 3}
+    place.names["moments"] = place.write("moments", pa.table(asked), "instrument", "time_ns")
+
+
 def setting(place: Place) -> Iterator[None]:
     rng = np.random.default_rng(0)
     place.names["ds"] = place.write("samples", documents(rng))
     tracks(place, rng)
+    ticks(place)
     yield
     assert place.names["inputs"].shape[1] == 2048
-    assert set(next(iter(place.names["loader"]))) >= {"camera.image", "lidar.points", "pose.xyz"}
+    window = next(iter(place.names["loader"]))
+    assert window["camera.image"].shape == (8, 4, 2, 2, 3) and window["pose.xyz"].shape == (8, 4, 3)
+    assert [len(clouds) for clouds in window["lidar.points"]] == [4] * 8
+    batch = place.names["batch"]
+    assert batch["trade.price"].shape == (4, 8) and (batch["trade.known_ns"] <= batch["time_ns"][:, None]).all()
+    assert 0 < len(place.names["fit_on"]) < len(place.names["known"])
