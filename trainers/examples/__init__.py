@@ -3,6 +3,8 @@
     python -m trainers.examples.text         a byte-level transformer on the source of Python's standard library
     python -m trainers.examples.pictures     a ResNet on JPEGs, tiles of two photographs
     python -m trainers.examples.finetune     a frozen backbone: from digits 0-5 to digits 6-9; what its checkpoints cost
+    python -m trainers.examples.finance      ticks that come late and are corrected: point-in-time windows without look-ahead
+    python -m trainers.examples.driving      camera, lidar, poses and IMU in one store, aligned on their timestamps
     python -m trainers.examples.keras_cnn    the article's Keras program, on a loader over the store
     python -m trainers.examples.jax_mnist    the CNN with JAX, data-parallel over a mesh, checkpoints in the store
 
