@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from leptonstore.dataset import Dataset, Source
 from leptonstore.store import Store
 from tests.integration.seaweed import bucket_url, s3_server
 
 __all__ = ["bucket_url", "s3_server"]
+pytest_plugins = ("tests.parallel", "tests.skips")
+
+# A busy machine decides nothing: what must be quick has a bound of its own. In CI examples are the same each time, so that a change
+# answers for what it changed; everywhere else they are new each time.
+settings.register_profile("lepton", deadline=None)
+settings.register_profile("lepton-ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("lepton-ci" if os.environ.get("LEPTON_CI") else "lepton")
 
 
 @pytest.fixture(autouse=True)

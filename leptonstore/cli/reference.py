@@ -12,6 +12,8 @@ from leptonstore.cli.runtime import EXIT_CODES
 
 _HEAD = """# The command line
 
+<!-- no block of this page is run: a list of commands -->
+
 This page is written from the code (`python -m leptonstore.cli.reference > docs/cli.md`). `lepton COMMAND --help` says the same.
 
 Every command takes `--help`; what prints a result takes `--json`, and then its last line is one JSON object. Progress goes to stderr, and
@@ -57,7 +59,7 @@ def _of_command(command: click.Command, path: str, parent: click.Context, headin
     context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent)
     yield f"{heading} {path}"
     usage = " ".join([path, *(piece for piece in command.collect_usage_pieces(context) if piece)])
-    yield f"```\n{usage}\n```"
+    yield f"```bash\n{usage}\n```"
     yield from _prose(inspect.cleandoc(command.help or ""))
     options = [
         record
@@ -82,7 +84,8 @@ def _prose(text: str) -> Iterator[str]:
             lines = paragraph.removeprefix("\b").strip("\n").split("\n")
             title = lines[0] if lines[0].endswith(":") and not lines[0].startswith(" ") else ""
             body = "\n".join(inspect.cleandoc("\n".join(["", *lines[bool(title) :]])).split("\n"))
-            yield f"{title}\n\n```\n{body}\n```".lstrip("\n")
+            language = "bash" if title.startswith("Example") else "text"
+            yield f"{title}\n\n```{language}\n{body}\n```".lstrip("\n")
         else:
             yield " ".join(paragraph.split())
 

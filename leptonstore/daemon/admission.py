@@ -16,9 +16,9 @@ from leptonstore.errors import TooBusy
 
 
 class Admission:
-    """At most `at_once` inside; at most `waiting_max` wait, each for at most `wait_s`. Any thread."""
+    """At most `at_once` inside; at most `waiting_max` wait, each for at most `wait_s` (None: for as long as it takes). Any thread."""
 
-    def __init__(self, what: str, at_once: int, waiting_max: int, wait_s: float) -> None:
+    def __init__(self, what: str, at_once: int, waiting_max: int, wait_s: float | None) -> None:
         self._what, self._waiting_max, self._wait_s = what, waiting_max, wait_s
         self._guard = threading.Lock()
         self._free = self.at_once = at_once
@@ -45,7 +45,7 @@ class Admission:
             turn = threading.Lock()
             turn.acquire()
             self._queue.append(turn)
-        if turn.acquire(timeout=self._wait_s):
+        if turn.acquire(timeout=-1 if self._wait_s is None else self._wait_s):
             return
         with self._guard:
             if turn in self._queue:

@@ -1,4 +1,4 @@
-"""FlightServer: the data plane. Arrow Flight's three calls carry the operations of the service; docs/FORMAT.md, LWR1.
+"""FlightServer: the data plane. Arrow Flight's three calls carry the operations of the service; docs/WIRE.md.
 
     do_action(type=op, body=LWR1)      -> one result: JSON, or bytes
     do_get(ticket=LWR1)                -> record batches
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -171,6 +173,10 @@ class FlightServer(fl.FlightServerBase):
             # Of their own: clients' reads wait for peers, and two daemons whose places clients hold would wait for each other.
             "peer": Admission("requests of other daemons", bounds.PEERS_AT_ONCE, waiting, wait_s),
         }
+        # Who is inside is at work, or waits until its client has read. At work are only so many, first come first served: the
+        # interpreter runs one thread at a time, and any, so that of 64 that ask some waited thirty times as long as most.
+        cores = len(os.sched_getaffinity(0))
+        self._work = Admission("reads at work", bounds.WORKING_PER_CORE * cores, bounds.GETS_AT_ONCE, None)
         self.connections = Connections(getattr(metrics, "refuse", None))
         self.connections.busy = lambda: any(admission.waiting for admission in self.admissions.values())
         self._ahead = ThreadPoolExecutor(
@@ -217,9 +223,12 @@ class FlightServer(fl.FlightServerBase):
         asked = self._asked(context, "get")
         try:
             principal, request = self._let_in(asked, context, "get", ticket.ticket)
-            schema, batches = self.service.stream(principal, request)
+            # Not other daemons: whom a client's read waits for must not wait for it.
+            work = nullcontext if is_peers(request) else self._work.place
+            with work():
+                schema, batches = self.service.stream(principal, request)
             asked.turn.theirs()
-            return fl.GeneratorStream(schema, _Sent(asked, schema, batches, self._ahead))
+            return fl.GeneratorStream(schema, _Sent(asked, schema, batches, self._ahead, work))
         except BaseException as error:
             raise asked.failed(error) from None
 
@@ -357,9 +366,15 @@ class _Sent:
     does not read costs two batches."""
 
     def __init__(
-        self, asked: _Asked, schema: pa.Schema, batches: Iterator[pa.RecordBatch], ahead: ThreadPoolExecutor
+        self,
+        asked: _Asked,
+        schema: pa.Schema,
+        batches: Iterator[pa.RecordBatch],
+        ahead: ThreadPoolExecutor,
+        work: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._asked, self._schema, self._batches, self._ahead = asked, schema, batches, ahead
+        """work: held while a batch is made."""
+        self._asked, self._schema, self._batches, self._ahead, self._work = asked, schema, batches, ahead, work
         self._next: Future[pa.RecordBatch | None] | None = None
         asked.call.at_end(self._close)
 
@@ -382,7 +397,8 @@ class _Sent:
         return batch
 
     def _make(self) -> pa.RecordBatch | None:
-        batch = next(self._batches, None)
+        with self._work():
+            batch = next(self._batches, None)
         if batch is not None and batch.schema != self._schema:  # pyarrow would tell the client, with a traceback
             raise RuntimeError(f"a batch of {batch.schema} in a stream of {self._schema}")
         return batch

@@ -364,7 +364,8 @@ def _clear_caches(store: Store, caches: Sequence[HotCache], needles: Needles, re
         freed = cache.clear()
         held = cache.stats().get("pinned_bytes", 0)
         told.append(
-            f"hot cache {cache.path}: emptied, {freed} bytes" + (f"; {held} bytes are still looked at" if held else "")
+            f"hot cache {cache.path}: emptied, {freed:,} bytes"
+            + (f"; {held:,} bytes are still looked at" if held else "")
         )
         report.found += [f"{cache.path}/{file}" for file in search_files(Path(cache.path), needles, ".seg")]
     return told

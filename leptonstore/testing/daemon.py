@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from leptonstore.daemon.settings import SETTINGS, make_settings
+from leptonstore.testing.ports import free_ports
 
 if TYPE_CHECKING:
     from leptonstore.daemon.daemon import Daemon
@@ -143,7 +144,8 @@ def start(
     `leptonstore.daemon.settings`.
     """
     log = _log_in(folder)
-    given = {"host": "127.0.0.1", "port": 0, "http_port": 0, "audit_log": f"{log}.audit", **settings}
+    port, http_port = free_ports(2)  # those that it comes back to, see `restart`
+    given = {"host": "127.0.0.1", "port": port, "http_port": http_port, "audit_log": f"{log}.audit", **settings}
     program = "import sys; from leptonstore.cli import main; sys.exit(main())"
     command = [*inside, sys.executable, "-c", program, "serve", str(store), "--json", *_options(given)]
     command += [] if config is None else ["--config", str(config)]

@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import threading
@@ -25,6 +24,8 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from leptonstore.testing.ports import free_ports
 
 _LIBC = ctypes.CDLL(None)  # loaded here: a child of a process with threads must not
 START_S_MAX = 60.0
@@ -66,22 +67,6 @@ def _end_with_parent() -> None:
     _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _free_ports(count: int) -> list[int]:
-    """weed also listens on each port + 10,000 (gRPC)."""
-    ports: list[int] = []
-    while len(ports) < count:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                other.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
-
-
 def _answers(server: Server) -> bool:
     import obstore
     from obstore.store import S3Store
@@ -120,7 +105,7 @@ def start(folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) 
     # Every bucket has volumes of its own, seven of them unless told otherwise.
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     (folder / "data").mkdir()
-    master, volume, filer, s3 = _free_ports(4)
+    master, volume, filer, s3 = free_ports(4, above=10_000)  # it also listens on each port + 10,000 (gRPC)
     command = [
         *inside,
         *(

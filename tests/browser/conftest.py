@@ -58,7 +58,7 @@ def visit(chromium: Any, served: Served) -> Callable[..., Any]:
         context = chromium.new_context(
             viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=served.http_url
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         wrong: list[str] = []
         page.on(

@@ -122,7 +122,7 @@ class Counting:
 
     def get_many(self, digests: Sequence[Digest]) -> Iterator[Buffer]:
         self.asked.append(list(digests))
-        self.gate.wait(10)
+        self.gate.wait(60)
         return self._store.get_many(digests)
 
     def find_many(self, digests: Sequence[Digest]) -> Found:
@@ -137,7 +137,7 @@ class Found:
 
     def read_into(self, parts: Sequence[memoryview]) -> None:
         self._counting.asked.append(list(self._digests))
-        self._counting.gate.wait(10)
+        self._counting.gate.wait(60)
         self._found.read_into(parts)
 
 

@@ -237,7 +237,7 @@ class _Slow(FaultyPacks):
     def read(self, pack: str, offset: int, length: int) -> bytes:
         self.reads += 1
         self.begun.set()
-        assert self.go.wait(30)
+        assert self.go.wait(60)
         return super().read(pack, offset, length)
 
 
@@ -257,11 +257,11 @@ def test_equal_reads_at_the_same_time_are_one(tmp_path: Path, error: OSError | N
 
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(read, 0)
-        assert slow.begun.wait(30)
+        assert slow.begun.wait(60)
         others = [pool.submit(read, number) for number in range(1, 8)]
         while tier.shared < 7 and not all(other.done() for other in others):
             threading.Event().wait(0.001)
         slow.go.set()
-        answers = {first.result(30), *(other.result(30) for other in others)}
+        answers = {first.result(60), *(other.result(60) for other in others)}
     assert answers == {content(1000)[:100] if error is None else str(error).encode()} and slow.reads == 1
     assert tier.read(pack, 0, 100) == content(1000)[:100] and slow.reads == 2, "what is over is read anew"

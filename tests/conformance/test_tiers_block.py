@@ -208,7 +208,7 @@ def test_one_process_writes_and_others_are_told_which(tmp_path: Path) -> None:
         with pytest.raises(Conflict):
             format_block(tier.path, 1 << 20, unit=4096, force=True)
         writer.send_signal(signal.SIGKILL)
-        writer.wait(30)
+        writer.wait(60)
     assert list(tier.packs()) == ["a" * 32]
     add_pack(tier, content(tier.capacity_bytes - 4096)), "what it had not sealed is free"
 

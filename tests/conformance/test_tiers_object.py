@@ -45,7 +45,7 @@ class _ObjectSuite(PackTierSuite, HomeSuite, LockSuite):
     def die(self, tier: ObjectTier, lock: ObjectLock) -> None:
         """Nobody renews it any more; wait until the server's clock says that this is so."""
         lock.forget()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         path = f"leases/{lock.name}"
         while (tier._keeper.server_time() - tier._client.entry(path).modified).total_seconds() <= limits.LOCK_DEAD_S:
             assert time.monotonic() < deadline
@@ -56,7 +56,7 @@ class TestMemory(_ObjectSuite):
     @pytest.fixture
     def tier(self, monkeypatch: pytest.MonkeyPatch) -> ObjectTier:
         monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.02)
-        monkeypatch.setattr(limits, "LOCK_DEAD_S", 0.3)
+        monkeypatch.setattr(limits, "LOCK_DEAD_S", 1.0)
         return object_tier(f"memory://{secrets.token_hex(8)}")
 
 
@@ -64,7 +64,7 @@ class TestS3(_ObjectSuite):
     @pytest.fixture
     def tier(self, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> ObjectTier:
         monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.2)
-        monkeypatch.setattr(limits, "LOCK_DEAD_S", 2.5)  # the server's clock has whole seconds
+        monkeypatch.setattr(limits, "LOCK_DEAD_S", 5.0)  # the server's clock has whole seconds
         monkeypatch.setattr(suite, "RACERS", 3)  # a race of eight takes SeaweedFS seconds
         return object_tier(bucket_url)
 
@@ -154,7 +154,7 @@ def test_an_endpoint_that_hangs_is_given_up(bucket_url: str, monkeypatch: pytest
         for request in every_request(tier)[:3]:
             with pytest.raises(TierUnavailable):
                 request()
-        assert time.monotonic() - started < 3 * (0.6 + 0.4 + 0.4 + 1)
+        assert time.monotonic() - started < 30  # three times 1.4 s; without bounds it hangs for ever
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_a_listing_of_uploads_that_is_none_is_harmless(answer: bytes, monkeypatc
                     abort_stale(access, "p")
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)
 
 
 # -- where credentials come from ------------------------------------------------------------------------------------

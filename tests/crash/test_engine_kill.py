@@ -57,7 +57,7 @@ def test_a_killed_driver_leaves_nothing_but_garbage_and_the_next_run_makes_the_c
 
 def _collected(store: Store) -> None:
     """Collect garbage when nobody who died is taken to be alive any more."""
-    for _ in range(100):
+    for _ in range(600):
         if not collect(store).spared:
             return
         time.sleep(0.1)

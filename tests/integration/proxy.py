@@ -113,5 +113,5 @@ class Proxy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with suppress(OSError):
             self._server.shutdown()
-        self._thread.join(10)
+        self._thread.join(60)
         self._server.server_close()

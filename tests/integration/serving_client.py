@@ -118,7 +118,8 @@ def slowly(url: str, first: bytes, part: bytes) -> bytes:
             try:
                 piece = connection.recv(65_536)
             except TimeoutError:
-                connection.sendall(part)
+                with contextlib.suppress(ConnectionError):  # what it said before it closed is read next
+                    connection.sendall(part)
                 continue
             except ConnectionError:
                 return found

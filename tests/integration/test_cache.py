@@ -138,7 +138,7 @@ def test_of_all_threads_that_miss_one_fetches(cache: HotCache) -> None:
         return value_of(1)
 
     def ask() -> None:
-        together.wait(10)
+        together.wait(60)
         try:
             assert cache.get_or_put(key_of(1), fetch).data == value_of(1)
         except OSError as error:
@@ -148,7 +148,7 @@ def test_of_all_threads_that_miss_one_fetches(cache: HotCache) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(fetched) == 2 and errors == ["the tier is down"]
 
 
@@ -173,7 +173,7 @@ def test_a_killed_fetcher_frees_the_others(cache: HotCache) -> None:
     assert waiting.is_alive(), "nobody waited for the fetcher"
     process.kill()
     process.communicate()
-    waiting.join(10)
+    waiting.join(60)
     assert got == [value_of(1)]
 
 

@@ -18,6 +18,7 @@ from cache_data import BUDGET, PROJECT, key_of, value_of
 from leptonstore import limits
 from leptonstore.cache import HotCache
 from leptonstore.errors import BadInput
+from tests.permissions import of_an_ordinary_user
 
 
 @pytest.fixture
@@ -119,11 +120,10 @@ def test_segments_that_somebody_deleted_are_misses(cache: HotCache) -> None:
     assert files == stats["linked_bytes"] > BUDGET / 2, "what is not there takes no room for ever"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_directory_is_a_cache_that_misses(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     problems: list[str] = []
-    with HotCache(tmp_path / "cache", BUDGET, on_problem=problems.append) as cache:
+    with of_an_ordinary_user(), HotCache(tmp_path / "cache", BUDGET, on_problem=problems.append) as cache:
         check_unusable(cache, problems)
     tmp_path.chmod(0o700)
 

@@ -27,7 +27,10 @@ pytest.importorskip("cleanlab")
 
 DATA = ROOT.parent / "shared" / "data" / "mnist"
 DIGITS, COPIES, CONSTANT, WRONG = 6_000, 60, 30, 40
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the digits are not beside the project")
+pytestmark = [
+    pytest.mark.requires_mnist,
+    pytest.mark.skipif(not DATA.is_dir(), reason="the digits are not beside the project"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from leptonstore.store.wire.address import Host, parse_address
 from leptonstore.store.wire.link import Link
 from leptonstore.testing import daemon, namespaces, seaweed
 from leptonstore.testing.daemon import Served
+from leptonstore.testing.ports import free_ports
 from tests.integration.certificates import HERE
 from tests.integration.certificates import make as certificate
 from tests.integration.counted_link import counted
@@ -74,14 +74,6 @@ def killer(served: Served, at_step: int) -> Callable[[int, int], None]:
             served.kill()
 
     return tell
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_a_name_that_does_not_resolve_leaves_the_members_that_were_known():
 
 def test_live_daemons_find_each_other_by_documents_and_the_dead_go(monkeypatch):
     monkeypatch.setattr(limits, "LOCK_RENEW_S", 0.02)
-    monkeypatch.setattr(limits, "LOCK_DEAD_S", 0.3)
+    monkeypatch.setattr(limits, "LOCK_DEAD_S", 1.0)
     url = f"memory://{secrets.token_hex(8)}"
     one, two = HeartbeatMembers(open_tier(url), A, 0.0), HeartbeatMembers(open_tier(url), B, 0.0)
     assert one.look() == two.look() == (A, B)

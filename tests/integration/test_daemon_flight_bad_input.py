@@ -252,7 +252,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_put_leaves_nothing_behind(
 # -- bytes that are no request -------------------------------------------------------------------------------------------
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not come to pass"
@@ -261,7 +261,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def sent(port: int, data: bytes, end: bool = True) -> bytes:
     """Write raw bytes to the port; what comes back until the server has enough, or for a moment."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
         raw.settimeout(0.2)
         answer = b""
         try:

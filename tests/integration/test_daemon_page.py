@@ -1,4 +1,4 @@
-"""docs/daemon.md: its code runs, its commands are commands; docs/deploy: what can be looked at here fits together."""
+"""docs/daemon.md: its settings; docs/deploy: what can be looked at here fits together."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from leptonstore.cli.group import lepton
 from leptonstore.daemon.settings import make_settings, read_config
-from leptonstore.dataset import Source, write_dataset
-from leptonstore.store import Store
-from leptonstore.testing import daemon
 
 yaml = pytest.importorskip("yaml")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,27 +22,10 @@ DEPLOY = DOCS / "deploy"
 PAGE = (DOCS / "daemon.md").read_text()
 
 
-def test_the_code_of_the_page_runs(tmp_path: Path, source_of: Callable[..., Source]) -> None:
-    place = tmp_path / "store"
-    with Store.create(place) as store:
-        write_dataset(store, "digits", source_of(pa.table({"id": np.arange(10), "label": np.arange(10) % 3}), ("id",)))
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 2
-    with daemon.running(place, folder=tmp_path, cache=str(tmp_path / "hot"), cache_bytes="64MiB") as served:
-        known: dict[str, Any] = {"url": served.url, "place": place, "rows": 10}
-        for block in blocks:
-            exec(block, known)
-
-
 def commands(text: str) -> list[list[str]]:
     """The `lepton` commands in a text, without what stands around them."""
     found = re.findall(r"(?:^|\$\(|[\s(])(lepton (?:serve|token|ls)\b[^\n#)]*)", text, re.MULTILINE)
     return [shlex.split(one) for one in found]
-
-
-@pytest.mark.parametrize("line", commands(PAGE), ids=" ".join)
-def test_commands_of_the_page_are_commands(line: list[str]) -> None:
-    parsed(line[1:])
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_a_part_that_ends_by_itself_ends_the_daemon_which_says_which(place: Path
     served.start(failed.set)
     try:
         served.http._server.begin_to_stop()  # as a bug in it would end it
-        assert failed.wait(30) and "HTTP" in served.failure
+        assert failed.wait(60) and "HTTP" in served.failure
     finally:
         served.stop()
     assert served.token_file is not None and not served.token_file.exists()

@@ -23,6 +23,7 @@ from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, SourceError
 from leptonstore.store import Store, check_store
 from leptonstore.store.config import StoreConfig
+from tests.permissions import of_an_ordinary_user
 
 SIZES = ChunkSizes(cut_above=256 << 10, min_size=16 << 10, avg_size=64 << 10, max_size=256 << 10)
 OLD = 1_600_000_000_123_456_789
@@ -239,10 +240,9 @@ def test_devices_and_pipes_are_left_out_and_told(store: Store, tree: Path) -> No
     assert source.notes == ["1 devices, pipes or sockets were left out"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_named(store: Store, tree: Path) -> None:
     (tree / "a/4096").chmod(0)
-    with pytest.raises(SourceError, match="a/4096"):
+    with of_an_ordinary_user(), pytest.raises(SourceError, match="a/4096"):
         imported(store, tree)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.errors import BadInput, RefMissing
 from leptonstore.store import Store
+from leptonstore.testing.ports import free_ports
 from tests.integration.ranks import run_ranks
 from trainers.checkpoint import load, save_objects
 from trainers.listing import list_checkpoints
@@ -37,9 +37,7 @@ def place(tmp_path: Path, source_of: Callable[..., Source], monkeypatch: pytest.
 def ranks_of(name: str, place: Path, ranks: int) -> list[dict[str, Any]]:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     (place / "plan.json").write_text(json.dumps({"name": name, "ranks": ranks, "port": str(port)}))
     return run_ranks("framework_checkpoints_run.py", place, ranks)
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ import pytest
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.store import Store
+from leptonstore.testing.ports import free_ports
 
 ROWS = 48  # two ranks, batches of six: no rank is topped up with rows that another one has
 SECONDS_MAX = 240  # importing transformers on a busy machine takes most of it
@@ -43,9 +43,7 @@ def two_ranks(name: str, place: Path) -> list[dict[str, Any]]:
     """What each rank wrote. Fails with what one printed, when one fails."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     common = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",

@@ -49,7 +49,7 @@ ARGUMENTS = [
 PLAIN = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 VALUES = PLAIN | st.lists(st.text(max_size=3), max_size=3) | st.just("samples@main")
 HOSTS = {"localhost": 200, "127.0.0.1:1": 200, "[::1]": 200, "10.1.2.3": 200, "localhost.evil.example": 421, "": 421}
-QUICK = WebLimits(head_s=0.3, write_s=0.3, idle_s=5.0, connections_max=40)
+QUICK = WebLimits(head_s=1.0, write_s=1.0, idle_s=5.0, connections_max=40)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def authority(folder: Path) -> Made:
 def plane(folder: Path, authority: Made) -> Iterator[Plane]:
     server = make(folder, "server", authority, HERE)
     tls = ServerTls(server.chain, server.key_file, authority.chain)
-    with filled(folder / "data") as store, control_plane(store, WebLimits(head_s=0.5), tls=tls.http_context) as running:
+    with filled(folder / "data") as store, control_plane(store, WebLimits(head_s=2.0), tls=tls.http_context) as running:
         TokenRing.of(store).add("node 7", GRANTS["samples"], certificate="node-7.example")
         yield running
 

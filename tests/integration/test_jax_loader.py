@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.store import Store
+from leptonstore.testing.ports import free_ports
 
 HAS_JAX = importlib.util.find_spec("jax") is not None
 needs_jax = pytest.mark.skipif(not HAS_JAX, reason="jax is not installed")
@@ -70,9 +70,7 @@ def one_process(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def two_processes(folder: Path) -> list[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     processes = [start(folder, f"{rank}.json", 4, str(rank), address) for rank in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert all((folder / f"{rank}.json").exists() for rank in range(2)), "\n".join(outputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from training_data import write_patterns
 
 from leptonstore.store import Store, check_store
+from leptonstore.testing.ports import free_ports
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 SCRIPT = Path(__file__).with_name("jax_training_run.py")
@@ -46,9 +46,7 @@ def one(folder: Path, stage: str) -> Found:
 
 
 def two(folder: Path, stage: str) -> list[Found]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     processes = [start(folder, f"{rank}-{stage}.json", 4, stage, str(rank), address) for rank in range(2)]
     outputs = [process.communicate(timeout=SECONDS_MAX)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)

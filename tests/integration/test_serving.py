@@ -263,7 +263,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_rows_are_not_computed
         seen.extend(rows[:, 0].tolist())
         return gate(rows)
 
-    with ModelServer(numbers(model), ServeLimits(answer_s=0.2)) as server:
+    with ModelServer(numbers(model), ServeLimits(answer_s=1.0)) as server:
         gate.shut()
         seen.clear()
         replies: list[Reply] = []
@@ -295,7 +295,7 @@ def test_a_model_that_depends_on_company_is_said_to(server: ModelServer) -> None
 
 def test_requests_under_way_are_answered_when_the_server_stops() -> None:
     gate = Gate()
-    with ModelServer(numbers(gate), ServeLimits(drain_wait_s=1.5)) as server:
+    with ModelServer(numbers(gate), ServeLimits(drain_wait_s=3.0)) as server:
         where = urlsplit(server.url)
         assert where.hostname and where.port
         gate.shut()

@@ -47,7 +47,7 @@ ROW = [[0] * 8] * 8
 @pytest.fixture(scope="module")
 def server() -> Iterator[ModelServer]:
     """Small limits, so that a test reaches them quickly."""
-    limits = ServeLimits(rows_max=16, body_bytes_max=1 * MIB, pixels_max=10_000, batch_rows=16, head_s=0.3, body_s=0.3)
+    limits = ServeLimits(rows_max=16, body_bytes_max=1 * MIB, pixels_max=10_000, batch_rows=16, head_s=1.0, body_s=1.0)
     with ModelServer(classifier(), limits, threads=1) as running:
         yield running
 

@@ -48,7 +48,7 @@ class Echo(fl.FlightServerBase):
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> list[bytes]:
         if action.type == "slow":
             self.asked.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(60)
         return [f"{self.tag} {context.peer_identity().decode()}".encode()]
 
 
@@ -139,15 +139,15 @@ def test_a_listener_is_replaced_without_cutting_off_what_is_under_way(
     client, answers = flight_client(old.port, authority), list[str]()
     under_way = threading.Thread(target=lambda: answers.append(ask(client, "slow")))
     under_way.start()
-    assert old.asked.wait(30)
+    assert old.asked.wait(60)
     new, ending = replace_listener(old, lambda: Echo("new", tls, old.port))
     try:
         assert new.port == old.port
         assert ask(flight_client(new.port, authority)).startswith("new")
         assert under_way.is_alive() and ending.is_alive()
         old.go_on.set()
-        under_way.join(30)
-        ending.join(30)
+        under_way.join(60)
+        ending.join(60)
         assert answers == ["old "] and not ending.is_alive()
     finally:
         new.shutdown()
@@ -232,7 +232,7 @@ def test_clients_do_not_feel_a_renewal(folder: Path, authority: Made, renewable:
     try:
         for number in range(3):
             began = list(counts)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while any(
                 now < then + 3 for now, then in zip(counts, began, strict=True)
             ):  # both read, before each renewal

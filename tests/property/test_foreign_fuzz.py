@@ -35,7 +35,7 @@ from leptonstore.errors import BadInput, SourceError
 MEMORY_BYTES_MAX = 24 << 20
 MANY = settings(
     max_examples=40,
-    deadline=datetime.timedelta(seconds=10),
+    deadline=datetime.timedelta(seconds=60),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TENSOR = pa.fixed_shape_tensor(pa.int16(), [2, 2])

@@ -50,7 +50,7 @@ from leptonstore.store.opened import OpenedPacks
 MEMORY_BYTES_MAX = 4 << 20
 DECODE_BYTES_MAX = 2 * limits.CHUNK_BYTES_MAX + MEMORY_BYTES_MAX
 MANY = settings(
-    max_examples=150, deadline=datetime.timedelta(seconds=5), suppress_health_check=[HealthCheck.data_too_large]
+    max_examples=150, deadline=datetime.timedelta(seconds=60), suppress_health_check=[HealthCheck.data_too_large]
 )
 EXTREMES = st.sampled_from(
     [0, 1, 0x7F, 0xFF, 0xFFFF, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, -1]

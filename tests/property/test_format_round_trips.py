@@ -20,7 +20,7 @@ from leptonstore.errors import BadInput
 
 MANY = settings(
     max_examples=60,
-    deadline=datetime.timedelta(seconds=10),
+    deadline=datetime.timedelta(seconds=60),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 ALL = st.one_of(NESTED, st.sampled_from(TENSORS))

@@ -33,13 +33,16 @@ def test_whatever_happens_the_phases_add_up_to_the_wall_time(calls: list[str]) -
 
 
 def test_a_clock_agrees_with_another_one() -> None:
-    began = time.perf_counter()
-    clock = StepClock()
-    for phase in (*PHASES, "evaluation") * 5:
-        sum(range(1_000))
-        clock.lap(phase)
-    clock.step()
-    assert clock.total.wall == pytest.approx(time.perf_counter() - began, abs=1e-3)
+    def apart_s() -> float:
+        began = time.perf_counter()
+        clock = StepClock()
+        for phase in (*PHASES, "evaluation") * 5:
+            sum(range(1_000))
+            clock.lap(phase)
+        clock.step()
+        return abs(clock.total.wall - (time.perf_counter() - began))
+
+    assert min(apart_s() for _ in range(20)) < 1e-3  # on a busy machine others run between two looks
 
 
 @given(st.floats(-1, 3, allow_nan=False), st.floats(0, 2))

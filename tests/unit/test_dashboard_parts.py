@@ -177,7 +177,7 @@ def test_pages_are_refused_when_too_many_wait(store: Store, monkeypatch: pytest.
 def test_a_page_that_takes_too_long_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     requests = _Requests(store, "http")
-    monkeypatch.setattr(Seen, "names", lambda *of: release.wait(30))
+    monkeypatch.setattr(Seen, "names", lambda *of: release.wait(60))
     monkeypatch.setattr(bounds, "PAGE_S", 0.05)
     status, _, body = requests.ask("GET", "/ui/dataset", authorization="Bearer secret")
     release.set()
@@ -303,7 +303,7 @@ def test_figures_of_the_store_are_measured_seldom_and_never_waited_for(
 
     def slow(store: Store) -> object:
         times.append(1)
-        assert release.wait(30)
+        assert release.wait(60)
         try:
             return real(store)
         finally:
@@ -314,7 +314,7 @@ def test_figures_of_the_store_are_measured_seldom_and_never_waited_for(
     for _ in range(5):
         assert measures.usage() is None and measures.measuring()
     release.set()
-    assert measured.wait(30)
+    assert measured.wait(60)
     while measures.measuring():
         measured.wait(0.01)
     found = measures.usage()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from leptonstore.dataset.importers import FORMATS, detect_format, open_source
 from leptonstore.dataset.schema import class_names, semantic_of
 from leptonstore.errors import BadInput, MissingExtra, SourceError
+from tests.permissions import of_an_ordinary_user
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,10 @@ def test_a_missing_path(tmp_path: Path, format: str | None) -> None:
         open_source(tmp_path / "nowhere", format)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_directory_without_permission(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    with pytest.raises(SourceError, match="permission"):
+    with of_an_ordinary_user(), pytest.raises(SourceError, match="permission"):
         open_source(closed)
 
 

@@ -97,6 +97,7 @@ def test_noise_is_found_and_other_shapes_are_not() -> None:
     assert search(tensors(images)) == []
 
 
+@pytest.mark.requires_mnist
 @pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST's files are not beside the project")
 def test_near_copies_among_digits_of_mnist_are_found() -> None:
     table, truth = planted_mnist(MNIST, digits=6_000, exact=100, near=200, constant=20, wrong=0)

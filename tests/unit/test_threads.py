@@ -105,15 +105,15 @@ def test_a_slow_sample_keeps_no_other_batch_waiting() -> None:
 
     def slow(text: str) -> int:
         if text == "0":
-            gate.wait(10)
+            gate.wait(60)
             return 0
         seen.add(int(text))
         if len(seen) == 15:  # all of four steps of four
-            others.wait(10)
+            others.wait(60)
         return int(text)
 
     batches = ThreadedBatches(recipe_of(slow), steps_of(4, 9), tuned(2, 4), flight=1)
-    waiting = threading.Thread(target=lambda: (others.wait(10), gate.set()))
+    waiting = threading.Thread(target=lambda: (others.wait(60), gate.set()))
     waiting.start()
     assert [batch["text"].tolist() for batch in batches] == [list(range(4 * n, 4 * n + 4)) for n in range(9)]
     waiting.join()
@@ -124,7 +124,7 @@ def test_out_of_order_a_finished_batch_does_not_wait_for_an_earlier_one() -> Non
 
     def slow(text: str) -> int:
         if text == "0":
-            gate.wait(10)
+            gate.wait(60)
         return int(text)
 
     batches = ThreadedBatches(recipe_of(slow), steps_of(4, 6), tuned(2, 4), in_order=False)
@@ -191,13 +191,13 @@ def test_a_sample_that_hangs_is_named_and_nobody_waits_for_it() -> None:
 
     def hang(text: str) -> int:
         if text == "9":
-            gate.wait(10)
+            gate.wait(60)
         return int(text)
 
-    batches = ThreadedBatches(recipe_of(hang), steps_of(4, 9), tuned(2, 4), timeout_s=0.2)
+    batches = ThreadedBatches(recipe_of(hang), steps_of(4, 9), tuned(2, 4), timeout_s=1.0)
     assert [next(batches)["id"][0].item() for _ in range(2)] == [0, 4]
     named = (
-        r"timed out after 0\.2 seconds, waiting for dataset 'numbers' commit \w+ row 9 column 'text' .* for \d\.\d s"
+        r"timed out after 1\.0 seconds, waiting for dataset 'numbers' commit \w+ row 9 column 'text' .* for \d\.\d s"
     )
     with pytest.raises(RuntimeError, match=named):
         next(batches)

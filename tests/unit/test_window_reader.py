@@ -37,7 +37,7 @@ class Cache:
 
     def wait_for(self, rows: set[int]) -> None:
         with self.came:
-            assert self.came.wait_for(lambda: rows <= self.rows, timeout=20), "the rows were not read"
+            assert self.came.wait_for(lambda: rows <= self.rows, timeout=60), "the rows were not read"
 
     @property
     def rows(self) -> set[int]:

@@ -1,0 +1,31 @@
+"""Ports of loopback for servers that are told theirs, or that come back to the one they had.
+
+A port that `bind` chose is anybody's again as soon as it is closed, also that of a test in another process. These lie below those that
+systems choose from (Linux: 32768 and more, macOS: 49152), so that only whoever asks for one of them by its number has it.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+
+PORT_MIN, PORT_END = 10_000, 32_768
+
+
+def free_ports(count: int, above: int = 0) -> list[int]:
+    """`count` ports that nobody listens on; above: nor on those that lie so much higher."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(PORT_MIN, PORT_END - above)
+        if port not in found and all(_is_free(one) for one in {port, port + above}):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
