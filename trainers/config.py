@@ -163,7 +163,8 @@ class DataConfig:
     global_batch_size: rows of one step over all ranks together.
     transforms: {column: [transform, …]} for training rows; validation_transforms: for all others.
     workers: threads that read and transform ahead, or "auto".
-    sequence_length, stride: of windows over a stream of tokens, for tasks on text.
+    sequence_length, stride: of windows over a stream of tokens, for tasks on text. packs: rows are packs of whole documents instead, which
+        do not see each other.
     """
 
     task: str = "auto"
@@ -178,6 +179,7 @@ class DataConfig:
     workers: int | Literal["auto"] = 0
     sequence_length: int | None = None
     stride: int | None = None
+    packs: bool = False
 
     def __post_init__(self) -> None:
         fraction, size = self.validation_fraction, self.global_batch_size

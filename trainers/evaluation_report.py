@@ -152,7 +152,7 @@ def passages(task: LanguageModelling, worst: Worst) -> list[Passage]:
 def _window(inputs: Tensor, targets: Tensor, losses: Tensor, at: int) -> tuple[list[int], list[float]]:
     """(tokens of a window, losses of all but the first)."""
     counted = targets[at] != IGNORED
-    tokens = [int(inputs[at, 0]), *targets[at][counted].tolist()]
+    tokens = [int(inputs[at].flatten()[0]), *targets[at][counted].tolist()]
     return tokens, losses[at][counted].tolist()
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from leptonstore import limits
 from leptonstore.dataset.cut import RowCutter, part_ends, row_hashes
-from leptonstore.dataset.schema import inline_bytes, part_bytes
+from leptonstore.dataset.schema import array_planes, inline_bytes, part_bytes
 from leptonstore.dataset.values import Column, Spots, concat, intern
 from leptonstore.digest import Buffer
 from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, SchemaError
@@ -35,7 +35,13 @@ def stored_columns(
         if not field.nullable and array.null_count:
             raise SchemaError(f"column {field.name!r} has nulls near row {first_row}, but is declared without")
     return [
-        intern(store, array, inline_bytes(field), None if spots is None else spots.of(field.name))
+        intern(
+            store,
+            array,
+            inline_bytes(field),
+            None if spots is None else spots.of(field.name),
+            array_planes(field) or 0,
+        )
         for field, array in zip(schema, batch.columns, strict=True)
     ]
 
@@ -205,7 +211,11 @@ def told(error: ChunkCorrupt | ChunkMissing, where: str) -> ChunkCorrupt | Chunk
 
 
 def plane_width(data_type: pa.DataType) -> int:
-    """Bytes of a float when pages of this type are mostly floats: they are stored as byte planes where that is smaller. Else 0."""
+    """Bytes of a number when pages of this type are mostly floats, or tensors of integers: they are stored as byte planes where that is
+    smaller. Else 0."""
+    if isinstance(data_type, pa.FixedShapeTensorType) and pa.types.is_integer(data_type.value_type):
+        width = int(data_type.value_type.bit_width) // 8
+        return width if width > 1 else 0
     if isinstance(data_type, pa.BaseExtensionType):
         return plane_width(data_type.storage_type)
     if pa.types.is_fixed_size_list(data_type) or pa.types.is_list(data_type) or pa.types.is_large_list(data_type):

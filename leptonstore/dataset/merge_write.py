@@ -14,7 +14,7 @@ from leptonstore.dataset.align import Positions
 from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.keyed import said_key
 from leptonstore.dataset.rules import check_rows, rules_of
-from leptonstore.dataset.schema import inline_bytes
+from leptonstore.dataset.schema import array_planes, inline_bytes
 from leptonstore.dataset.splice import Splice
 from leptonstore.dataset.values import Column
 from leptonstore.errors import MergeConflict, RuleBroken
@@ -129,4 +129,5 @@ class Operations:
         if inline_bytes(one) == inline_bytes(self._source.schema.field(name)):
             return column
         store = self._target.store
-        return column_values.intern(store, column_values.resolve(store, column, one.type), inline_bytes(one))
+        values = column_values.resolve(store, column, one.type)
+        return column_values.intern(store, values, inline_bytes(one), plane_width=array_planes(one) or 0)

@@ -6,6 +6,7 @@
     lepton.names               class_label: JSON list; the label is an index into it
     lepton.inline_bytes        strings, bytes: longer values are chunks of their own (default 16 KiB)
     lepton.part_bytes          strings, bytes: about how large a page may be before it is cut (default 24 KiB)
+    lepton.numbers             bytes: a value is an array of such numbers ("int16"), little-endian, in C order; its shape stands elsewhere
 
 Fixed-shape tensors are Arrow's own extension type `pa.fixed_shape_tensor(value_type, shape)`; an image that is
 already decoded is such a tensor of uint8 with semantic "image" (H x W or H x W x C). Tokens are lists of integers.
@@ -26,6 +27,11 @@ CODEC = b"lepton.codec"
 NAMES = b"lepton.names"
 INLINE_BYTES = b"lepton.inline_bytes"
 PART_BYTES = b"lepton.part_bytes"
+NUMBERS = b"lepton.numbers"
+
+# Numbers of a column of arrays, as Arrow calls them -> bytes of one.
+NUMBER_BYTES = {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+NUMBER_BYTES |= {"halffloat": 2, "float": 4, "double": 8}
 
 
 SEMANTICS = ("image", "class_label", "text", "tokens", "path")
@@ -49,6 +55,8 @@ def check_semantics(schema: pa.Schema) -> None:
             raise SchemaError(
                 f"column {field.name!r} has semantic {semantic!r}, which is for {wanted}, and type {data_type}"
             )
+        if array_planes(field) is not None and not _is_bytes(data_type):
+            raise SchemaError(f"column {field.name!r} says that it holds arrays as bytes, and has type {data_type}")
 
 
 def _is_bytes(data_type: pa.DataType) -> bool:
@@ -93,6 +101,16 @@ def tokens_field(name: str, value_type: pa.DataType | None = None) -> pa.Field:
     return pa.field(name, pa.list_(value_type or pa.int32()), nullable=False, metadata={SEMANTIC: b"tokens"})
 
 
+def array_field(name: str, value_type: pa.DataType) -> pa.Field:
+    """A column of arrays of any shape, as the bytes of their numbers (little-endian, C order); the shape is for another column.
+
+    For volumes and images of more than 8 bits: large values are stored as byte planes where that is smaller. Raises SchemaError.
+    """
+    made = pa.field(name, pa.large_binary(), nullable=False, metadata={NUMBERS: str(value_type).encode()})
+    array_planes(made)
+    return made
+
+
 def path_field(name: str) -> pa.Field:
     """A column of relative paths with forward slashes."""
     return pa.field(name, pa.string(), nullable=False, metadata={SEMANTIC: b"path"})
@@ -106,6 +124,22 @@ def inline_bytes(field: pa.Field) -> int:
 def part_bytes(field: pa.Field) -> int:
     """About how large a page of this column is, in bytes, where it is cut. Raises SchemaError."""
     return _bytes_of(field, PART_BYTES, limits.PAGE_PART_BYTES)
+
+
+def array_planes(field: pa.Field) -> int | None:
+    """Byte planes of a value in a column of arrays (0: numbers of one byte have none), None for any other column.
+
+    Raises SchemaError for numbers that there are not.
+    """
+    text = (field.metadata or {}).get(NUMBERS)
+    if text is None:
+        return None
+    width = NUMBER_BYTES.get(text.decode("utf-8", "replace"))
+    if width is None:
+        raise SchemaError(
+            f"column {field.name!r} has {NUMBERS.decode()} {text!r}; it must be one of {', '.join(NUMBER_BYTES)}"
+        )
+    return width if width > 1 else 0
 
 
 def _bytes_of(field: pa.Field, key: bytes, default: int) -> int:

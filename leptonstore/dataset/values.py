@@ -85,10 +85,16 @@ class Spots:
 
 
 def intern(
-    store: Store, array: pa.Array, inline: int = limits.VALUE_INLINE_BYTES_MAX, spots: Spots | None = None
+    store: Store,
+    array: pa.Array,
+    inline: int = limits.VALUE_INLINE_BYTES_MAX,
+    spots: Spots | None = None,
+    plane_width: int = 0,
 ) -> Column:
-    """Put every value over `inline` bytes into the store (with `spots`, of one column: where it stands) and keep its reference. Raises
-    StoreFull."""
+    """Put every value over `inline` bytes into the store (with `spots`, of one column: where it stands) and keep its reference.
+
+    plane_width: bytes of a number, where values are arrays of numbers (Store.put). Raises StoreFull.
+    """
     if not is_variable(array.type):
         return Column(array)
     large = pc.fill_null(pc.greater(pc.binary_length(array), inline), False)
@@ -101,7 +107,7 @@ def intern(
         if is_large:
             data = value.as_buffer()
             view = memoryview(data)
-            digest = store.put(view) if spots is None else spots.put(store, row, view)
+            digest = store.put(view, plane_width=plane_width) if spots is None else spots.put(store, row, view)
             out.append(REFERENCE.pack(digest, data.size))
         else:
             out.append(value.as_py())

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.rules import check_rows, rules_of
 from leptonstore.dataset.scan import slice_ends
-from leptonstore.dataset.schema import inline_bytes
+from leptonstore.dataset.schema import array_planes, inline_bytes
 from leptonstore.dataset.values import Column, intern, one_array
 from leptonstore.errors import LeptonError, OperationFailed
 from leptonstore.process.chain import Chain, resolved
@@ -182,7 +182,11 @@ class Segment:
                 batch = pa.RecordBatch.from_arrays([plain], schema=pa.schema([one]))
                 check_rows(batch.schema, batch, int(rows[start]))
                 start = stop
-        return column if column.references is not None else intern(store, column.values, inline_bytes(one))
+        return (
+            column
+            if column.references is not None
+            else intern(store, column.values, inline_bytes(one), plane_width=array_planes(one) or 0)
+        )
 
     def _partials(
         self,

@@ -21,9 +21,11 @@ from loaders.transforms.images import (
 from loaders.transforms.keys import SampleKeys
 from loaders.transforms.program import Program, compile_chain
 from loaders.transforms.video import DecodeVideo
+from loaders.transforms.volumes import DecodeArrays, RandomPatch, Window
 
 __all__ = [
     "CenterCrop",
+    "DecodeArrays",
     "DecodeAudio",
     "DecodeImage",
     "DecodeVideo",
@@ -33,12 +35,14 @@ __all__ = [
     "Program",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "RandomPatch",
     "RandomResizedCrop",
     "Resize",
     "SampleFailed",
     "SampleKeys",
     "ToFloat",
     "Transform",
+    "Window",
     "as_transform",
     "compile_chain",
 ]

@@ -23,7 +23,9 @@ from trainers import checkpoint as checkpoints
 from trainers.config import DataConfig, ModelConfig, TrainConfig, with_values
 from trainers.evaluate import evaluate
 from trainers.loop import Trainer
+from trainers.opened import open_model
 from trainers.parallel import World
+from trainers.predict import score_texts
 from trainers.run import run_train
 from trainers.tasks import LanguageModelling, Regression, blocks, split_dataset, task_from_dict, task_of
 
@@ -64,9 +66,40 @@ def test_every_kind_learns_and_resumes_to_the_bit(store: Store, name: str) -> No
     assert losses[-1] < losses[0]
 
 
-def test_three_ranks_train_on_a_text_as_one_does(store: Store, tmp_path: Path) -> None:
+def test_packs_of_documents_learn_and_resume_to_the_bit(store: Store) -> None:
+    values = {**QUICK, **TEXT, "data.packs": True, "epochs": 3}
+    whole = run_train(store, "texts", values, run="whole")
+    assert "packed" in whole["task"]
+    run_train(store, "texts", values, run="parts", max_steps=4)
+    resumed = run_train(store, "texts", {}, run="parts", resume=True)
+    assert resumed["history"] == whole["history"]
+    assert whole["history"][-1]["val_loss"] < whole["history"][0]["val_loss"]
+    task = checkpoints.load(store, "parts").task
+    assert isinstance(task, LanguageModelling) and task.packs and task_from_dict(task.to_dict()) == task
+    assert "packs" not in dataclasses.replace(task, packs=False).to_dict()  # as before there were packs
+    with pytest.raises(BadInput, match="stride"):
+        task_of(Dataset.open(store, "texts"), DataConfig(inputs="tokens", packs=True, stride=8))
+
+
+def test_a_document_in_a_pack_is_measured_as_if_it_were_alone(store: Store) -> None:
+    """Documents of up to a pack's length: what `evaluate` finds is the mean over what `score_texts` finds of each."""
+    values = {**QUICK, **TEXT, "data.packs": True, "data.sequence_length": 256, "epochs": 1}
+    run_train(store, "texts", values, run="packs")
+    model = open_model(store, "checkpoint/packs").model
+    ds = Dataset.open(store, "texts")
+    documents = [np.array(one, np.uint8) for one in ds.to_arrow(["tokens"])["tokens"].to_pylist()]
+    assert max(map(len, documents)) <= 256
+    assert isinstance(model.task, LanguageModelling)
+    alone = score_texts(model, model.task, documents)
+    targets = [len(one) - 1 for one in documents]
+    found = evaluate(model, ds).loss
+    assert found == pytest.approx(np.average(alone, weights=targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_three_ranks_train_on_a_text_as_one_does(store: Store, tmp_path: Path, packs: bool) -> None:
     """Windows in batches of 7: shares of 2, 2 and 3, and a last batch of fewer. Losses are divided by tokens, whoever has them."""
-    values = {**QUICK, **TEXT, "data.global_batch_size": 7}
+    values = {**QUICK, **TEXT, "data.global_batch_size": 7, "data.packs": packs}
     alone = run_train(store, "texts", values, run="alone")["history"]
     settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     arguments = ["--run-name", "three", *(part for setting in settings for part in ("--set", setting))]

@@ -113,6 +113,18 @@ def test_a_transformer_sees_only_what_came_before() -> None:
     assert torch.allclose(model(tokens[:, :5]), first[:, :5], atol=1e-5)
 
 
+def test_a_document_in_a_pack_is_told_as_if_it_were_alone() -> None:
+    model = transformer(50, 16, layers=2, width=32, heads=4).eval()
+    documents = [torch.randint(50, (size,), generator=torch.Generator().manual_seed(size)) for size in (7, 1, 5)]
+    tokens = torch.cat([*documents, torch.zeros(3, dtype=torch.int64)])
+    numbers = torch.tensor([1] * 7 + [2] + [3] * 5 + [0] * 3)
+    places = torch.cat([*(torch.arange(len(one)) for one in documents), torch.zeros(3, dtype=torch.int64)])
+    packed = model(torch.stack([tokens, numbers, places], -1)[None])[0]
+    assert torch.isfinite(packed).all()
+    alone = torch.cat([model(one[None])[0] for one in documents])
+    torch.testing.assert_close(packed[:13], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_transformer_has_one_matrix_for_tokens_and_starts_undecided() -> None:
     torch.manual_seed(0)
     model = transformer(200, 16, layers=3, width=64, heads=4)

@@ -1,62 +1,78 @@
-"""Text that every machine has: the source of Python's own standard library, as a dataset of bytes.
+"""Text that every machine has: the docstrings of Python's own standard library.
 
-path      of the file, below the library's folder
-tokens    its bytes, list<uint8>
-split     val for every tenth file (the last one of fewer), else train
+name      module and what it documents ("json.decoder:JSONDecoder.decode")
+module    the file's module: what stands on one side of a split together
+text      the docstring, without its indentation
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from leptonstore.dataset import Source
-from leptonstore.dataset.importers.arrays import label_column
-from leptonstore.dataset.schema import class_label_field, path_field, tokens_field
+from leptonstore.dataset.schema import text_field
+from leptonstore.digest import digest_of
 from leptonstore.errors import SourceError
 
 # Folders that are no library: what was installed, and tests.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "ensurepip"}
-HELD_OUT = 10  # one file of so many is for validation
-ROWS_TOGETHER = 64  # files in memory at a time
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("module", pa.string(), nullable=False),
+        text_field("text", nullable=False),
+    ]
+)
 
 
-def library_source(bytes_max: int, folder: Path | None = None) -> Source:
-    """Every Python file below `folder` (default: the standard library of this interpreter), in the order of their paths, up to
-    about `bytes_max` bytes. Raises SourceError when there are fewer than two."""
+def docstrings(bytes_max: int, folder: Path | None = None) -> Source:
+    """Every docstring of Python files below `folder` (default: the standard library of this interpreter), up to about `bytes_max` bytes of
+    text. Files come in the order of their paths' digests, so that part of the library is a sample of it. Raises SourceError when there
+    are none."""
     root = folder or Path(sysconfig.get_paths()["stdlib"])
-    chosen, total = [], 0
-    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+    rows: list[tuple[str, str, str]] = []
+    total = files = 0
+    files_there = sorted(root.rglob("*.py"), key=lambda file: digest_of(file.relative_to(root).as_posix().encode()))
+    for file in files_there:
         below = file.relative_to(root)
-        size = file.stat().st_size
-        if LEFT_OUT.isdisjoint(below.parts) and size and total + size <= bytes_max:
-            chosen.append(below.as_posix())
-            total += size
-    if len(chosen) < 2:
-        raise SourceError(f"{root} has {len(chosen)} Python files of up to {bytes_max:,} bytes together", str(root))
-    split = class_label_field("split", ["train", "val"])
-    schema = pa.schema([path_field("path"), tokens_field("tokens", pa.uint8()), split])
-    every = min(HELD_OUT, len(chosen))
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for at in range(0, len(chosen), ROWS_TOGETHER):
-            paths = chosen[at : at + ROWS_TOGETHER]
-            held_out = label_column(split, np.arange(at, at + len(paths)) % every == every - 1)
-            yield pa.RecordBatch.from_arrays([pa.array(paths), _tokens(root, paths, schema), held_out], schema=schema)
-
-    return Source(
-        schema, ("path",), batches, len(chosen), {"format": "python-source", "files": len(chosen), "bytes": total}
-    )
+        if total >= bytes_max:
+            break
+        if not LEFT_OUT.isdisjoint(below.parts):
+            continue
+        module = ".".join(below.with_suffix("").parts).removesuffix(".__init__")
+        found = [(f"{module}:{name}", module, text) for name, text in _documented(file)]
+        rows += found
+        total += sum(len(text.encode()) for _, _, text in found)
+        files += 1
+    if not rows:
+        raise SourceError(f"{root} has no Python file with a docstring", str(root))
+    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+    lineage = {"format": "python-docstrings", "files": files, "bytes": total}
+    return Source(SCHEMA, ("name",), lambda: iter(table.to_batches()), len(rows), lineage)
 
 
-def _tokens(root: Path, paths: list[str], schema: pa.Schema) -> pa.Array:
-    texts = [(root / path).read_bytes() for path in paths]
-    offsets = [0]
-    for text in texts:
-        offsets.append(offsets[-1] + len(text))
-    values = pa.Array.from_buffers(pa.uint8(), offsets[-1], [None, pa.py_buffer(b"".join(texts))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values).cast(schema.field("tokens").type)
+def _documented(file: Path) -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of a module, its classes and functions, in the order of the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old files have escapes that are none
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # templates and examples of errors
+            return
+    waiting: list[tuple[str, ast.AST]] = [("", tree)]
+    while waiting:
+        name, node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text and text.strip():
+                yield name, inspect.cleandoc(text)
+            below = f"{name}." if name else ""
+            children = [child for child in node.body if hasattr(child, "name")]
+            waiting += [(f"{below}{child.name}", child) for child in reversed(children)]

@@ -1,8 +1,7 @@
-"""Folders of JPEGs made of real pictures that come with scikit-learn: two photographs, and handwritten digits.
+"""Folders of pictures that come with scikit-learn, as `lepton import` takes them: tiles of two photographs, and handwritten digits.
 
-    FOLDER/train/<class>/0001.jpg    FOLDER/val/<class>/0001.jpg
-
-which is what `lepton import` takes for images with classes and splits.
+FOLDER/<class>/0001.jpg                                          classes
+FOLDER/train/<class>/0001.jpg    FOLDER/val/<class>/0001.jpg     classes and splits
 """
 
 from __future__ import annotations
@@ -18,34 +17,43 @@ from numpy.typing import NDArray
 from leptonstore.errors import MissingExtra
 
 QUALITY = 92
-TILE = 64  # pixels of a tile of a photograph
+CELL = 32  # pixels of a photograph in which one tile lies
+COPIED, AGAIN = 10, 80  # every tenth tile is there twice, the second time in this quality
 DIGIT = 32  # pixels that a digit of 8 is enlarged to
-HELD_OUT = 5  # every fifth digit, and the right fifth of a photograph, are for validation
+HELD_OUT = 5  # every fifth digit is for validation
 
 
-def photograph_tiles(folder: Path, tiles: int) -> int:
-    """Tiles at random places of the two photographs, `tiles` of each for training and a quarter as many for validation, which lie
-    where no tile of training reaches. Returns the number of files. Raises MissingExtra without scikit-learn or Pillow."""
+def photograph_tiles(folder: Path, every: int = 1) -> int:
+    """The two photographs, cut into cells that do not overlap: of every `every`-th one a tile of 24 to 32 pixels an edge, PNG and JPEG by
+    turns, as FOLDER/<photograph>/<number>.<png|jpg>. As such things happen, every tenth tile is there twice, compressed again, and one file
+    of each photograph is cut off. Returns the number of files. Raises MissingExtra without scikit-learn or Pillow."""
     try:
+        from PIL import Image
         from sklearn.datasets import load_sample_images
-    except ImportError:
-        raise MissingExtra("the photographs", "process", "sklearn") from None
+    except ImportError as error:
+        raise MissingExtra("the photographs", "process", error.name or "sklearn") from None
     images = load_sample_images()
     rng = np.random.default_rng(0)
     written = 0
     for path, image in zip(images.filenames, images.images, strict=True):
-        border = image.shape[1] * (HELD_OUT - 1) // HELD_OUT
-        for split, part, count in (
-            ("train", image[:, :border], tiles),
-            ("val", image[:, border:], max(1, tiles // 4)),
-        ):
-            corners = zip(
-                rng.integers(0, part.shape[0] - TILE, count).tolist(),
-                rng.integers(0, part.shape[1] - TILE, count).tolist(),
-                strict=True,
-            )
-            cut = (part[top : top + TILE, left : left + TILE] for top, left in corners)
-            written += _write(folder / split / Path(path).stem, cut)
+        below = folder / Path(path).stem
+        below.mkdir(parents=True, exist_ok=True)
+        corners = [
+            (top, left)
+            for top in range(0, len(image) - CELL + 1, CELL)
+            for left in range(0, len(image[0]) - CELL + 1, CELL)
+        ]
+        sizes = rng.integers(CELL * 3 // 4, CELL + 1, (len(corners), 2))
+        for count, number in enumerate(range(0, len(corners), every)):
+            (top, left), (height, width) = corners[number], sizes[number]
+            tile = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+            tile.save(below / f"{number:04}.{'jpg' if count % 2 else 'png'}", quality=QUALITY)
+            if count % COPIED == 0:
+                tile.save(below / f"{number:04}-again.jpg", quality=AGAIN)
+                written += 1
+            written += 1
+        (below / "cut-off.jpg").write_bytes(jpeg_bytes(image)[:5_000])
+        written += 1
     return written
 
 

@@ -4,6 +4,9 @@
     blocks     x + attention(norm(x)), then x + mlp(norm(x)); causal, `heads` heads, mlp four times as wide, GELU
     logits     norm, then the transpose of the token embedding: tied (Press & Wolf 2017), one matrix in the checkpoint
 
+Packs of documents (loaders.packs) come as three numbers a place: token, document, place in the document. Then a position sees those
+of its own document only, and places are counted from where it begins: a document's outputs are those that it has alone.
+
 As GPT-2 (Radford et al. 2019): norms before, weights from a normal distribution of 0.02, those that write into the
 residual stream smaller by sqrt(2 x layers). There is no state between calls, and a position sees only those before it,
 so that a row's outputs depend on that row alone.
@@ -21,6 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn import functional
 
 from leptonstore.errors import BadInput
+from loaders.boundaries import attention_mask
 from loaders.order import sub_seed
 
 INITIAL_DEVIATION = 0.02  # as GPT-2
@@ -30,7 +34,7 @@ LAYERS_MAX, HEADS_MAX, WIDTH_MAX, CONTEXT_MAX, VOCABULARY_MAX = 512, 512, 65_536
 
 
 class Attention(nn.Module):
-    """Causal self-attention: float [b, t, width] -> the same."""
+    """Causal self-attention: float [b, t, width] -> the same. mask: bool [b, 1, t, t], where a position may look (causal, too)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -38,11 +42,13 @@ class Attention(nn.Module):
         self.inputs = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         split = self.inputs(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
         found: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return found
 
@@ -59,8 +65,8 @@ class Block(nn.Module):
         self.output = nn.Linear(MLP_FACTOR * width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop(self.attention(self.norm1(x), mask))
         found: Tensor = x + self.drop(self.output(functional.gelu(self.widen(self.norm2(x)))))
         return found
 
@@ -71,7 +77,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """int64 [b, t] tokens, 1 <= t <= context -> logits float32 [b, t, vocabulary] of the token after each."""
+    """int64 [b, t] tokens, or [b, t, 3] of packs, 1 <= t <= context -> logits float32 [b, t, vocabulary] of the token after each."""
 
     def __init__(self, vocabulary: int, context: int, layers: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -90,9 +96,13 @@ class Transformer(nn.Module):
                 nn.init.normal_(weight, std=deviation)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.drop(self.embed(tokens) + self.places.weight[: tokens.shape[1]])
+        places, mask = self.places.weight[: tokens.shape[1]], None
+        if tokens.dim() == 3:
+            tokens, documents, positions = tokens.unbind(-1)
+            places, mask = self.places(positions), attention_mask(documents)
+        x = self.drop(self.embed(tokens) + places)
         for block in self.blocks:
-            x = block(x)
+            x = block(x) if mask is None else block(x, mask)
         return functional.linear(self.norm(x), self.embed.weight)
 
 

@@ -8,6 +8,10 @@ The documents of a version are one text, in row order (loaders.windows). A row o
 
 Every token but the first of the text is a target once in an epoch (where stride is L), except for what is left at the end and fills no
 window. Evaluation measures that too: its last window is filled up with targets that count nothing.
+
+With data.packs a row is a pack instead: whole documents, as many as fit into L tokens, longer ones cut (loaders.packs). Documents do not
+see each other, and the first token of each is no target. The model takes int64 [b, L, 3]: token, document (0: none), place in it; that of
+trainers.models does. Evaluation is of packs, too.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import semantic_of
 from leptonstore.errors import BadInput, FormatDamaged
 from leptonstore.process import columns
-from loaders import DataLoader, TokenWindows
+from loaders import DataLoader, TokenPacks, TokenWindows
+from loaders.boundaries import next_tokens
+from loaders.packs import POSITIONS, SEGMENTS
 from trainers.config import DataConfig, ModelConfig
 from trainers.evaluation import TokenMeter
 from trainers.losses import IGNORED
@@ -45,7 +51,7 @@ class LanguageModelling:
     """A `trainers.tasks.Task`. inputs: the column of tokens, which is also what is told.
 
     vocabulary: tokens are 0 to vocabulary - 1. length: tokens that the model sees at once. stride: of training windows.
-    bytes_per_token: 1 where tokens are bytes, else None.
+    bytes_per_token: 1 where tokens are bytes, else None. packs: rows are packs of whole documents, not windows.
     """
 
     inputs: str
@@ -53,6 +59,7 @@ class LanguageModelling:
     length: int
     stride: int
     bytes_per_token: int | None
+    packs: bool = False
 
     kind: ClassVar[str] = "language-modelling"
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -75,11 +82,13 @@ class LanguageModelling:
                 f"column {config.inputs!r} of {ds.name} holds {field.type}; a language model learns lists of integers: "
                 "make them of text in a pipeline (text.tokenise), or store its bytes as a column list<uint8>"
             )
+        if config.packs and config.stride:
+            raise BadInput("data.stride is of windows: leave it out, or data.packs")
         length = config.sequence_length or SEQUENCE_LENGTH
         whole = ds if ds.selection is None else Dataset.open(ds.store, f"{ds.name}@{ds.commit}")
         is_bytes = field.type.value_type == pa.uint8()
         vocabulary = BYTES if is_bytes else _vocabulary(whole, config.inputs)
-        return cls(config.inputs, vocabulary, length, config.stride or length, 1 if is_bytes else None)
+        return cls(config.inputs, vocabulary, length, config.stride or length, 1 if is_bytes else None, config.packs)
 
     @property
     def labels(self) -> str:
@@ -89,7 +98,7 @@ class LanguageModelling:
     def describe(self) -> str:
         """One line for people."""
         what = "bytes" if self.bytes_per_token else f"tokens of {self.vocabulary:,}"
-        return f"language modelling: column {self.inputs!r}, {what}, {self.length} at a time"
+        return f"language modelling: column {self.inputs!r}, {what}, {self.length} at a time{', packed' if self.packs else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -100,6 +109,7 @@ class LanguageModelling:
             "length": self.length,
             "stride": self.stride,
             "bytes_per_token": self.bytes_per_token,
+            **({"packs": True} if self.packs else {}),  # as it was written before there were packs
         }
 
     @classmethod
@@ -108,7 +118,8 @@ class LanguageModelling:
         try:
             vocabulary, length, stride = (int(tree[name]) for name in ("vocabulary", "length", "stride"))
             per_token = tree["bytes_per_token"]
-            task = cls(str(tree["inputs"]), vocabulary, length, stride, None if per_token is None else int(per_token))
+            per_token = None if per_token is None else int(per_token)
+            task = cls(str(tree["inputs"]), vocabulary, length, stride, per_token, bool(tree.get("packs", False)))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatDamaged(f"the task description is damaged: {error!r}") from None
         fits = 1 <= task.vocabulary <= VOCABULARY_MAX and 1 <= task.length <= CONTEXT_MAX and task.stride >= 1
@@ -136,7 +147,14 @@ class LanguageModelling:
         return build_network(config, (self.vocabulary, self.length), seed)
 
     def loader(self, rows: Dataset, config: DataConfig, seed: int, world: World, train: bool) -> DataLoader:
-        """See Task. Batches are dicts of one column, [b, length + 1]."""
+        """See Task. Batches are dicts of one column, [b, length + 1]; of packs, of three, [b, length]."""
+        if self.packs:
+            packs = TokenPacks(rows, self.inputs, length=self.length)
+            if not len(packs):
+                raise BadInput(f"{rows.name} has no tokens in {len(rows)} rows")
+            if train:
+                return shuffled_loader(packs, config, seed, world)
+            return block_loader(packs, block_rows(4 * self.length * self.vocabulary), world)
         if not train:
             # int64, because the sign marks what is filled up.
             whole = TokenWindows(
@@ -152,17 +170,20 @@ class LanguageModelling:
         return shuffled_loader(windows, config, seed, world)
 
     def split_batch(self, batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(int64 [b, length], int64 [b, length])."""
+        """(int64 [b, length], of packs [b, length, 3]; int64 [b, length])."""
         tokens = batch[self.inputs].to(device, non_blocking=True).to(torch.int64)
+        if self.packs:
+            documents, places = (batch[name].to(device, non_blocking=True) for name in (SEGMENTS, POSITIONS))
+            return torch.stack([tokens, documents, places], -1), next_tokens(tokens, documents, IGNORED)
         return tokens[:, :-1].clamp_min(0), tokens[:, 1:]
 
     def count(self, targets: Tensor) -> int:
         """Tokens that count."""
         return int((targets != IGNORED).sum())
 
-    def count_of(self, rows: int) -> int:
-        """Tokens: training windows are whole."""
-        return rows * self.length
+    def count_of(self, rows: int) -> int | None:
+        """Tokens: training windows are whole. Of packs only the targets say it."""
+        return None if self.packs else rows * self.length
 
     def example(self, rows: int, device: torch.device) -> Tensor:
         """A made-up text, int64 [rows, length]."""
