@@ -278,7 +278,7 @@ def tree_levels() -> dict[str, Any]:
     for groups in TREE_GROUPS:
         with place() as folder, Store.create(folder / "store", cache_dir=folder / "cache") as store:
             root, rows = _tree(store, groups)
-            points.append((rows, float(Leaves(store, root, rows)._root_node().level)))
+            points.append((rows, float(getattr(Leaves(store, root, rows)._root_node(), "level", 0))))
     return found("power", "levels", "row", points)
 
 
