@@ -74,8 +74,10 @@ def _tensors(value: Any, tensor: Tensor) -> Any:
         return tensor(_owned(value))
     if isinstance(value, Mapping):
         return {name: _tensors(one, tensor) for name, one in value.items()}
-    inside = isinstance(value, list) and isinstance(next(iter(value), None), np.ndarray | list | Mapping)
-    return [_tensors(one, tensor) for one in value] if inside else value
+    if not isinstance(value, list):
+        return value
+    first = next((one for one in value if one is not None), None)
+    return [_tensors(one, tensor) for one in value] if isinstance(first, np.ndarray | list | Mapping) else value
 
 
 def _owned(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
