@@ -69,6 +69,7 @@ RUNS: tuple[Run, ...] = (
     *_workloads("daemon", "mnist", mnist=True),
     *_workloads("daemon", "soak", limit_s=30 * MINUTE),
     Run("soak", "soak"),
+    Run("simulate", "simulate", ("--check", "--measure"), ("--quick", "--check")),
 )
 
 

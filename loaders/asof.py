@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from loaders.source import Dataset
 
 ASOF_VERSION = "lepton.asof.1"
-_CELLS_TOGETHER = 1 << 20  # (moments x rows looked at) at a time: some 30 MB
+_CELLS_TOGETHER = 1 << 18  # (moments x rows looked at) at a time: some 12 MB
 
 
 @dataclass(frozen=True)

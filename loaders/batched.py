@@ -2,7 +2,7 @@
 
     arrays of fixed width   a tensor
     structs                 a dict of fields, each as said here; numbers in them are a tensor
-    lists of numbers        a list of tensors
+    lists of numbers        a list of tensors; lists of these, or of structs (windows, too), a list of such lists
     everything else         a list of values
 
 So the type of a batch never depends on the data that happens to be in it: what does not fit is refused.
@@ -63,9 +63,21 @@ def batched(values: list[Any], tensor: Tensor) -> Any:
             )
             raise RaggedError(message, next(at for at, value in enumerate(values) if value is None))
         return tensor(np.asarray(values))
-    if isinstance(first, np.ndarray):
-        return [tensor(_owned(value)) if isinstance(value, np.ndarray) else value for value in values]
+    if isinstance(first, np.ndarray | list):
+        return [_tensors(value, tensor) for value in values]
     return values
+
+
+def _tensors(value: Any, tensor: Tensor) -> Any:
+    """An array as a tensor, a list or dict with those that are in it; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        return tensor(_owned(value))
+    if isinstance(value, Mapping):
+        return {name: _tensors(one, tensor) for name, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    first = next((one for one in value if one is not None), None)
+    return [_tensors(one, tensor) for one in value] if isinstance(first, np.ndarray | list | Mapping) else value
 
 
 def _owned(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""FlightServer: the data plane. Arrow Flight's three calls carry the operations of the service; docs/FORMAT.md, LWR1.
+"""FlightServer: the data plane. Arrow Flight's three calls carry the operations of the service; docs/WIRE.md.
 
     do_action(type=op, body=LWR1)      -> one result: JSON, or bytes
     do_get(ticket=LWR1)                -> record batches

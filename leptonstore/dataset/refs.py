@@ -120,7 +120,19 @@ def list_refs(store: Store, kind: str | None = None, name: str | None = None) ->
 
 
 def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
-    """(name, what follows the name, commit hex) of a version as above. Raises BadInput, or RefMissing that names what there is."""
+    """(name, what follows the name, commit hex) of a version as above. What is not there is looked for once more after a refresh: another
+    process may have published it. Raises BadInput, or RefMissing that names what there is."""
+    try:
+        return _resolved(store, kind, spec)
+    except RefMissing:
+        before = store.state.sequence
+        store.refresh()
+        if store.state.sequence == before:
+            raise
+    return _resolved(store, kind, spec)
+
+
+def _resolved(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     parts = _SPEC.fullmatch(spec)
     if parts is None:
         raise BadInput(f"{spec!r} is no version: write NAME, NAME@REF, NAME@REF~2 or NAME@2026-11-01")
@@ -142,7 +154,7 @@ def resolve_ref(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
         warnings.warn(
             f"version {commit[:12]} ({spec}) was erased; {standing[:12]} stands for it, without the rows",
             LeptonWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         commit = standing
     for kind_of_step, count in _STEP.findall(steps):

@@ -3,7 +3,8 @@
 config     the settings of a store
 log        the one history that writers agree on, and the state that it adds up to
 index      digest -> place in a pack; LMDB in the user's cache directory, rebuilt whenever it is missing or stale
-builder    a pack being written
+builder    a pack being written                  writer: those of a process, encoded in the background
+publication    what was put, and the refs that move, as one entry of the log; fences: when garbage collection went through meanwhile
 store      Store: everything together
 walk       what a commit reaches, with the rows that each chunk belongs to
 check      finds what is damaged or missing

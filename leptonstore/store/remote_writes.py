@@ -382,4 +382,4 @@ def _batch(rows: Sequence[tuple[Digest, _Waiting]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=PUT_SCHEMA)
 
 
-assert lpk.KIND_CHUNK == 1 and lpk.KIND_CHUNK_LIST == 2, "what a put calls them (docs/FORMAT.md, LWR1)"
+assert lpk.KIND_CHUNK == 1 and lpk.KIND_CHUNK_LIST == 2, "what a put calls them (docs/WIRE.md)"

@@ -18,20 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, TypeAlias, TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from leptonstore import limits
 from leptonstore.chunking import Chunker
 from leptonstore.codec import CODEC_RAW, Encoded
 from leptonstore.crypto import SealedDocuments
-from leptonstore.digest import Buffer, Digest, digest_of, parse_hex
+from leptonstore.digest import Buffer, Digest, digest_of
 from leptonstore.errors import (
     BadInput,
     ChunkCorrupt,
     ChunkMissing,
-    CommitExpired,
-    Conflict,
     LeptonError,
     NotPermitted,
     PackDamaged,
@@ -43,16 +41,16 @@ from leptonstore.errors import (
 from leptonstore.format import framed
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import encode_reference, parse_reference
-from leptonstore.store import dataset_quota, fences, footers, reader, together
+from leptonstore.store import fences, footers, publication, reader, together
 from leptonstore.store import keys as store_keys
 from leptonstore.store.config import DOCUMENT, StoreConfig, parse_config
 from leptonstore.store.index import Index, Place
 from leptonstore.store.index_rows import Rows
 from leptonstore.store.leases import Lease
-from leptonstore.store.log import Log, LogState, Proposal, RefUpdate, require_ref
+from leptonstore.store.log import Log, LogState, Proposal
 from leptonstore.store.opened import OpenedPack, OpenedPacks
 from leptonstore.store.placement import HOME, Placement, placement_of
-from leptonstore.store.quota import OverQuota, require_quota
+from leptonstore.store.publication import Decide, Erasure, Work
 from leptonstore.store.reads import FILE as READS_FILE
 from leptonstore.store.reads import add_reads
 from leptonstore.store.references import References, Spot, reference_to
@@ -67,8 +65,6 @@ from leptonstore.tiers.tiered import AbsentTier, TieredPacks
 
 _T = TypeVar("_T")
 _stores: weakref.WeakSet[Store]
-Decide: TypeAlias = Callable[[LogState], tuple[RefUpdate, ...]]
-Erasure: TypeAlias = Callable[[LogState, Proposal], Proposal]
 
 
 class Store:
@@ -732,7 +728,7 @@ class Store:
     def flush(self) -> None:
         """Make everything that was put durable and visible to other processes. Raises StoreFull or Conflict."""
         if self._writer.pending:
-            self._publish("packs", (), self._writer.finish())
+            publication.publish(self, Work("packs", None, self._writer.finish()))
         with self._lock:
             self._log.confirm(self._state)  # what was found here and not put again may be another writer's newest work
 
@@ -772,11 +768,11 @@ class Store:
         still be read. author: who the log says it was. write_id: by which the entry can be found again, when the answer may get
         lost. Raises StoreFull, Conflict or CommitExpired (it cannot be read any more); then no ref has moved.
         """
-        self._publish(action, decide, self._writer.finish(), author, ends, write_id=write_id)
+        publication.publish(self, Work(action, decide, self._writer.finish(), author, ends, write_id=write_id))
 
     def _publish_packs(self) -> None:
         """List the packs that are sealed by now; the work that goes on still relies on what it relied on."""
-        self._publish("packs", (), None)
+        publication.publish(self, Work("packs", None, None))
 
     @contextmanager
     def erasing(self) -> Iterator[None]:
@@ -797,121 +793,7 @@ class Store:
 
     def publish_erasure(self, decide: Decide, erasure: Erasure, author: str = "") -> None:
         """As `publish`, of what was put in `erasing`: with what `erasure` adds to the proposal, an epoch begins. Tags may move, too."""
-        self._publish("erase", decide, self._writer.finish(), author, erasure=erasure)
-
-    def _publish(
-        self,
-        action: str,
-        decide: Decide | tuple[()],
-        round: int | None,
-        author: str = "",
-        ends: Set[str] = frozenset(),
-        erasure: Erasure | None = None,
-        write_id: str = "",
-    ) -> None:
-        checked: fences.Checked | None = None
-        measured: dict[tuple[str, str], dataset_quota.Measured] = {}
-        while True:
-            try:
-                with self._lock:
-                    self._append_work(action, decide, round, checked, author, ends, erasure, write_id, measured)
-                return
-            except dataset_quota.Unmeasured as unmeasured:
-                try:
-                    measured = dataset_quota.measure_new(self, unmeasured.wanted, ends)
-                    continue
-                except ChunkMissing:  # garbage collection was faster
-                    lacking = tuple(commit for _, commit in unmeasured.wanted)
-            except fences.Fenced as fenced:
-                lacking = fenced.commits
-            except fences.Outdated as error:
-                raise self._expired(error) from None
-            try:
-                checked = fences.revalidate(self, lacking, ends)
-            except fences.Outdated as error:
-                raise self._expired(error) from None
-            if round is not None:
-                round = self._writer.finish()
-
-    def _expired(self, error: fences.Outdated) -> CommitExpired:
-        """Forget what must not be listed any more."""
-        self._writer.begin_epoch(self._state.epoch)
-        return CommitExpired(str(error))
-
-    def _append_work(
-        self,
-        action: str,
-        decide: Decide | tuple[()],
-        round: int | None,
-        checked: fences.Checked | None,
-        author: str = "",
-        ends: Set[str] = frozenset(),
-        erasure: Erasure | None = None,
-        write_id: str = "",
-        measured: Mapping[tuple[str, str], dataset_quota.Measured] = MappingProxyType({}),
-    ) -> None:
-        """Under the lock. Raises fences.Fenced when something has to be held against the newest state first, dataset_quota.Unmeasured
-        when it is not known yet what it adds to a dataset that has a quota."""
-        self._sweep()
-        sealed = self._writer.sealed()
-        if round is None and not sealed:
-            return
-        updates: tuple[RefUpdate, ...] = ()
-
-        def propose(state: LogState) -> Proposal:
-            nonlocal updates
-            updates = decide(state) if callable(decide) else ()
-            if erasure is None:
-                fences.require_epoch(self, state, updates)
-                for update in updates:
-                    require_ref(state, update)
-            elif state.epoch + 1 != self._writer.epoch:
-                raise Conflict("another erasure went through while this ran: nothing was erased; run it again")
-            doubtful = fences.doubtful(self, state, updates, ends)
-            proven = not doubtful or (checked is not None and checked.holds(self, state, doubtful))
-            if not proven or any(state.lost(pack) for pack in sealed):
-                raise fences.Fenced(doubtful)
-            cut = self._unprotected(state, ends) if ends else ()
-            charged = dataset_quota.charge(self, state, updates, measured) if erasure is None else {}
-            placed = self._placed(sealed)
-            proposal = Proposal(
-                action,
-                sealed,
-                updates,
-                settings=charged,
-                placed=placed,
-                forgotten=cut,
-                author=author,
-                write_id=write_id,
-            )
-            if erasure is not None:
-                proposal = erasure(state, proposal)
-            require_quota(state, proposal)
-            return proposal
-
-        try:
-            self._log.append(self._state, propose)
-        except OverQuota:
-            self._writer.discard(set(sealed))
-            raise
-        self._sync_index()
-        self._writer.published(set(sealed), round, bool(updates))
-
-    def _unprotected(self, state: LogState, commits: Set[str]) -> tuple[str, ...]:
-        """Those of `commits` that no ref protects. Of one that is in no listed pack that is known without reading history."""
-        self._sync_index()
-        there = {commit for commit in commits if self.locate(parse_hex(commit)) is not None}
-        return tuple(commits - fences.protected_by_refs(self, state, there) - state.forgotten)
-
-    def _sweep(self) -> None:
-        """Under the lock: remove the files of packs that a failure made us forget, so that a full disk is not fuller for them."""
-        dropped = self._writer.take_dropped()
-        if not dropped:
-            return
-        with suppress(LeptonError, OSError):  # what stays is garbage like that of a writer that died
-            self._log.replay(self._state)
-            for pack in dropped - self._state.packs.keys():
-                self.tier.delete_pack(pack)
+        publication.publish(self, Work("erase", decide, self._writer.finish(), author, erasure=erasure))
 
     def append(self, decide: Callable[[LogState], Proposal]) -> None:
         """Append an entry that concerns no unpublished work (garbage collection); see Log.append."""
@@ -932,27 +814,7 @@ class Store:
         `base` is the state's `gc_sequence` from before the first `put`. Raises Conflict when garbage collection (or another
         repair) took packs away since then: what was found present may have been in those. Raises StoreFull.
         """
-        round = self._writer.finish()
-        with self._lock:
-            sealed = self._writer.sealed()
-
-            def propose(state: LogState) -> Proposal:
-                if state.gc_sequence != base:
-                    raise Conflict("garbage collection removed packs while this ran: run the command again")
-                gone = tuple(pack for pack in packs if pack in state.packs)
-                proposal = Proposal(action, sealed, packs_removed=gone, placed=self._placed(sealed))
-                require_quota(state, proposal)
-                return proposal
-
-            try:
-                self._log.append(self._state, propose)
-            except (OverQuota, Conflict):
-                self._writer.discard(set(sealed))
-                raise
-            self._sync_index()
-            self._writer.published(set(sealed), round)
-            for pack in packs:
-                self.damaged_packs.pop(pack, None)
+        publication.replace_packs(self, action, packs, base)
 
     def configure(self, settings: dict[str, Any], requires: tuple[str, ...] = ()) -> None:
         """Change settings of the store (None takes one away), and turn features on, for everybody. Raises StoreFull."""
@@ -989,7 +851,7 @@ class Store:
         self._writer.close()
         self._save_reads()
         with self._lock:
-            self._sweep()
+            publication.sweep(self)
             self._index.close()
             self.tier.close()
             if self.unlocked is not None:

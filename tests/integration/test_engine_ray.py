@@ -84,6 +84,7 @@ def test_a_cluster_is_joined_and_when_it_goes_away_that_is_told_and_another_does
         def stop(rows: int) -> None:
             if rows > ROWS // 3:
                 other.stdin.close()
+                other.wait(120)  # it is gone before the rest can have been made
 
         with pytest.raises(ClusterLost, match=rf"the Ray cluster at {address} went away: nothing was published"):
             write_rows(ds, Sieve(ds.schema, by=4), ("id",), joined, stop)

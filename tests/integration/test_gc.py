@@ -38,6 +38,7 @@ from leptonstore.store.config import StoreConfig
 from leptonstore.store.gc import Collector, GcReport, collect
 from leptonstore.store.leases import LEASES, WRITERS, claimed_packs
 from leptonstore.store.log import LogState
+from leptonstore.store.publication import Work, publish
 
 # Small pieces, so that a value of 100 KB is a chunk list.
 CONFIG = StoreConfig(chunks=ChunkSizes(cut_above=64 << 10, min_size=4 << 10, avg_size=16 << 10, max_size=64 << 10))
@@ -717,5 +718,5 @@ def test_a_pack_published_late_in_the_background_is_claimed_no_longer_than_its_c
         round = store._writer.finish()
         store._publish_packs()  # as the thread that sealed it does, here after `finish`
         update = RefUpdate("dataset/a/main", None, commit.hex())
-        store._publish("commit", lambda state: (update,), round)
+        publish(store, Work("commit", lambda state: (update,), round))
         assert store.state.packs and claimed_packs(store.home) == set()

@@ -83,6 +83,18 @@ def test_a_version_is_named_by_steps_back(store: Store) -> None:
             resolve_ref(store, "dataset", spec)
 
 
+def test_what_another_process_published_meanwhile_is_found(store: Store) -> None:
+    first = commit_rows(store, BASE)
+    with Store.open(store.url) as other:  # as another process would see it
+        assert Dataset.open(store, "d").commit == first.commit
+        create_ref(other, "dataset", "d", "v1", first.commit, tag=True)
+        newer = commit_rows(other, BASE[:5], "side")
+        assert Dataset.open(store, "d@v1").commit == first.commit  # a miss looks again
+        assert Dataset.open(store, "d@side").commit == newer.commit
+        with pytest.raises(RefMissing, match="its refs: main, side, v1"):
+            Dataset.open(store, "d@nope")
+
+
 def test_the_other_parent_of_a_merge_has_a_name(store: Store, parted: tuple[Dataset, ...]) -> None:
     base, ours, theirs = parted
     merge(store, "d@side", "d")

@@ -1,4 +1,4 @@
-"""Windows, packs, lists, bundles and timelines out of worker processes: the batches of one process."""
+"""Windows, packs, lists, bundles, timelines and what was known then out of worker processes: the batches of one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from leptonstore.store import Store
 
 torch = pytest.importorskip("torch")
 
-from loaders import Bundle, DataLoader, Timeline, TokenPacks, TokenWindows, Track  # noqa: E402
+from loaders import (  # noqa: E402
+    AsOf,
+    Bundle,
+    DataLoader,
+    Known,
+    RowWindows,
+    Timeline,
+    TokenPacks,
+    TokenWindows,
+    Track,
+)
 from loaders.collate import pad, ragged, struct  # noqa: E402
 
 ROWS = 600
@@ -51,6 +61,8 @@ MADE: dict[str, tuple[Callable[[Dataset], Any], dict[str, Any]]] = {
         lambda ds: Timeline({"a": Track(ds, "id"), "b": Track(ds, "id", columns=["text"])}, reference="a"),
         {"collate": {"a.tokens": ragged()}},
     ),
+    "rows": (lambda ds: RowWindows(ds, length=3, time="id"), {}),
+    "asof": (lambda ds: AsOf(ds, "id", {"a": Known(ds, "id", "id", 5, columns=["text", "id"])}), {}),
 }
 
 

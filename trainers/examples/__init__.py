@@ -11,6 +11,8 @@ Of fields, with --workdir, --store and --quick; each ends with a result that has
 Of ways to train:
 
     python -m trainers.examples.finetune     a frozen backbone: from digits 0-5 to digits 6-9; what its checkpoints cost
+    python -m trainers.examples.finance      ticks that come late and are corrected: point-in-time windows without look-ahead
+    python -m trainers.examples.driving      camera, lidar, poses and IMU in one store, aligned on their timestamps
     python -m trainers.examples.keras_cnn    the article's Keras program, on a loader over the store
     python -m trainers.examples.jax_mnist    the CNN with JAX, data-parallel over a mesh, checkpoints in the store
 

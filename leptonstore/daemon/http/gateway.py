@@ -1,6 +1,6 @@
 """/v1/<operation>: the operations of the data plane over HTTP, for processes that cannot use Flight, and for curl.
 
-    POST /v1/<op>                  application/octet-stream: the request as LWR1 (docs/FORMAT.md); application/json: its arguments alone
+    POST /v1/<op>                  application/octet-stream: the request as LWR1 (docs/WIRE.md); application/json: its arguments alone
     an "action"                    -> JSON, or bytes
     a "get"                        -> an Arrow IPC stream
     POST /v1/put?session=ID        the body is an Arrow IPC stream -> {"records", "bytes"} when all of it is there

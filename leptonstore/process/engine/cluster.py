@@ -118,10 +118,16 @@ def _connected(address: str | None, workers: int) -> _Driver:
     """Raises ClusterLost."""
     global _driver
     asked = address, 0 if address else workers
+    was_there = _driver is not None and _driver.asked == asked
     if _driver is not None and (_driver.asked != asked or not _driver.alive):
         disconnect()
     if _driver is None:
-        _driver = _Driver(asked)
+        try:
+            _driver = _Driver(asked)
+        except ClusterLost:
+            if was_there:  # it told a loss first, and then nobody answered
+                raise lost(address) from None
+            raise
         atexit.register(disconnect)
     return _driver
 

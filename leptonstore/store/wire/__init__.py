@@ -1,1 +1,1 @@
-"""How a daemon and its clients talk: requests, errors, and the connection. docs/FORMAT.md (LWR1) is the specification."""
+"""How a daemon and its clients talk: requests, errors, and the connection. docs/WIRE.md is the specification."""

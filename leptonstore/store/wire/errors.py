@@ -3,7 +3,7 @@
     {"error": class, "message": text, "fields": {name: value}}
 
 Class and fields are those of the table below, which is also all that a client believes: a class that it does not know becomes a plain
-LeptonError, a field that is none of the class's, or of another type, is left out. Nothing is ever unpickled. docs/FORMAT.md, LWR1.
+LeptonError, a field that is none of the class's, or of another type, is left out. Nothing is ever unpickled. docs/WIRE.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `find` answers of a digest: a daemon packs it, a client reads it. docs/FORMAT.md (LWR1) is the specification.
+"""What `find` answers of a digest: a daemon packs it, a client reads it. docs/WIRE.md is the specification.
 
 kind u8 (0 absent, 1 chunk, 2 chunk list, 3 reference) | flags u8: 1 stored as it is, 2 metadata, 12 plane width (0, 2, 4 or 8: 0 to 3)
 | plain u64: bytes of the value | stored u64: what it takes in its pack
