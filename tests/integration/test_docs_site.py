@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.integration.docs_blocks import ROOT, pages, shown
 
@@ -18,6 +20,15 @@ def test_files_that_pages_name_exist() -> None:
     told = [(shown(page), name) for page in current for name in _FILE.findall(page.read_text())]
     assert len(told) > 20
     assert [one for one in told if not (ROOT / one[1]).exists()] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=shown)
+def test_lists_stand_after_an_empty_line(page: Path) -> None:
+    """The site's Markdown wants it, where GitHub's does not."""
+    tokens = MarkdownIt("commonmark").parse(page.read_text())
+    lists = [token.map for token in tokens if token.type.endswith("list_open") and token.level == 0 and token.map]
+    lines = page.read_text().splitlines()
+    assert [first + 1 for first, _ in lists if first and lines[first - 1].strip()] == []
 
 
 @pytest.mark.parametrize("package", ["leptonstore", "leptonstore.dataset", "loaders", "trainers"])

@@ -5,6 +5,8 @@ Of fields, with --workdir, --store and --quick; each ends with a result that has
     python -m trainers.examples.images       a ResNet on JPEGs and PNGs, tiles of two photographs
     python -m trainers.examples.text         a transformer on packs of tokens, the docstrings of Python's standard library
     python -m trainers.examples.medical      a 3-D network on volumes of 16 bits, and a patient who is erased
+    python -m trainers.examples.finance      ticks that come late and are corrected; windows of what was known
+    python -m trainers.examples.driving      camera, lidar, poses and IMU of one drive, aligned in time
 
 Of ways to train:
 
