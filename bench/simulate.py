@@ -6,7 +6,7 @@ python -m bench.simulate [--json]                all sizes (what docs/SCALING.md
 
 What it asks of the bucket, and what it leaves out, stands in bench/simulate_cluster.py, the bucket in bench/simulate_bucket.py.
 
-**The epoch at scale** (`at_scale`): 10^9 values of 100 KB in a full shuffle; nodes with 25 Gbit/s, 15 TB of NVMe, and accelerators
+**The epoch at scale** (`at_scale`): 10^9 values of 100 KB in a full shuffle; nodes with 25 Gbit/s, 30 TB of NVMe, and accelerators
 that take 1 GB/s. Simulated is a part of it: some steps of each loader, over as much less data (`part`). Rates are those of the whole, so
 that waits and queues are; bytes, requests and seconds are multiplied, but for the wait for the first answer, which is there once. Of
 clusters that are equal one is simulated, with its share of the bucket's limits, and so are daemons alone and loaders without one.
@@ -39,15 +39,16 @@ from leptonstore import limits
 from leptonstore.daemon.cluster import bounds
 from leptonstore.format.pack import HEADER_BYTES
 
-NODES = (10, 30, 100, 300, 1_000, 3_000, 10_000)
+NODES = (10, 100, 1_000, 10_000)
+PARTITIONS = (1, 256)  # a bucket that nobody read before, and one that S3 has partitioned as far as our keys allow
 WAYS = (CLUSTER, ALONE, DIRECT)
 SAMPLES, VALUE_BYTES = 10**9, 100_000
-NVME_BYTES = 15e12
+NVME_BYTES = 30e12
 BATCH, AHEAD = 32, 128  # rows; 400 MB ahead, where there are so many steps
-STEPS_MIN, STEPS_MAX = 12, 256  # of each loader that are simulated where they share an epoch, and rows of all of them
-ROWS_TOGETHER = 1_200_000
-TRACKED_TOGETHER, TRACKED_EACH = 16, 4
-BLOCKS_MIN, BLOCKS_PER_MEMBER = 2_048, 8  # where each has its own
+STEPS_MIN, STEPS_MAX = 12, 128  # of each loader that are simulated where they share an epoch, and rows of all of them
+ROWS_TOGETHER = 600_000
+TRACKED_TOGETHER, TRACKED_EACH = 8, 2
+BLOCKS_MIN, BLOCKS_PER_MEMBER = 2_048, 4  # where each has its own
 
 CHECK_SEEDS = 5
 # Measured on 2026-11-27 (docs/decisions/0060-cluster.md), 411 MB: bytes that left the bucket, times the data.
@@ -158,11 +159,12 @@ def setting_of(nodes: int, way: str, together: bool, seed: int = 0) -> Setting:
         way=way,
         together=together,
         batch=BATCH,
-        ahead=min(AHEAD, max(3, steps // 4)),
+        ahead=min(AHEAD, max(3, steps // (4 if together else 50))),  # a small part of what is simulated
         disk_share=disk_share,
         racks=max(1, members // 16),
         tracked=tracked,
         clusters=clusters,
+        part=rows / SAMPLES,
         seed=seed,
     )
 

@@ -39,6 +39,9 @@ class Setting:
     tracked: int | None = None  # loaders that are followed; None: all
     clusters: int = 1  # of which this is one: with `together`, the loaders of all of them share the epoch
     killed_at: float | None = None  # of the second loader's epoch: its daemon dies
+    part: float = (
+        1.0  # of an epoch's data that this is: what is there once in it (saved second requests) is as much less
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:

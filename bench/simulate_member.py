@@ -193,7 +193,8 @@ class Node:
         def late() -> None:
             if over:
                 return
-            if self._hedged < self._peer_parts * bounds.HEDGES_PER_REQUEST + bounds.HEDGES_SAVED_MAX:
+            saved = bounds.HEDGES_SAVED_MAX * cluster.setting.part
+            if self._hedged < self._peer_parts * bounds.HEDGES_PER_REQUEST + saved:
                 self._hedged += len(parts)
                 self._directly(parts, end)
             else:

@@ -5,6 +5,7 @@
         {"store", "kind": "key-file", "salt",            "label", "created_ns", "id", "wrapped"}
 
 Invariants:
+
 - A document is created, or removed, and never changed; it is durable before the one that it replaces is removed.
 - `wrapped` is AES-256-GCM of the master under a key that comes from the secret and the document's own salt; the header line and
   the rest of the body are associated data, so that nothing of a key can be altered or moved to another store.

@@ -27,8 +27,9 @@ def members_of(*labels: tuple[str, str]) -> list[Member]:
 
 
 @pytest.fixture
-def made() -> Iterator[Callable[..., Nodes]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
     """make(count, ...): that many members of one rack over a bucket of their own."""
+    monkeypatch.setattr(bounds, "HEDGE_S", 60.0)  # a busy machine is no reason to ask a second member
     all_of: list[Nodes] = []
 
     def make(count: int = 3, labels: list[tuple[str, str]] | None = None, **more: Any) -> Nodes:

@@ -15,12 +15,10 @@ from leptonstore.errors import LeptonError
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text()
-# A message may hold code: the last backtick is the one before the next cell.
 MESSAGES = [
-    row.removeprefix("| `").rpartition("` | ")[0]
+    text.strip()
     for part in PAGE.split("\n| message | ")[1:]
-    for row in part.partition("\n\n")[0].splitlines()
-    if row.startswith("| `")
+    for _, text in re.findall(r"^\| (`+)(.+?)\1 \| ", part.partition("\n\n")[0], re.MULTILINE)
 ]
 
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,11 @@ REACH_S = 60  # the longest that a window looks back
 VALIDATE = 0.3  # the share of the time that is for validation
 DECAYS_S = (1.0, 3.0, 10.0)  # over which trades are forgotten
 BACK = (2, 6, 12, 23)  # quotes ago, from which returns are taken
+VARIANTS: dict[str, dict[str, str]] = {
+    "model": {},
+    "hindsight": {"known": "time_ns"},
+    "leaking": {"moment": "ends_ns"},
+}  # of `windows`
 SIGMAS = 3.0  # above the best possible score; more is not chance
 
 
@@ -69,43 +76,43 @@ def run(store: Store, quick: bool = False) -> dict[str, Any]:
         lambda: write_moments(store, quotes, days, f"moments{suffix}"),
         lambda ds: f"{len(ds):,} as {ds.name} {ds.commit[:12]}",
     )
-    times, ends = (moments.to_arrow([name]).column(0).to_numpy() for name in ("time_ns", "ends_ns"))
-    boundary = np.quantile(times, 1 - VALIDATE)
-    train, held_out = split_in_time(times, ends, boundary, starts=times - REACH_S * SECOND_NS)
-    parts = {
-        name: windows(moments.select(rows), trades, quotes) for name, rows in (("train", train), ("val", held_out))
-    }
-    lines = [
-        f"{len(parts['train']):,} windows to train on, {len(parts['val']):,} held out; "
-        f"{len(moments) - len(train) - len(held_out)} moments purged between them"
-    ]
-
     pinned = pinned_digests(store, moments, days[0], suffix)
     if len(set(pinned.values())) != 1:
         raise click.ClickException(f"the windows of the first day are others in later versions: {pinned}")
-    lines.append(f"windows of {tag_of(0)}: the same from {' and '.join(pinned)} (blake2 {next(iter(pinned.values()))})")
 
-    model = step("train", lambda: trained(parts["train"]), lambda _: "logistic regression")
-    val = moments.select(held_out)
-    scores = {"model": accuracy(model, parts["val"])}
-    scores["baseline"] = max(constant(moments.select(train), val), momentum(parts["val"]))
-    for name, leak in (("hindsight", {"known": "time_ns"}), ("leaking", {"moment": "ends_ns"})):
-        other = trained(windows(moments.select(train), trades, quotes, **leak))
-        scores[name] = accuracy(other, windows(val, trades, quotes, **leak))
-    ahead = {"model": looks_ahead(parts["val"])} | {
-        name: looks_ahead(windows(val, trades, quotes, **leak))
-        for name, leak in (("hindsight", {"known": "time_ns"}), ("leaking", {"moment": "ends_ns"}))
-    }
-    best = best_possible(val, days)
-    ceiling = best + SIGMAS * math.sqrt(best * (1 - best) / len(val))
-    lines.append(better("accuracy", scores["model"], scores["baseline"], "the more frequent side, or the last return"))
-    lines.append(f"best possible {best:.4f}; above {ceiling:.4f} something looks ahead")
-    lines += [f"{name:<10}{scores[name]:.4f}  {verdict(scores[name], ceiling, ahead[name])}" for name in ahead]
+    times, ends = (moments.to_arrow([name]).column(0).to_numpy() for name in ("time_ns", "ends_ns"))
+    boundary = np.quantile(times, 1 - VALIDATE)
+    parts = split_in_time(times, ends, boundary, starts=times - REACH_S * SECOND_NS)
+    train, val = (moments.select(rows) for rows in parts)
+    scores, ahead = {}, {}
+    for name, leak in VARIANTS.items():
+        fit_on, held_out = (windows(part, trades, quotes, **leak) for part in (train, val))
+        model = step(name, partial(trained, fit_on), lambda _: "fitted")
+        scores[name], ahead[name] = accuracy(model, held_out), looks_ahead(held_out)
+    scores["baseline"] = max(constant(train, val), momentum(windows(val, trades, quotes)))
+    scores["best"] = best_possible(val, days)
+    ceiling = scores["best"] + SIGMAS * math.sqrt(scores["best"] * (1 - scores["best"]) / len(val))
+    lines = [
+        f"{len(train):,} moments to train on, {len(val):,} held out, {len(moments) - len(train) - len(val)} purged between them",
+        f"windows of {tag_of(0)}: the same from {' and '.join(pinned)} (blake2 {pinned[f'trades@{tag_of(0)}']})",
+        *judged(scores, ahead, ceiling),
+    ]
+    return {"lines": lines, "scores": scores, "ahead": ahead, "ceiling": ceiling, "pinned": pinned}
+
+
+def judged(scores: dict[str, float], ahead: dict[str, int], ceiling: float) -> Iterator[str]:
+    """What the scores say, in lines. Raises ClickException when the model is no better than the baseline or looks ahead, and when the
+    variant that leaks was not noticed."""
+    yield better("accuracy", scores["model"], scores["baseline"], "the more frequent side, or the last return")
+    yield f"best possible {scores['best']:.4f}; above {ceiling:.4f} something looks ahead"
+    for name, rows in ahead.items():
+        said = "impossible" if scores[name] > ceiling else "possible"
+        known = f"{rows:,} rows in windows were not known yet" if rows else "every row was known"
+        yield f"{name:<10}{scores[name]:.4f}  {said}; {known}"
     if ahead["model"] or scores["model"] > ceiling:
         raise click.ClickException(f"the model looks ahead: {ahead['model']} rows, accuracy {scores['model']:.4f}")
     if scores["leaking"] <= ceiling or not ahead["leaking"]:
         raise click.ClickException("the leaking variant was not noticed, so the check proves nothing")
-    return {"lines": lines, "scores": scores, "ahead": ahead, "ceiling": ceiling, "pinned": pinned}
 
 
 # -- the store -----------------------------------------------------------------------------------------------------------
@@ -305,12 +312,6 @@ def best_possible(val: Dataset, days: list[Day]) -> float:
             now = flow[np.searchsorted(stamps, times[mine], side="right") - 1]
             right += int(((now > 0) == (labels[mine] == 1)).sum())
     return right / len(times)
-
-
-def verdict(score: float, ceiling: float, rows: int) -> str:
-    """What a score says."""
-    said = "impossible" if score > ceiling else "possible"
-    return f"{said}; {rows:,} rows in windows were not known yet" if rows else f"{said}; every row was known"
 
 
 if __name__ == "__main__":
