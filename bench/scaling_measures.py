@@ -25,7 +25,7 @@ from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.dataset.tree import Leaves, put_levels
 from leptonstore.digest import Digest
 from leptonstore.format import pack
-from leptonstore.format.node import Child
+from leptonstore.format.node import Child, RowGroup
 from leptonstore.limits import GC_KEY_BYTES, ROW_GROUP_ROWS_AVG, VALUE_INLINE_BYTES_MAX
 from leptonstore.store import Store
 from leptonstore.store.gc import collect
@@ -278,7 +278,8 @@ def tree_levels() -> dict[str, Any]:
     for groups in TREE_GROUPS:
         with place() as folder, Store.create(folder / "store", cache_dir=folder / "cache") as store:
             root, rows = _tree(store, groups)
-            points.append((rows, float(getattr(Leaves(store, root, rows)._root_node(), "level", 0))))
+            top = Leaves(store, root, rows)._root_node()
+            points.append((rows, 0.0 if isinstance(top, RowGroup) else float(top.level)))
     return found("power", "levels", "row", points)
 
 

@@ -140,6 +140,7 @@ def quantity(value: float, unit: str) -> str:
             (86_400 * 365.25, "years"),
             (86_400, "days"),
             (3_600, "h"),
+            (60, "min"),
             (1.0, "s"),
             (1e-3, "ms"),
             (1e-6, "us"),
@@ -167,6 +168,12 @@ def slope_of(found: Mapping[str, Any]) -> str:
     return f"n^{fit.slope:.3f} ({how})"
 
 
+def projected(found: Mapping[str, Any], size: float) -> float:
+    """The fit at that size. What got faster with size by a hair is taken not to grow: its last point."""
+    fit = Fit(**found["fit"])
+    return float(found["points"][-1][1]) if fit.form == "power" and fit.slope < 0 else fit.at(size)
+
+
 def sizes_of(found: Mapping[str, Any]) -> str:
     """Where it was measured."""
     first, last = found["points"][0], found["points"][-1]
@@ -185,15 +192,16 @@ def slopes_table(slopes: Mapping[str, Any]) -> str:
         found = slopes.get(bound.measure)
         if found is None:
             continue
-        fit, unit = Fit(**found["fit"]), found["unit"]
-        small, large = (quantity(fit.at(size), unit) for size in (bound.small, bound.large))
+        small, large = (quantity(projected(found, size), found["unit"]) for size in (bound.small, bound.large))
         cells = (bound.what, bound.law, slope_of(found), sizes_of(found), small, large, bound.note)
         lines.append(f"| {' | '.join(cells)} |")
     stamps = sorted(
         {(one["date"], one["commit"], one["machine"]["cores"], one["machine"]["system"]) for one in slopes.values()}
     )
     told = "; ".join(f"{date}, commit {commit}, {cores} cores, {system}" for date, commit, cores, system in stamps)
-    return "\n".join([*lines, "", f"Measured by `python -m bench.scaling`: {told}."])
+    missing = [bound.what for bound in BOUNDS if bound.measure not in slopes]
+    left = f" Not measured yet: {'; '.join(missing)}." if missing else ""
+    return "\n".join([*lines, "", f"Measured by `python -m bench.scaling`: {told}.{left}"])
 
 
 def simulated_table(rows: list[dict[str, Any]]) -> str:
