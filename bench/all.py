@@ -332,6 +332,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """See the module."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started must not go on
     arguments = parsed()
     if arguments.list:
         tell_runs(arguments)

@@ -89,7 +89,9 @@ def told_of(name: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Parse the arguments and run."""
-    parser = harness.parser("scaling", (__doc__ or "").split("\n")[0])
+    # No benchmark with bounds: it has neither a quick form nor a history.
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--only", action="append", choices=MEASURES, help="one of them (may be repeated)")
     parser.add_argument(
         "--keep", action="store_true", help="write bench/scaling.json; with --only what else it has stays"

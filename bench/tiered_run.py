@@ -42,8 +42,9 @@ from leptonstore.tiers.object import ObjectTier
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 512
 ROW_BYTES = 32 * 32 * 3
-BYTES, BYTES_QUICK = 1_000_000_000, 60_000_000
-WATERMARK, WATERMARK_QUICK = 200_000_000, 12_000_000
+# A tier keeps the latest 64 MiB that it read, and reads 32 MiB ahead: of less than that an outage would be too late.
+BYTES, BYTES_QUICK = 1_000_000_000, 200_000_000
+WATERMARK, WATERMARK_QUICK = 200_000_000, 40_000_000
 PACK_BYTES_QUICK = 4 * limits.MIB
 KILL_AT = 0.5  # of the epoch
 

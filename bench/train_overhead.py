@@ -61,30 +61,38 @@ def write_images(store: Store, images: np.ndarray, labels: np.ndarray) -> Datase
     return write_dataset(store, "images", Source(schema, ("image",), batches, rows))
 
 
-def trained(store: Store, ds: Dataset, run: str, log: Path) -> float:
-    """Microseconds of one step of the trainer."""
-    ends: list[float] = []
-    Trainer(CONFIG, store, ds, run=run, metrics=log, on_step=[lambda _: ends.append(time.perf_counter())]).fit()
+def now() -> tuple[float, float]:
+    """By the clock, and of the processor (all threads of this process)."""
+    return time.perf_counter(), time.process_time()
+
+
+def trained(store: Store, ds: Dataset, run: str, log: Path) -> tuple[float, float]:
+    """Microseconds of one step of the trainer, as `per_step` has them."""
+    ends: list[tuple[float, float]] = []
+    Trainer(CONFIG, store, ds, run=run, metrics=log, on_step=[lambda _: ends.append(now())]).fit()
     return per_step(ends)
 
 
-def bare(images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Microseconds of one step of the bare loop."""
+def bare(images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Microseconds of one step of the bare loop, as `per_step` has them."""
     model = build_model(MODEL, SHAPE, CLASSES, 0)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
     for rows in torch.randperm(len(labels)).split(BATCH):
         loss = functional.cross_entropy(model(images[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ends.append(time.perf_counter())
+        ends.append(now())
     return per_step(ends)
 
 
-def per_step(ends: list[float]) -> float:
-    """Microseconds of a step, after the first ones."""
-    return (ends[-1] - ends[SETTLED]) * 1e6 / (len(ends) - 1 - SETTLED)
+def per_step(ends: list[tuple[float, float]]) -> tuple[float, float]:
+    """Microseconds of a step after the first ones, by the clock and of the processor."""
+    wall, cpu = (
+        (last - first) * 1e6 / (len(ends) - 1 - SETTLED) for first, last in zip(ends[SETTLED], ends[-1], strict=True)
+    )
+    return wall, cpu
 
 
 def measure() -> dict[str, Any]:
@@ -101,9 +109,11 @@ def measure() -> dict[str, Any]:
             (trained(store, ds, f"run-{at}", Path(folder) / "log.jsonl"), bare(images, labels)) for at in range(ROUNDS)
         ]
     return {
-        "overhead_us": median(one - other for one, other in rounds),
-        "step_us": median(one for one, _ in rounds),
-        "bare_us": median(other for _, other in rounds),
+        "overhead_us": median(one[0] - other[0] for one, other in rounds),
+        "step_us": median(one[0] for one, _ in rounds),
+        "bare_us": median(other[0] for _, other in rounds),
+        "step_cpu_us": median(one[1] for one, _ in rounds),
+        "bare_cpu_us": median(other[1] for _, other in rounds),
     }
 
 

@@ -31,7 +31,8 @@ def open_fsspec(url: str, single_writer: bool = False) -> FsspecTier:
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise MissingExtra(f"{scheme}://", "", error.name or str(error)) from None
+        lacking = error.name or getattr(error.__cause__, "name", None) or str(error)  # fsspec wraps it without its name
+        raise MissingExtra(f"{scheme}://", "", lacking) from None
     except Exception as error:  # each filesystem has errors of its own
         raise TierUnavailable(f"{url} cannot be opened: {error}") from None
     return FsspecTier(url.rstrip("/"), filesystem, root.rstrip("/"), single_writer)

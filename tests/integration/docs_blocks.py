@@ -129,8 +129,8 @@ class Page:
 
 
 def pages() -> list[Path]:
-    """All of them."""
-    return sorted((ROOT / "docs").rglob("*.md"))
+    """All of them. README.zh-CN.md has README's blocks (a test compares them)."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shown(page: Path) -> str:
@@ -147,8 +147,9 @@ def read(path: Path) -> Page:
         if token.type == "fence":
             assert token.map is not None
             said = _NOT_RUN.search(before)
-            reason = said[1] if said else every[1] if every else None
-            blocks.append(Block(path, token.map[0] + 2, token.info.strip(), token.content, reason))
+            reason = said[1] if said else every[1] if every else _reason_beside(path, token.content)
+            language = token.info.strip() or (_guessed(token.content) if path.parent == ROOT else "")
+            blocks.append(Block(path, token.map[0] + 2, language, token.content, reason))
         elif token.type == "code_block":
             assert token.map is not None
             indented.append(token.map[0] + 1)
@@ -157,6 +158,17 @@ def read(path: Path) -> Page:
             spoken += [code for code in codes if code.startswith("lepton ")]
         before = token.content if token.type == "html_block" else ""
     return Page(path, blocks, spoken, indented)
+
+
+def _reason_beside(path: Path, text: str) -> str | None:
+    """Of a page that is to have no comments (the README): `NOT_RUN` of its setting, reasons by how a block begins."""
+    given: Mapping[str, str] = getattr(settings_of(path), "NOT_RUN", {}) if path.parent == ROOT else {}
+    return next((reason for begin, reason in given.items() if text.startswith(begin)), None)
+
+
+def _guessed(text: str) -> str:
+    """The language of a block of a README that names none."""
+    return "bash" if text.startswith("lepton ") else "text"
 
 
 # What is looked up, run or not.
@@ -219,21 +231,33 @@ def unknown(words: list[str]) -> Iterator[str]:
         if word == "--":
             return
         if re.match(r"--?[a-zA-Z]", word):
-            known = {name for one in command.get_params(context) for name in (*one.opts, *one.secondary_opts)}
+            known = _options(command, context) | _options(_below(command, context, "RUN"), context)
             name = word.partition("=")[0] if word.startswith("--") else word[:2]
             if name not in known | {"-h", "--help"}:
                 yield f"`{context.command_path}` has no option {name}"
         elif isinstance(command, click.Group):
             if word.isupper() or not word.isascii() or word == "...":
                 return  # `lepton COMMAND`
-            try:
-                _, below, _ = command.resolve_command(context, [word])  # a group may have a command that needs no name
-            except click.UsageError:
-                below = None
+            below = _below(command, context, word)
             if below is None:
                 yield f"`{context.command_path}` has no command {word!r}"
                 return
             command, context = below, click.Context(below, info_name=word, parent=context)
+
+
+def _below(command: click.Command, context: click.Context, name: str) -> click.Command | None:
+    """The command `name` of a group, or the one that a group has for what is no command (`lepton deploy RUN`)."""
+    if not isinstance(command, click.Group):
+        return None
+    try:
+        return command.resolve_command(context, [name])[1]
+    except click.UsageError:
+        return None
+
+
+def _options(command: click.Command | None, context: click.Context) -> set[str]:
+    params = [] if command is None else command.get_params(context)
+    return {name for one in params for name in (*one.opts, *one.secondary_opts)}
 
 
 # Running.

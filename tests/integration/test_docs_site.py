@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.integration.docs_blocks import ROOT, pages, shown
+from tests.integration.docs_blocks import ROOT, commands, pages, read, shown
 
 _FILE = re.compile(r"`((?:leptonstore|loaders|trainers|tests|bench|docs)/[\w./-]+\.\w+)`")
 API = "\n".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
@@ -37,3 +39,15 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
     names = set(import_module(package).__all__) - {"__version__"}
     missing = {name for name in names if not {f"{package}.{name}", f"leptonstore.{name}"} & told}
     assert missing == set()
+
+
+def test_the_chinese_readme_has_the_blocks_of_the_readme() -> None:
+    """Comments may differ."""
+    ours, theirs = (read(ROOT / name).blocks for name in ("README.md", "README.zh-CN.md"))
+    for language, meaning in (("python", lambda text: ast.dump(ast.parse(text))), ("toml", tomllib.loads)):
+        one, other = (
+            [meaning(block.text) for block in blocks if block.language == language] for blocks in (ours, theirs)
+        )
+        assert one == other
+    one, other = ([list(commands(block.commands())) for block in blocks] for blocks in (ours, theirs))
+    assert one == other

@@ -302,10 +302,10 @@ def test_an_epoch_whose_token_ends_says_so_and_goes_on_with_another_where_it_was
 def test_over_tls_with_an_authority_that_is_named_and_with_no_other(
     there: daemon.Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("cryptography")
-    from test_serving_tokens import certificate
+    from certificates import HERE, make
 
-    cert, key = certificate(tmp_path)
+    made = make(tmp_path, "localhost", alternative=HERE)
+    cert, key = made.chain, made.key_file
     with daemon.running(there.told["store"], tls_cert=str(cert), tls_key=str(key)) as secret:
         url = secret.url.replace("127.0.0.1", "localhost")
         assert url.startswith("lepton+tls://")

@@ -72,7 +72,7 @@ def _documented(file: Path) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text and text.strip():
-                yield name, inspect.cleandoc(text)
+                yield name, inspect.cleandoc(text).strip()
             below = f"{name}." if name else ""
             children = [child for child in node.body if hasattr(child, "name")]
             waiting += [(f"{below}{child.name}", child) for child in reversed(children)]

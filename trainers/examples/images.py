@@ -1,9 +1,9 @@
 """A ResNet on JPEGs and PNGs: collect -> clean -> split -> train -> evaluate -> predict. `python -m trainers.examples.images --help`
 
 The pictures are tiles of the two photographs that come with scikit-learn: which of them is a tile from? No two tiles overlap, but some are
-there twice, compressed again, and one file is cut off: cleaning finds them, before the split could put a picture on one side and its copy
-on the other. Images are stored as the files they are; decoding, crops and mirroring are done by the loader, a new one in every epoch, and
-normalising by the model.
+there twice, compressed again, and a file of each is cut off: cleaning finds them (but of plain sky, in which there is nothing to compare),
+before the split could put a picture on one side and its copy on the other. Images are stored as the files they are; decoding, crops and
+mirroring are done by the loader, anew in every epoch, and normalising by the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Folders of pictures that come with scikit-learn, as `lepton import` takes them: tiles of two photographs, and handwritten digits.
+"""Folders of pictures that come with scikit-learn: tiles of two photographs, and handwritten digits.
 
-FOLDER/<class>/0001.jpg                                          classes
-FOLDER/train/<class>/0001.jpg    FOLDER/val/<class>/0001.jpg     classes and splits
+    FOLDER/<class>/0001.jpg                                          classes
+    FOLDER/train/<class>/0001.jpg    FOLDER/val/<class>/0001.jpg     classes and splits
+
+which is what `lepton import` takes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from leptonstore.errors import MissingExtra
 
 QUALITY = 92
 CELL = 32  # pixels of a photograph in which one tile lies
-COPIED, AGAIN = 10, 80  # every tenth tile is there twice, the second time in this quality
+COPIED, AGAIN = 10, 95  # every tenth tile is there twice, the second time in this quality
 DIGIT = 32  # pixels that a digit of 8 is enlarged to
 HELD_OUT = 5  # every fifth digit is for validation
 
@@ -49,7 +51,7 @@ def photograph_tiles(folder: Path, every: int = 1) -> int:
             tile = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
             tile.save(below / f"{number:04}.{'jpg' if count % 2 else 'png'}", quality=QUALITY)
             if count % COPIED == 0:
-                tile.save(below / f"{number:04}-again.jpg", quality=AGAIN)
+                tile.save(below / f"{number:04}_again.jpg", quality=AGAIN)
                 written += 1
             written += 1
         (below / "cut-off.jpg").write_bytes(jpeg_bytes(image)[:5_000])

@@ -170,7 +170,7 @@ def pairs(ds: Dataset, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 def _told_cleaning(result: Result) -> str:
     gone = ", ".join(f"{count} {name.removeprefix('check.')}" for name, count in result.dropped().items())
-    masked = sum(1 for name in result.findings["check"].to_pylist() if name == "text.mask_pii")
+    masked = sum(1 for name in result.findings["check"].to_pylist() if name == "mask_pii")
     return f"{result.rows_out:,} stay; left out: {gone or 'none'}; addresses masked in {masked}"
 
 
