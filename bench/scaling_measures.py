@@ -224,7 +224,7 @@ def gc_seconds() -> dict[str, Any]:
 def gc_memory() -> dict[str, Any]:
     """Anonymous memory above what there was, while keys of chunks are collected, sorted and merged."""
     points: Points = []
-    for chunks in (1_000_000, 3_000_000, 9_000_000):
+    for chunks in (4_000_000, 8_000_000, 16_000_000):
         with place() as folder:
 
             def mark(folder: Path = folder, chunks: int = chunks) -> None:

@@ -93,7 +93,14 @@ BOUNDS = (
     Bound(
         "tree_levels", "levels of the tree above row groups", f"log n to base {limits.NODE_FANOUT_AVG}", SMALL, LARGE
     ),
-    Bound("tree_search", "finding a row's row group", "log n in rows", SMALL, LARGE),
+    Bound(
+        "tree_search",
+        "finding a row's row group",
+        f"log n while nodes fit in {limits.NODE_CACHE_BYTES >> 20} MiB, then a node to read",
+        SMALL,
+        SMALL,
+        "two regimes, so no power law: from 10^9 rows on, a search in random order reads and parses a node",
+    ),
     Bound("order_batch", "order, a position", "constant", SMALL, LARGE),
     Bound("order_seek", "order, a seek (256 rows)", "constant", SMALL, LARGE),
     Bound(
@@ -171,6 +178,8 @@ def slope_of(found: Mapping[str, Any]) -> str:
 def projected(found: Mapping[str, Any], size: float) -> float:
     """The fit at that size. What got faster with size by a hair is taken not to grow: its last point."""
     fit = Fit(**found["fit"])
+    if abs(size / found["points"][-1][0] - 1) < 1e-3:
+        return float(found["points"][-1][1])  # it was measured
     return float(found["points"][-1][1]) if fit.form == "power" and fit.slope < 0 else fit.at(size)
 
 
@@ -280,7 +289,13 @@ def draw(rows: list[dict[str, Any]], file: Path, value: str, label: str) -> None
                 if row["way"] == way and row["together"] == together and row["partitions"] == 1
             )
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=names[way], markersize=4)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    "o--" if way == "direct" else "o-",
+                    color=colour,
+                    label=names[way],
+                    markersize=4,
+                )
         axes.set(xscale="log", yscale="log", xlabel="nodes")
         axes.set_title("one epoch, shared by all nodes" if together else "an epoch for each node", fontsize=10)
         axes.grid(alpha=0.3)

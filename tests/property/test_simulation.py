@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import daemon_cluster, simulate
+from bench import simulate
 from bench.simulate_bucket import ANSWER_BYTES, MTU_SHARE, Bucket, BucketLimits, dollars, s3_price
 from bench.simulate_cluster import Cluster
 from bench.simulate_data import ALONE, CLUSTER, DIRECT, Setting
@@ -139,11 +139,11 @@ def test_prices_are_those_of_the_tiers():
 
 
 def test_it_comes_to_what_four_real_daemons_came_to():
-    """At a quarter of the size; `python -m bench.simulate --check` has it at the size that was measured."""
-    wanted = simulate.measured_before()
+    """Within twice the tolerance, by three seeds; `python -m bench.simulate --check` has it by five and within it."""
+    rows, wanted = simulate.measured_before()
     for what, name in simulate.FIGURES.items():
-        found = simulate.simulated(what, daemon_cluster.ROWS // 4, seeds=3)
-        assert found[1] == pytest.approx(wanted[name], abs=2 * simulate.TOLERANCE[what])
+        found = simulate.simulated(what, rows, seeds=3)
+        assert found[1] == pytest.approx(wanted[name], rel=2 * simulate.TOLERANCE[what])
 
 
 def test_ten_thousand_nodes_are_clusters_of_what_one_may_have():
