@@ -147,7 +147,7 @@ def store_texts(place: Path, file: Path) -> None:
 
 def ours(place: str) -> dict[str, Any]:
     """Seconds from opening the dataset to the findings."""
-    from leptonstore.process.checks.near_texts import NearDuplicateTexts
+    from leptonstore.process.checks.near_duplicate_texts import NearDuplicateTexts
 
     began, cpu = time.perf_counter(), time.process_time()
     dataset = Dataset.open(place, "texts")
@@ -172,7 +172,7 @@ def ours(place: str) -> dict[str, Any]:
 
 def pipeline(place: str) -> dict[str, Any]:
     """Seconds of a pipeline that writes a version without the near duplicates: the engine's start, two passes, a commit."""
-    from leptonstore.process.checks.near_texts import NearDuplicateTexts
+    from leptonstore.process.checks.near_duplicate_texts import NearDuplicateTexts
     from leptonstore.process.pipeline import Pipeline
 
     with Memory() as memory, Store.open(place) as store:

@@ -27,7 +27,7 @@ OPERATIONS: dict[str, str] = {
     "check.outliers": "checks.outliers:Outliers",
     "check.label_errors": "checks.label_errors:LabelErrors",
     "check.class_balance": "checks.balance:ClassBalance",
-    "check.near_duplicate_texts": "checks.near_texts:NearDuplicateTexts",
+    "check.near_duplicate_texts": "checks.near_duplicate_texts:NearDuplicateTexts",
     "check.text_charset": "checks.text_charset:TextCharset",
     "check.text_language": "checks.text_language:TextLanguage",
     "check.text_length": "checks.text_length:TextLength",
@@ -47,7 +47,7 @@ OPERATIONS: dict[str, str] = {
     "check.constant": "checks.constant:Constant",
     "check.image_size": "checks.image_size:ImageSize",
     "check.image_quality": "checks.image_quality:ImageQuality",
-    "check.near_duplicate_images": "checks.near_images:NearDuplicateImages",
+    "check.near_duplicate_images": "checks.near_duplicate_images:NearDuplicateImages",
 }
 _FUNCTION = "operations.function:Function"
 

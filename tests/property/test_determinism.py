@@ -13,7 +13,7 @@ from leptonstore import limits
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.errors import BadInput
 from leptonstore.process.checks.duplicates import Duplicates
-from leptonstore.process.checks.near_texts import NearDuplicateTexts
+from leptonstore.process.checks.near_duplicate_texts import NearDuplicateTexts
 from leptonstore.process.checks.nulls import Nulls
 from leptonstore.process.checks.outliers import Outliers
 from leptonstore.process.checks.text_charset import TextCharset

@@ -20,7 +20,7 @@ from leptonstore.process.checks import image_facts
 from leptonstore.process.checks.constant import Constant
 from leptonstore.process.checks.image_quality import ImageQuality
 from leptonstore.process.checks.image_size import ImageSize
-from leptonstore.process.checks.near_images import NearDuplicateImages
+from leptonstore.process.checks.near_duplicate_images import NearDuplicateImages
 from leptonstore.process.checks.undecodable import Undecodable
 from leptonstore.process.operation import Made, RowOperation, TableOperation
 from leptonstore.process.registry import operation_named

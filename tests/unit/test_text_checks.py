@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import class_label_field, text_field
 from leptonstore.errors import BadInput, MissingExtra, SchemaError
-from leptonstore.process.checks.near_texts import NearDuplicateTexts, choices
+from leptonstore.process.checks.near_duplicate_texts import NearDuplicateTexts, choices
 from leptonstore.process.checks.text_charset import mojibake_characters
 from leptonstore.process.checks.text_quality import RULES, Text
 from leptonstore.process.operation import Made, RowOperation, TableOperation

@@ -22,7 +22,7 @@ from bench.planted_mnist import planted_mnist
 from leptonstore.errors import BadInput
 from leptonstore.process.checks import image_hashes, image_thumbnails
 from leptonstore.process.checks.image_alignment import distances
-from leptonstore.process.checks.near_images import NearDuplicateImages
+from leptonstore.process.checks.near_duplicate_images import NearDuplicateImages
 from leptonstore.process.registry import operation_named
 
 NAMES = ["a", "b"]

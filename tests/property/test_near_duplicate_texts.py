@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leptonstore import limits
-from leptonstore.process.checks.near_texts import NearDuplicateTexts, features_of
+from leptonstore.process.checks.near_duplicate_texts import NearDuplicateTexts, features_of
 from leptonstore.process.texts.minhash import band_keys, bands_for, signatures
 from leptonstore.process.texts.pairs import same_sets, similar_pairs
 from leptonstore.process.texts.shingles import Sets, shingle_sets
