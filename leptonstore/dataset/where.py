@@ -9,6 +9,7 @@ compared with the name of a class. As in SQL, a comparison with null is not true
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow.fs import LocalFileSystem
 
+from leptonstore import limits
 from leptonstore.dataset.schema import class_names
 from leptonstore.errors import BadInput, MissingExtra, SchemaError, listed
 from leptonstore.format.node import Part, RowGroup
@@ -95,12 +97,20 @@ def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
         parsed = sqlglot.parse_one(text, dialect="duckdb")
     except (SqlglotError, RecursionError) as error:
         raise BadInput(f"cannot read the condition {text!r}: {_first_line(error)}; write it as in SQL") from None
-    try:
-        return _Parser(text, schema).condition(parsed)
-    except RecursionError:  # a long row of `and` is as deep as it is long
-        raise BadInput(
-            f"the condition {text[:80]!r}… has too many parts: use IN, BETWEEN, or several conditions"
-        ) from None
+    # A long row of `and` is as deep as it is long. What Python's own bound on depth is, other libraries of the process change.
+    deepest = limits.CONDITION_DEPTH_MAX
+    with contextlib.suppress(RecursionError):
+        if _depth(parsed, deepest) <= deepest:
+            return _Parser(text, schema).condition(parsed)
+    raise BadInput(f"the condition {text[:80]!r}… has too many parts: use IN, BETWEEN, or several conditions")
+
+
+def _depth(tree: Any, enough: int) -> int:
+    """Of sqlglot's tree; looks no further than one below `enough`."""
+    level, depth = [tree], 0
+    while level and depth <= enough:
+        level, depth = [child for node in level for child in node.iter_expressions()], depth + 1
+    return depth
 
 
 def _first_line(error: BaseException) -> str:

@@ -223,6 +223,8 @@ def test_code_that_changes_is_run_again(
     import importlib
     import sys
 
+    # Python takes compiled code whose source has the same second and length for the same.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "changing_code.py"
     pipeline = Pipeline("texts", [Function("changing_code:size", ["text"], {"size": "int32"})], "made")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,16 @@ def test_what_is_no_filter_is_refused_by_name() -> None:
             Predicate(expression, schema)
 
 
-def test_a_condition_of_very_many_parts_is_refused_and_no_bug() -> None:
-    """Its tree is as deep as it has parts: turning it into an expression ended in a RecursionError."""
+@pytest.mark.parametrize("python_allows", [1_000, 10_000])
+def test_a_condition_of_very_many_parts_is_refused_and_no_bug(python_allows: int) -> None:
+    """Its tree is as deep as it has parts: turning it into an expression ended in a RecursionError, or, where a library had raised
+    Python's bound, in an expression of any depth."""
     pytest.importorskip("sqlglot")
-    with pytest.raises(BadInput, match="too many parts"):
-        Predicate("a > 1 and " * 1_500 + "a > 1", pa.schema([("a", pa.int8())]))
+    schema, before = pa.schema([("a", pa.int8())]), sys.getrecursionlimit()
+    sys.setrecursionlimit(python_allows)
+    try:
+        with pytest.raises(BadInput, match="too many parts"):
+            Predicate("a > 1 and " * 1_500 + "a > 1", schema)
+        Predicate("a > 1 and " * 500 + "a > 1", schema)
+    finally:
+        sys.setrecursionlimit(before)
