@@ -98,7 +98,7 @@ SORT_BLOCK_BYTES = 1 * MIB
 KEY_BYTES_MAX = 1 * KIB  # of one row's key, all of its columns together
 COLUMNS_MAX = 4_096
 TYPE_DEPTH_MAX = 32
-CONDITION_DEPTH_MAX = 800  # of an SQL condition, which is as deep as it has parts: Arrow's expressions recurse without a bound
+CONDITION_DEPTH_MAX = 800  # of an SQL condition (so many parts of AND, too): Arrow recurses without a bound
 COMMIT_BYTES_MAX = 16 * MIB  # schema and lineage; class names are the only part that grows
 NAME_CHARS_MAX = 200
 
