@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,18 @@ def members(made: Made, place: Path, addresses: Sequence[str], **more: Any) -> I
             stack.callback(served.kill)
             started.append(served)
         yield started
+
+
+def acquainted(urls: Sequence[str]) -> None:
+    """Wait until each daemon of a cluster says that all of them answer: before that, they go to the bucket themselves."""
+    for url in urls:
+        link = Link(parse_address(url))
+        until = time.monotonic() + 60
+        link.open({})
+        while len(link.act("hello")["members"]) < len(urls):
+            assert time.monotonic() < until, f"{url} does not know the others"
+            time.sleep(0.05)
+        link.close()
 
 
 def read_all(
@@ -139,7 +152,9 @@ def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
         for one in own
     ]
     with members(made, tmp_path, addresses, each=each) as started:
-        assert read_all([f"lepton+tls://{address}/store" for address in addresses]) == wanted[:2]
+        urls = [f"lepton+tls://{address}/store" for address in addresses]
+        acquainted(urls)
+        assert read_all(urls) == wanted[:2]
         for served in started:
             served.stop()
             told = json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1])
@@ -168,6 +183,7 @@ def test_four_hosts_read_a_bucket_once_and_one_of_them_may_die(data, tmp_path, m
             urls = [f"lepton://{address}/store" for address in addresses]
             before = bucket.sent
             with members(made, tmp_path, addresses, inside=[node.inside for node in nodes]) as started:
+                acquainted(urls)
                 assert read_all(urls) == wanted
                 assert bucket.sent - before <= 1.1 * made.bytes
                 assert read_all(urls, killer(started[1], ROWS // BATCH // 2)) == wanted
