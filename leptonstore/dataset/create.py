@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,16 +45,14 @@ def _source(rows: RowsIn, key: str | Sequence[str] | None) -> Source:
         if key is not None:
             raise BadInput("a Source says itself what its key is")
         return rows
-    batches: Callable[[], Iterator[pa.RecordBatch]]
+    batches: Callable[[], Iterable[pa.RecordBatch]]
     if isinstance(rows, pa.RecordBatchReader):
-        reader = rows
-        found, count, batches = rows.schema, None, lambda: iter(reader)  # once: a version is written in one pass
+        found, count, batches = rows.schema, None, rows.__iter__  # once: a version is written in one pass
     else:
         if isinstance(rows, pa.RecordBatch):
             rows = pa.table(rows)
         table = _from_columns(rows) if isinstance(rows, Mapping) else as_table(rows, pa.schema([]))
-        found, count = table.schema, table.num_rows
-        batches = lambda: iter(table.to_batches(limits.ROW_GROUP_ROWS_AVG))  # noqa: E731
+        found, count, batches = table.schema, table.num_rows, partial(table.to_batches, limits.ROW_GROUP_ROWS_AVG)
     schema = storable_schema(found)
     return Source(
         schema,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +19,7 @@ from leptonstore.errors import TierUnavailable
 from leptonstore.limits import MIB
 from leptonstore.testing.tiers import HomeSuite, LockSuite, PackTierSuite, add_pack, content
 from tests.integration.cluster_nodes import Node, Nodes
+from tests.integration.waiting import unrenewed_s, wait_until
 
 
 def members_of(*labels: tuple[str, str]) -> list[Member]:
@@ -59,11 +59,7 @@ class _ClusterSuite(PackTierSuite, HomeSuite, LockSuite):
 
     def die(self, tier: CooperativeTier, lock: Any) -> None:
         lock.forget()
-        deadline, home = time.monotonic() + 60, tier.inner
-        path = f"leases/{lock.name}"
-        while (home._keeper.server_time() - home._client.entry(path).modified).total_seconds() <= limits.LOCK_DEAD_S:
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.05)
+        wait_until(lambda: unrenewed_s(tier.inner, lock) > limits.LOCK_DEAD_S)
 
 
 class TestAlone(_ClusterSuite):

@@ -30,6 +30,7 @@ from leptonstore.tiers.object_locks import ObjectLock
 from leptonstore.tiers.object_uploads import Access, abort_stale
 from leptonstore.tiers.open import open_tier
 from tests.integration.proxy import Proxy
+from tests.integration.waiting import unrenewed_s, wait_until
 
 
 def object_tier(url: str) -> ObjectTier:
@@ -45,11 +46,7 @@ class _ObjectSuite(PackTierSuite, HomeSuite, LockSuite):
     def die(self, tier: ObjectTier, lock: ObjectLock) -> None:
         """Nobody renews it any more; wait until the server's clock says that this is so."""
         lock.forget()
-        deadline = time.monotonic() + 60
-        path = f"leases/{lock.name}"
-        while (tier._keeper.server_time() - tier._client.entry(path).modified).total_seconds() <= limits.LOCK_DEAD_S:
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.05)
+        wait_until(lambda: unrenewed_s(tier, lock) > limits.LOCK_DEAD_S)
 
 
 class TestMemory(_ObjectSuite):

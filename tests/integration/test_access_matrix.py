@@ -36,6 +36,7 @@ from leptonstore.store.wire.messages import encode
 from leptonstore.store.wire.records import PUT_SCHEMA
 from leptonstore.testing.daemon import Served, running
 from leptonstore.testing.ports import free_ports
+from tests.integration.waiting import wait_until
 
 SECRET_VALUE = b"what only those who may read birds are to see " * 5
 NO, BAD = "NotPermitted", "NotAuthenticated"
@@ -274,7 +275,9 @@ def _token(world: World, ask: Ask) -> Call:
 def _job(world: World, ask: Ask) -> Call:
     daemon = world.served.daemon
     assert daemon is not None
-    _settles(lambda: not at_work(world.store) and all(job.ended for job in daemon.jobs.list()), lambda: "a job goes on")
+    wait_until(
+        lambda: not at_work(world.store) and all(job.ended for job in daemon.jobs.list()), lambda: "a job goes on"
+    )
     return Call("job", {"kind": "check", "options": {}})
 
 
@@ -393,7 +396,8 @@ def test_who_may_do_what(world: World, op: str) -> None:
         if credential not in READ_BIRDS and _tells_of_birds(world, answer):
             wrong.append(f"{case}: tells what it must not: {answer.data[-300:]!r}")
     assert not wrong, "\n".join(wrong)
-    _settles(lambda: _audited(world) - before_audit == seen, lambda: f"{_audited(world) - before_audit}\n{seen}")
+    # gRPC tells the end of a call some time after its client has the answer.
+    wait_until(lambda: _audited(world) - before_audit == seen, lambda: f"{_audited(world) - before_audit}\n{seen}")
 
 
 def _send(
@@ -422,14 +426,6 @@ def _audited(world: World) -> Counter[tuple[str, str | None, str]]:
         return Counter()
     lines = [json.loads(line) for line in world.audit.read_text().splitlines()]
     return Counter((line["operation"], line["principal"], line["outcome"]) for line in lines)
-
-
-def _settles(true: Callable[[], bool], say: Callable[[], str]) -> None:
-    """gRPC tells the end of a call some time after its client has the answer."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, say()
-        time.sleep(0.01)
 
 
 def _tells_of_birds(world: World, answer: Answer) -> bool:

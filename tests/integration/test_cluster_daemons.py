@@ -9,7 +9,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -30,6 +29,7 @@ from leptonstore.testing.ports import free_ports
 from tests.integration.certificates import HERE
 from tests.integration.certificates import make as certificate
 from tests.integration.counted_link import counted
+from tests.integration.waiting import wait_until
 
 ROWS, BATCH = 640, 32
 
@@ -57,11 +57,8 @@ def acquainted(urls: Sequence[str]) -> None:
     """Wait until each daemon of a cluster says that all of them answer: before that, they go to the bucket themselves."""
     for url in urls:
         link = Link(parse_address(url))
-        until = time.monotonic() + 60
         link.open({})
-        while len(link.act("hello")["members"]) < len(urls):
-            assert time.monotonic() < until, f"{url} does not know the others"
-            time.sleep(0.05)
+        wait_until(lambda link=link: len(link.act("hello")["members"]) >= len(urls), lambda url=url: f"{url} is alone")
         link.close()
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from leptonstore.testing import daemon
 from leptonstore.testing.tiers import add_pack, content
 from leptonstore.tiers.open import open_tier
 from tests.integration.cluster_nodes import Node, Nodes
+from tests.integration.waiting import wait_until
 
 VALUES = [content(60_000, seed) for seed in range(200)]
 
@@ -138,13 +137,6 @@ def test_a_forked_child_reads_the_home_alone(tmp_path, bucket_url):
 # -- plans ---------------------------------------------------------------------------------------------------------
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
 def plans_of(node: Node, budget: int = 1 << 30) -> Plans:
     def tell(address: str, parts: list[Part]) -> None:
         other = node.nodes.nodes[address]
@@ -160,7 +152,7 @@ def test_what_a_reader_will_read_is_there_when_it_reads(nodes, tmp_path):
         keys = list(dict.fromkeys(blocks_of(store, nodes.digests)))
         assert len(keys) == 12
         plans.set("loader", keys)
-        wait_for(lambda: len(nodes.fetched) == len(keys))
+        wait_until(lambda: len(nodes.fetched) == len(keys))
         requests = nodes.requests
         assert list(store.get_many(nodes.digests)) == VALUES
         assert nodes.requests == requests
@@ -173,12 +165,12 @@ def test_a_plan_stays_within_its_budget_until_its_reader_goes_on(nodes, tmp_path
     with store_on(node, tmp_path / "index") as store:
         keys = list(dict.fromkeys(blocks_of(store, nodes.digests)))
         plans.set("loader", keys)
-        wait_for(lambda: len(plans._plans["loader"].ahead) == 4)
+        wait_until(lambda: len(plans._plans["loader"].ahead) == 4)
         assert len(plans._plans["loader"].coming) == len(keys) - 4
         for key in keys[:3]:
             plans.read(key)
         # As many again; what came with its neighbour in one request is passed over.
-        wait_for(lambda: len(plans._plans["loader"].coming) <= len(keys) - 7)
+        wait_until(lambda: len(plans._plans["loader"].coming) <= len(keys) - 7)
         assert len(plans._plans["loader"].ahead) <= 4
         plans.gone("loader")
         assert not plans.readers
@@ -189,7 +181,7 @@ def test_a_reader_that_is_not_heard_of_is_gone(nodes, monkeypatch):
     monkeypatch.setattr(bounds, "PLAN_IDLE_S", 0.0)
     plans = plans_of(nodes.listed[0], budget=64 * MIB)
     plans.set("loader", [(secrets.token_hex(16), number) for number in range(50)])
-    wait_for(lambda: not plans.readers)
+    wait_until(lambda: not plans.readers)
     plans.close()
 
 

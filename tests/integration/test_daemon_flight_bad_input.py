@@ -33,6 +33,7 @@ from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, ChunkCorrupt, LeptonError, NotAuthenticated, NotFound, StoreFull, TooBusy
 from leptonstore.store.wire import errors as wire_errors
 from leptonstore.store.wire.messages import encode
+from tests.integration.waiting import wait_until
 
 SMALL = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -250,13 +251,6 @@ def test_a_client_that_leaves_in_the_middle_of_a_put_leaves_nothing_behind(
 
 
 # -- bytes that are no request -------------------------------------------------------------------------------------------
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def sent(port: int, data: bytes, end: bool = True) -> bytes:
