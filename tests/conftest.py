@@ -15,7 +15,7 @@ from leptonstore.store import Store
 from tests.integration.seaweed import bucket_url, s3_server
 
 __all__ = ["bucket_url", "s3_server"]
-pytest_plugins = ("tests.parallel", "tests.skips")
+pytest_plugins = ("tests.parallel", "tests.reruns", "tests.skips")
 
 # A busy machine decides nothing: what must be quick has a bound of its own. In CI examples are the same each time, so that a change
 # answers for what it changed; everywhere else they are new each time.

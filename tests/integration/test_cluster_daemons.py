@@ -148,15 +148,22 @@ def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
         | ({"client_ca": str(authority.chain)} if mutual else {})
         for one in own
     ]
-    with members(made, tmp_path, addresses, each=each) as started:
-        urls = [f"lepton+tls://{address}/store" for address in addresses]
-        acquainted(urls)
-        assert read_all(urls) == wanted[:2]
-        for served in started:
-            served.stop()
-            told = json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1])
-            assert all(member["answers"] or "refuse" not in member["why"] for member in told["members"])
-            assert told["parts"]["peer"] and told["parts"]["answered"]
+    urls = [f"lepton+tls://{address}/store" for address in addresses]
+    for number in range(3):  # on a busy machine a member may be left out for as long as so short an epoch takes
+        told = []
+        place = tmp_path / f"try{number}"
+        place.mkdir()
+        with members(made, place, addresses, each=each) as started:
+            acquainted(urls)
+            assert read_all(urls) == wanted[:2]
+            for served in started:
+                served.stop()
+                told.append(json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1]))
+        for one in told:
+            assert all(member["answers"] or "refuse" not in member["why"] for member in one["members"])
+        if all(one["parts"].get("peer") and one["parts"].get("answered") for one in told):
+            return
+    pytest.fail(f"in none of three epochs each of them asked the other: {told}")
 
 
 @pytest.mark.requires_root

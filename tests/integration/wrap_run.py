@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.nn import functional
+from waiting import wait_until
 
 from leptonstore.errors import BadInput, RankLost
 from trainers import parallel, wrap
@@ -269,9 +270,14 @@ def rank_of(ranks: int, rank: int, folder: Path, mesh: dict[str, int] | None = N
 
 
 def ended(rank: int, folder: Path) -> None:
-    """Rank 1 of three ends; the others say so. A fourth file tells how."""
+    """Rank 1 of three ends; the others say so. A file of each tells how.
+
+    It ends when all have met: gloo connects the ranks in pairs, and who is still about it fails there when one goes.
+    """
     dist.init_process_group("gloo", init_method=f"file://{folder}/ended", rank=rank, world_size=3)
+    (folder / f"met{rank}").touch()
     if rank == 1:
+        wait_until(lambda: all((folder / f"met{other}").exists() for other in range(3)))
         return
     try:
         with parallel.joined("cpu") as world:
