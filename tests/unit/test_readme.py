@@ -59,12 +59,13 @@ def test_links_lead_to_files_and_the_tree_names_what_is_there(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_that_the_tree_mentions_are_there(name):
-    """Names such as `flight.py` in the remarks: below the folder that the line is about."""
+    """Names such as `flight.py` in the remarks: below the folder that the line is about, or beside it."""
     lost, parent = [], ""
     for line in blocks(TEXTS[name])[-1].strip().split("\n"):
         path, _, remark = line.strip().partition("  ")
         parent = path if not line.startswith(" ") else parent
         for one in re.findall(r"[\w/]+\.py\b", remark):
-            if not [*(ROOT / parent).rglob(one), *(ROOT / parent).glob(one)]:
+            below = ROOT / parent / path if path.endswith("/") and path != parent else ROOT / parent
+            if not [*below.rglob(one), *(ROOT / parent).glob(one)]:
                 lost.append((path, one))
     assert lost == []
