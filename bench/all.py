@@ -1,6 +1,6 @@
 """Every benchmark with every peer: one file of results, one HTML page, a PNG plot of each run.
 
-python -m bench.all [--only NAME ...] [--out DIR] [--resume] [--history]     all of it, or these runs (hours: --list tells)
+python -m bench.all [--only NAME ...] [--out DIR] [--resume] [--history]     all of it (75 minutes), or these runs (--list)
 python -m bench.all --list                          the runs, how long they took last time, and what CI watches
 python -m bench.all --small                         each with small data and no peers: does it still run?
 python -m bench.all --quick                         a few minutes, for CI: ratios against bench/baseline.json (bench/all_quick.py)
