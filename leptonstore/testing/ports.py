@@ -2,6 +2,9 @@
 
 A port that `bind` chose is anybody's again as soon as it is closed, also that of a test in another process. These lie below those that
 systems choose from (Linux: 32768 and more, macOS: 49152), so that only whoever asks for one of them by its number has it.
+
+They are drawn from the system's randomness, which no seed governs: two processes of tests whose `random` was seeded alike, as trainings
+do, would draw equal ports.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ import random
 import socket
 
 PORT_MIN, PORT_END = 10_000, 32_768
+_chance = random.SystemRandom()
 
 
 def free_ports(count: int, above: int = 0) -> list[int]:
     """`count` ports that nobody listens on; above: nor on those that lie so much higher."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(PORT_MIN, PORT_END - above)
+        port = _chance.randrange(PORT_MIN, PORT_END - above)
         if port not in found and all(_is_free(one) for one in {port, port + above}):
             found.append(port)
     return found

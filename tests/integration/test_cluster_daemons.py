@@ -154,8 +154,11 @@ def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
         place = tmp_path / f"try{number}"
         place.mkdir()
         with members(made, place, addresses, each=each) as started:
-            acquainted(urls)
-            assert read_all(urls) == wanted[:2]
+            for _ in range(
+                3
+            ):  # who was left out is back after a second, and what was read of the bucket meanwhile is not kept
+                acquainted(urls)
+                assert read_all(urls) == wanted[:2]
             for served in started:
                 served.stop()
                 told.append(json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1]))
@@ -163,7 +166,7 @@ def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
             assert all(member["answers"] or "refuse" not in member["why"] for member in one["members"])
         if all(one["parts"].get("peer") and one["parts"].get("answered") for one in told):
             return
-    pytest.fail(f"in none of three epochs each of them asked the other: {told}")
+    pytest.fail(f"in no try each of them asked the other: {told}")
 
 
 @pytest.mark.requires_root
