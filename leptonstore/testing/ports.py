@@ -1,7 +1,8 @@
 """Ports of loopback for servers that are told theirs, or that come back to the one they had.
 
 A port that `bind` chose is anybody's again as soon as it is closed, also that of a test in another process. These lie below those that
-systems choose from (Linux: 32768 and more, macOS: 49152), so that only whoever asks for one of them by its number has it.
+systems choose from (Linux: 32768 and more, macOS: 49152), and above those that Ray gives its workers (10002 to 19999), so that only whoever
+asks for one of them by its number has it.
 
 They are drawn from the system's randomness, which no seed governs: two processes of tests whose `random` was seeded alike, as trainings
 do, would draw equal ports.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import random
 import socket
 
-PORT_MIN, PORT_END = 10_000, 32_768
+PORT_MIN, PORT_END = 20_000, 32_768
 _chance = random.SystemRandom()
 
 
