@@ -25,9 +25,8 @@ U64 = np.ndarray[Any, np.dtype[np.uint64]]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele, Lea, Flood 2014)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _SAMPLE_WORDS = 5  # of 8 bytes, that stand for a value where its column is cut
-_FIRST_BYTES: U64 = np.array(
-    [(1 << 8 * count) - 1 for count in range(9)], np.uint64
-)  # of a little-endian word: which count
+# Of a little-endian word: masks of its first 0 to 8 bytes.
+_FIRST_BYTES: U64 = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
 def _splitmix(values: U64) -> U64:

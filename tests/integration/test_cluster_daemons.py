@@ -142,23 +142,21 @@ def test_members_talk_tls_to_each_other(data, tmp_path, monkeypatch, mutual):
     monkeypatch.setenv("LEPTON_CA", str(authority.chain))
     monkeypatch.setenv("LEPTON_CLIENT_CERT", str(own[0].chain))
     monkeypatch.setenv("LEPTON_CLIENT_KEY", str(own[0].key_file))
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     each = [
         {"tls_cert": str(one.chain), "tls_key": str(one.key_file)}
         | ({"client_ca": str(authority.chain)} if mutual else {})
         for one in own
     ]
-    urls = [f"lepton+tls://{address}/store" for address in addresses]
-    for number in range(3):  # on a busy machine a member may be left out for as long as so short an epoch takes
+    # Addresses decide who owns which of the few stretches of blocks: one of two owns all of them about once in ten times.
+    for number in range(8):
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        urls = [f"lepton+tls://{address}/store" for address in addresses]
         told = []
         place = tmp_path / f"try{number}"
         place.mkdir()
         with members(made, place, addresses, each=each) as started:
-            for _ in range(
-                3
-            ):  # who was left out is back after a second, and what was read of the bucket meanwhile is not kept
-                acquainted(urls)
-                assert read_all(urls) == wanted[:2]
+            acquainted(urls)
+            assert read_all(urls) == wanted[:2]
             for served in started:
                 served.stop()
                 told.append(json.loads(re.findall(r"blocks of packs: ({.*})", served.said())[-1]))
