@@ -333,6 +333,9 @@ DECODE_BATCH_BYTES = 64 * MIB  # decoded images that a pipeline holds at a time
 # Rows that a chain of operations works on at a time: what they read from the store and what it makes of them, with a decoded image beside.
 CHAIN_BATCH_BYTES = 32 * MIB
 CHAIN_BATCH_ROWS = 4_000
+# Pages whose values have about so many bytes are not read where the memo knows their digests (process/engine/unread.py).
+UNREAD_VALUE_BYTES_MIN = 128
+UNREAD_ROWS = 2_048  # whose digests are one small value of the memo: 34 KiB of MEMO_VALUE_BYTES_MAX
 PIPELINE_FILE_BYTES_MAX = 1 * MIB
 FAILURE_CHARS_MAX = 500  # of what an operation says when it fails on a row
 # Results that are kept on this host (process/memo.py). Without a budget of the user's: a quarter of what is free, within these.
@@ -343,9 +346,9 @@ MEMO_SPARE_SHARE = 0.1  # of the budget: freed at a time, so that eviction is ra
 MEMO_DISK_FREE_BYTES_MIN = 256 * MIB  # what is left free of the device; nothing is kept when there is less
 MEMO_ROW_BYTES = 128  # of the index, for each row: LMDB's pages are half to three quarters full
 MEMO_VALUE_BYTES_MAX = 64 * KIB  # of a small value
-MEMO_VALUES_BYTES_MAX = (
-    256 * MIB
-)  # of all small values: two generations of half as much, of which the older goes as a whole
+# Of all small values, or this share of the budget where that is more: two generations of half as much, of which the older goes as a whole.
+MEMO_VALUES_BYTES_MAX = 256 * MIB
+MEMO_VALUES_SHARE = 1 / 16
 MEMO_BLOCKS_MAPPED_MAX = 256  # files that a process keeps mapped: a descriptor each
 MEMO_TOUCHES_MAX = 256  # blocks that were used, before that is written down
 PREPARED_EDGE_MAX = 256  # pixels; what "most common size" is scaled down to: photographs are decoded for training

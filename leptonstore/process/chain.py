@@ -34,6 +34,7 @@ from leptonstore.format.page import fixed_width
 from leptonstore.format.schema import field_to_json
 from leptonstore.process.digests import as_numbers, digest_field, stored_digests
 from leptonstore.process.engine.ended import check_running
+from leptonstore.process.engine.unread import Held, Unread
 from leptonstore.process.memo import Memo
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.outcomes import Outcomes, Part, Rows, assembled
@@ -87,11 +88,12 @@ class Chain:
         }
         return digest_of(json.dumps(said, sort_keys=True, ensure_ascii=False).encode())
 
-    def keys(self, columns: Mapping[str, Column]) -> list[bytes]:
+    def keys(self, columns: Mapping[str, Held]) -> list[bytes]:
         """The memo's key of each row."""
         parts: list[NDArray[np.uint8]] = []
         for name in self.reads:
-            digests = stored_digests(columns[name])
+            column = columns[name]
+            digests = column.stored_digests() if isinstance(column, Unread) else stored_digests(column)
             parts.append(as_numbers(digests).view(np.uint8).reshape(len(digests), -1))
             parts.append(np.asarray(digests.is_valid()).astype(np.uint8).reshape(-1, 1))
         joined = np.concatenate(parts, axis=1)
@@ -106,7 +108,7 @@ class Chain:
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def outcomes(
-        self, rows: Rows, columns: Mapping[str, Column], store: Store, memo: Memo | None, wanted: frozenset[str]
+        self, rows: Rows, columns: Mapping[str, Held], store: Store, memo: Memo | None, wanted: frozenset[str]
     ) -> tuple[Outcomes, int]:
         """(what becomes of some rows, how many of them were in the memo). rows: their numbers, for messages; at least one.
 
@@ -124,11 +126,12 @@ class Chain:
             seen: dict[bytes, int] = {}
             which = np.array([seen.setdefault(keys[at], len(seen)) for at in missing.tolist()])
             first = missing[np.unique(which, return_index=True)[1]]
+        given = {name: _with_rows(columns[name], first) for name in self.reads} if len(first) else {}
         done = 0
-        for stop in self._ends(columns, first):
+        for stop in self._ends(given, first):
             check_running()
             some = first[done:stop]
-            made = self._computed(rows[some], {name: _taken(columns[name], some) for name in self.reads}, store)
+            made = self._computed(rows[some], {name: _taken(given[name], some) for name in self.reads}, store)
             if memo is not None and keys:
                 self._remember(memo, [keys[at] for at in some.tolist()], made)
             mine = np.flatnonzero((which >= done) & (which < stop))
@@ -137,7 +140,9 @@ class Chain:
 
         def original(column: int, some: Rows) -> pa.Array:
             name = self.writes[column]
-            return resolved(store, columns[name], self.schemas[0].field(name), some, rows, self.dataset)
+            return resolved(
+                store, _with_rows(columns[name], some), self.schemas[0].field(name), some, rows, self.dataset
+            )
 
         return assembled(parts, len(rows), types, original), len(rows) - len(missing)
 
@@ -174,8 +179,7 @@ class Chain:
             for schema in self.schemas
         )
         sizes = np.full(len(rows), width + 1, np.int64)
-        for name in self.reads:
-            column = columns[name]
+        for column in columns.values():
             if column.references is not None:
                 sizes += column.referenced_sizes()[rows]
         totals = np.cumsum(sizes)
@@ -414,6 +418,10 @@ def _new(before: pa.Schema, after: pa.Schema) -> list[str]:
         for field in after
         if field.name not in before.names or not before.field(field.name).equals(field, check_metadata=True)
     ]
+
+
+def _with_rows(column: Held, rows: Rows) -> Column:
+    return column.with_rows(rows) if isinstance(column, Unread) else column
 
 
 def _taken(column: Column, rows: Rows) -> Column:

@@ -45,7 +45,7 @@ def stored_digests(column: Column) -> pa.Array:
     digests, _ = references_of(column.values, column.references)
     known = b"".join(bytes(digest[:DIGEST_BYTES]) for digest in digests)
     found[column.references] = np.frombuffer(known, np.uint8).reshape(-1, DIGEST_BYTES)
-    return _array(found.tobytes(), null_mask(column.values))
+    return digest_array(found.tobytes(), null_mask(column.values))
 
 
 def value_digests(values: pa.Array) -> pa.Array:
@@ -58,7 +58,7 @@ def value_digests(values: pa.Array) -> pa.Array:
         for row in np.flatnonzero(holed & ~missing).tolist():
             page = encode_page(values.slice(row, 1))
             found[row] = blake3(page, derive_key_context=_NULLS_INSIDE).digest(length=DIGEST_BYTES)
-    return _array(b"".join(found), missing)
+    return digest_array(b"".join(found), missing)
 
 
 def digests_in(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -74,7 +74,7 @@ def combined(columns: Sequence[pa.Array]) -> pa.Array:
         return columns[0]
     missing = np.logical_or.reduce([null_mask(column) for column in columns])
     rows = np.stack([as_numbers(column) for column in columns], axis=1).reshape(len(columns[0]), -1).view(np.uint8)
-    return _array(b"".join([blake3(row.data).digest(length=DIGEST_BYTES) for row in rows]), missing)
+    return digest_array(b"".join([blake3(row.data).digest(length=DIGEST_BYTES) for row in rows]), missing)
 
 
 def as_numbers(digests: pa.Array) -> NDArray[np.uint64]:
@@ -83,8 +83,8 @@ def as_numbers(digests: pa.Array) -> NDArray[np.uint64]:
     return np.frombuffer(data, "<u8").reshape(-1, 2)
 
 
-def _array(data: bytes, missing: Bits) -> pa.Array:
-    """n x 16 bytes as an array."""
+def digest_array(data: bytes, missing: Bits) -> pa.Array:
+    """n x 16 bytes as binary(16), null where `missing`."""
     validity = pa.py_buffer(np.packbits(~missing, bitorder="little").tobytes()) if missing.any() else None
     return pa.Array.from_buffers(DIGEST_TYPE, len(missing), [validity, pa.py_buffer(data)])
 

@@ -1,7 +1,7 @@
 """The memo: results that are kept on this host, so that what did not change is not computed again.
 
     rows           a key for each row -> block, row in it        blocks hold what a chain of operations made of rows (memo_block.py)
-    small values   a key -> up to 64 KiB                         statistics of a page, for one
+    small values   a key -> up to 64 KiB                         statistics of a page, digests of its values
 
     <the store's cache directory>/memo/index/          LMDB: the databases of `_Places`
                                        blocks/<16 hex>  files that are mapped; never changed
@@ -156,9 +156,11 @@ class Memo:
         def write(places: _Places, txn: Any) -> None:
             young, old = _generations(places, txn)
             held = _number(places, txn, _YOUNG_BYTES)
+            share = int(_number(places, txn, _BUDGET) * limits.MEMO_VALUES_SHARE)
+            most = max(limits.MEMO_VALUES_BYTES_MAX, share) // 2
             for key, value in fitting.items():
                 size = len(value) + limits.MEMO_ROW_BYTES
-                if held + size > limits.MEMO_VALUES_BYTES_MAX // 2:
+                if held + size > most:
                     txn.drop(old, delete=False)
                     young, old, held = old, young, 0
                     _set(places, txn, _YOUNG, 1 - _number(places, txn, _YOUNG))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from leptonstore.dataset.values import Column, intern, one_array
 from leptonstore.errors import LeptonError, OperationFailed
 from leptonstore.process.chain import Chain, resolved
 from leptonstore.process.engine.pieces import Piece, Rows
+from leptonstore.process.engine.unread import Held, Unread, may_stay_unread, whole
 from leptonstore.process.findings import SCHEMA, Action, findings_table, joined
 from leptonstore.process.memo import Memo
 from leptonstore.process.operation import GroupOperation, Made, Operation, RowOperation, TableOperation
@@ -144,10 +145,27 @@ class Segment:
                 wanted.update(stage.reads)
         return out[::-1]
 
+    @cached_property
+    def unread(self) -> dict[str, bytes]:
+        """Columns in which a chain looks up rows by digest, and whose values nobody else wants, unless it left them alone."""
+        out: dict[str, bytes] = {}
+        seen: set[str] = set()
+        for stage, wanted in zip(self.stages, self._wanted, strict=True):
+            if isinstance(stage, Verdict):
+                seen.update(stage.columns)
+                continue
+            for name in stage.reads:
+                if name in seen or not (stage.memoised and self.memo) or not may_stay_unread(self.source.field(name)):
+                    continue
+                if name not in wanted or name in stage.writes:
+                    out[name] = stage.recipe
+            seen.update(stage.reads, stage.writes)
+        return out
+
     def __call__(self, piece: Piece, store: Store) -> Piece:
         """As Step says. Raises OperationFailed, RuleBroken, and what reading and putting raise."""
         memo = Memo.of(store) if self.memo else None
-        rows, columns = piece.rows, dict(piece.columns)
+        rows, columns = piece.rows, cast(dict[str, Held], {**piece.columns, **piece.unread})
         findings: list[pa.Table | None] = [piece.findings]
         for at, (stage, wanted) in enumerate(zip(self.stages, self._wanted, strict=True)):
             if not len(rows):
@@ -164,14 +182,14 @@ class Segment:
         if self.stored:
             made = {one.name: self._stored(one, columns, rows, store) for one in self.schema} if len(rows) else {}
         else:
-            made = {one.name: columns[one.name] for one in self.schema} if len(rows) else {}
+            made = {one.name: whole(columns[one.name]) for one in self.schema} if len(rows) else {}
         if not len(rows):
             made = {one.name: Column(pa.array([], one.type)) for one in self.schema}
         return Piece(rows, made, joined(findings))
 
-    def _stored(self, one: pa.Field, columns: Mapping[str, Column], rows: Rows, store: Store) -> Column:
+    def _stored(self, one: pa.Field, columns: Mapping[str, Held], rows: Rows, store: Store) -> Column:
         """A column as pages keep it: large values are put into the store, and its rules kept."""
-        column = columns[one.name]
+        column = whole(columns[one.name])
         at = self.source.get_field_index(one.name)
         rules = [rule for rule in rules_of(one) if rule.kind != "unique"]
         if rules and (column.references is None or at < 0 or rules_of(self.source.field(at)) != rules_of(one)):
@@ -192,7 +210,7 @@ class Segment:
         self,
         group: GroupOperation,
         rows: Rows,
-        columns: Mapping[str, Column],
+        columns: Mapping[str, Held],
         store: Store,
         findings: list[pa.Table | None],
     ) -> Piece:
@@ -201,9 +219,10 @@ class Segment:
         fields = [self.group_schema.field(name) for name in group.reads(self.group_schema)]
         found: list[pa.RecordBatch] = []
         start = 0
-        for stop in slice_ends([columns[one.name] for one in fields], len(rows)) if len(rows) else ():
+        values = {one.name: whole(columns[one.name]) for one in fields} if len(rows) else {}
+        for stop in slice_ends(list(values.values()), len(rows)) if len(rows) else ():
             some = np.arange(start, stop)
-            arrays = [resolved(store, columns[one.name], one, some, rows, self.dataset) for one in fields]
+            arrays = [resolved(store, values[one.name], one, some, rows, self.dataset) for one in fields]
             try:
                 found.append(group.partial(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))))
             except (LeptonError, MemoryError):
@@ -230,8 +249,8 @@ class Segment:
 
 
 def _judged(
-    verdict: Verdict, rows: Rows, columns: Mapping[str, Column], wanted: frozenset[str]
-) -> tuple[Rows, dict[str, Column]]:
+    verdict: Verdict, rows: Rows, columns: Mapping[str, Held], wanted: frozenset[str]
+) -> tuple[Rows, dict[str, Held]]:
     at = np.searchsorted(verdict.rows, rows)
     there = at < len(verdict.rows)
     there[there] = verdict.rows[at[there]] == rows[there]
@@ -247,8 +266,8 @@ def _judged(
 
 
 def _gone_on(
-    chain: Chain, outcomes: Outcomes, rows: Rows, columns: Mapping[str, Column], wanted: frozenset[str]
-) -> tuple[Rows, dict[str, Column]]:
+    chain: Chain, outcomes: Outcomes, rows: Rows, columns: Mapping[str, Held], wanted: frozenset[str]
+) -> tuple[Rows, dict[str, Held]]:
     kept = np.flatnonzero(outcomes.kept)
     made = {
         name: Column(array) for name, array in zip(chain.writes, outcomes.columns, strict=True) if array is not None
@@ -263,7 +282,9 @@ def _gone_on(
     return rows[kept], out
 
 
-def _of_rows(column: Column, rows: NDArray[np.int64]) -> Column:
+def _of_rows(column: Held, rows: NDArray[np.int64]) -> Held:
+    if isinstance(column, Unread):
+        return column if len(rows) == len(column) else column.take(rows)
     return column if len(rows) == len(column.values) else column_values.take(column, rows)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from leptonstore.dataset.schema import PART_BYTES
 from leptonstore.process.findings import findings_table
 from leptonstore.process.operation import Made, Operation, RowOperation, TableOperation
 
@@ -21,7 +22,8 @@ Said = list[tuple[int, str, str]]
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.int64(), nullable=False),
-        pa.field("text", pa.string()),
+        # Pages of a few rows.
+        pa.field("text", pa.string(), metadata={PART_BYTES: b"16"}),
         pa.field("data", pa.large_binary(), nullable=False),
         pa.field("number", pa.float64()),
     ]

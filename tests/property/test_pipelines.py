@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -9,12 +10,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leptonstore import limits
 from leptonstore.dataset import Dataset, Source, write_dataset
 from leptonstore.errors import BadInput
+from leptonstore.process.memo import Memo
 from leptonstore.process.operation import Operation
 from leptonstore.process.pipeline import Pipeline, Result
 from leptonstore.store import Store
 from tests.property.pipeline_operations import OPERATIONS, SCHEMA, Row, Said, calls, expected
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unread_pages() -> Iterator[None]:
+    """Pages of short values stay unread, too, where the memo knows these (process/engine/unread.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "UNREAD_VALUE_BYTES_MIN", 0)
+        patch.setattr(limits, "UNREAD_ROWS", 3)
+        yield
+
 
 row_of = st.fixed_dictionaries(
     {
@@ -93,3 +106,8 @@ def test_a_pipeline_gives_what_its_operations_say_of_each_row(
         changed += [row for _, row in changes[:1]]
         write(store, "rows", changed)
         check(store, pipeline, changed)
+        # Outcomes were evicted, digests of values were not.
+        memo = Memo.of(store)
+        assert memo is not None
+        memo.trim(0)
+        check(store, pipeline.with_changes(into="evicted"), changed)

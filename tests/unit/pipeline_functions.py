@@ -13,6 +13,10 @@ def shouted(batch: pa.RecordBatch, mark: str = "!") -> dict[str, Any]:
     return {"loud": pc.binary_join_element_wise(pc.utf8_upper(batch.column("text")), mark, "")}
 
 
+def upper(batch: pa.RecordBatch) -> dict[str, Any]:
+    return {"text": pc.utf8_upper(batch.column("text"))}
+
+
 def ends(batch: pa.RecordBatch) -> dict[str, Any]:
     texts = batch.column("text")
     return {"first": pc.utf8_slice_codeunits(texts, 0, 1), "last": pc.utf8_slice_codeunits(texts, -1)}

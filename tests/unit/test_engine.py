@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from process_data import write
 from leptonstore import limits
 from leptonstore.dataset import Source, write_dataset
 from leptonstore.dataset.tree import Tree
-from leptonstore.errors import SourceError
+from leptonstore.errors import BadInput, SourceError
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.store import Store
 
@@ -116,3 +117,15 @@ def test_a_keyed_table_is_stitched_or_sorted_as_its_rows_come(store: Store, smal
     unordered = write(store, "unordered", table, ("id",))
     written = write_rows(unordered, Same(table.schema), ("id",), NATIVE, keyed=True)
     assert written.tree == tree_of(store, table, keyed=True)
+
+
+def test_a_script_with_the_name_of_a_runner_is_named_instead_of_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`import ray` would run it, which starts a process for Ray, which imports it, and so on."""
+    (tmp_path / "ray.py").write_text("raise AssertionError('it was run')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [one for one in sys.modules if one.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(BadInput, match=r"ray\.py is imported in the place of the package ray: rename it"):
+        Runner("ray").require()

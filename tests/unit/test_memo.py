@@ -175,6 +175,7 @@ def test_small_values_are_what_was_put_last_or_absent(
 
 def test_small_values_are_bounded_and_what_is_asked_for_stays(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MEMO_VALUES_BYTES_MAX", 64 * 1024)
+    memo.set_budget(2**20)
     wanted = keys_of(0)[0]
     memo.put(wanted, b"wanted")
     for number in range(1, 400):

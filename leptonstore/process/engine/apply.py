@@ -10,27 +10,40 @@ Threads: Daft calls it from one thread for each core, in this process and in eac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import daft
 import numpy as np
 import pyarrow as pa
 
+from leptonstore.dataset import Dataset
 from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.values import Column, concat, one_array, resolve, take
 from leptonstore.errors import BadInput, SchemaError
-from leptonstore.process.engine.carrier import Carried
+from leptonstore.process.engine.carrier import Carried, bools
 from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import MADE, flow_schema, on_first_row
 from leptonstore.process.engine.pieces import Piece, Rows, Step
+from leptonstore.process.engine.unread import Bits, Unread
 from leptonstore.process.engine.workers import Lent
 from leptonstore.process.findings import joined
 from leptonstore.store import Store
 
 
-def applied(frame: daft.DataFrame, schema: pa.Schema, read: pa.Schema, lent: Lent, plain: bool) -> daft.DataFrame:
-    """`frame` (of a VersionSource with the columns `read`) with the run's step applied, which has `schema`.
+@dataclass(frozen=True)
+class ReadBy:
+    """What a VersionSource reads: its columns, and which of them for their digests (unread.py): then of `ds`. Pickles."""
+
+    ds: Dataset | None
+    schema: pa.Schema
+    unread: Mapping[str, bytes]
+
+
+def applied(frame: daft.DataFrame, schema: pa.Schema, read: ReadBy, lent: Lent, plain: bool) -> daft.DataFrame:
+    """`frame` (of a VersionSource that reads `read`) with the run's step applied, which has `schema`.
 
     plain: large values that it gives are looked up.
     """
@@ -45,27 +58,44 @@ def applied(frame: daft.DataFrame, schema: pa.Schema, read: pa.Schema, lent: Len
 class _Applied:
     """What Daft calls, with a Series for each column. Pickles."""
 
-    def __init__(self, schema: pa.Schema, read: pa.Schema, lent: Lent, plain: bool) -> None:
+    def __init__(self, schema: pa.Schema, read: ReadBy, lent: Lent, plain: bool) -> None:
         self._schema, self._read, self._lent, self._plain = schema, read, lent, plain
 
     def __call__(self, *series: Any) -> pa.Array:
         with working(self._lent.run), told(self._lent):
             arrays = [one_array(one.to_arrow()) for one in series]
             rows = arrays[0].to_numpy()
-            columns = Carried(self._read).unpack(arrays[1:])
-            return self._struct(rows, columns)
+            names, carried = self._read.schema.names, Carried(self._read.schema)
+            count = len(carried.schema)
+            columns = dict(zip(names, carried.unpack(arrays[1 : 1 + count]), strict=True))
+            marks = iter(arrays[1 + count :])
+            unread = {
+                name: self._unread(name, columns.pop(name), bools(next(marks)), next(marks), rows)
+                for name in self._read.unread
+            }
+            return self._struct(rows, columns, unread)
 
-    def _struct(self, rows: Rows, columns: list[Column]) -> pa.Array:
+    def _unread(self, name: str, values: Column, there: Bits, digests: pa.Array, rows: Rows) -> Unread:
+        def read(numbers: Rows) -> Column:
+            assert self._read.ds is not None
+            ds = self._lent.dataset(self._read.ds)
+            return ds.pages.gather(numbers, [self._read.schema.field(name)], keep=False)[0]
+
+        return Unread(values, there, digests, rows, read)
+
+    def _struct(self, rows: Rows, columns: dict[str, Column], unread: dict[str, Unread]) -> pa.Array:
         if (np.diff(rows) <= 0).any():  # Daft may join batches
             order = np.argsort(rows)
-            rows, columns = rows[order], [take(column, order) for column in columns]
+            rows, columns = rows[order], {name: take(column, order) for name, column in columns.items()}
+            unread = {name: column.take(order) for name, column in unread.items()}
         store, step = self._lent.store(), self._lent.step()
         pieces = []
         start = 0
         bounded = getattr(step, "bounded", False)
-        for end in [len(rows)] if bounded else slice_ends(columns, len(rows)):
-            some = {field.name: column.slice(start, end) for field, column in zip(self._read, columns, strict=True)}
-            pieces.append(self._stepped(step, Piece(rows[start:end], some), store))
+        for end in [len(rows)] if bounded else slice_ends(list(columns.values()), len(rows)):
+            some = {name: column.slice(start, end) for name, column in columns.items()}
+            waiting = {name: column.slice(start, end) for name, column in unread.items()}
+            pieces.append(self._stepped(step, Piece(rows[start:end], some, unread=waiting), store))
             start = end
         kept = np.concatenate([piece.rows for piece in pieces])
         made = [concat([piece.columns[name] for piece in pieces]) for name in self._schema.names]

@@ -132,7 +132,7 @@ class Carried:
         some = iter(arrays)
         for field, bits in zip(self.fields, self._bits, strict=True):
             values = next(some)
-            references = _bools(next(some)) if bits else None
+            references = bools(next(some)) if bits else None
             if references is None or not references.any():
                 out.append(Column(from_carrier(values, field.type)))
             else:
@@ -140,6 +140,7 @@ class Carried:
         return out
 
 
-def _bools(array: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def bools(array: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Null counts as false."""
     filled = pc.fill_null(array, False) if array.null_count else array
     return np.asarray(filled.to_numpy(zero_copy_only=False), np.bool_)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +33,10 @@ Result = Run | Came
 
 @dataclass(frozen=True)
 class Job:
-    """Pickles. read: the columns that are read. schema: of the step. identity: by which rows are stored; None: they come to the caller."""
+    """Pickles. read: the columns that are read. schema: of the step. identity: by which rows are stored; None: they come to the caller.
+
+    unread: as steps say it; none of a view, whose rows are anywhere.
+    """
 
     ds: Dataset
     lent: Lent
@@ -41,15 +44,17 @@ class Job:
     schema: pa.Schema
     identity: tuple[str, ...] | None = None
     keyed: bool = False
+    unread: Mapping[str, bytes] = field(default_factory=dict)
 
     def plan(self, todo: Sequence[Range]) -> Any:
         """Daft's plan for these rows."""
-        from leptonstore.process.engine.apply import applied
+        from leptonstore.process.engine.apply import ReadBy, applied
         from leptonstore.process.engine.sink import RowSink
         from leptonstore.process.engine.source import VersionSource
 
-        frame = VersionSource(self.ds, self.lent, self.read, todo).read()
-        made = applied(frame, self.schema, self.read, self.lent, plain=self.identity is None)._builder
+        frame = VersionSource(self.ds, self.lent, self.read, todo, self.unread).read()
+        read_by = ReadBy(self.ds, self.read, self.unread) if self.unread else ReadBy(None, self.read, {})
+        made = applied(frame, self.schema, read_by, self.lent, plain=self.identity is None)._builder
         if self.identity is None:
             return made
         sink = RowSink(self.lent, self.schema, self.identity, self.keyed)

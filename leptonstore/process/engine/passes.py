@@ -115,7 +115,8 @@ def _all_rows(
     made_bytes = sum(fixed_width(one.type) or 0 for one in step.schema)
     whole = list(ranges(ds, step.reads, runner.parallel, made_bytes=made_bytes))
     with lend(ds.store, step, progress) as (lent, caller):
-        job = Job(ds, lent, pa.schema(ds.fields(step.reads)), step.schema, identity, keyed)
+        unread = getattr(step, "unread", {}) if ds.selection is None else {}
+        job = Job(ds, lent, pa.schema(ds.fields(step.reads)), step.schema, identity, keyed, unread)
         tries = 0  # since one brought something
         while todo := missing(whole, done):
             before, loss = len(done), ""

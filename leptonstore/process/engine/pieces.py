@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from leptonstore.dataset.values import Column
+from leptonstore.process.engine.unread import Unread
 from leptonstore.store import Store
 
 Rows = NDArray[np.int64]
@@ -19,19 +21,22 @@ Rows = NDArray[np.int64]
 class Piece:
     """Some rows. rows: their numbers in the version that is read, ascending. columns: as pages keep them (large values are references).
 
-    findings: what was found on the way (findings.SCHEMA; `row` is the row of the version), None: nothing.
+    findings: what was found on the way (findings.SCHEMA; `row` is the row of the version), None: nothing. unread: columns of which the step
+    asked for no more than that.
     """
 
     rows: Rows
     columns: dict[str, Column]
     findings: pa.Table | None = None
+    unread: Mapping[str, Unread] = field(default_factory=dict)
 
 
 class Step(Protocol):
     """A pickled callable that workers give pieces to: fewer rows may come back, in order. Threads: any, several at once.
 
     One with an attribute `bounded` that is true looks at the large values of a few rows at a time by itself; to others pieces come that
-    refer to SCAN_SLICE_BYTES, and what they make of these is put together.
+    refer to SCAN_SLICE_BYTES, and what they make of these is put together. Such a step may also have an attribute `unread`: of columns of
+    which it looks up rows by the digests of their values, name -> digest of what it does with them (unread.py).
     """
 
     @property

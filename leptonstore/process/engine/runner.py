@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from leptonstore import limits
@@ -78,9 +79,13 @@ class Runner:
                 yield job.results(part)
 
     def require(self) -> None:
-        """Raise MissingExtra when what it needs is not installed."""
+        """Raise MissingExtra when what it needs is not installed, BadInput when something else has its name."""
         for module, extra in (("daft", "process"), ("ray", "cluster")):
             if module == "daft" or self.kind == "ray":
+                spec = find_spec(module)
+                if spec is not None and spec.submodule_search_locations is None:
+                    # A script ray.py would be run by each `import ray`, and start a process for Ray, which imports it, too: without end.
+                    raise BadInput(f"{spec.origin} is imported in the place of the package {module}: rename it")
                 try:
                     import_module(module)
                 except ImportError as error:

@@ -7,7 +7,7 @@ ENGINE_TASK_BYTES of what their nodes say that their pages have, but at least on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from leptonstore.process.engine.carrier import Carried
 from leptonstore.process.engine.ended import working
 from leptonstore.process.engine.failures import told
 from leptonstore.process.engine.flow import ROW
+from leptonstore.process.engine.unread import looked_up, travelling
 from leptonstore.process.engine.workers import Lent
+from leptonstore.process.memo import Memo
 
 if TYPE_CHECKING:
     from daft.io.pushdowns import Pushdowns
@@ -61,9 +63,11 @@ def ranges(
 class VersionSource(DataSource):
     """Rows `todo` of a dataset or view: their numbers in it (int64, "row"), and columns as pages keep them (carrier.py)."""
 
-    def __init__(self, ds: Dataset, lent: Lent, read: pa.Schema, todo: Sequence[Range]) -> None:
-        """read: the columns, as fields of `ds`: which is not looked into here."""
-        self._ds, self._lent, self._read, self._todo = ds, lent, read, list(todo)
+    def __init__(
+        self, ds: Dataset, lent: Lent, read: pa.Schema, todo: Sequence[Range], unread: Mapping[str, bytes]
+    ) -> None:
+        """read: the columns, as fields of `ds`: which is not looked into here. unread: as steps say it, of some of them; none of a view."""
+        self._ds, self._lent, self._read, self._todo, self._unread = ds, lent, read, list(todo), dict(unread)
 
     @property
     def name(self) -> str:
@@ -73,30 +77,32 @@ class VersionSource(DataSource):
     @property
     def schema(self) -> daft.Schema:
         """Of the batches."""
-        return daft.Schema.from_pyarrow_schema(_schema(self._read))
+        return daft.Schema.from_pyarrow_schema(_schema(self._read, self._unread))
 
     async def get_tasks(self, pushdowns: Pushdowns) -> AsyncIterator[DataSourceTask]:
         """One for each range."""
         for first, end in self._todo:
-            yield RangeTask(self._ds, self._lent, self._read, first, end)
+            yield RangeTask(self._ds, self._lent, self._read, first, end, self._unread)
 
 
-def _schema(read: pa.Schema) -> pa.Schema:
-    return pa.schema([pa.field(ROW, pa.int64()), *Carried(read).schema])
+def _schema(read: pa.Schema, unread: Mapping[str, bytes]) -> pa.Schema:
+    return pa.schema([pa.field(ROW, pa.int64()), *Carried(read).schema, *travelling(unread)])
 
 
 class RangeTask(DataSourceTask):
     """Rows [first, end). Pickles: a worker reads through a store of its own (workers.py)."""
 
-    def __init__(self, ds: Dataset, lent: Lent, read: pa.Schema, first: int, end: int) -> None:
+    def __init__(
+        self, ds: Dataset, lent: Lent, read: pa.Schema, first: int, end: int, unread: Mapping[str, bytes]
+    ) -> None:
         # A view's rows travel with the tasks that need them, not with each task all of them.
         self._ds = ds if ds.selection is None else ds.select(np.arange(first, end))
-        self._lent, self._fields, self._first, self._end = lent, read, first, end
+        self._lent, self._fields, self._first, self._end, self._unread = lent, read, first, end, unread
 
     @property
     def schema(self) -> daft.Schema:
         """Of the batch."""
-        return daft.Schema.from_pyarrow_schema(_schema(self._fields))
+        return daft.Schema.from_pyarrow_schema(_schema(self._fields, self._unread))
 
     async def read(self) -> AsyncIterator[RecordBatch]:
         """The one batch. Raises ChunkMissing, ChunkCorrupt or FormatDamaged."""
@@ -112,8 +118,16 @@ class RangeTask(DataSourceTask):
         fields = list(self._fields)
         numbers = np.arange(self._first, self._end, dtype=np.int64)
         base = numbers if ds.selection is None else ds.selection
-        columns = ds.pages.gather(base, fields, keep=False) if fields else []
-        carried = Carried(pa.schema(fields))
-        arrays = [pa.array(numbers), *carried.pack(columns)]
-        names = [ROW, *carried.schema.names]
-        return RecordBatch.from_arrow_table(pa.Table.from_arrays(arrays, names=names))
+        whole = [field for field in fields if field.name not in self._unread]
+        columns = dict(
+            zip((one.name for one in whole), ds.pages.gather(base, whole, keep=False) if whole else (), strict=True)
+        )
+        marks: list[pa.Array] = []
+        if self._unread:
+            found = looked_up(ds, self._unread, self._first, self._end, Memo.of(self._lent.store()))
+            for name, (values, there, digests) in zip(self._unread, found, strict=True):
+                columns[name] = values
+                marks += [pa.array(there), digests]
+        carried = Carried(pa.schema(fields)).pack([columns[field.name] for field in fields])
+        names = _schema(self._fields, self._unread).names
+        return RecordBatch.from_arrow_table(pa.Table.from_arrays([pa.array(numbers), *carried, *marks], names=names))
