@@ -38,8 +38,8 @@ _KEY = b"digests of a page's values\0"
 class Unread:
     """n rows of a column.
 
-    values: as pages keep them; null in rows that are not `there`, which read(numbers) gives. digests: of the values, binary(16); null where
-    the value is null, and where it is there and was not digested. numbers: of the rows in the version.
+    values: as pages keep them; null in rows that are not `there`, which read(numbers) gives, in any order. digests: of the values,
+    binary(16); null where the value is null, and where it is there and was not digested. numbers: of the rows in the version.
     """
 
     values: Column
@@ -86,6 +86,8 @@ class Unread:
         absent = rows[~self.there[rows]]
         if not len(absent):
             return self.values
+        if len(absent) == len(self):
+            return self.read(self.numbers)
         places = np.arange(len(self))
         places[absent] = len(self) + np.arange(len(absent))
         return column_values.take(concat([self.values, self.read(self.numbers[absent])]), places)
