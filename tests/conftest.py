@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.integration.seaweed import bucket_url, s3_server
 
 __all__ = ["bucket_url", "s3_server"]
 pytest_plugins = ("tests.parallel", "tests.reruns", "tests.skips")
+
+# What a shell runs in the background ignores Ctrl-C, and so do all children of it. Tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine decides nothing: what must be quick has a bound of its own. In CI examples are the same each time, so that a change
 # answers for what it changed; everywhere else they are new each time.

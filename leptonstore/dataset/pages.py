@@ -184,17 +184,21 @@ class Pages:
         return [parts] if small and not self._on_host else [(part,) for part in parts]
 
     def parts(self, first: int, end: int, field: pa.Field) -> Iterator[Stretch]:
-        """The pages of a column that rows [first, end) of the version stand in, each as a stretch of its own."""
+        """The pages of a column that rows [first, end) of the version stand in, each as a stretch of its own.
+
+        Raises ChunkMissing, ChunkCorrupt or FormatDamaged.
+        """
         column = self._schema.get_field_index(field.name)
-        row = first
+        leaves, row = [], first
         while row < end:
-            leaf = self._leaves.find(row)
+            leaves.append(self._leaves.find(row))
+            row = leaves[-1].end
+        for leaf, group in zip(leaves, self.groups(leaves), strict=True):
             at = leaf.first
-            for part in self.layout(leaf).group.columns[column]:
+            for part in group.columns[column]:
                 if at < end and at + part.rows > first:
                     yield Stretch(at, (part,), field)
                 at += part.rows
-            row = leaf.end
 
     def at(self, layout: Layout, column: int, field: pa.Field, row: int) -> tuple[Column, int]:
         """(values of the column among which a row of the version is, where in them)."""
