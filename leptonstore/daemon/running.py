@@ -5,7 +5,9 @@
     SIGHUP              certificates and settings again, where they can change in a running daemon
     a part ends         the whole drains; exit code 1, and one line that names the part
 
-Handlers only put a word into a queue (which Python's SimpleQueue allows inside a handler); the main thread does the work.
+Handlers only put a word into a queue (which Python's SimpleQueue allows inside a handler); the main thread does the work. It waits for a
+byte in a socket, which a signal leaves there whenever and in whatever thread it arrives (signal.set_wakeup_fd). A wait for the queue itself
+begins without looking: a signal that came just before, while the main thread let another have the interpreter, was seen with the next one.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from leptonstore.daemon import systemd
@@ -34,7 +38,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     on_ready: called once, when requests are answered. reload: what SIGHUP does. Raises what `Daemon.start` does.
     """
     bound_arenas()
-    words: queue.SimpleQueue[str] = queue.SimpleQueue()
+    words = _Words()
     ending = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -46,9 +50,8 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     def again(number: int, frame: FrameType | None) -> None:
         words.put("reload")
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, again)
-    try:
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: again}
+    with words.told_of_signals(), _handled(handlers):
         daemon.start(lambda: words.put("failed"))
         settle()
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {daemon.settings.name}")
@@ -57,9 +60,6 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
         systemd.notify("STOPPING=1", "STATUS=draining")
         ending.set()  # from now on a signal means: at once
         daemon.stop()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     code = 1 if daemon.failure else 0
     if (
         daemon.stuck
@@ -69,7 +69,52 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
     return code
 
 
-def _serve(words: queue.SimpleQueue[str], reload: Callable[[], None]) -> None:
+class _Words:
+    """What the main thread waits for. `put`: any thread, and handlers of signals; `get`: the main thread."""
+
+    def __init__(self) -> None:
+        self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._awaited, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+
+    def put(self, word: str) -> None:
+        self._words.put(word)
+        with suppress(OSError):  # full: the main thread wakes anyway; closed: it has ended
+            self._waker.send(b"\0")
+
+    def get(self, timeout: float | None) -> str:
+        """The next word. Raises queue.Empty after `timeout` seconds."""
+        while self._words.empty():
+            self._awaited.settimeout(timeout)
+            try:
+                self._awaited.recv(4096)
+            except TimeoutError:
+                raise queue.Empty from None
+        return self._words.get()
+
+    @contextmanager
+    def told_of_signals(self) -> Iterator[None]:
+        """Inside, a signal ends a wait. After it nothing does."""
+        before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            self._awaited.close()
+            self._waker.close()
+
+
+@contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(words: _Words, reload: Callable[[], None]) -> None:
     patience = systemd.watchdog_s()
     while True:
         try:
