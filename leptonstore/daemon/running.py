@@ -51,7 +51,7 @@ def run(daemon: Daemon, on_ready: Callable[[], None], reload: Callable[[], None]
         words.put("reload")
 
     handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: again}
-    with words.told_of_signals(), _handled(handlers):
+    with words.told_by(handlers):
         daemon.start(lambda: words.put("failed"))
         settle()
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving {daemon.settings.name}")
@@ -93,25 +93,18 @@ class _Words:
         return self._words.get()
 
     @contextmanager
-    def told_of_signals(self) -> Iterator[None]:
-        """Inside, a signal ends a wait. After it nothing does."""
-        before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+    def told_by(self, handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+        """Inside, these handlers answer, and a signal ends a wait. After it nothing does."""
+        fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            signal.set_wakeup_fd(before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(fd)
             self._awaited.close()
             self._waker.close()
-
-
-@contextmanager
-def _handled(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _serve(words: _Words, reload: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -165,7 +165,8 @@ class Segment:
     def __call__(self, piece: Piece, store: Store) -> Piece:
         """As Step says. Raises OperationFailed, RuleBroken, and what reading and putting raise."""
         memo = Memo.of(store) if self.memo else None
-        rows, columns = piece.rows, cast(dict[str, Held], {**piece.columns, **piece.unread})
+        rows = piece.rows
+        columns: dict[str, Held] = {**piece.columns, **piece.unread}
         findings: list[pa.Table | None] = [piece.findings]
         for at, (stage, wanted) in enumerate(zip(self.stages, self._wanted, strict=True)):
             if not len(rows):

@@ -21,6 +21,7 @@ from leptonstore import limits
 from leptonstore.dataset import Dataset
 from leptonstore.dataset import values as column_values
 from leptonstore.dataset.pages import Stretch
+from leptonstore.dataset.tree import Rows
 from leptonstore.dataset.values import Column, concat
 from leptonstore.digest import digest_of
 from leptonstore.format.node import Part
@@ -30,7 +31,6 @@ from leptonstore.process.digests import DIGEST_BYTES, DIGEST_TYPE, as_numbers, d
 from leptonstore.process.memo import Memo
 
 Bits = NDArray[np.bool_]
-Rows = NDArray[np.int64]
 _KEY = b"digests of a page's values\0"
 
 
@@ -152,7 +152,8 @@ class _Pages:
         self._stretches, self._recipe = stretches, recipe
         self._type = stretches[0].field.type
         parts = [one.parts[0] for one in stretches]
-        self._ends = np.cumsum([part.rows for part in parts]).tolist()
+        self._ends = np.cumsum([part.rows for part in parts]).tolist()  # of each page, among the rows of all
+        self._starts = [0, *self._ends[:-1]]
         self._digests = np.zeros((self._ends[-1], DIGEST_BYTES), np.uint8)
         self._valid = np.zeros(self._ends[-1], np.bool_)  # of which rows there is a digest
         self._asked = [] if memo is None else [at for at, part in enumerate(parts) if _worth(part)]
@@ -170,8 +171,7 @@ class _Pages:
         found = set()
         for at, some in keys.items():
             entries = [next(told) for _ in some]
-            end = self._ends[at]
-            start = end - self._stretches[at].parts[0].rows
+            start, end = self._starts[at], self._ends[at]
             if all(
                 self._enter(entry, start + number * limits.UNREAD_ROWS, end) for number, entry in enumerate(entries)
             ):
@@ -199,8 +199,8 @@ class _Pages:
         keeping, done = {}, 0
         for at, column in mine:
             part, stop = self._stretches[at].parts[0], done + len(column.values)
-            self._digests[self._ends[at] - part.rows : self._ends[at]] = digests[done:stop]
-            self._valid[self._ends[at] - part.rows : self._ends[at]] = valid[done:stop]
+            rows = slice(self._starts[at], self._ends[at])
+            self._digests[rows], self._valid[rows] = digests[done:stop], valid[done:stop]
             for number, key in enumerate(_keys(self._recipe, part)):
                 some = slice(done + number * limits.UNREAD_ROWS, min(stop, done + (number + 1) * limits.UNREAD_ROWS))
                 keeping[key] = np.packbits(valid[some]).tobytes() + digests[some].tobytes()
@@ -211,12 +211,12 @@ class _Pages:
         """(values, there, digests) of rows [first, end) of the version."""
         there, pieces, at = np.zeros(self._ends[-1], np.bool_), [], 0
         for page, column in zip(self._missing, values, strict=True):
-            start = self._ends[page] - len(column.values)
-            there[start : self._ends[page]] = True
+            start, stop = self._starts[page], self._ends[page]
+            there[start:stop] = True
             if start > at:
                 pieces.append(Column(pa.nulls(start - at, self._type)))
             pieces.append(column)
-            at = self._ends[page]
+            at = stop
         if self._ends[-1] > at:
             pieces.append(Column(pa.nulls(self._ends[-1] - at, self._type)))
         low = first - self._stretches[0].first
