@@ -237,7 +237,7 @@ def tell_runs(arguments: argparse.Namespace) -> None:
 
 def check(arguments: argparse.Namespace) -> int:
     """--quick: 0 when no ratio regressed and none is missing."""
-    expected = all_quick.read_baseline(all_quick.BASELINE)
+    expected = all_quick.read_baseline(all_quick.BASELINE, harness.processor())
     runs = all_quick.watched_runs(arguments.only)
     progress = Progress(len(runs), {})
     results: list[Result] = []

@@ -86,10 +86,23 @@ def machine() -> dict[str, Any]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30, 1),
         "python": platform.python_version(),
     }
+
+
+def processor() -> str:
+    """As the system names it, with what tells generations apart that have one name in virtual machines: AMD EPYC, family 25 model 17."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    return f"{told['model name']}, family {told.get('cpu family', '?')} model {told.get('model', '?')}"
 
 
 def revision() -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from bench import all as bench_all
-from bench import all_bars, all_page, all_quick, all_results, all_table
+from bench import all_bars, all_page, all_quick, all_results, all_table, harness
 from bench.all_results import Result
 from bench.all_runs import RUNS, Run, named
 from bench.harness import ROOT, Figure
 
-MACHINE = {"system": "Linux x86_64", "cores": 2, "memory_gib": 23.5, "python": "3.11.7"}
+MACHINE = {"system": "Linux x86_64", "processor": "one", "cores": 2, "memory_gib": 23.5, "python": "3.11.7"}
 
 
 def result(name: str, *figures: Figure, **more: Any) -> Result:
@@ -323,7 +323,7 @@ def test_a_baseline_is_the_median_and_says_which_direction_is_better(
     runs = [result("fake", beside("rate", one, 1), beside("time", one / 10, 1, "", "s")) for one in (2.0, 9.0, 4.0)]
     made = all_quick.baseline_of({"fake": runs})
     all_quick.write_baseline(all_quick.merged(None, made), tmp_path / "baseline.json")
-    assert all_quick.read_baseline(tmp_path / "baseline.json") == [
+    assert all_quick.read_baseline(tmp_path / "baseline.json", MACHINE["processor"]) == [
         all_quick.Expected("fake", "rate", 4.0, True),
         all_quick.Expected("fake", "time", 0.4, False),
     ]
@@ -331,9 +331,31 @@ def test_a_baseline_is_the_median_and_says_which_direction_is_better(
         all_quick.baseline_of({"fake": [result("fake", beside("rate", 1, 1))]})
 
 
+def test_a_processor_is_compared_with_itself_and_an_unknown_one_with_the_worst_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CI once failed on statistics at 0.975x without a change: the baseline was of another processor, where they took 0.67x."""
+    monkeypatch.setattr(all_quick, "RUNS", (RUN,))
+    file, kept = tmp_path / "baseline.json", None
+    for processor, rate, time in (("fast", 3.0, 0.6), ("slow", 9.0, 0.9), ("slow", 2.0, 0.8)):
+        told = result(
+            "fake", beside("rate", rate, 1), beside("time", time, 1, "", "s"), machine={"processor": processor}
+        )
+        kept = all_quick.merged(kept, all_quick.baseline_of({"fake": [told]}))
+    all_quick.write_baseline(kept, file)
+
+    def bars(processor: str) -> list[float]:
+        return [one.ratio for one in all_quick.read_baseline(file, processor)]
+
+    assert bars("fast") == [3.0, 0.6]
+    assert (
+        bars("slow") == bars("new") == [2.0, 0.8]
+    )  # what was measured anew takes the place of what this processor had
+
+
 def test_the_committed_baseline_has_what_is_watched() -> None:
     watched = [(run.name, name) for run in RUNS for name in run.watched]
-    assert [(one.run, one.figure) for one in all_quick.read_baseline(all_quick.BASELINE)] == watched
+    assert [(one.run, one.figure) for one in all_quick.read_baseline(all_quick.BASELINE, "any")] == watched
 
 
 def test_the_short_set_fails_on_a_regression_and_tells_it(
@@ -346,6 +368,7 @@ def test_the_short_set_fails_on_a_regression_and_tells_it(
     rate = beside("rate", 3, 1)
     told = result("fake", rate, beside("time", 0.6, 1, "", "s"), quick=True)
     all_quick.write_baseline(all_quick.baseline_of({"fake": [told]}), file)
+    monkeypatch.setattr(harness, "processor", lambda: MACHINE["processor"])
     given = bench_all.parsed(["--quick", "--json", "--out", str(tmp_path / "out")])
     for slower, code in ((1.0, 0), (0.5, 1)):
         now = dataclasses.replace(told, figures=(dataclasses.replace(rate, value=3 * slower), told.figures[1]))
