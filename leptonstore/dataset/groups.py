@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -85,16 +86,20 @@ class GroupWriter:
         """Cut what waits."""
         if not self._waiting:
             return
-        columns = [concat(list(pieces)) for pieces in zip(*self._waiting, strict=True)]
-        rows, self._waiting, self._waiting_rows = self._waiting_rows, [], 0
-        hashes = row_hashes([columns[index].values for index in self._identity])
-        start = 0
-        for end in self._cutter.ends(hashes):
-            self._open.append([column.slice(start, end) for column in columns])
-            self._close_group()
-            start = end
-        if start < rows:
-            self._open.append([column.slice(start, rows) for column in columns])
+        waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+        hashes = row_hashes([concat([columns[index] for columns in waiting]).values for index in self._identity])
+        ends = deque(self._cutter.ends(hashes))
+        first = 0  # of the piece at hand
+        for columns in waiting:
+            start, rows = 0, len(columns[0].values)
+            while ends and ends[0] <= first + rows:
+                end = ends.popleft() - first
+                self._open.append([column.slice(start, end) for column in columns])
+                self._close_group()
+                start = end
+            if start < rows:
+                self._open.append([column.slice(start, rows) for column in columns] if start else columns)
+            first += rows
 
     def take(self) -> list[Child]:
         """The row groups that were closed since the last call."""

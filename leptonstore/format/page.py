@@ -32,6 +32,9 @@ FLAG_REFERENCES = 1
 REFERENCE = struct.Struct("<32sQ")
 _HEAD = struct.Struct("<4sIQII")
 _ALIGN = 64
+_BINARY_HEAD = struct.Struct("<4sIQII3Q16x")  # of a page of three buffers: with its lengths and the padding
+_ZEROS = bytes(_ALIGN)
+assert _BINARY_HEAD.size == _ALIGN
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -173,13 +176,18 @@ def encode_binary_pages(values: pa.Array, references: Bits | None, ends: list[in
     dtype = np.dtype(np.int64 if large else np.int32)
     offsets = np.frombuffer(raw_offsets, dtype, len(values) + 1, values.offset * dtype.itemsize)
     view = memoryview(data) if data is not None else memoryview(b"")
+    refers = references is not None and bool(references.any())
+    bounds: list[int] = offsets[[0, *ends]].tolist()
     start = 0
-    for end in ends:
-        chosen = references[start:end] if references is not None and references[start:end].any() else None
-        bits = [] if chosen is None else [_bits(chosen)]
-        own = offsets[start : end + 1]
-        first, last = int(own[0]), int(own[-1])
-        yield _join(FLAG_REFERENCES * len(bits), end - start, [*bits, b"", (own - own[0]).tobytes(), view[first:last]])
+    for end, first, last in zip(ends, bounds[:-1], bounds[1:], strict=True):
+        own = offsets[start : end + 1] - first
+        if refers and references is not None and references[start:end].any():
+            buffers: list[Buffer] = [_bits(references[start:end]), b"", own.tobytes(), view[first:last]]
+            yield _join(FLAG_REFERENCES, end - start, buffers)
+        else:  # as `_join`, for the many small pages: a third of its time
+            size, length = own.nbytes, last - first
+            head = _BINARY_HEAD.pack(b"LPG1", 0, end - start, 3, 0, 0, size, length)
+            yield b"".join((head, own.data, _ZEROS[: -size % _ALIGN], view[first:last], _ZEROS[: -length % _ALIGN]))
         start = end
 
 

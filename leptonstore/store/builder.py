@@ -16,6 +16,7 @@ from leptonstore.digest import Digest
 from leptonstore.errors import FormatDamaged
 from leptonstore.format import pack as lpk
 from leptonstore.format.reference import parse_reference
+from leptonstore.store.index_rows import footer_array
 from leptonstore.store.log import PackRecord
 from leptonstore.tiers.roles import PackWriter
 
@@ -126,7 +127,7 @@ class PackBuilder:
         footer_bytes = len(end) - lpk.TRAILER_BYTES
         written = self._sink.read(self._offset, len(end))
         header = self._sink.read(0, lpk.HEADER_BYTES)
-        if len(lpk.parse_footer(header, written[:footer_bytes], written[footer_bytes:], size)) != len(rows):
+        if len(footer_array(header, written[:footer_bytes], written[footer_bytes:], size)) != len(rows):
             raise FormatDamaged(f"pack {self.id} did not read back as it was written: check the device")
         self._sink.seal()
         return PackRecord(size, self.content)

@@ -586,10 +586,12 @@ class Store:
         digest = digest_of(view)
         with self._counting:
             self.put_bytes += len(view)
-        if self._found(digest):
-            return digest
         if len(view) <= self.config.chunks.cut_above:
-            self._writer.add(digest, lpk.KIND_CHUNK, view, content, here, plane_width)
+            # `add` itself looks among what is not published: a store that is filled for the first time looks there once.
+            if not self._state.packs or not self._found(digest):
+                self._writer.add(digest, lpk.KIND_CHUNK, view, content, here, plane_width)
+            return digest
+        if self._found(digest):
             return digest
         pieces = [(self.put_piece(piece, content, here, plane_width), len(piece)) for piece in self._chunker.cut(view)]
         self.put_chunk_list(digest, pieces, content)

@@ -17,7 +17,7 @@ from leptonstore.cli.export import command as export_command
 from leptonstore.cli.import_ import command as import_command
 from leptonstore.dataset import Dataset, filetree, write_dataset
 from leptonstore.dataset.exporters import export_dataset
-from leptonstore.dataset.importers import file_listing, files, open_source
+from leptonstore.dataset.importers import file_listing, file_reader, open_source
 from leptonstore.dataset.source import Source
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, SourceError
@@ -133,7 +133,7 @@ def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, row: int, name: bytes, size: int) -> None:
         raise AssertionError(f"{name!r} was read")
 
-    monkeypatch.setattr(files._Reader, "read", refuse)
+    monkeypatch.setattr(file_reader.FileReader, "read", refuse)
 
 
 def test_an_unchanged_tree_is_not_read_again(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,13 +156,13 @@ def test_only_what_changed_is_read_and_written(store: Store, tree: Path, monkeyp
     (tree / "a/new").write_bytes(b"new")
     (tree / "a-b").unlink()
     seen: list[bytes] = []
-    real = files._Reader.read
+    real = file_reader.FileReader.read
 
-    def read(self: files._Reader, row: int, name: bytes, size: int) -> files._Read | None:
+    def read(self: file_reader.FileReader, row: int, name: bytes, size: int) -> file_reader.FileContent | None:
         seen.append(name)
         return real(self, row, name, size)
 
-    monkeypatch.setattr(files._Reader, "read", read)
+    monkeypatch.setattr(file_reader.FileReader, "read", read)
     before = store.new_bytes
     dataset = imported(store, tree)
     assert sorted(seen) == [b"a/3145728", b"a/new"]
