@@ -6,8 +6,8 @@ what was there before; run again, what was already stored is found and not writt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leptonstore.dataset.dataset import Dataset
@@ -19,7 +19,7 @@ from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
 from leptonstore.dataset.values import Column, Spots
-from leptonstore.digest import digest_of, parse_hex
+from leptonstore.digest import parse_hex
 from leptonstore.errors import SchemaError, listed
 from leptonstore.format.commit import Commit, encode_commit
 from leptonstore.format.keys import check_key
@@ -92,6 +92,39 @@ def _place_in(source: Source) -> Callable[[int], str]:
     return place
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A commit whose rows are stored, and the ref that is to move to it from `old` (None: there was no such ref)."""
+
+    commit: Commit
+    ref: str
+    old: str | None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def publish_commits(store: Store, drafts: Sequence[Draft], author: str = "", shared: bool = True) -> list[str]:
+    """Store commits and move their refs in one entry of the log: all of them, or none. Returns their digests (hex). Raises Conflict or
+    StoreFull.
+
+    author: who the log says it was; by default the user that runs this. shared: when another writer made the very same commit meanwhile,
+    that will do. (Not for two that append equal rows: both want theirs to be there.)
+    """
+    digests = [store.put(encode_commit(draft.commit), CONTENT_META).hex() for draft in drafts]
+    wanted = [
+        RefUpdate(draft.ref, draft.old, digest, draft.metrics) for draft, digest in zip(drafts, digests, strict=True)
+    ]
+
+    def decide(state: LogState) -> tuple[RefUpdate, ...]:
+        def there(update: RefUpdate) -> bool:
+            record = state.refs.get(update.name)
+            return shared and record is not None and record.commit == update.new
+
+        return tuple(update for update in wanted if not there(update))
+
+    store.publish("commit", decide, author)
+    return digests
+
+
 def publish_commit(
     store: Store,
     commit: Commit,
@@ -101,23 +134,8 @@ def publish_commit(
     author: str = "",
     shared: bool = True,
 ) -> str:
-    """Store a commit and move `ref` from `old` to it. Returns its digest (hex). Raises Conflict or StoreFull.
-
-    author: who the log says it was; by default the user that runs this. shared: when another writer made the very same commit meanwhile,
-    that will do. (Not for two that append equal rows: both want theirs to be there.)
-    """
-    data = encode_commit(commit)
-    digest = digest_of(data).hex()
-
-    def decide(state: LogState) -> tuple[RefUpdate, ...]:
-        record = state.refs.get(ref)
-        if shared and record is not None and record.commit == digest:
-            return ()  # another writer made the very same commit
-        return (RefUpdate(ref, old, digest, metrics or {}),)
-
-    store.put(data, CONTENT_META)
-    store.publish("commit", decide, author)
-    return digest
+    """`publish_commits` of one."""
+    return publish_commits(store, [Draft(commit, ref, old, metrics or {})], author, shared)[0]
 
 
 def write_dataset(
@@ -146,6 +164,38 @@ def write_dataset(
     before = Dataset(store, name, branch, head) if head is not None else None
     if before is not None and source.unchanged is not None and source.unchanged(store, ref, before):
         return before
+    draft = _drafted(store, name, source, message, branch, parents, lineage, progress, ref, before)
+    if draft is None:
+        assert before is not None
+        store.flush()
+        _tell(source, store, ref, before.commit)
+        return before
+    (digest,) = publish_commits(store, [draft], author)
+    _tell(source, store, ref, digest)
+    return Dataset(store, name, branch, digest)
+
+
+def draft_dataset(store: Store, name: str, source: Source, message: str = "", branch: str = MAIN) -> Draft | None:
+    """What `write_dataset` would publish, for `publish_commits`; None when the branch has it. Raises as it does."""
+    ref, record = writable_ref(store, "dataset", name, branch)
+    before = Dataset(store, name, branch, record.commit) if record else None
+    return _drafted(store, name, source, message, branch, "head", None, lambda rows: None, ref, before)
+
+
+def _drafted(
+    store: Store,
+    name: str,
+    source: Source,
+    message: str,
+    branch: str,
+    parents: str | tuple[str, ...],
+    lineage: dict[str, Any] | None,
+    progress: Callable[[int], None],
+    ref: str,
+    before: Dataset | None,
+) -> Draft | None:
+    """Store the rows. before: the head of the branch, which nothing follows when it has the same."""
+    head = before.commit if before is not None else None
     if before is not None:
         source = replace(source, schema=keep_rules(source.schema, before.schema))
     made = _commit_of(store, source, message, _parents(parents, head), lineage, progress, before)
@@ -153,12 +203,8 @@ def write_dataset(
     if before is not None:
         old = before.commit_object
         if _content(old) == _content(made) and (parents == "head" or old.parents == made.parents):
-            store.flush()
-            _tell(source, store, ref, before.commit)
-            return before
-    digest = publish_commit(store, made, ref, head, author=author)
-    _tell(source, store, ref, digest)
-    return Dataset(store, name, branch, digest)
+            return None
+    return Draft(made, ref, head)
 
 
 def _commit_of(

@@ -195,7 +195,8 @@ class Chain:
     def _computed(self, rows: Rows, columns: dict[str, Column], store: Store) -> Outcomes:
         """The outcomes of all rows, none of which is looked up."""
         fates = np.zeros(len(rows), np.int16)
-        said: list[Any] = [None] * len(rows)
+        found: dict[int, list[list[Any]]] = {}
+        reasons: dict[int, str] = {}
         alive = np.arange(len(rows))
         values = _Values(columns, store, rows, self.dataset)
         for at, operation in enumerate(self.operations):
@@ -207,13 +208,12 @@ class Chain:
             stays = np.zeros(len(alive), np.bool_)
             stays[good if made.keep is None else good[made.keep]] = True
             for row, reason in failed.items():
-                fates[alive[row]], said[alive[row]] = -(at + 1), reason
+                fates[alive[row]], reasons[int(alive[row])] = -(at + 1), reason
             dropped = np.setdiff1d(np.flatnonzero(~stays), list(failed))
             fates[alive[dropped]] = at + 1
             if made.findings is not None:
-                for found in made.findings.to_pylist():
-                    row = int(alive[good[found["row"]]])
-                    said[row] = [*(said[row] or []), _said(found)]
+                for one in made.findings.to_pylist():
+                    found.setdefault(int(alive[good[one["row"]]]), []).append(_said(one))
             values.use(made.columns, good, stays, after)
             alive = alive[stays]
         final = self.schemas[-1]
@@ -221,7 +221,11 @@ class Chain:
         made_columns = tuple(
             values.written.get(name) if len(alive) else pa.array([], final.field(name).type) for name in names
         )
-        texts = [None if one is None else one if isinstance(one, str) else json.dumps(one) for one in said]
+        texts: list[str | None] = [None] * len(rows)
+        for row, told in found.items():
+            texts[row] = json.dumps(told)
+        for row, reason in reasons.items():
+            texts[row] = json.dumps({"failed": reason, "found": found.get(row, [])})
         return Outcomes(fates, pa.array(texts, pa.string()), made_columns)
 
     def _applied(self, at: int, batch: pa.RecordBatch, rows: Rows) -> tuple[Made, NDArray[np.int64], dict[int, str]]:
@@ -252,7 +256,7 @@ class Chain:
                     None,
                     error,
                 )
-        failures = {**made.failed, **self._lacking(at, made, len(good))}
+        failures = {row: _encodable(reason) for row, reason in made.failed.items()} | self._lacking(at, made, len(good))
         if failures:
             if self.one_failure:
                 row = min(failures)
@@ -375,7 +379,12 @@ def _tried(operation: RowOperation, batch: pa.RecordBatch) -> tuple[Made | None,
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
-        return None, text[: limits.FAILURE_CHARS_MAX]
+        return None, _encodable(text[: limits.FAILURE_CHARS_MAX])
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, of which file names that are not UTF-8 bring some: no column of text can hold them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _failing(operation: RowOperation, batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, str]]:

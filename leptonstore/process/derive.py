@@ -1,4 +1,4 @@
-"""Publish a version that was made from another one: the one way in which processing writes.
+"""Versions that are made from another one: the one way in which processing writes.
 
 The first parent of a derived version is the version that was read. When the branch holds something else by then (an
 older result of the same pipeline, say), that becomes the second parent, so that nothing falls out of history. Running
@@ -15,7 +15,7 @@ from leptonstore.dataset import Dataset, Source, list_refs, write_dataset
 from leptonstore.dataset.refs import writable_ref
 from leptonstore.dataset.rules import check_unique
 from leptonstore.dataset.tree import Tree
-from leptonstore.dataset.write import publish_commit
+from leptonstore.dataset.write import Draft
 from leptonstore.digest import parse_hex
 from leptonstore.errors import Conflict
 from leptonstore.format.commit import Commit
@@ -29,7 +29,7 @@ def publish_derived(store: Store, ds: Dataset, source: Source, message: str, bra
     return write_dataset(store, ds.name, source, message=message, branch=branch, parents=parents)
 
 
-def publish_tree(
+def draft_tree(
     store: Store,
     ds: Dataset,
     tree: Tree,
@@ -40,12 +40,11 @@ def publish_tree(
     message: str,
     into: tuple[str, str],
     met: str | None,
-    author: str = "",
-) -> Dataset:
-    """Publish rows that are stored already, made from `ds`, as the new head of `into` (a dataset, and a branch of it).
+) -> Draft:
+    """A commit of rows that are stored already, made from `ds`, to become the head of `into` (a dataset, and a branch of it).
 
     met: the head of that branch when the work began, None when there was none. What was written to it since is not in these rows, and its
-    rules were not held against them: that is a Conflict, however long ago. Nothing is written when the result is there already. Raises
+    rules were not held against them: that is a Conflict, however long ago. When the result is there already, it is that very commit. Raises
     BadInput (a tag), RuleBroken, Conflict, StoreFull.
     """
     store.refresh()
@@ -70,8 +69,7 @@ def publish_tree(
         keyed=keyed,
     )
     check_unique(store, name, branch, commit)
-    digest = publish_commit(store, commit, ref, record.commit if record else None, author=author)
-    return Dataset(store, name, branch, digest)
+    return Draft(commit, ref, record.commit if record else None)
 
 
 def _parents(store: Store, ds: Dataset, into: tuple[str, str], lineage: dict[str, Any]) -> tuple[str, ...]:

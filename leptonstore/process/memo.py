@@ -47,6 +47,7 @@ from leptonstore.store.environment import (
     delete_environment,
     open_environment,
 )
+from leptonstore.tiers.durable import replace_file
 
 FOLDER = "memo"  # `lepton erase` removes it (dataset/erase.py)
 _T = TypeVar("_T")
@@ -388,6 +389,9 @@ class Memo:
 
     def set_budget(self, bytes_max: int) -> None:
         """Hold at most so many bytes of rows from now on (small values have a bound of their own). 0: keep no rows."""
+        with contextlib.suppress(OSError):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(self.path / "budget", str(bytes_max).encode(), self.path)
         self._guarded(lambda places: places.write(lambda txn: _set(places, txn, _BUDGET, bytes_max)), None)
         self.trim(bytes_max)
 
@@ -398,7 +402,7 @@ class Memo:
             with self._lock:
                 self._mapped.clear()
                 self._touched.clear()
-            self._reset(usage.budget_bytes)
+            self._reset()
         return usage.bytes
 
     # -- LMDB ------------------------------------------------------------------------------------------------------
@@ -410,8 +414,8 @@ class Memo:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         places = self._places = open_environment(self.path / "index", self, _Places)
         if not places.read(lambda txn: txn.get(_BUDGET, db=places.meta)):
-            usual = usual_budget_bytes(self.path)
-            places.write(lambda txn: txn.put(_BUDGET, _NUMBER.pack(usual), db=places.meta, overwrite=False))
+            budget = self._asked_budget()
+            places.write(lambda txn: txn.put(_BUDGET, _NUMBER.pack(budget), db=places.meta, overwrite=False))
         return places
 
     def _guarded(self, work: Callable[[_Places], _T], otherwise: _T) -> _T:
@@ -419,7 +423,8 @@ class Memo:
         for _ in range(2):
             try:
                 return work(self._open())
-            except (*DAMAGE, struct.error):  # LMDB has no checksums: a number may be what no writer of ours left
+            # LMDB has no checksums: a number may be what no writer of ours left, and a transaction is bad after a page that it cannot read.
+            except (*DAMAGE, lmdb.BadTxnError, struct.error):
                 with contextlib.suppress(OSError, lmdb.Error, StoreFull):
                     self._reset()
             except lmdb.Error:
@@ -430,15 +435,20 @@ class Memo:
                 return otherwise
         return otherwise
 
-    def _reset(self, budget_bytes: int = 0) -> None:
+    def _asked_budget(self) -> int:
+        """What `set_budget` said last, in a file that outlives the index; else the usual one."""
+        with contextlib.suppress(OSError, ValueError):
+            asked = int((self.path / "budget").read_bytes()[:20])
+            if 0 <= asked < 1 << 63:
+                return asked
+        return usual_budget_bytes(self.path)
+
+    def _reset(self) -> None:
         self._places = None
         delete_environment(self.path / "index")
         for file in list(self._folder.iterdir()):
             with contextlib.suppress(OSError):
                 file.unlink()
-        if budget_bytes:
-            places = self._open()
-            places.write(lambda txn: _set(places, txn, _BUDGET, budget_bytes))
 
 
 def usual_budget_bytes(path: Path) -> int:

@@ -1,7 +1,7 @@
 """What became of some rows in a chain of row operations: as it is kept for later (memo.py), and put together again.
 
     fates    int16, n    0: the row went on; k: operation k (from 1) of the chain left it out; -k: operation k failed on it
-    said     string, n   JSON of the row's findings, or why it failed; null: nothing
+    said     string, n   JSON: the row's findings; of one that failed {"failed": why, "found": findings}; null: nothing
     columns  of the rows that went on, in order: each column that the chain may write; None: it left that as it was
 
 All of it is a function of the values that the chain read and of its recipe; nothing in it says which rows these were.

@@ -17,12 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset import Dataset, Source
 from leptonstore.dataset.refs import MAIN, list_refs, split_spec, writable_ref
 from leptonstore.dataset.tree import Tree
-from leptonstore.dataset.write import write_table
+from leptonstore.dataset.write import Draft, draft_dataset, publish_commits, write_table
+from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, LeptonError, OperationFailed, listed
-from leptonstore.process.derive import head_of, publish_tree
+from leptonstore.format.commit import Commit, encode_commit
+from leptonstore.process.derive import draft_tree, head_of
 from leptonstore.process.engine import Runner, rows_of, write_rows
 from leptonstore.process.findings import SCHEMA, joined, renumbered
 from leptonstore.process.memo import Memo
@@ -205,10 +207,13 @@ class Pipeline:
         if tree.rows == 0 and len(ds):
             raise BadInput(f"{self.where}: no row of {ds.label} would be left{_why_none(findings, counts)}")
         message = self.message or "process: " + ", ".join(operation.name for operation in self.operations)
-        made = publish_tree(
-            store, ds, tree, run.schema, plan.identity, plan.keyed, lineage, message, (name, branch), met, author
+        draft = draft_tree(
+            store, ds, tree, run.schema, plan.identity, plan.keyed, lineage, message, (name, branch), met
         )
-        self._write_findings(store, ds, made, findings, branch, author)
+        told = self._findings_draft(store, ds, name, draft.commit, findings, branch)
+        # Together: a result without its findings would be taken for a whole one, and they would never come.
+        (digest, *_) = publish_commits(store, [draft] if told is None else [draft, told], author)
+        made = Dataset(store, name, branch, digest)
         kept = Memo.of(store) if memo else None
         if kept is not None:
             kept.flush()
@@ -235,7 +240,8 @@ class Pipeline:
         run = _Run(store, plan, runner or Runner(), progress, memo, plan.dataset.name, LOOKED)
         findings, counts, totals = run.look()
         if save:
-            self._write_findings(store, plan.dataset, None, findings, LOOKED, author)
+            told = self._findings_draft(store, plan.dataset, plan.dataset.name, None, findings, LOOKED)
+            publish_commits(store, [] if told is None else [told], author)
         kept = Memo.of(store) if memo else None
         if kept is not None:
             kept.flush()
@@ -255,26 +261,26 @@ class Pipeline:
             return None
         return _there(store, here, branch) if before.made(lineage) else None
 
-    def _write_findings(
-        self, store: Store, ds: Dataset, made: Dataset | None, findings: pa.Table, branch: str, author: str
-    ) -> None:
-        """A version of NAME.findings, without rows when checks found none: then somebody has looked. made: None when nothing was.
+    def _findings_draft(
+        self, store: Store, ds: Dataset, name: str, result: Commit | None, findings: pa.Table, branch: str
+    ) -> Draft | None:
+        """A version of `name`.findings, without rows when checks found none: then somebody has looked. result: None when nothing was made.
 
-        None is written where nothing was looked for, nothing failed, and nothing was said before.
+        None where nothing was looked for, nothing failed, and nothing was said before; and where it is there already.
         """
-        name = (made or ds).name + FINDINGS
+        name += FINDINGS
         before = {info.branch: info.commit for info in list_refs(store, "dataset", name)}
         checks = sorted({one.name.removeprefix("check.") for one in self.operations if one.name.startswith("check.")})
         if not len(findings) and not checks and branch not in before:
-            return
+            return None
         # The rows are those of the version that was searched: that is the one commit which a reader of lineage is to find here.
         lineage = {
             "operation": "findings",
             "searched": {"commit": ds.commit, "name": f"dataset/{ds.name}"},
             "checks": checks,
-        } | ({} if made is None else {"result": made.commit})
+        } | ({} if result is None else {"result": digest_of(encode_commit(result)).hex()})
         source = Source(SCHEMA, ("row",), lambda: iter(findings.to_batches()), rows=len(findings), lineage=lineage)
-        write_dataset(store, name, source, f"findings of {ds.label}", branch, author=author)
+        return draft_dataset(store, name, source, f"findings of {ds.label}", branch)
 
 
 def _why_none(findings: pa.Table, counts: Sequence[dict[str, Any]]) -> str:

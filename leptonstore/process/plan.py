@@ -109,7 +109,8 @@ class Plan:
         """Whether a version with this lineage is what this plan would make."""
         same = ("operation", "read", "operations", "on_error")
         mine = self.lineage((), 0, 0)
-        return all(lineage.get(key) == mine[key] for key in same)
+        # As JSON: 1, 1.0 and true are equal to Python, and not to an operation.
+        return all(digest_of_json(lineage.get(key)) == digest_of_json(mine[key]) for key in same)
 
     def memoised(self, memo: Memo | None) -> list[dict[str, Any]]:
         """For each chain: {"operations", "pass", "rows": of the version, "known": how many of them the memo has}.

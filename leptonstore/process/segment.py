@@ -26,6 +26,7 @@ from leptonstore.dataset.scan import slice_ends
 from leptonstore.dataset.schema import array_planes, inline_bytes
 from leptonstore.dataset.values import Column, intern, one_array
 from leptonstore.errors import LeptonError, OperationFailed
+from leptonstore.format.page import fixed_width
 from leptonstore.process.chain import Chain, resolved
 from leptonstore.process.engine.pieces import Piece, Rows
 from leptonstore.process.engine.unread import Held, Unread, may_stay_unread, whole
@@ -144,6 +145,12 @@ class Segment:
             if isinstance(stage, Chain):
                 wanted.update(stage.reads)
         return out[::-1]
+
+    @cached_property
+    def makes_values(self) -> bool:
+        """Whether values of no fixed width are made that come out."""
+        made = {name for stage in self.stages if isinstance(stage, Chain) for name in stage.writes}
+        return any(fixed_width(one.type) is None for one in self.schema if one.name in made)
 
     @cached_property
     def unread(self) -> dict[str, bytes]:
@@ -300,10 +307,11 @@ def _findings(chain: Chain, outcomes: Outcomes, rows: Rows) -> pa.Table | None:
     found: list[dict[str, Any]] = []
     for at, text in zip(spoken.tolist(), outcomes.said.take(pa.array(spoken)).to_pylist(), strict=True):
         row, fate = int(rows[at]), int(outcomes.fates[at])
+        told = json.loads(text)
         if fate < 0:
-            found.append(failure(chain.operations[-fate - 1], chain.schemas[-fate - 1], row, text))
-            continue
-        for check, column, score, detail, action in json.loads(text):
+            found.append(failure(chain.operations[-fate - 1], chain.schemas[-fate - 1], row, told["failed"]))
+            told = told["found"]
+        for check, column, score, detail, action in told:
             found.append(
                 {"row": row, "check": check, "column": column, "score": score, "detail": detail, "action": action}
             )

@@ -43,6 +43,8 @@ from leptonstore import limits
 from leptonstore.errors import StoreFull
 
 _T = TypeVar("_T")
+_DATA = "data.mdb"
+_CAN_MAKE_ROOM = hasattr(os, "posix_fallocate")  # Linux
 _FULL_BYTES = 1 << 20  # of free space: less than this, and a failed write is put down to that
 # What LMDB says of a file that is not (any longer) what it wrote.
 DAMAGE = (
@@ -81,15 +83,17 @@ class Environment:
             max_spare_txns=0,
         )
         try:
+            _require_whole(self._lmdb, path)
             self._lmdb.reader_check()
             for name in self.databases:
                 setattr(self, name, self._lmdb.open_db(name.encode()))
             self._first = getattr(self, self.databases[0])
+            self.path = path
+            self.file = _file_of(path)
+            self._fill_up()
         except BaseException:
             self._lmdb.close()
             raise
-        self.path = path
-        self.file = _file_of(path)
         self.pack_names: dict[int, str] = {}  # of this file's ordinals; bounded
         self.closed = False
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -146,7 +150,9 @@ class Environment:
             with self._writing:
                 try:
                     with self._lmdb.begin(write=True) as txn:
-                        return work(txn)
+                        done = work(txn)
+                    self._fill_up()
+                    return done
                 except lmdb.MapFullError:
                     self._remap(lambda size: size * 2)
                 except lmdb.MapResizedError:
@@ -159,6 +165,23 @@ class Environment:
                         f"no space left for {self.path} ({error}): free some space there, or set XDG_CACHE_HOME to "
                         "a directory on another disk, and run the command again; the store itself is not touched by this"
                     ) from None
+
+    def _fill_up(self) -> None:
+        """Make the file as long as LMDB counts it. Pages at its end that a transaction took and gave back are never written: without this,
+        a file that was cut short could not be told from such a one. Room is made, nothing written: others may write there meanwhile."""
+        if not _CAN_MAKE_ROOM:
+            return
+        wanted = _bytes_of(self._lmdb)
+        with contextlib.suppress(OSError):  # deleted meanwhile, or no room: then the next process starts from empty
+            file = os.path.join(self.path, _DATA)
+            size = os.path.getsize(file)
+            if size >= wanted or self.file != _file_of(self.path):
+                return
+            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(descriptor, size, wanted - size)
+            finally:
+                os.close(descriptor)
 
     # -- stopping the world ----------------------------------------------------------------------------------------
 
@@ -214,9 +237,22 @@ _lock = threading.Lock()  # taken before any lock of an environment
 _flocks: set[int] = set()  # file descriptors that hold a lock between processes
 
 
+def _require_whole(environment: Any, path: str) -> None:
+    """Raise lmdb.CorruptedError for a file that was cut short: a page beyond the end of a mapped file ends the process (SIGBUS), and one of
+    zeros, too (an assertion of LMDB's)."""
+    size, wanted = os.path.getsize(os.path.join(path, _DATA)), _bytes_of(environment)
+    if size < wanted and _CAN_MAKE_ROOM:
+        raise lmdb.CorruptedError(f"{path} has {size} of {wanted} bytes")
+
+
+def _bytes_of(environment: Any) -> int:
+    """Of all pages that the last transaction counts. Reads the first two."""
+    return int((environment.info()["last_pgno"] + 1) * environment.stat()["psize"])
+
+
 def _file_of(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(os.path.join(path, "data.mdb"))
+        found = os.stat(os.path.join(path, _DATA))
     except OSError:
         return None
     return found.st_dev, found.st_ino

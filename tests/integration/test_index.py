@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -446,6 +447,23 @@ def test_an_index_with_overwritten_pages_is_filled_again_or_still_right(world: W
         again.sync(0, 5)
         again.check(0, 5)
         again.index.close()
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3, 0.6, 0.9])
+def test_an_index_that_is_cut_short_is_filled_again_or_still_right(world: World, keep: float) -> None:
+    """A page beyond the end of a mapped file would end the process."""
+    world.sync(0, 40)
+    world.index.close()
+    path = world.index.path / "data.mdb"
+    os.truncate(path, int(path.stat().st_size * keep))
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_index import World\n"
+        "again = World(Path(sys.argv[1])); again.sync(0, 40); again.check(0, 40)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(world.folder), *sys.path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_usable_cache_directory_it_works_all_the_same(tmp_path: Path) -> None:

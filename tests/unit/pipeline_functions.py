@@ -17,6 +17,17 @@ def upper(batch: pa.RecordBatch) -> dict[str, Any]:
     return {"text": pc.utf8_upper(batch.column("text"))}
 
 
+def in_turn(batch: pa.RecordBatch, table: dict[str, str], value: Any = None) -> dict[str, Any]:
+    texts = batch.column("text")
+    for old, new in table.items():
+        texts = pc.replace_substring(texts, old, new)
+    return {"turned": pc.binary_join_element_wise(texts, str(value), "")}
+
+
+def odd_name(batch: pa.RecordBatch) -> dict[str, Any]:
+    raise ValueError("file \udc80 is bad")
+
+
 def ends(batch: pa.RecordBatch) -> dict[str, Any]:
     texts = batch.column("text")
     return {"first": pc.utf8_slice_codeunits(texts, 0, 1), "last": pc.utf8_slice_codeunits(texts, -1)}

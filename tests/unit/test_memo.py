@@ -199,6 +199,35 @@ def test_a_damaged_index_starts_from_empty(memo: Memo) -> None:
     assert len(list((memo.path / "blocks").iterdir())) == 1
 
 
+@pytest.mark.parametrize("keep", [0.1, 0.34, 0.7], ids=str)
+@pytest.mark.parametrize("rest", [b"", b"\xa5"], ids=["cut short", "overwritten"])
+def test_an_index_that_ends_early_is_no_end_of_the_process_and_keeps_its_budget(
+    memo: Memo, keep: float, rest: bytes
+) -> None:
+    """A page beyond the end of a mapped file is SIGBUS; one that cannot be read makes a transaction bad, which was taken for no damage."""
+    memo.set_budget(77 << 20)
+    memo.put_rows(keys_of(*range(200)), outcomes_of(list(range(200))))
+    data = memo.path / "index" / "data.mdb"
+    whole = data.read_bytes()
+    start = int(len(whole) * keep)
+    code = (
+        "import sys; from pathlib import Path; from leptonstore.process.memo import Memo\n"
+        "memo = Memo(Path(sys.argv[1])); memo.get(bytes(32)); memo.put(bytes(32), b'small')\n"
+        "print(memo.get(bytes(32)), memo.usage().budget_bytes)"
+    )
+    data.unlink()
+    data.write_bytes(whole[:start] + rest * (len(whole) - start))
+    done = subprocess.run([sys.executable, "-c", code, str(memo.path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"b'small' {77 << 20}\n"), done.stderr
+
+
+def test_a_budget_of_nothing_stays_when_it_is_emptied(memo: Memo) -> None:
+    memo.set_budget(0)
+    memo.clear()
+    memo.put_rows(keys_of(1), outcomes_of([1]))
+    assert memo.usage().budget_bytes == 0 and memo.usage().rows == 0
+
+
 @pytest.mark.parametrize("name", [b"bytes", b"clock", b"young", b"young bytes", b"budget"])
 @pytest.mark.parametrize("value", [b"short", b"\xff" * 8], ids=["short", "huge"])
 def test_a_damaged_number_of_the_index_is_no_error(memo: Memo, name: bytes, value: bytes) -> None:

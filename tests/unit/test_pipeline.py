@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from leptonstore.dataset.schema import class_names
 from leptonstore.digest import digest_of
 from leptonstore.errors import BadInput, Conflict, OperationFailed, RefMissing, RuleBroken, SchemaError, SourceError
 from leptonstore.process.checks.outliers import Outliers
+from leptonstore.process.checks.text_length import TextLength
 from leptonstore.process.memo import Memo
 from leptonstore.process.operations.function import Function
 from leptonstore.process.operations.rows import Select, Split
@@ -220,9 +223,6 @@ def test_a_function_gives_class_labels_by_name_or_number_so_that_training_takes_
 def test_code_that_changes_is_run_again(
     store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-    import sys
-
     # Python takes compiled code whose source has the same second and length for the same.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -243,9 +243,6 @@ def test_code_that_changes_is_run_again(
 def test_code_that_was_edited_after_its_import_is_not_taken_for_what_runs(
     store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-    import sys
-
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "edited_code.py"
     pipeline = Pipeline("texts", [Function("edited_code:size", ["text"], {"size": "int32"})], "made")
@@ -262,12 +259,76 @@ def test_code_that_was_edited_after_its_import_is_not_taken_for_what_runs(
     sys.modules.pop("edited_code")
 
 
+def test_code_that_was_edited_between_its_import_and_the_first_run_is_not_taken_for_what_runs(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of the file alone, at the first look, kept outcomes of the old code under the new code's name, for good."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "edited_early.py"
+    code = "import functools\n\n\ndef size(batch):\n    return {'size': [%d for one in batch['text']]}\n"
+    module.write_text(code % 1)
+    importlib.invalidate_caches()
+    imported = importlib.import_module("edited_early")
+    pipeline = Pipeline("texts", [Function("edited_early:size", ["text"], {"size": "int32"})], "made")
+    for wrong in (code % 2, "no python at all"):
+        module.write_text(wrong)
+        with pytest.raises(BadInput, match=r"'edited_early' was edited.*reload"):
+            pipeline.run(store)
+    module.write_text(code % 1)
+    assert pipeline.run(store).computed == 50
+    importlib.reload(imported)
+    assert not pipeline.run(store).written
+    sys.modules.pop("edited_early")
+
+
+def test_code_that_another_module_names_is_seen_where_it_stands(
+    store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "named_here.py").write_text("from stands_there import size\n")
+    pipeline = Pipeline("texts", [Function("named_here:size", ["text"], {"size": "int32"})], "made")
+    for number in (1, 2):
+        (tmp_path / "stands_there.py").write_text(
+            f"def size(batch):\n    return {{'size': [{number} for one in batch['text']]}}\n"
+        )
+        for name in ("named_here", "stands_there"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        assert pipeline.run(store).dataset.to_arrow()["size"][0].as_py() == number
+    for name in ("named_here", "stands_there"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{"table": {"t": "x", "x": "y"}}, {"table": {"x": "y", "t": "x"}}],
+        [{"table": {}, "value": one} for one in (1, 1.0, True, "1")],
+        [{"table": {}, "value": 0.0}, {"table": {}, "value": -0.0}],
+    ],
+    ids=["order", "type", "sign"],
+)
+def test_arguments_that_python_takes_for_equal_are_different(
+    store: Store, texts: Dataset, others: list[dict[str, Any]]
+) -> None:
+    """Recipes are compared as JSON without order: the memo gave one the outcomes of the other, and lineage said that nothing was new."""
+    for arguments in others:
+        pipeline = Pipeline("texts", [function("in_turn", returns={"turned": "string"}, arguments=arguments)], "made")
+        kept = pipeline.run(store).dataset.to_arrow()["turned"]
+        fresh = pipeline.with_changes(into="fresh").run(store, memo=False).dataset.to_arrow()["turned"]
+        assert kept.to_pylist() == fresh.to_pylist()
+
+
+def test_arguments_that_lineage_could_not_say_are_refused() -> None:
+    with pytest.raises(BadInput, match="the key 1, which is no text"):
+        function("in_turn", arguments={"table": [{"a": {1: "one"}}]})
+
+
 def test_code_that_is_edited_during_a_run_is_not_what_its_lineage_names(
     store: Store, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-    import sys
-
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "edited_meanwhile.py"
     code = "def size(batch):\n    return {'size': [%d for one in batch['text']]}\n"
@@ -435,16 +496,16 @@ def test_rules_of_the_version_before_go_on(store: Store, texts: Dataset) -> None
 
 
 def test_somebody_elses_result_is_a_conflict(store: Store, texts: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import leptonstore.process.derive as derive
+    import leptonstore.process.pipeline as module
 
-    publish = derive.publish_commit
+    publish = module.publish_commits
 
-    def late(own: Store, *arguments: Any, **more: Any) -> str:
+    def late(own: Store, *arguments: Any, **more: Any) -> list[str]:
         with Store.open(store.url) as other:
             write(other, "made", table_of(["theirs"]), ["id"])
         return publish(own, *arguments, **more)
 
-    monkeypatch.setattr(derive, "publish_commit", late)
+    monkeypatch.setattr(module, "publish_commits", late)
     with pytest.raises(Conflict):
         Pipeline("texts", [Split()], "made").run(store)
     assert len(Dataset.open(store, "made")) == 1
@@ -473,17 +534,53 @@ def test_two_runs_of_one_pipeline_at_once_make_one_version(
 ) -> None:
     import leptonstore.process.pipeline as module
 
-    pipeline, publish = Pipeline("texts", [Split()], "made"), module.publish_tree
+    pipeline, publish = Pipeline("texts", [Split()], "made"), module.publish_commits
 
-    def late(*arguments: Any) -> Dataset:
+    def late(*arguments: Any) -> list[str]:
         monkeypatch.undo()
         with Store.open(store.url) as other:
             assert pipeline.run(other).written
         return publish(*arguments)
 
-    monkeypatch.setattr(module, "publish_tree", late)
+    monkeypatch.setattr(module, "publish_commits", late)
     made = pipeline.run(store).dataset
     assert Dataset.open(store, "made").commit == made.commit
+
+
+def test_a_result_and_its_findings_come_together_or_not_at_all(
+    store: Store, texts: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were two commits: a run that was ended between them left a result whose findings never came."""
+    write(store, "rows", table_of(["a", "bad", "c"]), ["id"])
+    pipeline = Pipeline("rows", [function("picky", returns={"size": "int32"})], "made", on_error="quarantine")
+    before = store.state.sequence
+    done = pipeline.run(store)
+    entries = [store.entry(number) or {} for number in range(before + 1, store.state.sequence + 1)]
+    moved = [{ref["name"] for ref in entry.get("refs", ())} for entry in entries]
+    assert [names for names in moved if names] == [{"dataset/made/main", "dataset/made.findings/main"}]
+    again = pipeline.run(store)
+    assert not again.written and again.findings.to_pylist() == done.findings.to_pylist() != []
+
+
+def test_a_row_that_fails_keeps_what_was_found_before(store: Store) -> None:
+    """Its reason stood in the place of what earlier operations of the same chain had said."""
+    schema = pa.schema(
+        [pa.field("id", pa.int64(), nullable=False), *(pa.field(name, pa.string()) for name in ("text", "other"))]
+    )
+    values = ["a long text", "bad", "c"]
+    write(store, "rows", pa.table([pa.array(range(3)), values, values], schema=schema), ["id"])
+    found = []
+    for column in ("text", "other"):  # in one chain, and in two
+        operations = [TextLength(column=column, min=4), function("picky", returns={"size": "int32"})]
+        result = Pipeline("rows", operations, f"made_{column}", on_error="quarantine").run(store)
+        found.append(sorted((one["row"], one["check"]) for one in result.findings.to_pylist()))
+    assert found[0] == found[1] == [(1, "failed"), (1, "text_length"), (2, "text_length")]
+
+
+def test_a_reason_that_is_no_unicode_is_told_escaped(store: Store, texts: Dataset) -> None:
+    pipeline = Pipeline("texts", [function("odd_name")], "made", on_error="quarantine")
+    with pytest.raises(BadInput, match=r"file \\udc80 is bad"):  # of all rows: none is left
+        pipeline.run(store)
 
 
 def test_erase_leaves_nothing_of_a_row_in_the_memo(store: Store) -> None:

@@ -22,12 +22,13 @@ from leptonstore.dataset import Dataset
 from leptonstore.dataset.schema import semantic_of
 from leptonstore.errors import BadInput, MissingExtra, SchemaError, listed
 from leptonstore.process import columns as column_values
-from leptonstore.process import digests
+from leptonstore.process import digests, images
 from leptonstore.process.checks import chosen
 from leptonstore.process.checks.check import TAGS, Found, TableCheck
 from leptonstore.process.checks.label_features import IMAGE_TYPE, TEXT_TYPE, image_features, text_features
 from leptonstore.process.checks.label_model import gathered, out_of_fold
 from leptonstore.process.findings import findings_table
+from leptonstore.process.texts.characters import versions
 
 Rows = NDArray[np.int64]
 FILTERS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given")
@@ -79,15 +80,14 @@ class LabelErrors(TableCheck):
         return replace(self, label=label, identity=identity, columns=_seen(self, schema, label, identity))
 
     def libraries(self) -> dict[str, str]:
-        """What guesses and what judges."""
-        return {name: version(name) for name in ("cleanlab", "numpy", "scikit-learn")}
+        """What guesses, what judges, and what decides the features."""
+        return {name: version(name) for name in ("cleanlab", "numpy", "scikit-learn")} | _seeing()
 
     def features_recipe(self) -> dict[str, Any]:
-        """Folds and filter are of no meaning to features."""
-        return {
-            name: value
-            for name, value in super().features_recipe().items()
-            if name not in ("folds", "filter", "libraries")
+        """Folds and filter are of no meaning to features, nor is what guesses and judges."""
+        found = super().features_recipe()
+        return {name: value for name, value in found.items() if name not in ("folds", "filter")} | {
+            "libraries": _seeing()
         }
 
     def fixes(self, schema: pa.Schema) -> tuple[str, ...]:
@@ -190,6 +190,11 @@ class LabelErrors(TableCheck):
 
 
 _TYPES = {"image": IMAGE_TYPE, "text": TEXT_TYPE, "number": pa.float64()}
+
+
+def _seeing() -> dict[str, str]:
+    """What decodes images, and the version of Unicode, which says what a word is."""
+    return images.decoders() | versions()
 
 
 def _kind(field: pa.Field) -> str:

@@ -24,6 +24,7 @@ from leptonstore.errors import BadInput, listed
 from leptonstore.process.checks.check import Found, RowCheck
 from leptonstore.process.findings import findings_table
 from leptonstore.process.operations.parameters import texts as names_of
+from leptonstore.process.texts.characters import versions
 from leptonstore.process.texts.column import text_column
 
 Gram: TypeAlias = tuple[str, ...]
@@ -228,6 +229,10 @@ class TextQuality(RowCheck):
 
         wanted = {name: one for name, one in RULES.items() if (among(name, self.rules) if self.rules else one.usual)}
         return {name: one for name, one in wanted.items() if not among(name, self.but)}
+
+    def libraries(self) -> dict[str, str]:
+        """Unicode's version says what a letter is."""
+        return versions()
 
     def looks_at(self, schema: pa.Schema) -> tuple[str, ...]:
         """The texts."""

@@ -113,7 +113,9 @@ def _all_rows(
 
     done: list[Result] = []
     made_bytes = sum(fixed_width(one.type) or 0 for one in step.schema)
-    whole = list(ranges(ds, step.reads, runner.parallel, made_bytes=made_bytes))
+    # What a step makes of large values is about as large as they are, and held until the task ends.
+    large = getattr(step, "makes_values", False)
+    whole = list(ranges(ds, step.reads, runner.parallel, referenced=large, made_bytes=made_bytes))
     with lend(ds.store, step, progress) as (lent, caller):
         unread = getattr(step, "unread", {}) if ds.selection is None else {}
         job = Job(ds, lent, pa.schema(ds.fields(step.reads)), step.schema, identity, keyed, unread)

@@ -36,7 +36,8 @@ class Step(Protocol):
 
     One with an attribute `bounded` that is true looks at the large values of a few rows at a time by itself; to others pieces come that
     refer to SCAN_SLICE_BYTES, and what they make of these is put together. Such a step may also have an attribute `unread`: of columns of
-    which it looks up rows by the digests of their values, name -> digest of what it does with them (unread.py).
+    which it looks up rows by the digests of their values, name -> digest of what it does with them (unread.py); and `makes_values`: whether
+    it makes values of no fixed width, of which a task holds as many as it reads.
     """
 
     @property

@@ -38,8 +38,8 @@ def ranges(
 ) -> Iterator[Range]:
     """All rows of `ds` in ranges for tasks, in row order; where there are enough rows, several for each worker.
 
-    referenced: large values count, too: they are looked up. made_bytes: what a row has after the step, as far as its types tell. Raises
-    ChunkMissing, ChunkCorrupt or FormatDamaged.
+    referenced: large values count, too: they are looked up, or something as large is made of them. made_bytes: what a row has after the
+    step, as far as its types tell. Raises ChunkMissing, ChunkCorrupt or FormatDamaged.
     """
     indices = [ds.schema.get_field_index(name) for name in columns]
     rows_most = max(limits.ROW_GROUP_ROWS_MIN, min(limits.ENGINE_TASK_ROWS, len(ds) // (4 * workers)))

@@ -11,22 +11,25 @@ value for each row; `keep`, booleans, says which rows go on. It must be a functi
 have any number of rows, in any order. An exception is about a row: the pipeline finds out which. On a cluster the module must be importable
 on every worker.
 
-What decides the result is taken to be the module that it stands in: a digest of its source is part of the recipe. Not seen are modules
-that it imports, files that it reads, and what was compiled: change `revision` when these change. A file that was edited since this process
-first met its module is refused: its digest would name code that does not run here.
+What decides the result is taken to be the module that it stands in, and the one that it is named by where that is another: a digest of
+their source is part of the recipe. Not seen are modules that they import, files that it reads, and what was compiled: change `revision`
+when these change. A file that was edited since this process imported its module is refused: its digest would name code that does not run
+here.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,7 @@ class Function(RowOperation):
             if not isinstance(getattr(self, parameter), Mapping):
                 raise BadInput(f"{self.call}: {parameter} is a table, {{name = …}}, not {getattr(self, parameter)!r}")
             object.__setattr__(self, parameter, dict(getattr(self, parameter)))
+        _check_keys(self.call, self.arguments)
         for name in self.returns:
             self._field(name)
 
@@ -112,17 +116,23 @@ class Function(RowOperation):
     def bound(self, source: Dataset, schema: pa.Schema) -> Operation:
         """With the code that runs now: who edits the file during a run changes nothing of it. Raises BadInput."""
         made = replace(self)
-        object.__setattr__(made, "code", _code_of(self._module()))
+        object.__setattr__(made, "code", self._code(_code_of))
         return made
 
     def libraries(self) -> dict[str, str]:
         """The digest of its module's source. Raises BadInput when the file is no longer what was imported."""
-        code = self.code or _code_of(self._module())
+        code = self.code or self._code(_code_of)
         return {} if code is None else {"code": code}
 
     def recipe(self) -> dict[str, Any]:
-        """With the order of its columns, in which new ones come after the others: recipes are compared without one."""
-        return super().recipe() | ({"order": list(self.returns)} if len(self.returns) > 1 else {})
+        """With the order of its columns, in which new ones come after the others, and the arguments to the letter: recipes are compared
+        without order, but {a = "b", b = "c"} may be replacements one after another."""
+        found = super().recipe()
+        if len(self.returns) > 1:
+            found["order"] = list(self.returns)
+        if self.arguments:
+            found["given"] = json.dumps(self.arguments, ensure_ascii=False)
+        return found
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """`columns`, or all."""
@@ -148,7 +158,7 @@ class Function(RowOperation):
     def apply(self, batch: pa.RecordBatch) -> Made:
         """Call it."""
         function = self._function()
-        if self.code is not None and _imported_code(self._module()) not in (None, self.code):
+        if self.code is not None and self._code(_imported_code) not in (None, self.code):
             raise BadInput(
                 f"{self.call}: a worker has another source of it than the caller; give all the same, and start the cluster anew"
             )
@@ -191,6 +201,15 @@ class Function(RowOperation):
                 f"{self.call}: the module {module!r} fails when it is imported: {type(error).__name__}: {error}"
             ) from error
 
+    def _code(self, code_of: Callable[[ModuleType], str | None]) -> str | None:
+        """A digest of what runs, as far as it is seen."""
+        module = self._module()
+        own = sys.modules.get(getattr(getattr(module, self.call.partition(":")[2], None), "__module__", None) or "")
+        codes = [code_of(one) for one in (module, *((own,) if own not in (None, module) else ()))]
+        if len(codes) == 1 or None in codes:
+            return codes[0]
+        return digest_of("".join(code for code in codes if code is not None).encode()).hex()
+
     def _function(self) -> Callable[..., Any]:
         wanted = self.call.partition(":")[2]
         module = self._module()
@@ -213,14 +232,50 @@ def _code_of(module: ModuleType) -> str | None:
     if path is None or not Path(path).is_file():
         return None
     code = digest_of(Path(path).read_bytes()).hex()
-    spec, known = _met.setdefault(module.__name__, (module.__spec__, code))
-    if spec is not module.__spec__:  # it was imported anew since
-        _met[module.__name__] = module.__spec__, code
-    elif known != code:
+    spec, known = _met.get(module.__name__, (None, ""))
+    edited = known != code
+    if spec is None or spec is not module.__spec__:  # it was imported since
+        edited = _is_other(module, path)
+    if edited:
         raise BadInput(
             f"module {module.__name__!r} was edited after this process imported it; start anew, or importlib.reload it"
         )
+    _met[module.__name__] = module.__spec__, code
     return code
+
+
+def _is_other(module: ModuleType, path: str) -> bool:
+    """Whether a function of the module does not come from what its file says now. Constants are not looked at; nor are modules that
+    something else than Python's own loader compiled (pytest rewrites assertions, others add checks of types)."""
+    if type(module.__loader__) is not SourceFileLoader:
+        return False
+    try:
+        there = set(_codes(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)))
+    except SyntaxError:
+        return True
+    functions = [inspect.unwrap(value) for value in vars(module).values() if inspect.isfunction(value)]
+    own = [function.__code__ for function in functions if function.__code__.co_filename == path]
+    return not there.issuperset(own)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Of all functions in compiled source."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _check_keys(call: str, value: Any) -> None:
+    """Raise BadInput where a table has a key that is no text: a pipeline file, and lineage, could not say it."""
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise BadInput(f"{call}: arguments have the key {wrong!r}, which is no text; lineage could not say it")
+        value = value.values()
+    if isinstance(value, (list, tuple, ValuesView)):
+        for one in value:
+            _check_keys(call, one)
 
 
 def _imported_code(module: ModuleType) -> str | None:

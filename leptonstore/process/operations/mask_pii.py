@@ -30,6 +30,7 @@ from leptonstore.process.findings import Action, findings_table
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.parameters import one_of
 from leptonstore.process.operations.parameters import texts as names_of
+from leptonstore.process.texts.characters import versions
 from leptonstore.process.texts.column import counted, text_column
 from leptonstore.process.texts.pii import CARD, EMAIL, IP, KINDS, PHONE, Found, personal, phone_library
 
@@ -84,8 +85,8 @@ class MaskPii(RowOperation):
         return {name: value for name, value in super().parameters().items() if name != "key"}
 
     def libraries(self) -> dict[str, str]:
-        """The library of telephone numbers, whose plans change; the name of the key."""
-        found = {"phonenumbers": version_of("phonenumbers")} if "phone" in self.kinds else {}
+        """Unicode's version, which says what a letter is; the library of telephone numbers, whose plans change; the name of the key."""
+        found = versions() | ({"phonenumbers": version_of("phonenumbers")} if "phone" in self.kinds else {})
         key = _key_in(self.key_file) if self.key is None and self.key_file is not None else self.key
         return found | ({"key": blake3(key, derive_key_context=_KEY_NAME).hexdigest(8)} if key else {})
 
