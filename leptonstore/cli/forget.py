@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
-from leptonstore.dataset.forget import forget_all_but, forget_before
+from leptonstore.dataset.forget import Forgotten, forget_all_but, forget_before
 from leptonstore.dataset.reflog import parse_date
 from leptonstore.dataset.refs import delete_ref, split_spec
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, listed
 from leptonstore.format.commit import KINDS
 from leptonstore.store.gc import collect
 
@@ -34,7 +34,9 @@ def command(
 ) -> None:
     """Forget old versions of NAME[@BRANCH]; `lepton gc` then frees what only they needed.
 
-    A version that another branch or tag leads to stays. Exit codes: 0 done, 2 usage, 3 no such name, 5 another writer moved the branch.
+    A version that another branch or tag leads to stays, with all that came before it: history is never cut there.
+
+    Exit codes: 0 done, 2 usage, 3 no such name, 5 another writer moved the branch.
 
     \b
     Example:
@@ -45,20 +47,24 @@ def command(
     with open_store(store) as opened:
         if whole:
             delete_ref(opened, kind, *split_spec(name))
-            kept, forgotten = 0, 1
+            done = Forgotten(0, 1, ())
         elif keep is not None:
-            kept, forgotten = forget_all_but(opened, kind, name, keep)
+            done = forget_all_but(opened, kind, name, keep)
         else:
-            kept, forgotten = forget_before(opened, kind, name, parse_date(before or ""))
+            done = forget_before(opened, kind, name, parse_date(before or ""))
         freed = None if no_estimate else collect(opened, dry_run=True).bytes_freed
 
         def text() -> None:
             if whole:
                 click.echo(f"{kind} {name} is removed")
             else:
-                click.echo(f"{kind} {name}: {kept:,} versions kept, {forgotten:,} forgotten")
+                click.echo(f"{kind} {name}: {done.kept:,} versions kept, {done.forgotten:,} forgotten")
+            if done.held:
+                click.echo(
+                    f"older ones stay: {listed(done.held)} lead to them; remove these, or forget their versions, first"
+                )
             if freed is not None:
                 click.echo(f"`lepton gc` would free {human_bytes(freed)} in this store")
 
-        result = {"name": name, "kind": kind, "kept": kept, "forgotten": forgotten, "bytes_to_free": freed}
+        result = {"name": name, "kind": kind, **done._asdict(), "bytes_to_free": freed}
         emit(result, as_json, text)

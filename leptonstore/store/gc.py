@@ -20,7 +20,7 @@ a sorted file of digest prefixes (store/runs.py), joined with the packs' footers
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class GcReport:
     condemned: int = 0  # packs that fences of this collection named
     rescued: int = 0
     packs_removed: int = 0
-    bytes_freed: int = 0
+    bytes_freed: int = 0  # without those of the packs that copies went into
     repacked: int = 0  # packs whose live records were copied
     repacked_bytes: int = 0
     repack_stopped: str = ""  # why it was not finished
@@ -306,6 +306,7 @@ class Collector:
         untouched = view.claims | view.condemned.keys()
         plan = plan_repack(view.packs, keepers, untouched, self._retire, self._repack_share)
         self._retiring = set(plan)
+        before = set(self._store.state.packs)
         try:
             for done, pack in enumerate(plan):
                 self._progress("repack", done, len(plan))
@@ -314,6 +315,8 @@ class Collector:
             self._store.flush()
         except StoreFull as error:  # no space to copy to: what is garbage as a whole can still go
             self.report.repack_stopped = str(error)
+        packs = self._store.state.packs
+        self.report.bytes_freed -= sum(packs[pack].bytes for pack in self._store.claimed & (packs.keys() - before))
         return bool(plan)
 
     def _append(self, view: View, verdict: _Verdict) -> None:
@@ -355,11 +358,22 @@ def collect(
     return Collector(store, dry_run, repack, progress=progress, retire=retire).run()
 
 
-def forget(store: Store, commits: set[str]) -> None:
-    """From now on, what came before `commits` (hex) is needed no more, unless another ref leads there. Raises StoreFull."""
+class _Moved(Exception):
+    """Refs are not where they were."""
+
+
+def forget(store: Store, commits: set[str], heads: Mapping[str, str]) -> bool:
+    """From now on, what came before `commits` (hex) is needed no more, whoever leads there. False, and nothing is done, when refs do not
+    stand at `heads` any more: another one may lead there now. Raises StoreFull."""
 
     def propose(state: LogState) -> Proposal:
+        if heads != {ref: record.commit for ref, record in state.refs.items()}:
+            raise _Moved
         return Proposal("forget", forgotten=tuple(commits - state.forgotten))
 
     if commits - store.state.forgotten:
-        store.append(propose)
+        try:
+            store.append(propose)
+        except _Moved:
+            return False
+    return True

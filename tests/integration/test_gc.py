@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from leptonstore import limits
 from leptonstore.chunking import ChunkSizes
 from leptonstore.cli.group import lepton
 from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset.branches import create_ref
 from leptonstore.dataset.forget import forget_all_but, forget_before
 from leptonstore.dataset.refs import ancestry, delete_ref
 from leptonstore.dataset.write import publish_commit, write_table
@@ -513,8 +515,13 @@ def test_a_pack_that_is_mostly_garbage_is_rewritten(store: Store) -> None:
     write_dataset(store, "big", source(one))
     write_dataset(store, "small", source(two))
     remove(store, "big")
+    foreseen, before = gc(store.url, dry_run=True), sum(record.bytes for record in store.state.packs.values())
     report = gc(store.url)
     assert report.repacked > 0 and report.bytes_freed > 30 * 30_000
+    store.refresh()
+    gone = before - sum(record.bytes for record in store.state.packs.values())
+    assert report.bytes_freed == gone, "what was copied is not free"
+    assert abs(foreseen.bytes_freed - gone) < 2_000
     assert sum(record.bytes for record in Store.open(store.url).state.packs.values()) < 9 * 30_000 + 10_000
     assert Dataset.open(store, "small").to_arrow().equals(two) and sound(store.url)
 
@@ -584,8 +591,8 @@ def test_a_damaged_pack_is_never_garbage(store: Store) -> None:
 def test_forgotten_versions_are_freed_and_the_kept_ones_stay(store: Store) -> None:
     versions = [write(store, "a", seed) for seed in range(4)]
     write(store, "b", 0)
-    assert forget_all_but(store, "dataset", "a", 2) == (2, 2)
-    assert forget_all_but(store, "dataset", "a", 5) == (2, 0)
+    assert forget_all_but(store, "dataset", "a", 2) == (2, 2, ())
+    assert forget_all_but(store, "dataset", "a", 5) == (2, 0, ())
     report = gc(store.url)
     assert report.bytes_freed > 100_000 and sound(store.url)
     assert ancestry(store, versions[3].commit) == [versions[3].commit, versions[2].commit]
@@ -602,8 +609,43 @@ def test_forgotten_versions_are_freed_and_the_kept_ones_stay(store: Store) -> No
 def test_forgetting_before_a_date_reads_the_log(store: Store) -> None:
     versions = [write(store, "a", seed, rows=50) for seed in range(3)]
     times = {ref["new"]: entry["time_ns"] / 1e9 for entry in store.history() for ref in entry["refs"]}
-    assert forget_before(store, "dataset", "a", times[versions[1].commit]) == (2, 1)
-    assert forget_before(store, "dataset", "a", times[versions[2].commit] + 1e6) == (1, 1), "the newest always stays"
+    assert forget_before(store, "dataset", "a", times[versions[1].commit]) == (2, 1, ())
+    assert forget_before(store, "dataset", "a", times[versions[2].commit] + 1e6) == (1, 1, ()), (
+        "the newest always stays"
+    )
+
+
+def test_history_is_not_cut_where_another_ref_leads(store: Store) -> None:
+    """The mark is on a commit: it cut the history of a tag at the oldest version that was kept, and `gc` took it away."""
+    versions = [write(store, "a", seed, rows=50) for seed in range(5)]
+    create_ref(store, "dataset", "a", "v1", versions[2].commit, tag=True)
+    forgotten = forget_all_but(store, "dataset", "a", 3)
+    assert forgotten == (5, 0, ("dataset/a/v1",))
+    assert forget_all_but(store, "dataset", "a", 2) == (2, 3, ()), (
+        "what lies before the tag stays, and is the tag's alone"
+    )
+    gc(store.url)
+    assert [len(ancestry(store, head.commit)) for head in (versions[4], versions[2])] == [2, 3]
+    assert holds(store, "a@v1~2", 0, 50) and holds(store, "a@v1", 2, 50)
+    delete_ref(store, "dataset", "a", "v1")
+    assert gc(store.url).bytes_freed > 0 and sound(store.url)
+
+
+def test_a_ref_that_comes_while_history_is_cut_is_looked_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import leptonstore.dataset.forget as module
+
+    versions = [write(store, "a", seed, rows=50) for seed in range(3)]
+    forget = module.forget
+
+    def late(own: Store, *arguments: Any) -> bool:
+        monkeypatch.undo()
+        with Store.open(store.url) as other:
+            create_ref(other, "dataset", "a", "v1", versions[1].commit, tag=True)
+        return forget(own, *arguments)
+
+    monkeypatch.setattr(module, "forget", late)
+    assert forget_all_but(store, "dataset", "a", 2) == (3, 0, ("dataset/a/v1",))
+    assert len(ancestry(store, versions[1].commit)) == 2
 
 
 def test_a_merge_keeps_the_versions_that_were_asked_for(store: Store) -> None:
