@@ -95,6 +95,8 @@ def train(
 ) -> None:
     """Train a model on DATASET (NAME or NAME@REF), with checkpoints in the store.
 
+    A --run-name that has checkpoints is refused without --resume or --auto-resume.
+
     Ctrl-C (or SIGTERM) finishes the step, saves, and stops; --resume goes on as if nothing had happened. Ranks that torchrun
     starts again (--max-restarts) go on from the newest checkpoint by themselves.
 
@@ -286,9 +288,12 @@ def _tell_training(result: dict[str, Any]) -> None:
         f"run {result['run']} {done} after {result['steps']:,} steps on {result['dataset']} {result['commit'][:12]}"
     )
     click.echo(f"task          {result['task']}")
+    rows = f"{result['val_samples']:,} rows"
+    loss = "no number" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
     if result["val_accuracy"] is not None:
-        rows = f"{result['val_samples']:,} rows"
-        click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {result['val_loss']:.4f}) on {rows} held out")
+        click.echo(f"accuracy      {result['val_accuracy']:.4f}  (loss {loss}) on {rows} held out")
+    elif result["finished"] or result["val_loss"] is not None:  # else it was not evaluated
+        click.echo(f"loss          {loss} on {rows} held out")
     speed = f"{result['us_per_sample']:.1f} us per sample"
     click.echo(f"speed         {speed}, {result['data_wait_fraction']:.2%} of it waiting for data")
     _tell_usage(result)

@@ -35,7 +35,7 @@ from trainers.failures import BadStep
 from trainers.optimizer import build_optimizer
 from trainers.parallel import World
 from trainers.profiling import Profile
-from trainers.progress import EVALUATIONS_MAX, Progress
+from trainers.progress import EVALUATIONS_MAX, Progress, finite
 from trainers.provenance import Provenance
 from trainers.reporting import Reporter
 from trainers.result import CheckpointEvent, EpochEvent, EvaluateEvent, StepEvent, TrainResult
@@ -112,14 +112,21 @@ class Trainer:
         self._trained = 0  # rows, by this process
 
     def fit(
-        self, resume: bool | Literal["auto"] = False, max_steps: int | None = None, fallback: bool = False
+        self,
+        resume: bool | Literal["auto"] = False,
+        max_steps: int | None = None,
+        fallback: bool = False,
+        replace: bool = True,
     ) -> TrainResult:
         """Train until the epochs are done; with `resume`, from the newest checkpoint of the run.
 
         resume: "auto" starts when there is no checkpoint yet. max_steps: save and return once this many steps of the run are done.
         fallback: resume from the newest checkpoint that is whole, with a warning about each that is not; all of it is read first.
+        replace: without `resume`, the same training may begin anew and put its checkpoints in the place of those that are there, which
+        go as retention says; False refuses that.
         Raises Stopped after SIGINT or SIGTERM (the step is finished and saved), RefMissing (nothing to resume),
-        BadInput (a checkpoint of another training; out of memory; torch.compile failed), LossNotFinite, RankLost.
+        BadInput (a checkpoint of another training, or of this one and it shall stay; out of memory; torch.compile failed), LossNotFinite,
+        RankLost.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(setup.threads(self.config.threads))
@@ -133,7 +140,7 @@ class Trainer:
             )
             if resume == "auto":
                 resume = self._world.agreed(self._world.is_main and checkpoints.exists(self.store, self.run)) > 0
-            self._prepare(resume, fallback)
+            self._prepare(resume, fallback, replace)
             self._reporter = stack.enter_context(self._open_reporter(resume))
             self._begin(resume)
             while self.progress.epoch < self.config.epochs and not self._stopped_early:
@@ -148,7 +155,7 @@ class Trainer:
 
     # -- set-up ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, resume: bool, fallback: bool) -> None:
+    def _prepare(self, resume: bool, fallback: bool, replace: bool) -> None:
         """Model, optimizer, loaders; then the state of the checkpoint, if there is one to resume from."""
         config, task, world = self.config, self.task, self._world
         self._loader = task.loader(self.train_rows, config.data, config.seed, world, train=True)
@@ -171,6 +178,11 @@ class Trainer:
             # The same training again is deterministic and may replace itself; another one must not.
             earlier = checkpoints.load(self.store, self.run)
             checkpoints.require_same_run(earlier, config, task, self.data)
+            if not replace:  # it may stop long before the step of these, which retention would have removed by then
+                raise BadInput(
+                    f"run {self.run!r} has checkpoints already, the newest of step {earlier.step:,}: go on with --resume or --auto-resume, "
+                    f"take another --run-name, or remove them first (lepton checkpoint rm {self.run})"
+                )
 
     def _join(self) -> contextlib.AbstractContextManager[World]:
         return parallel.joined(self.config.device, self.config.parallel.mesh)
@@ -311,7 +323,7 @@ class Trainer:
         metrics = self._evaluate_if_due() or {}
         stop = bool(metrics) and self._stop_asked()
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "train_loss": progress.train_loss, **metrics}
-        progress.history.append(record)
+        progress.history.append(finite(record))
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum, progress.count = 0, 0.0, 0
         self._loader.set_epoch(progress.epoch)
@@ -335,7 +347,7 @@ class Trainer:
         metrics = {f"val_{name}": value for name, value in self._evaluation.metrics().items()}
         best = self._early_stop.see(metrics) if self._early_stop else None
         if not ended:
-            progress.evaluations.append({"step": progress.step, **metrics})
+            progress.evaluations.append(finite({"step": progress.step, **metrics}))
             del progress.evaluations[:-EVALUATIONS_MAX]
         self._reporter.evaluation(EvaluateEvent(progress.step, epoch, metrics, self._evaluation, best), took_s)
         return metrics

@@ -18,13 +18,18 @@ SKIPPED_MAX = 1_000
 ROWS_KEPT_MAX = 10  # of a step that was left out; `rows_at(epoch, step_in_epoch)` of the loader has them all
 
 
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without numbers that JSON cannot hold: r² where all labels held out are equal, the loss of a model that overflows."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
 @dataclass
 class Progress:
     """`step`, `epoch` and `step_in_epoch` count finished ones, so they name the next. An epoch is finished when it has been evaluated
     and recorded: between its last step and that, `step_in_epoch` is the number of its steps.
 
     loss_sum, count: over the steps of the unfinished epoch; rows or tokens. evaluated: step of the last evaluation, -1 before the first.
-    history: of finished epochs {epoch, train_loss, val_…}. evaluations: within epochs {step, val_…}.
+    history: of finished epochs {epoch, train_loss, val_…}. evaluations: within epochs {step, val_…}. Both without what is not finite.
     skipped: steps that were left out {step, epoch, step_in_epoch, loss, rows}, the numbers of the first rows.
     """
 
@@ -65,7 +70,7 @@ class Progress:
             found = {key: value for key, value in self.history[-1].items() if key != "epoch"}
         elif self.evaluations and self.evaluations[-1]["step"] == self.step:
             found = {key: value for key, value in self.evaluations[-1].items() if key != "step"}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return finite(found)
 
     def leave_out(self, loss: float, rows: list[int]) -> str:
         """Record that the step at hand changed nothing. Returns why the run should give up, or ""."""

@@ -96,8 +96,8 @@ class TrainResult:
     not_reproducible: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the seconds stand as data_wait_s … wall_s, and what was not measured is null."""
+        """JSON-able; the seconds stand as data_wait_s … wall_s, and what was not measured, or is not finite, is null."""
         body = {key: value for key, value in asdict(self).items() if key != "time"}
         for key in ("val_accuracy", "val_loss"):
-            body[key] = None if math.isnan(body[key]) else body[key]
+            body[key] = body[key] if math.isfinite(body[key]) else None
         return {**body, **self.time.seconds()}

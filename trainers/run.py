@@ -52,6 +52,7 @@ def run_train(
     run: str | None = None,
     resume: bool | Literal["auto"] = False,
     fallback: bool = False,
+    replace: bool = False,
     max_steps: int | None = None,
     metrics: str | Path | None = None,
     log: Iterable[str | Sink] = (),
@@ -65,7 +66,8 @@ def run_train(
     values: keys of the configuration that replace the recipe's, dotted ({"epochs": 3, "optimizer.lr": 1e-3}) or nested, as
     a TOML file has them; later ones win. With `resume` and a run name they replace those of the checkpoint, which then need
     not be given again. resume: "auto" starts when there is no checkpoint of the run yet. fallback: as of
-    `Trainer.fit`.
+    `Trainer.fit`. replace: start a run anew although its name was given and it has checkpoints, which is refused otherwise; a name that
+    follows from data and configuration stands for one training, which may always be done again.
     prices: what tiers and devices cost, for the result's usage. metrics, log, profile, on_step, on_epoch: as of `Trainer`.
     Raises what `Trainer.fit` raises.
     """
@@ -86,7 +88,7 @@ def run_train(
             on_epoch=on_epoch,
             world=world,
         )
-        result = trainer.fit(resume=resume, max_steps=max_steps, fallback=fallback)
+        result = trainer.fit(resume=resume, max_steps=max_steps, fallback=fallback, replace=replace or run is None)
     told = result.to_dict()
     told["usage"]["cost"] = cost_of(result.usage, store.url, *prices)
     return {"dataset": f"{ds.name}@{ds.ref}", "commit": ds.commit, "task": trainer.task.describe(), **told}

@@ -74,12 +74,15 @@ def configuration(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train(store: Store, dataset: str, run: str, values: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal. options: of trainers.run.run_train."""
+    """`lepton train DATASET --run-name RUN`, with its progress bar where stderr is a terminal. options: of trainers.run.run_train.
+
+    An example may be run again: the run is its own, and begins anew.
+    """
     from trainers.commands_progress import training_progress
     from trainers.run import run_train
 
     with training_progress(f"train {dataset}") as (on_step, on_epoch):
-        return run_train(store, dataset, values, run=run, on_step=on_step, on_epoch=on_epoch, **options)
+        return run_train(store, dataset, values, run=run, replace=True, on_step=on_step, on_epoch=on_epoch, **options)
 
 
 def told(result: Mapping[str, Any]) -> str:

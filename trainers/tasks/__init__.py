@@ -90,7 +90,8 @@ def _with_columns(ds: Dataset, config: DataConfig) -> DataConfig:
         if config.inputs not in names and config.inputs == default.inputs:
             raise BadInput(
                 f"{ds.name} has no column of images or tokens; it has {', '.join(f'{one.name} ({one.type})' for one in ds.schema)}: "
-                "choose with data.inputs, or store images (leptonstore.dataset.schema.image_field) or tokens (tokens_field)"
+                "for a regression give two columns of numbers (--set data.inputs=COLUMN --set data.labels=COLUMN); files become images by "
+                f"`lepton column cast {ds.name} COLUMN --semantic image`, texts tokens by the operation text.tokenise of `lepton process`"
             )
         return config
     return dataclasses.replace(config, **found)

@@ -49,11 +49,12 @@ from trainers.tasks.columns import column_of
 from trainers.tasks.shuffled import shuffled_loader
 
 PIXELS_MAX = 1 << 28  # of one image that a model takes, in a stored description
-# What a person who has not said how files become images of one size can write.
+# What a person who has not said how files become images of one size can type; a test does.
 HINT = (
-    "how do they become images of one size? [[data.transforms.{column}]] with reference = "
-    '"loaders.transforms:DecodeImage", then one with reference = "loaders.transforms:RandomResizedCrop" and '
-    "params = {{size = 64}}; or store decoded images with leptonstore.process.preprocess.prepare"
+    'and a model takes images of one size: decode them once (printf \'dataset = "{dataset}"\\ninto = "{name}@decoded"\\n'
+    'operation = [{{use = "image.decode", column = "{column}", shape = [64, 64, 3]}}]\\n\' > decode.toml; '
+    "lepton process run decode.toml; lepton train {name}@decoded), or whenever they are read: --set 'data.transforms.{column}="
+    '["loaders.transforms:DecodeImage", {{"reference": "loaders.transforms:RandomResizedCrop", "params": {{"size": 64}}}}]\''
 )
 
 
@@ -302,7 +303,8 @@ def _stored_shape(ds: Dataset, images: pa.Field, name: str) -> tuple[int, ...]:
     shape = tensor_shape(images)
     if shape is None or images.type.value_type != pa.uint8():
         if is_image(images):
-            raise BadInput(f"column {name!r} of {ds.name} holds encoded images: {HINT.format(column=name)}")
+            hint = HINT.format(column=name, name=ds.name, dataset=f"{ds.name}@{ds.ref}")
+            raise BadInput(f"column {name!r} of {ds.name} holds encoded images, {hint}")
         raise BadInput(
             f"column {name!r} of {ds.name} holds {images.type}; an image classifier takes uint8 tensors of shape (H, W) or "
             "(H, W, C), or encoded images: choose another column with data.inputs"

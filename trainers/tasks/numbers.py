@@ -26,6 +26,7 @@ from trainers.tasks.blocks import block_loader, block_rows
 from trainers.tasks.columns import column_of
 from trainers.tasks.shuffled import shuffled_loader
 
+GROUPS_TOGETHER = 64  # row groups whose nodes are read at once
 VALUES_MAX = 1 << 24  # numbers of one row, in a stored description
 
 
@@ -109,16 +110,18 @@ class Regression:
         return Numbers(build_network(config, (self.features, self.targets), seed))
 
     def loader(self, rows: Dataset, config: DataConfig, seed: int, world: World, train: bool) -> DataLoader:
-        """See Task. Batches are tuples (inputs, labels)."""
+        """See Task. Batches are tuples (inputs, labels). Raises BadInput, with the fix, when there are nulls among them."""
         columns = (self.inputs, self.labels)
+        for name in columns:
+            _require_no_nulls(rows, name)
         if not train:
             return block_loader(rows, block_rows(4 * (self.features + self.targets)), world, as_tuple=columns)
         return shuffled_loader(rows, config, seed, world, as_tuple=columns)
 
     def split_batch(self, batch: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(numbers [b, ...] as they are stored, float32 [b, targets])."""
-        inputs, labels = (part.to(device, non_blocking=True) for part in batch)
-        return inputs.to(torch.float32), labels.to(torch.float32).reshape(len(labels), self.targets)
+        """(float32 [b, features], float32 [b, targets]): columns of single numbers come as [b], tensors as [b, ...]."""
+        inputs, labels = (part.to(device, non_blocking=True).to(torch.float32) for part in batch)
+        return inputs.reshape(len(inputs), self.features), labels.reshape(len(labels), self.targets)
 
     def count(self, targets: Tensor) -> int:
         """Rows."""
@@ -148,3 +151,22 @@ def numbers_in(field: pa.Field) -> int | None:
         data_type, size = data_type.value_type, size * data_type.list_size
     number = pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_boolean(data_type)
     return size if number and semantic_of(field) in ("", "image") and size else None
+
+
+def _require_no_nulls(rows: Dataset, name: str) -> None:
+    """As NaN they would spoil the loss. Nodes of the tree know; values are read only where those have nulls, and rows are a selection."""
+    index = rows.schema.get_field_index(name)
+    groups = len(rows.leaves.starts) - 1
+    if not rows.schema.field(index).nullable or not any(
+        part.nulls
+        for start in range(0, groups, GROUPS_TOGETHER)
+        for group in rows.leaves.groups(range(start, min(start + GROUPS_TOGETHER, groups)))
+        for part in group.columns[index]
+    ):
+        return
+    nulls = sum(batch.column(0).null_count for _, batch in rows.iter_batches([name], keep=False))
+    if nulls:
+        raise BadInput(
+            f"column {name!r} of {rows.name} has nulls in {nulls:,} of {len(rows):,} rows, which are no numbers: fill them, or leave "
+            f'these rows out (lepton delete {rows.name}@{rows.ref} --where "{name} is null"; older versions keep them)'
+        )
