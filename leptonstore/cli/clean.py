@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+import pyarrow as pa
 
 from leptonstore.cli.process import passes
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
-from leptonstore.cli.table import aligned, json_value
+from leptonstore.cli.table import aligned
 from leptonstore.dataset import Dataset
 from leptonstore.dataset.shown import one_line
-from leptonstore.errors import BadInput
+from leptonstore.errors import BadInput, MissingExtra, listed
 
 if TYPE_CHECKING:
     from leptonstore.process.checks.check import Check
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 NAMED_MAX = 4  # checks in a line of advice
+LOOKED_AT = 20  # rows that tell which column of texts is meant, most likely
+NO_BOUNDS = ("action", "column", "unit")  # parameters beside which a check still needs what is usual for it
 
 
 @click.command("clean")
@@ -133,7 +136,8 @@ def command(
             "not_searched": dict(left_out),
             "seconds": round(seconds, 3),
         }
-    emit(json_value(body), as_json, lambda: _print(body, ds, bool(actions)))
+        skipped = [] if as_json else _skipped(ds, left_out, ALL in checks)
+    emit(body, as_json, lambda: _print(body, ds, bool(actions), skipped))
 
 
 # -- what was asked for ----------------------------------------------------------------------------------------------
@@ -181,14 +185,20 @@ def _require_named(parameters: Mapping[str, Any], named: Sequence[str]) -> None:
 def _made(check: str, parameters: Mapping[str, Mapping[str, Any]], actions: Mapping[str, str]) -> Check:
     from leptonstore.process.checks.defaults import check_named
 
-    return check_named(check, _with_actions(parameters, actions).get(check, {}))
+    return check_named(check, _with_actions({check: parameters.get(check, {})}, actions)[check])
 
 
 def _with_actions(parameters: Mapping[str, Mapping[str, Any]], actions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """All parameters that checks are given. Where these are no bounds (only the column, say), the usual ones are added."""
+    from leptonstore.process.checks.defaults import USUAL
+
     out = {check: dict(given) for check, given in parameters.items()}
     for check, action in actions.items():
         out.setdefault(check, {})["action"] = action
-    return out
+    return {
+        check: given if set(given) - set(NO_BOUNDS) else {**USUAL.get(check, {}), **given}
+        for check, given in out.items()
+    }
 
 
 def _message(actions: Mapping[str, str]) -> str:
@@ -235,7 +245,65 @@ def _told(ds: Dataset, checks: Sequence[Check], result: Result, limit: int, acte
     }
 
 
-def _print(body: Mapping[str, Any], ds: Dataset, acted: bool) -> None:
+def _skipped(ds: Dataset, left_out: Mapping[str, str], everything: bool) -> list[str]:
+    """Lines about checks that did not run though they were wanted: those that only lack the choice of a column, and what to type;
+    with `everything` the others too. Empty where there are none."""
+    from leptonstore.process.checks.defaults import QUICK
+
+    undecided, texts = _undecided(ds, left_out)
+    lines = []
+    if undecided:
+        likely = _longest(ds, texts)
+        wanted = [check for check in undecided if everything or check in QUICK] or undecided
+        chosen = " ".join(f"--set {check}.column={likely}" for check in wanted)
+        lines += [
+            f"not searched: {', '.join(undecided)}",
+            f"  why            several columns are texts ({listed(texts)}); say which one is looked at, such as {likely}",
+            f"  from now on    lepton column cast {ds.label} {likely} --semantic text",
+            f"  this time      the same with {chosen}",
+        ]
+    if everything:
+        whys: dict[str, list[str]] = {}
+        for check, why in left_out.items():
+            if check not in undecided:
+                whys.setdefault(why.removeprefix("clean: ").removeprefix(f"check.{check}").lstrip(": "), []).append(
+                    check
+                )
+        lines += [f"not searched: {', '.join(checks)} ({why})" for why, checks in whys.items()]
+    return lines
+
+
+def _undecided(ds: Dataset, left_out: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """(checks that would run if there were only one column of texts, the columns that they could look at)."""
+    from leptonstore.process.checks.chosen import is_text
+
+    strings = [field.name for field in ds.schema if is_text(field.type)]
+    if len(strings) < 2:
+        return [], []
+    fitting: dict[str, list[str]] = {}
+    for name in strings:
+        alone = pa.schema([field for field in ds.schema if field.name == name or field.name not in strings])
+        for check, why in left_out.items():
+            if why and _fits(check, ds, alone):
+                fitting.setdefault(check, []).append(name)
+    return [check for check in left_out if check in fitting], next(iter(fitting.values()), [])
+
+
+def _fits(check: str, ds: Dataset, schema: pa.Schema) -> bool:
+    try:
+        _made(check, {}, {}).bound(ds, schema).output(schema)
+    except (BadInput, MissingExtra):
+        return False
+    return True
+
+
+def _longest(ds: Dataset, texts: Sequence[str]) -> str:
+    """The column with the longest texts in the first rows."""
+    rows = ds.head(LOOKED_AT, texts)
+    return max(texts, key=lambda name: sum(len(row[name] or "") for row in rows))
+
+
+def _print(body: Mapping[str, Any], ds: Dataset, acted: bool, skipped: Sequence[str]) -> None:
     click.echo(f"{ds.label} {ds.commit[:12]}: {len(ds):,} rows, {body['seconds']:.1f} s")
     click.echo("")
     rows = [[one["check"], f"{one['found']:,}" if one["found"] else "-", one["action"]] for one in body["checks"]]
@@ -249,8 +317,11 @@ def _print(body: Mapping[str, Any], ds: Dataset, acted: bool) -> None:
             for line in _worst_lines(one["worst"]):
                 click.echo(f"  {line}")
     click.echo("")
-    for line in _result_lines(body, ds) if acted else _advice(body, ds):
+    for line in _result_lines(body, ds) if acted else _advice(body, ds, bool(skipped)):
         click.echo(line)
+    if skipped:
+        click.echo("")
+        click.echo("\n".join(skipped))
 
 
 def _worst_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -285,8 +356,8 @@ def _result_lines(body: Mapping[str, Any], ds: Dataset) -> list[str]:
     return lines
 
 
-def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
-    """What to do next."""
+def _advice(body: Mapping[str, Any], ds: Dataset, partly: bool) -> list[str]:
+    """What to do next. partly: some checks that were wanted did not run."""
     from leptonstore.process.checks.defaults import FAULTS
 
     found = [one["check"] for one in body["checks"] if one["found"]]
@@ -305,7 +376,8 @@ def _advice(body: Mapping[str, Any], ds: Dataset) -> list[str]:
         told = [*(f"--drop {one}" for one in faults), *(f"--tag {one}" for one in found if one not in faults)]
         lines.append(f"  act on them    lepton clean {ds.label} {' '.join(told[:NAMED_MAX])} --into clean")
     else:
-        lines.append(f"nothing was found; {body['saved']} says so" if body["saved"] else "nothing was found")
+        nothing = "the checks that ran found nothing" if partly else "nothing was found"
+        lines.append(f"{nothing}; {body['saved']} says so" if body["saved"] else nothing)
     slow = [check for check, why in body["not_searched"].items() if not why]
     if slow:
         lines.append(f"  search more    lepton clean {ds.label} {' '.join(f'--check {check}' for check in slow)}")

@@ -51,9 +51,13 @@ def exchange_options(command: _F) -> _F:
 
 
 def require_names(names: tuple[str, ...], whole: bool, verb: str) -> None:
-    """Raise BadInput for neither names nor --all."""
+    """Raise BadInput for neither names nor --all, and for a path or URL among the names, which no name can be."""
     if not names and not whole:
         raise BadInput(f"say what to {verb}: NAME[@BRANCH], or --all")
+    for name in names:
+        if "/" in name:
+            option = "--to" if verb == "push" else "--from"
+            raise BadInput(f"{name!r} is a place, not a name; did you mean {option} {name}?")
 
 
 def open_remote(store: Store, name_or_url: str) -> tuple[str, Store]:

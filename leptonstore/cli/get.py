@@ -47,8 +47,7 @@ def command(name: str, row: int, store: str | None, column: str | None, output: 
             else:
                 Path(output).write_bytes(data)
             return
-        shown = {key: _shown(value) for key, value in values.items()}
-        emit(shown, as_json, "\n".join(f"{key}: {value}" for key, value in shown.items()))
+        emit(values, as_json, lambda: click.echo("\n".join(f"{key}: {_shown(value)}" for key, value in values.items())))
 
 
 def _bytes(value: Any) -> bytes:

@@ -126,7 +126,7 @@ class _Lepton(EntryGroup):
     "NAME@BRANCH@2026-11-01T12:00 (what the branch was then), each with ~2 (versions back) or ^2 (the other parent of a merge). "
     "The store is --store, else $LEPTON_STORE, else ./.lepton. Exit codes: 0 done, 1 error, 2 usage, "
     "3 not found, 4 damaged, 5 conflict, 6 disk full, 7 newer format, 8 missing extra, 9 not permitted, 10 wrong passphrase or key file, "
-    "11 a tier does not answer, 12 another rank of a training has ended, 130 interrupted.",
+    "11 a tier does not answer, 12 another rank of a training has ended, 13 a cluster cannot be reached or went away, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lepton")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -6,7 +6,7 @@ import click
 import pyarrow as pa
 
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
-from leptonstore.cli.table import json_value, table_lines
+from leptonstore.cli.table import table_lines
 from leptonstore.dataset import Dataset
 
 
@@ -35,5 +35,5 @@ def command(name: str, rows: int, columns: tuple[str, ...], store: str | None, a
             if len(first) < len(dataset):
                 click.echo(f"… {len(dataset) - len(first):,} more rows")
 
-        value = {"dataset": dataset.name, "commit": dataset.commit, "rows": json_value(first), "total": len(dataset)}
+        value = {"dataset": dataset.name, "commit": dataset.commit, "rows": first, "total": len(dataset)}
         emit(value, as_json, text)

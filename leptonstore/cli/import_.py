@@ -78,7 +78,11 @@ def _types(context: click.Context, option: click.Parameter, values: tuple[str, .
     callback=_types,
     help="Of a column of csv or jsonl, not inferred.",
 )
-@click.option("--delimiter", metavar="CHARACTER", help="Between the values of a csv (default: a comma).")
+@click.option(
+    "--delimiter",
+    metavar="CHARACTER",
+    help="Between the values of a csv (default: a comma; of a .tsv, and written \\t: a tab).",
+)
 @click.option("--extensions", metavar="A,B", help="The files of each sample that are read (webdataset; default: all).")
 @click.option("--column", metavar="NAME", help="Of the array in a .npy file (default: values).")
 @click.option("--paranoid", is_flag=True, help="Read every file, also those that look unchanged (format files).")

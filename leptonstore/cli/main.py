@@ -9,6 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
+from leptonstore.cli.interrupt import end_quietly
 from leptonstore.errors import MissingExtra
 
 # Commands that run functions of the user's, which may give DataFrames to pyarrow.
@@ -17,6 +18,7 @@ _WITH_USER_CODE = frozenset({"column", "train", "evaluate", "predict", "deploy",
 
 def main() -> None:
     """Entry point of the `lepton` command. Exits with a code of `leptonstore.cli.runtime.EXIT_CODES`."""
+    end_quietly()  # on Ctrl-C, until `run` has its own way
     try:
         import click  # noqa: F401
     except ModuleNotFoundError:

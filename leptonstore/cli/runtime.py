@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import click
 
 from leptonstore import errors
+from leptonstore.cli.interrupt import EXIT_INTERRUPTED, INTERRUPTED
 from leptonstore.cli.secret import given_secret, secret_options
 from leptonstore.quantities import human_bytes as human_bytes  # commands have it from here
 from leptonstore.quantities import size_of
 from leptonstore.store import Store
 
-EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_OK, EXIT_ERROR = 0, 1
 # The first class that fits counts.
 EXIT_CODES: tuple[tuple[type[errors.LeptonError], int], ...] = (
     (errors.WrongKey, 10),
@@ -66,9 +67,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def emit(value: dict[str, Any], as_json: bool, text: str | Callable[[], None]) -> None:
-    """Print a result: one line of JSON, or text for people."""
+    """Print a result: one line of JSON (its values as `json_value` has them), or text for people."""
     if as_json:
-        click.echo(json.dumps(value, ensure_ascii=False, default=str))
+        from leptonstore.cli.table import json_value  # here: most runs print no JSON
+
+        click.echo(json.dumps(json_value(value), ensure_ascii=False, allow_nan=False, default=str))
     elif callable(text):
         text()
     elif text:
@@ -196,7 +199,7 @@ def run(group: click.Group, arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("lepton: interrupted; what was stored is intact, run the command again to go on", err=True)
+        click.echo(INTERRUPTED, err=True)
         return EXIT_INTERRUPTED
     except (BrokenPipeError, ReaderGone):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -217,3 +220,9 @@ def run(group: click.Group, arguments: list[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         click.echo(f"lepton: {place}{error.strerror or error}; check the path and its permissions", err=True)
         return EXIT_ERROR
+    except BaseException:
+        if debug or not _interrupt.is_set():
+            raise
+        # What Python and libraries make of an interrupt: a RuntimeError where a class is being made, a panic of Daft's.
+        click.echo(INTERRUPTED, err=True)
+        return EXIT_INTERRUPTED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 import numpy as np
 
 from leptonstore.cli.runtime import human_bytes
+from leptonstore.cli.table import json_value
 from leptonstore.dataset.diff import ADDED, CHANGED, REMOVED, LargeValue, RowChange
 from leptonstore.dataset.merge import RowConflict
 from leptonstore.digest import digest_of
@@ -42,26 +42,20 @@ def shown(value: Any) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """A value that JSON has: bytes as {"hex"}, long ones and those that were not read as {"digest", "size"}."""
+    """A value as every command has it in JSON (`json_value`), but long bytes and those that were not read as {"digest", "size"}."""
     if isinstance(value, LargeValue):
         return {"digest": value.digest, "size": value.size}
-    if isinstance(value, bytes):
-        if len(value) <= _JSON_BYTES_MAX:
-            return {"hex": value.hex()}
+    if isinstance(value, bytes) and len(value) > _JSON_BYTES_MAX:
         return {"digest": digest_of(value).hex(), "size": len(value)}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, (datetime.timedelta, decimal.Decimal)):
+    if isinstance(value, (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)):
         return str(value)
     if isinstance(value, Mapping):
         return {str(name): as_json(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(one) for one in value]
-    return value
+    return json_value(value)
 
 
 def print_changes(changes: Iterable[RowChange]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from leptonstore.cli.runtime import emit, human_bytes, json_option, open_store, store_option
-from leptonstore.cli.table import json_value, table_lines
+from leptonstore.cli.table import table_lines
 from leptonstore.errors import BadInput, SchemaError
 
 _SHOWN_ROWS = 50
@@ -60,7 +60,7 @@ def _print_rows(result: Any, limit: int | None, as_json: bool) -> None:
     values = (row for batch in result for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
     rows = list(islice(values, most))
     more = most is not None and next(values, None) is not None
-    shown = {"columns": names, "rows": [json_value(row) for row in rows], "more": more}
+    shown = {"columns": names, "rows": rows, "more": more}
 
     def text() -> None:
         if names == ["explain_key", "explain_value"]:  # a drawing of several lines

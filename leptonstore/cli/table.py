@@ -36,11 +36,17 @@ def table_lines(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON can have it: bytes in hexadecimal digits, arrays as lists."""
+    """A value as JSON can have it: bytes in hexadecimal digits, arrays as lists, "nan", "inf" and "-inf" for numbers that JSON lacks.
+
+    What every command prints with --json goes through this (runtime.emit); times and decimals become text there.
+    """
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        # Whole numbers, of which images have millions, need no second look.
+        return value.tolist() if value.dtype.kind in "biu" else json_value(value.tolist())
+    if isinstance(value, np.floating):
+        value = float(value)
     if isinstance(value, dict):
         return {key: json_value(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

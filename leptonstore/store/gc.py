@@ -362,12 +362,12 @@ class _Moved(Exception):
     """Refs are not where they were."""
 
 
-def forget(store: Store, commits: set[str], heads: Mapping[str, str]) -> bool:
+def forget(store: Store, commits: set[str], heads: Mapping[str, str] | None = None) -> bool:
     """From now on, what came before `commits` (hex) is needed no more, whoever leads there. False, and nothing is done, when refs do not
-    stand at `heads` any more: another one may lead there now. Raises StoreFull."""
+    stand at `heads` any more, where these are given: another one may lead there now. Raises StoreFull."""
 
     def propose(state: LogState) -> Proposal:
-        if heads != {ref: record.commit for ref, record in state.refs.items()}:
+        if heads is not None and heads != {ref: record.commit for ref, record in state.refs.items()}:
             raise _Moved
         return Proposal("forget", forgotten=tuple(commits - state.forgotten))
 

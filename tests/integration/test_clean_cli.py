@@ -69,6 +69,58 @@ def found(body: dict[str, Any]) -> dict[str, int]:
     return {one["check"]: one["found"] for one in body["checks"]}
 
 
+@pytest.fixture
+def texts(tmp_path: Path) -> Shell:
+    """A table as JSON lines give it: three columns of strings, of which nothing says which one is the text."""
+    shell = Shell(tmp_path)
+    rows = [
+        {"id": f"r{at}", "text": f"the text of row {at:03}, which says something", "label": "ab"[at % 2]}
+        for at in range(40)
+    ]
+    rows[7]["text"] = "x"
+    shell("import", shell.file("texts.jsonl", "\n".join(map(json.dumps, rows))), "texts")
+    return shell
+
+
+def test_what_was_not_searched_is_said_with_what_to_type(texts: Shell) -> None:
+    said = texts("clean", "texts", "--check", "all")
+    assert "nothing was found" not in said and "the checks that ran found nothing" in said
+    assert "not searched: text_length, text_charset, near_duplicate_texts, text_quality, text_language\n" in said
+    assert "several columns are texts (id, text, label)" in said and "not searched: rules (no column has a rule" in said
+    settings = said.partition("the same with ")[2].partition("\n")[0].split()
+    assert settings[1::2] == [
+        f"{check}.column=text"
+        for check in ("text_length", "text_charset", "near_duplicate_texts", "text_quality", "text_language")
+    ]
+    there = texts.json("clean", "texts", "--check", "all", *settings)
+    assert {setting.partition(".")[0] for setting in settings[1::2]} <= set(found(there)) and found(there)[
+        "text_length"
+    ] == 1
+    assert "several columns are texts" not in texts("clean", "texts", "--check", "all", *settings)
+
+
+def test_quick_checks_that_lack_the_choice_of_a_column_are_said_too(texts: Shell) -> None:
+    said = texts("clean", "texts")
+    assert (
+        "nothing was found" not in said
+        and "the same with --set text_length.column=text --set text_charset.column=text\n" in said
+    )
+    assert "rules" not in said, "what is not there need not be said, unless all was asked for"
+    texts("column", "cast", "texts", "text", "--semantic", "text")  # as it says
+    assert "  from now on    lepton column cast texts@main text --semantic text\n" in said
+    assert found(texts.json("clean", "texts"))["text_length"] == 1 and "not searched" not in texts("clean", "texts")
+    assert "not searched: text_charset" not in texts("clean", "texts", "--drop", "duplicates", "--into", "clean")
+
+
+def test_the_usual_bounds_stand_where_only_a_column_or_an_action_is_given(texts: Shell) -> None:
+    column = ("--set", "text_length.column=text")
+    assert found(texts.json("clean", "texts", "--check", "text_length", *column)) == {"text_length": 1}
+    assert texts.json("clean", "texts", "--drop", "text_length", *column, "--into", "clean")["result"]["rows"] == 39
+    assert found(texts.json("clean", "texts", "--check", "text_length", *column, "--set", "text_length.min=1")) == {
+        "text_length": 0
+    }
+
+
 def test_without_an_action_nothing_is_written(sh: Shell) -> None:
     before = versions(sh)
     body = sh.json("clean", "d")

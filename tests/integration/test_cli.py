@@ -17,8 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from leptonstore.cli.group import SUMMARIES, lepton
+from leptonstore.cli.interrupt import INTERRUPTED
+from leptonstore.cli.runtime import EXIT_CODES
 from leptonstore.store import Store, check_store
 
+ROOT = Path(__file__).parents[2]
 LEPTON = [sys.executable, "-c", "from leptonstore.cli import main; main()"]
 
 
@@ -147,6 +150,67 @@ def test_ctrl_c_leaves_the_store_intact(tmp_path: Path, table: Path) -> None:
         with Store.open(tmp_path / ".lepton") as store:
             assert check_store(store, True).clean and not list((tmp_path / ".lepton" / "tmp").glob("*"))
     assert json.loads(run("import", table, "t", "--json", cwd=tmp_path).stdout)["commit"] == calm
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell ignores it
+moment = sys.argv[1]
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from leptonstore.cli import main
+sys.argv = ["lepton", "ls"]
+main()
+"""
+INTERRUPT_THAT_BECAME_AN_ERROR = """
+import os, signal, sys
+import click
+from leptonstore.cli.runtime import run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+@click.command()
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise RuntimeError("Error calling __set_name__") from error
+sys.exit(run(command, []))
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "pyarrow.lib", "leptonstore.cli.runtime", "leptonstore.cli.ls"])
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(tmp_path: Path, module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_WHILE_LOADING, module]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, INTERRUPTED)
+
+
+def test_ctrl_c_that_python_makes_an_error_of_is_one_line(tmp_path: Path) -> None:
+    """As where it comes while a class is being made."""
+    command = [sys.executable, "-c", INTERRUPT_THAT_BECAME_AN_ERROR]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, INTERRUPTED)
+
+
+def test_the_package_of_the_command_line_is_light() -> None:
+    """The console script imports it before anybody looks after Ctrl-C."""
+    code = "import sys, leptonstore.cli; print([m for m in ('click', 'numpy', 'pyarrow', 'rich') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_the_help_and_the_readme_list_every_exit_code() -> None:
+    listed = {
+        "--help": lepton.epilog or "",
+        **{name: (ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md")},
+    }
+    for name, text in listed.items():
+        codes = re.split("Exit codes:|退出码：", text)[1].split("\n\n")[0]
+        assert {0, 1, *(code for _, code in EXIT_CODES)} <= {int(one) for one in re.findall(r"\b\d+\b", codes, re.A)}, (
+            name
+        )
 
 
 def test_every_command_has_help_with_an_example_and_json() -> None:

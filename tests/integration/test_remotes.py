@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -693,6 +694,13 @@ def test_push_pull_and_clone_on_the_command_line(here: Store, there: Store, tmp_
     ]:
         assert isinstance(run(*arguments, code=1).exception, error), arguments
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("command", "option"), [("push", "--to"), ("pull", "--from")])
+@pytest.mark.parametrize("place", ["s3://bucket/birds", "/backup/store", "./store"])
+def test_a_place_among_the_names_is_told(here: Store, command: str, option: str, place: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"{place!r} is a place, not a name; did you mean {option} {place}?")):
+        lepton.main([command, "birds", place, "--store", here.url], standalone_mode=False)
 
 
 def test_an_encrypted_clone_and_an_encrypted_remote(here: Store, tmp_path: Path) -> None:

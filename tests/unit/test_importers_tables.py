@@ -184,6 +184,37 @@ def test_csv_options(tmp_path: Path) -> None:
         open_source(path, delimiter="::")
 
 
+@pytest.mark.parametrize("name", ["t.tsv", "T.TSV.gz"])
+def test_a_tsv_has_tabs(tmp_path: Path, name: str) -> None:
+    source = open_source(csv(tmp_path / name, "id\tword\n1\ta,b\n"))
+    assert table(source).to_pydict() == {"id": [1], "word": ["a,b"]} and source.notes == []
+    again = open_source(csv(tmp_path / "t.csv", "id\tword\n1\ta\n"), delimiter="\\t")
+    assert table(again).to_pydict() == {"id": [1], "word": ["a"]}
+
+
+@pytest.mark.parametrize(("between", "typed"), [(";", ";"), ("\t", "\\t"), ("|", "|")])
+def test_a_header_of_one_column_with_another_delimiter_is_noted(tmp_path: Path, between: str, typed: str) -> None:
+    rows = "id,name\n1,a\n".replace(",", between)
+    (note,) = open_source(csv(tmp_path / "t.csv", rows)).notes
+    assert "t.csv has one column" in note and note.endswith(f"import it with --delimiter '{typed}'")
+    source = open_source(tmp_path / "t.csv", delimiter=typed)
+    assert table(source).to_pydict() == {"id": [1], "name": ["a"]} and source.notes == []
+    with pytest.raises(SourceError, match=r"Expected 1 columns.*--delimiter"):
+        open_source(csv(tmp_path / "t.csv", rows + f"2{between}b,c\n"))
+
+
+def test_a_column_of_numbers_with_a_word_in_it_is_noted(tmp_path: Path) -> None:
+    rows = [f"{at},{at / 2},w{at},," for at in range(2000)]
+    rows[1500] = "1500,notanumber,7,,"
+    path = csv(tmp_path / "t.csv", "\n".join(["id,score,word,none,mixed", *rows, "1,1,w,,x"]))
+    (note,) = open_source(path, key="id").notes
+    assert "column 'score' is text" in note and "row #1502 (the header is #1) has 'notanumber'" in note
+    with pytest.raises(SourceError, match="Row #1502"):  # Arrow counts in the same way
+        list(open_source(path, types={"score": pa.float64()}).batches())
+    assert open_source(path, types={"score": pa.string()}).notes == [], "it was meant"
+    assert open_source(csv(path, "x,y\n")).notes == open_source(csv(path, "x\n1\n-2.5e3\n .5 \n")).notes == []
+
+
 def test_a_column_that_is_empty_at_first_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CSV_BLOCK_BYTES", 100)
     path = csv(tmp_path / "t.csv", "x,y\n" + ",1\n" * 100 + "late,1\n")

@@ -33,6 +33,13 @@ def test_both_languages_show_the_same_code():
     assert tree_of(TEXTS[NAMES[0]]) == tree_of(TEXTS[NAMES[1]])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_places_that_are_pushed_to_are_options(name):
+    """`lepton push birds s3://…` would take the place for a name."""
+    commands = re.findall(r"^lepton (?:push|pull) ([^#;\n]*)", TEXTS[name], re.M)
+    assert commands and all(re.fullmatch(r"(\w+ )*(--(to|from) \S+)?\s*", one) for one in commands)
+
+
 def test_both_languages_have_the_same_sections_rows_and_promises():
     def shape(text: str) -> list[tuple[str, int]]:
         parts = re.split(r"^(#+) .*$", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M), flags=re.M)
@@ -48,6 +55,15 @@ def test_both_languages_tell_the_same_figures():
         return re.findall(r"\d+(?:\.\d+)+", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M))
 
     assert figures(TEXTS[NAMES[0]]) == figures(TEXTS[NAMES[1]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_falls_short_says_what_the_table_says(name):
+    """Its ratios that are no whole numbers are those of the table "Measured", which bench.all writes."""
+    table = TEXTS[name].split("<!-- bench:begin -->")[1].split("<!-- bench:end -->")[0]
+    short = re.split("^## (?:What falls short|不足之处)$", TEXTS[name], flags=re.M)[1].split("\n## ")[0]
+    told = re.findall(r"(\d+\.\d+)(?:x| 倍)", short)
+    assert told and set(told) <= set(re.findall(r"(\d+\.\d+)×", table))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ import pytest
 from process_data import encode, encoded_table, noise, tensor_table, write
 
 from leptonstore.dataset import Dataset, Source, write_dataset
+from leptonstore.dataset.forget import forget_all_but
 from leptonstore.dataset.lineage import lineage
 from leptonstore.dataset.schema import text_field
 from leptonstore.process import gallery
@@ -25,7 +26,6 @@ from leptonstore.process.report import Report, history, render
 from leptonstore.process.report_dataset import dataset_report, findings_about, parent_of
 from leptonstore.process.report_graph import BOX_HEIGHT, BOX_WIDTH, graphs
 from leptonstore.store import Store
-from leptonstore.store.gc import forget
 
 
 def findings_of(store: Store, ds: Dataset, table: pa.Table, branch: str = "main") -> Dataset:
@@ -190,7 +190,7 @@ def test_forgotten_history_ends_the_lineage_and_the_comparison(store: Store) -> 
     digits(store)
     ds = write(store, "d", tensor_table(noise(9, 8, 8), [0] * 9, ["a"]), ["id"])
     assert parent_of(ds) is not None
-    forget(store, {ds.commit})
+    assert forget_all_but(store, "dataset", "d", 1).forgotten == 1
     with Store.open(store.url) as again:
         ds = Dataset.open(again, "d")
         assert parent_of(ds) is None and len(history(ds)) == 1

@@ -34,7 +34,7 @@ FORMATS: dict[str, Format] = {
     "digits": Format(f"{_HERE}.digits", "scikit-learn's handwritten digits; the word digits stands for the path"),
     "parquet": Format(f"{_HERE}.parquet", "a Parquet file, or a directory of Parquet files"),
     "files": Format(f"{_HERE}.files", "a directory, byte for byte, with modes and times"),
-    "csv": Format(f"{_HERE}.csv", "a CSV file with a header line, plain or .gz"),
+    "csv": Format(f"{_HERE}.csv", "a CSV file with a header line (.tsv: with tabs), plain or .gz"),
     "jsonl": Format(f"{_HERE}.jsonl", "JSON lines, one object a line, plain or .gz; a file, or a directory of them"),
     "arrow": Format(f"{_HERE}.arrow", "an Arrow IPC file or stream, or a directory of them"),
     "webdataset": Format(
@@ -50,7 +50,7 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 # By the end of a name. (The modules say them again for whom it concerns; importing all of them here would take long.)
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
-    "csv": (".csv", ".csv.gz"),
+    "csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz"),
     "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     "arrow": (".arrow", ".arrows", ".ipc", ".feather"),
     "webdataset": _TARS,
