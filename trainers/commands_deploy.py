@@ -85,7 +85,7 @@ def make(
     from trainers.run import run_deploy
 
     with open_store(store) as opened:
-        result = run_deploy(opened, run, name, step=step, reference=reference, pt2=pt2)
+        result = run_deploy(opened, run.removeprefix("checkpoint/"), name, step=step, reference=reference, pt2=pt2)
     checkpoint, data = result["checkpoint"], result["data"]["training"]
     said = f"model {result['model']} is {result['commit'][:12]}: {checkpoint['branch']} of run {checkpoint['run']}"
     emit(result, as_json, f"{said}, trained on {data['name']} {data['commit'][:12]}")

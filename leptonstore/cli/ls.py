@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from difflib import get_close_matches
 
 import click
 
 from leptonstore.cli.runtime import emit, json_option, open_store, store_option
 from leptonstore.dataset import RefInfo, list_refs
+from leptonstore.dataset.refs import meant
 from leptonstore.errors import RefMissing, listed
 from leptonstore.format.commit import KINDS
 from leptonstore.store import Store
@@ -46,11 +46,8 @@ def _refs_of(store: Store, kind: str | None, name: str) -> list[RefInfo]:
         refs = list_refs(store, kind, name)
     if not refs:
         there = sorted({ref.name for ref in list_refs(store, kind)})
-        near = get_close_matches(name, there, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RefMissing(
-            f"no {kind or 'dataset, checkpoint or model'} {name!r} in {store.url}; there is: {listed(there)}{hint}"
-        )
+        wanted = kind or "dataset, checkpoint or model"
+        raise RefMissing(f"no {wanted} {name!r} in {store.url}; there is: {listed(there)}{meant(store, name, there)}")
     return refs
 
 

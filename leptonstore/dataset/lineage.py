@@ -124,7 +124,8 @@ def find(store: Store, spec: str, kind: str | None = None) -> tuple[str, str, st
 
 
 def checkpoint_spec(store: Store, spec: str) -> str:
-    """RUN -> RUN@ its newest checkpoint, RUN@120 -> RUN@step-000000120; anything else as it is. Raises RefMissing."""
+    """RUN -> RUN@ its newest checkpoint, RUN@120 -> RUN@step-000000120, also after "checkpoint/"; all else as it is. Raises RefMissing."""
+    spec = spec.removeprefix("checkpoint/")
     run, at, ref = spec.partition("@")
     refs = list_refs(store, "checkpoint", run)
     if not refs:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from leptonstore import limits
@@ -143,7 +145,7 @@ def _resolved(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     known = list_refs(store, kind, name)
     if not known and date is None:
         there = sorted({info.name for info in list_refs(store, kind)})
-        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {listed(there)}")
+        raise RefMissing(f"no {kind} {name!r} in {store.url}; there is: {listed(there)}{meant(store, name, there)}")
     commit = (
         _commit_of_ref(store, kind, spec, name, ref, known)
         if date is None
@@ -160,6 +162,20 @@ def _resolved(store: Store, kind: str, spec: str) -> tuple[str, str, str]:
     for kind_of_step, count in _STEP.findall(steps):
         commit = _step(store, spec, commit, kind_of_step, count)
     return name, spec[len(name) + 1 :] if "@" in spec and parts["ref"] else MAIN + steps, commit
+
+
+def meant(store: Store, name: str, there: Sequence[str]) -> str:
+    """What a name that is not there may stand for: one that is nearly the same, or something of another kind."""
+    near = get_close_matches(name, there, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    kinds = {info.kind for info in list_refs(store, None, name)}
+    told = {
+        "dataset": "a dataset",
+        "model": "a model (--kind model)",
+        "checkpoint": f"a run, whose checkpoints are checkpoint/{name}",
+    }
+    return f"; {name!r} is {' and '.join(told[kind] for kind in sorted(kinds))}" if kinds else ""
 
 
 def ref_name_or_none(kind: str, name: str, branch: str) -> str | None:

@@ -89,7 +89,7 @@ def test_ls_tells_a_name_that_is_not_there(sh: Shell) -> None:
         sh("ls", "brids")
     with pytest.raises(RefMissing, match=r"there is: birds$"):
         sh("ls", "nosuch", "--json")
-    with pytest.raises(RefMissing, match=r"no model 'birds' .*; there is: none yet"):
+    with pytest.raises(RefMissing, match=r"no model 'birds' .*; there is: none yet; 'birds' is a dataset"):
         sh("ls", "birds", "--kind", "model")
     assert [ref["name"] for ref in sh.json("ls", "birds")["refs"]] == ["birds"]
     assert sh.json("ls", "--kind", "model")["refs"] == [] and sh("ls", "--kind", "model") == "no model yet\n"

@@ -151,8 +151,8 @@ def branch_of(step: int) -> str:
 
 
 def run_and_step(spec: str) -> tuple[str, int | None]:
-    """RUN, RUN@step-N or RUN@N -> the run, and the step when one is named. Raises ValueError for anything else."""
-    run, _, branch = spec.partition("@")
+    """RUN, RUN@step-N or RUN@N, also after "checkpoint/": the run, and the step when one is named. Raises ValueError for anything else."""
+    run, _, branch = spec.removeprefix("checkpoint/").partition("@")
     digits = branch.removeprefix("step-")
     if branch and not (digits.isascii() and digits.isdigit()):
         raise ValueError(f"{spec!r} names no step")

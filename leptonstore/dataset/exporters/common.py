@@ -64,7 +64,7 @@ def require_free_file(dest: Place, overwrite: bool) -> None:
             raise BadInput(f"{dest} is a folder; give the name of a file in it")
         there = dest.exists() if isinstance(dest, UrlPlace) else os.path.lexists(dest)
         if not overwrite and there and dest.stat().st_size > 0:
-            raise BadInput(f"{dest} exists; give another name, or overwrite it")
+            raise BadInput(f"{dest} exists; give another name, or overwrite it (--overwrite)")
 
 
 def require_free_folder(dest: Place, overwrite: bool) -> None:
@@ -73,7 +73,9 @@ def require_free_folder(dest: Place, overwrite: bool) -> None:
         if dest.is_file() or (not isinstance(dest, UrlPlace) and os.path.lexists(dest) and not dest.is_dir()):
             raise BadInput(f"{dest} is a file; give the name of a folder")
         if not overwrite and dest.is_dir() and any(dest.iterdir()):
-            raise BadInput(f"{dest} exists and is not empty; give another folder, or overwrite files in it")
+            raise BadInput(
+                f"{dest} exists and is not empty; give another folder, or overwrite files in it (--overwrite)"
+            )
 
 
 @contextmanager
