@@ -28,6 +28,7 @@ from leptonstore.dataset.history import History
 from leptonstore.dataset.optional import require_module
 from leptonstore.dataset.pages import Pages
 from leptonstore.dataset.refs import MAIN, resolve_ref
+from leptonstore.dataset.row_numbers import row_numbers
 from leptonstore.dataset.rows import RowReader
 from leptonstore.dataset.scan import scan
 from leptonstore.dataset.schema import class_names
@@ -195,11 +196,7 @@ class Dataset(Editing, History):
 
     def select(self, rows: Sequence[int] | Rows) -> Dataset:
         """A view of some rows of this one, in the order given. Raises BadInput for rows out of range, or what is no row number."""
-        try:
-            numbers = np.asarray(rows, np.int64)
-        except (TypeError, ValueError):
-            raise BadInput(f"select takes row numbers, not {rows!r}; columns are named where rows are read") from None
-        view = self._view(self._base_rows(numbers), self.cache)
+        view = self._view(self._base_rows(row_numbers(rows)), self.cache)
         view._chunks, view._leaves = self._chunks, self.leaves
         view._pages, view._rows = self.pages, self._row_reader
         return view
@@ -412,7 +409,7 @@ class Dataset(Editing, History):
     def take(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """Some rows, in the order asked for; what they need is read together, and once. Raises BadInput for rows out of range."""
         fields = self.fields(columns)
-        base = self._base_rows(np.asarray(rows, np.int64))
+        base = self._base_rows(row_numbers(rows))
         step = limits.ROW_GROUP_ROWS_MAX
         ascending = len(base) > step and bool((base[1:] >= base[:-1]).all())
         # Many rows in row order are read piece by piece, as more of a column than Arrow keeps in one array may be asked for.
@@ -443,7 +440,7 @@ class Dataset(Editing, History):
     def take_stored(self, rows: Rows, name: str) -> Column:
         """The values of one column as the pages keep them: large ones stay references. Raises as `take` does."""
         field = self.fields([name])[0]
-        base = self._base_rows(np.asarray(rows, np.int64))
+        base = self._base_rows(row_numbers(rows))
         if not len(base):
             return Column(pa.array([], field.type))
         return self.pages.gather(base, [field])[0]
@@ -460,7 +457,7 @@ class Dataset(Editing, History):
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """Several rows as dicts; torch's DataLoader calls this once a batch."""
-        base = self._base_rows(np.asarray(rows, np.int64))
+        base = self._base_rows(row_numbers(rows))
         return self._row_reader.many(base.tolist())
 
     def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

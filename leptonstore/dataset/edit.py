@@ -24,6 +24,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.groups import read_column, stored_columns
 from leptonstore.dataset.keyed import KeyFinder, keys_of, said_key, sorted_rows
 from leptonstore.dataset.refs import ref_name
+from leptonstore.dataset.row_numbers import row_numbers
 from leptonstore.dataset.rows_in import RowsIn, batches_in, can_be_read_again
 from leptonstore.dataset.rules import check_rows, check_unique
 from leptonstore.dataset.source import Source
@@ -187,7 +188,7 @@ def delete(
         elif keys is not None:
             found = _rows_of_keys(head, keys)
         else:
-            found = iter([_row_numbers(head, rows or ())])
+            found = iter([_row_numbers(head, () if rows is None else rows)])
 
         def splices() -> Iterator[Splice]:
             nonlocal count
@@ -239,7 +240,7 @@ def _require_keyed(base: Dataset, what: str) -> None:
 
 
 def _row_numbers(head: Dataset, rows: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    chosen = np.unique(np.asarray(list(rows), np.int64))
+    chosen = np.unique(row_numbers(rows))
     count = head.commit_object.rows
     if len(chosen) and (chosen[0] < 0 or chosen[-1] >= count):
         raise BadInput(f"row out of range: {head.name}@{head.ref} has {count} rows")

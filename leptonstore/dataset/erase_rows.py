@@ -22,6 +22,7 @@ from leptonstore.dataset.cut import row_hashes
 from leptonstore.dataset.edit import matching_in
 from leptonstore.dataset.equality import differing
 from leptonstore.dataset.groups import read_column
+from leptonstore.dataset.row_numbers import row_numbers
 from leptonstore.dataset.rows_in import RowsIn, batches_in
 from leptonstore.dataset.schema import inline_bytes
 from leptonstore.dataset.tree import Leaves
@@ -293,7 +294,7 @@ def _names_of(rows: RowsIn) -> list[str]:
 
 
 def _row_numbers(version: Commit, rows: Sequence[int]) -> Rows:
-    chosen = np.unique(np.asarray(list(rows), np.int64))
+    chosen = np.unique(row_numbers(rows))
     if len(chosen) and (chosen[0] < 0 or chosen[-1] >= version.rows):
         raise BadInput(f"row out of range: the version has {version.rows} rows")
     return chosen

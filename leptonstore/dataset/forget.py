@@ -14,9 +14,7 @@ from leptonstore import limits
 from leptonstore.dataset.graph import ancestry, parents_of
 from leptonstore.dataset.reflog import publications
 from leptonstore.dataset.refs import ref_name_or_none, resolve_ref
-from leptonstore.digest import parse_hex
 from leptonstore.errors import BadInput, Conflict
-from leptonstore.format.commit import parse_commit
 from leptonstore.store import Store
 from leptonstore.store.gc import forget
 
@@ -96,7 +94,7 @@ def _boundary(store: Store, line: list[str], kept: set[str]) -> set[str]:
     for commit in line:
         if commit not in kept:
             continue
-        parents = {parent.hex() for parent in parse_commit(store.get(parse_hex(commit))).parents}
+        parents = set(parents_of(store, commit))  # none where history was forgotten already
         if parents and not parents & kept:
             out.add(commit)
         elif parents - kept:

@@ -631,6 +631,16 @@ def test_history_is_not_cut_where_another_ref_leads(store: Store) -> None:
     assert gc(store.url).bytes_freed > 0 and sound(store.url)
 
 
+def test_history_that_was_cut_before_may_be_cut_again_where_another_ref_leads(store: Store) -> None:
+    """A forgotten version still names its parents, so it came back as the place to cut at, for ever."""
+    for seed in range(3):
+        write(store, "a", seed, rows=50)
+    forget_all_but(store, "dataset", "a", 2)
+    create_ref(store, "dataset", "a", "b", Dataset.open(store, "a").commit)
+    assert forget_all_but(store, "dataset", "a", 1) == (2, 0, ("dataset/a/b",))
+    assert forget_all_but(store, "dataset", "a", 2) == (2, 0, ())
+
+
 def test_a_ref_that_comes_while_history_is_cut_is_looked_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import leptonstore.dataset.forget as module
 
