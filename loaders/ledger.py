@@ -59,7 +59,7 @@ class Ledger:
         """head, steps: the chain of a state to go on from."""
         self._head, self._steps = head, steps
         self._base = head, steps
-        self._handed_out: list[tuple[Entries, Step]] = []  # and not counted yet
+        self._handed_out: deque[tuple[Entries, Step]] = deque()  # and not counted yet
         self._ended: list[Segment] = []
         self._growing: _Growing | None = None
         self._notes: list[Note] = []
@@ -101,12 +101,10 @@ class Ledger:
         return self.__dict__
 
     def _settle(self) -> None:
-        """Count what was handed out."""
-        waiting, self._handed_out = self._handed_out, []
-        for entries, step in waiting:
-            whole = entries.whole(step)
-            self._add(entries, whole)
-            self._keep(entries.notes_until(whole.start + len(whole.rows)))
+        """Count what was handed out. Ended anywhere (Ctrl-C), a step that is not counted yet is counted the next time."""
+        while self._handed_out:
+            entries, step = self._handed_out[0]
+            self._add(entries, entries.whole(step))
 
     # -- called by Entries ---------------------------------------------------------------------------------------------
 
@@ -119,22 +117,27 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _add(self, entries: Entries, step: Step) -> None:
+        """The first step that waits. All that takes time comes first."""
+        head = next_head(self._head, entries.key, step.start, step.rows)
+        stop = step.start + len(step.rows)
         growing = self._growing
         if growing is None or growing is not entries.growing or growing.stop != step.start:
+            share = entries.share
+            new = _Growing(entries.origin, step.epoch, share.length, share.global_batch, step.start, step.start)
             if growing is not None:
                 self._ended.append(growing.ended(self._head))
-            share = entries.share
-            growing = _Growing(entries.origin, step.epoch, share.length, share.global_batch, step.start, step.start)
-            self._growing = entries.growing = growing
-        head = self._head = next_head(self._head, entries.key, step.start, step.rows)
+            growing = self._growing = entries.growing = new
+        self._handed_out.popleft()
+        self._head = head
         self._steps += 1
-        growing.stop = step.start + len(step.rows)
+        growing.stop = stop
         growing.steps += 1
         if growing.steps % growing.stride == 0:
             growing.marks.append((growing.steps, head))
             if len(growing.marks) > MARKS_MAX:
                 growing.marks = growing.marks[1::2]
                 growing.stride *= 2
+        self._keep(entries.notes_until(stop))
 
     def _keep(self, notes: list[Note]) -> None:
         room = max(NOTES_MAX - len(self._notes), 0)
@@ -161,6 +164,7 @@ class Entries:
         self._notes: list[Note] = []  # of batches that are not handed out yet: a device feed draws one ahead
         self._taken: deque[Step] = deque()
         self._everyone: Iterator[Step] | None = None
+        self._drawn: tuple[Step, Step] | None = None  # a step, and the last one of `_everyone`, which was drawn for it
         if share.world_size > 1:
             whole = replace(share, rank=0, world_size=1)
             self._everyone = without(steps_of(epoch, whole, row_windows(order, whole)), gaps)
@@ -183,10 +187,12 @@ class Entries:
     # -- called by Ledger, of each step in order -------------------------------------------------------------------------
 
     def whole(self, step: Step) -> Step:
-        """What all ranks together took at a step."""
+        """What all ranks together took at a step. May be asked again for the same one."""
         if self._everyone is None:
             return step
-        whole = next(self._everyone)
+        if self._drawn is None or self._drawn[0] is not step:
+            self._drawn = step, next(self._everyone)
+        whole = self._drawn[1]
         first = step.start - whole.start
         whole.rows[first : first + len(step.rows)] = step.rows
         return whole

@@ -368,6 +368,34 @@ def test_notes_stand_in_the_receipt_once_their_batch_is_handed_out(ds: Dataset) 
     assert [note.position for note in loader.receipt().notes] == [150, 301]
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("called", [1, 3, 5])
+def test_counting_that_is_interrupted_loses_no_step(
+    ds: Dataset, monkeypatch: pytest.MonkeyPatch, world_size: int, called: int
+) -> None:
+    """Steps are counted a few at a time: what waited was gone, and with several ranks every later receipt an error."""
+    import loaders.ledger as module
+
+    loaders = [NumpyLoader(ds, 90, seed=3, shuffle=True, rank=world_size - 1, world_size=world_size) for _ in range(2)]
+    (batches, others), real = [iter(loader) for loader in loaders], module.next_head
+    for _ in range(5):
+        next(batches), next(others)
+    calls = iter(range(1, 100))
+
+    def interrupted(*arguments: Any) -> bytes:
+        if next(calls) == called:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "next_head", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loaders[0].receipt()
+    monkeypatch.undo()
+    rest, wanted = list(batches), list(others)
+    assert len(rest) == len(wanted) and loaders[0].receipt() == loaders[1].receipt()
+    assert replay_of(loaders[0].receipt(), ds).verify()
+
+
 def test_a_pass_that_was_replaced_moves_nothing(ds: Dataset) -> None:
     loader = DataLoader(ds, 100, **COMMON)
     old = iter(loader)
