@@ -38,6 +38,7 @@ OPERATIONS: dict[str, str] = {
     "text.mask_pii": "operations.mask_pii:MaskPii",
     "text.tokenise": "operations.tokenise:Tokenise",
     "numbers.normalise": "operations.normalise:Normalise",
+    "numbers.stack": "operations.stack:Stack",
     "rows.group_by": "operations.group_by:GroupBy",
     "rows.join": "operations.join:Join",
     "rows.split": "operations.rows:Split",

@@ -186,6 +186,7 @@ EXAMPLES = [
     Example("numbers.normalise", {"column": "count", "kind": "range", "type": "float64", "into": "unit"}, NUMBERS),
     Example("numbers.normalise", {"column": "vector", "per": "channel", "type": "float16"}, NUMBERS),
     Example("numbers.normalise", {"column": "image", "mean": [1, 2, 3], "std": [4, 5, 6]}, PICTURES),
+    Example("numbers.stack", {"columns": ["count", "score", "vector"], "into": "all", "type": "float64"}, NUMBERS),
     Example("rows.split", {"names": ["a", "b", "c"], "fractions": [0.5, 0.3, 0.2], "column": "side"}, NUMBERS),
     Example("rows.split", {"by": ["label", "name"], "column": "side", "seed": 3}, NUMBERS),
     Example("rows.sample", {"fraction": 0.4}, NUMBERS),

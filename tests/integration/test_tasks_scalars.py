@@ -12,6 +12,8 @@ from task_data import write_numbers, write_table
 
 from leptonstore.dataset import Dataset
 from leptonstore.errors import BadInput
+from leptonstore.process.operations.stack import Stack
+from leptonstore.process.pipeline import Pipeline
 from leptonstore.store import Store
 from trainers import checkpoint as checkpoints
 from trainers.config import DataConfig
@@ -49,6 +51,15 @@ def test_a_column_of_single_numbers_goes_all_the_way(store: Store) -> None:
     model = open_model(store, "scalars-model").model
     expected = model(torch.tensor(ds.to_arrow(["a"])["a"].to_numpy(), dtype=torch.float32)[:, None])
     assert np.allclose(rows["predicted"].to_numpy(), expected[:, 0].numpy(), atol=1e-6)
+
+
+def test_several_columns_are_learnt_from_when_they_are_stacked(store: Store) -> None:
+    write_scalars(store)
+    Pipeline("scalars", [Stack(["a", "b"])], "scalars@stacked").run(store)
+    settings = {**QUICK, "epochs": 40, "data.inputs": "features", "optimizer.lr": 0.05}
+    one = run_train(store, "scalars", {**settings, "data.inputs": "a"})["val_loss"]
+    both = run_train(store, "scalars@stacked", settings)["val_loss"]
+    assert both < one / 4, "y is made of both"
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint8(), pa.bool_(), pa.float32()], ids=str)

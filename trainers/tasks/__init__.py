@@ -88,10 +88,11 @@ def _with_columns(ds: Dataset, config: DataConfig) -> DataConfig:
             found |= {key: choice[0]} if choice else {}
     if not found:
         if config.inputs not in names and config.inputs == default.inputs:
+            there = ", ".join(f"{one.name} ({one.type})" for one in ds.schema)
             raise BadInput(
-                f"{ds.name} has no column of images or tokens; it has {', '.join(f'{one.name} ({one.type})' for one in ds.schema)}: "
-                "for a regression give two columns of numbers (--set data.inputs=COLUMN --set data.labels=COLUMN); files become images by "
-                f"`lepton column cast {ds.name} COLUMN --semantic image`, texts tokens by the operation text.tokenise of `lepton process`"
+                f"{ds.name} has no column of images or tokens; it has {there}: for a regression give two columns of numbers "
+                "(--set data.inputs=COLUMN --set data.labels=COLUMN; the operation numbers.stack makes one of several); files become "
+                f"images by `lepton column cast {ds.name} COLUMN --semantic image`, texts tokens by the operation text.tokenise"
             )
         return config
     return dataclasses.replace(config, **found)
