@@ -5,7 +5,6 @@ A run is a line of checkpoints; names of one of them beside step-<9 digits> are 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,7 @@ from leptonstore.dataset.refs import resolve_ref
 from leptonstore.errors import BadInput, RefMissing, listed
 from leptonstore.store import Store
 from leptonstore.store.usage import among
-
-_BRANCH = re.compile(r"step-(\d{9,})")
+from trainers.checkpoint.saved import step_of
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,6 @@ def list_checkpoints(store: Store, run: str | None = None) -> list[Listed]:
     ]
 
 
-def step_of(branch: str) -> int | None:
-    """The step that a branch is named by; None for any other name."""
-    match = _BRANCH.fullmatch(branch)
-    return int(match[1]) if match else None
-
-
 def to_remove(
     store: Store, specs: Sequence[str], keep_last: int = 0
 ) -> tuple[list[RefInfo], list[tuple[RefInfo, str]]]:
@@ -93,7 +85,9 @@ def to_remove(
             if not refs:
                 checkpoint_spec(store, spec)
             ordered = sorted(refs, key=lambda ref: ref.sequence)
-            found = ordered[: len(ordered) - keep_last] if keep_last else ordered
+            if keep_last:  # a branch of somebody's own is none of the newest, and stays
+                ordered = [ref for ref in ordered if step_of(ref.branch) is not None][:-keep_last]
+            found = ordered
         else:
             _, label, commit = resolve_ref(store, "checkpoint", checkpoint_spec(store, spec))
             if any(ref.tag and ref.branch == label for ref in list_refs(store, "checkpoint", run)):

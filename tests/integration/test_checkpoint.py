@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from leptonstore.dataset import FileTable, StoredValue, delete_ref, list_refs, write_files
+from leptonstore.dataset.branches import create_ref
 from leptonstore.errors import BadInput, ChunkCorrupt, ChunkMissing, FormatDamaged, LeptonWarning, RefMissing, StoreFull
 from leptonstore.format.pack import CONTENT_DATA
 from leptonstore.store import Store, check_store
 from leptonstore.store.gc import collect
 from leptonstore.store.repair import repair_store
-from trainers.checkpoint import Checkpointer, Retention, Shards, branch_of, load, restore
+from trainers.checkpoint import Checkpointer, Retention, Shards, apply_retention, branch_of, exists, load, restore
 from trainers.checkpoint.cells import CELL_BYTES
 
 
@@ -394,6 +395,41 @@ def test_retention_keeps_the_last_every_so_many_steps_and_the_best(store: Store)
     best = Retention(1, keep_best=1, best_metric="+val_loss")
     refs = sorted(list_refs(store, "checkpoint", "run"), key=lambda ref: ref.sequence)
     assert best.kept(refs) == {branch_of(1_000), branch_of(2_200)}
+
+
+def test_a_branch_of_ones_own_is_not_the_newest_checkpoint(store: Store) -> None:
+    """`lepton branch run@best --from step-000000010 --kind checkpoint` made a run go on from step 10, and cost it a step of keep_last."""
+    retention = Retention(keep_last=2, keep_best=1, best_metric="-loss")
+    with Checkpointer(store, "run", retention=retention) as checkpointer:
+        for step in (10, 20, 30):
+            checkpointer.save(step, state_of(step, rows=2), {}, {"loss": step})
+        create_ref(store, "checkpoint", "run", "best", load(store, "run", 10).commit)
+        assert load(store, "run").step == load(store, "run", fallback=True).step == 30
+        with pytest.raises(RefMissing, match=r"it has step-000000010, step-000000020, step-000000030$"):
+            load(store, "run", 40)
+        checkpointer.save(40, state_of(40, rows=2), {}, {"loss": 40})
+    named = [ref.branch for ref in list_refs(store, "checkpoint", "run")]
+    assert named == ["best", *(branch_of(step) for step in (10, 30, 40))]
+
+
+def test_of_a_run_that_has_only_branches_of_ones_own_the_newest_is_taken(store: Store) -> None:
+    save(store, 10, state_of(rows=2))
+    create_ref(store, "checkpoint", "run", "best", load(store, "run").commit)
+    delete_ref(store, "checkpoint", "run", branch_of(10))
+    assert exists(store, "run") and load(store, "run").branch == "best"
+    assert load(store, "run", fallback=True).step == 10
+    assert apply_retention(store, "run", Retention(keep_last=1)) == []
+
+
+def test_a_damaged_checkpoint_does_not_lead_to_a_branch_of_ones_own(store: Store) -> None:
+    for step in (10, 20, 30):
+        save(store, step, state_of(step, rows=2))
+    create_ref(store, "checkpoint", "run", "aside", load(store, "run", 10).commit)
+    table = FileTable.open(store, "checkpoint", f"run@{branch_of(30)}")
+    files = [(path, b"{" if path == "layout.json" else table.read(path)) for path in table.paths()]
+    write_files(store, "checkpoint", "run", files, dict(table.lineage), branch=branch_of(30), apart=True)
+    with pytest.warns(LeptonWarning, match="checkpoint step-000000030 of run 'run' is damaged"):
+        assert load(store, "run", fallback=True).branch == branch_of(20)
 
 
 def test_what_retention_lets_go_is_freed_by_gc_and_the_rest_stays_whole(store: Store) -> None:

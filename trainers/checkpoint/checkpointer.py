@@ -10,6 +10,7 @@ fills: the run has the checkpoints that it had; what was written is garbage that
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -53,15 +54,17 @@ class Checkpointer:
     ) -> None:
         """Save `state` as the checkpoint of `step`. Asynchronous: returns when the state may change; else when it is durable.
 
-        manifest: JSON; kept in the commit's lineage, with "run", "step" and the state's scalars. metrics: beside the commit, in the log.
-        Of both, those of rank 0 count.
-        Raises BadInput (a state that cannot be saved), StoreFull, or what the last save in the background met.
+        manifest: JSON; kept in the commit's lineage, with "run", "step" and the state's scalars. metrics: beside the commit, in the log:
+        JSON, numpy scalars, tensors of one element; numbers that are not finite are left out. Of both, those of rank 0 count.
+        Raises BadInput (a state or a metric that cannot be saved), StoreFull, or what the last save in the background met.
         """
         self.wait()
+        told: dict[str, Any] = {}
 
         def describe() -> Described:
+            told.update(_plain_metrics(metrics or {}))
             flat = flatten(state)
-            canonical_json([dict(manifest), dict(metrics or {})])  # says now what cannot be kept
+            canonical_json(dict(manifest))  # says now what cannot be kept
             return flat.leaves, flat.scalars
 
         ready = self._saving.stage(describe, in_place=not self.asynchronous)
@@ -69,7 +72,6 @@ class Checkpointer:
         body = parse_json(
             canonical_json({**manifest, "run": self.run, "step": step, "scalars": ready.scalars}), "manifest"
         )
-        told = dict(metrics or {})
         if not self.asynchronous:
             self._last = step, self._finish(step, ready, body, told)
             return
@@ -123,3 +125,23 @@ class Checkpointer:
             return
         with contextlib.suppress(Exception):  # what ended the run says why
             self.close()
+
+
+def _plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has them, without what is not finite: the loss of a model that overflows is no reason to lose the checkpoint.
+
+    Raises BadInput, naming the metric, for what JSON cannot have.
+    """
+    plain: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if not isinstance(key, str):
+            raise BadInput(f"the metric {key!r} is named by a {type(key).__name__}: name it by text")
+        try:
+            one = value.item() if hasattr(value, "item") else value  # of numpy scalars and tensors
+            if isinstance(one, float) and not math.isfinite(one):
+                continue
+            plain[key] = parse_json(canonical_json(one), f"metric {key!r}")  # a copy: the caller's lists go on growing
+        except (TypeError, ValueError, RuntimeError) as error:  # torch and numpy, of more than one element
+            told = " ".join(str(error).split())
+            raise BadInput(f"the metric {key!r} cannot be kept, give a number, text or JSON: {told}") from None
+    return plain

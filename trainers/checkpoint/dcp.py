@@ -46,8 +46,8 @@ from trainers.checkpoint.cells import Box
 from trainers.checkpoint.leaves import Leaf, torch_leaf
 from trainers.checkpoint.put import put_threads
 from trainers.checkpoint.read import Target
-from trainers.checkpoint.retention import Retention, step_of
-from trainers.checkpoint.saved import Checkpoint, branch_of, load
+from trainers.checkpoint.retention import Retention
+from trainers.checkpoint.saved import Checkpoint, branch_of, load, step_of
 from trainers.checkpoint.saving import Described, Ready, Saving
 from trainers.checkpoint.values import decode_value, encode_value
 

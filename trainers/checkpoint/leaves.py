@@ -147,6 +147,10 @@ def torch_leaf(value: Any, path: str, shape: Sequence[int] | None = None, box: B
     """A tensor or DTensor; with shape and box: the part `box` of a tensor of that shape. Raises BadInput."""
     import torch
 
+    if torch.nn.parameter.is_lazy(value):
+        raise BadInput(
+            f"{path!r} has no shape yet: run the model once (lazy modules get their weights then), and then save or restore"
+        )
     if value.layout is not torch.strided or value.is_meta:
         raise BadInput(
             f"{path!r} is a tensor of {value.dtype}, {value.layout} on {value.device}, which cannot be stored"

@@ -9,8 +9,9 @@
         save_objects(store, "my-run", step + 1, objects, metrics={"loss": loss})
 
     object                                       is kept as
-    torch.nn.Module (in DDP, fully_shard, compiled)   <name>/<weight or buffer>
-    torch.optim.Optimizer of one of the modules       <name>/<key>/<weight>, and its groups in the manifest
+    torch.nn.Module (in DDP, fully_shard, compiled)   <name>/<weight, buffer or extra state>
+    torch.optim.Optimizer of one of the modules       <name>/<key>/<weight>, and its groups in the manifest, their tensors (lr=tensor) as
+                                                      <name>.param_groups/…
     anything with state_dict and load_state_dict      tensors as <name>/…, the rest in the manifest, as JSON (trainers.trees)
 
 and beside them torch's, numpy's and Python's random generators of each rank, the receipt of a LeptonStore loader, code and environment
@@ -36,6 +37,7 @@ from leptonstore.errors import BadInput, FormatDamaged, LeptonWarning
 from leptonstore.format.framed import canonical_json, parse_json
 from leptonstore.store import Store
 from trainers.checkpoint.checkpointer import Checkpointer
+from trainers.checkpoint.modules import restore_module
 from trainers.checkpoint.restore import restore
 from trainers.checkpoint.resume import environment_warnings
 from trainers.checkpoint.retention import Retention
@@ -45,6 +47,7 @@ from trainers.provenance import Provenance, environment
 from trainers.trees import decode, encode
 
 OBJECTS = "objects"  # of the manifest: {name: {"kind", "state"}}
+GROUPS = ".param_groups"  # the section of the tensors in an optimizer's groups: its name and this
 RNG = "rng"  # the section of generators, which no object may be called
 _RECEIPTS: weakref.WeakKeyDictionary[Store, dict[str, Provenance]] = weakref.WeakKeyDictionary()
 
@@ -181,18 +184,27 @@ def _taken(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in objects.items():
         if not name or "/" in name or name == RNG:
             raise BadInput(f"{name!r} cannot name an object of a checkpoint: take another name, without a slash")
+        tensors: dict[str, Any] = {}
         if isinstance(value, nn.Module):
             state[name], told[name] = plain_module(value).state_dict(), {"kind": "module"}
         elif isinstance(value, torch.optim.Optimizer):
             state[name], groups = _optimizer_state(name, value, modules)
-            told[name] = {"kind": "optimizer", "state": encode(groups, f"{name}.param_groups", {})}
+            section = f"{name}{GROUPS}"
+            if section in objects:
+                raise BadInput(f"{section!r} cannot name an object beside the optimizer {name!r}: take another name")
+            told[name] = {"kind": "optimizer", "state": encode(groups, section, tensors)}
+            state[section] = _within(section, tensors)
         elif hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-            tensors: dict[str, Any] = {}
             told[name] = {"kind": "state", "state": encode(value.state_dict(), name, tensors)}
-            state[name] = {path.removeprefix(f"{name}/"): tensor for path, tensor in tensors.items()}
+            state[name] = _within(name, tensors)
         else:
             raise BadInput(f"{name!r} is a {type(value).__qualname__} without state_dict and load_state_dict")
     return {name: one for name, one in state.items() if one}, told
+
+
+def _within(section: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors that `encode` took out, by their paths in the section of the state whose name the paths begin with."""
+    return {path.removeprefix(f"{section}/"): tensor for path, tensor in tensors.items()}
 
 
 def plain_module(module: nn.Module) -> nn.Module:
@@ -256,7 +268,7 @@ def _restore_one(found: Checkpoint, name: str, value: Any, told: Any, modules: M
     whose = f"{name!r} of {found.whose}"
     if isinstance(value, nn.Module):
         _require_kind(whose, kind, "module")
-        restore(found, {name: plain_module(value).state_dict()})
+        restore_module(found, name, plain_module(value))
     elif isinstance(value, torch.optim.Optimizer):
         _require_kind(whose, kind, "optimizer")
         _restore_optimizer(found, name, value, told["state"], modules)
@@ -314,9 +326,25 @@ def _restore_optimizer(
         }
         for group in groups
     ]
+    here = list(optimizer.param_groups)
     optimizer.load_state_dict(
         {"state": {order[key]: values for key, values in states.items()}, "param_groups": numbered}
     )
+    # torch puts other tensors in place of those in the groups, where they were saved from; but compiled steps and CUDA graphs read the
+    # very tensors that they were made with.
+    for before, group in zip(here, optimizer.param_groups, strict=True):
+        group.update({key: _into(before.get(key), value) for key, value in group.items() if key != "params"})
+
+
+def _into(before: Any, value: Any) -> Any:
+    """`value`, its tensors in the memory (and on the device) of those in `before` where these are alike."""
+    if isinstance(value, Tensor):
+        if isinstance(before, Tensor) and (before.shape, before.dtype) == (value.shape, value.dtype):
+            before.detach().copy_(value)
+            return before
+    elif isinstance(value, list | tuple) and isinstance(before, list | tuple) and len(before) == len(value):
+        return type(value)(_into(old, new) for old, new in zip(before, value, strict=True))
+    return value
 
 
 def _of_weight(path: str, prefix: str, weights: Mapping[str, Tensor], whose: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from leptonstore.errors import BadInput, FormatDamaged
 from leptonstore.store import Store
 from trainers.checkpoint.checkpointer import Checkpointer
 from trainers.checkpoint.manifest import require_kinds
+from trainers.checkpoint.modules import restore_module
 from trainers.checkpoint.restore import restore
 from trainers.checkpoint.retention import Retention
 from trainers.checkpoint.saved import Checkpoint
@@ -74,8 +75,8 @@ def require_same_run(checkpoint: Checkpoint, config: TrainConfig, task: Task, da
 
 
 def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Copy weights and buffers into `model`. Raises BadInput, naming the tensor, when it is another model."""
-    restore(checkpoint, {"model": model.state_dict()})
+    """Copy weights, buffers and extra state into `model`. Raises BadInput, naming the tensor, when it is another model."""
+    restore_module(checkpoint, "model", model)
 
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,7 +1,7 @@
 """Which checkpoints of a run are kept: the last ones, every so many steps, and the best; one that any rule keeps stays.
 
 Those that no rule keeps lose their ref; their space is freed by the user's next `lepton gc`. A tag of a checkpoint (`lepton tag`) is a
-name of its own, which no rule removes.
+name of its own, which no rule removes; nor a branch of somebody's own (`lepton branch`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from leptonstore.dataset import RefInfo, delete_ref
 from leptonstore.errors import Conflict, RefMissing
 from leptonstore.store import Store
-from trainers.checkpoint.saved import branch_of, by_age
+from trainers.checkpoint.saved import by_age, step_of
 
 # A metric whose name contains one of these is better when it is lower.
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse", "rmse")
@@ -30,12 +30,13 @@ class Retention:
     best_metric: str | None = None
 
     def kept(self, refs: list[RefInfo]) -> set[str]:
-        """Of the checkpoints of a run, oldest first: the branches that stay."""
-        out = {ref.branch for ref in refs[-self.keep_last :]}
+        """Of the checkpoints of a run, oldest first: the branches that stay. Those that no step names are somebody's own: they stay, and
+        no rule counts them."""
+        out = {ref.branch for ref in refs if step_of(ref.branch) is None}
+        refs = [ref for ref in refs if ref.branch not in out]
+        out |= {ref.branch for ref in refs[-self.keep_last :]}
         if self.keep_every:
-            out |= {
-                ref.branch for ref in refs if (step := step_of(ref.branch)) is not None and step % self.keep_every == 0
-            }
+            out |= {ref.branch for ref in refs if (step_of(ref.branch) or 0) % self.keep_every == 0}
         if self.keep_best and self.best_metric:
             name, sign = signed(self.best_metric)
             ranked = [
@@ -44,13 +45,7 @@ class Retention:
                 if isinstance(value := ref.metrics.get(name), (int, float)) and math.isfinite(value)
             ]
             out |= {branch for _, _, branch in sorted(ranked, reverse=True)[: self.keep_best]}
-        return out | {ref.branch for ref in refs if step_of(ref.branch) is None}  # not named by a step: somebody's own
-
-
-def step_of(branch: str) -> int | None:
-    """The step of a branch that `branch_of` named, None for any other."""
-    digits = branch.removeprefix("step-")
-    return int(digits) if digits.isascii() and digits.isdigit() and branch == branch_of(int(digits)) else None
+        return out
 
 
 def signed(metric: str) -> tuple[str, int]:

@@ -150,6 +150,12 @@ def branch_of(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def step_of(branch: str) -> int | None:
+    """The step of a branch that `branch_of` named, None for any other."""
+    digits = branch.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdigit() and branch == branch_of(int(digits)) else None
+
+
 def run_and_step(spec: str) -> tuple[str, int | None]:
     """RUN, RUN@step-N or RUN@N, also after "checkpoint/": the run, and the step when one is named. Raises ValueError for anything else."""
     run, _, branch = spec.removeprefix("checkpoint/").partition("@")
@@ -160,14 +166,15 @@ def run_and_step(spec: str) -> tuple[str, int | None]:
 
 
 def load(store: Store, run: str, step: int | None = None, fallback: bool = False) -> Checkpoint:
-    """Open the newest checkpoint of `run`, or that of `step`.
+    """Open the newest checkpoint of `run`, or that of `step`. A branch of somebody's own (`lepton branch`) is none of these while there is
+    one that is named by its step.
 
     fallback: read all of it first, and where something is missing or corrupt, warn (LeptonWarning names it) and take the one before. What
     is in the damaged pack is written again by whoever saves it with this Store object; `lepton repair` takes the pack out of use.
     Raises RefMissing (no such run or step), FormatDamaged, FormatTooNew; with fallback the newest one's error when none is whole.
     """
     store.refresh()
-    refs = by_age(store, run)
+    refs = saved_by_age(store, run)
     if not refs:
         runs = sorted({ref.name for ref in list_refs(store, "checkpoint")})
         raise RefMissing(f"there is no checkpoint of run {run!r}; runs with checkpoints: {', '.join(runs) or 'none'}")
@@ -209,12 +216,21 @@ def open_checkpoint(store: Store, run: str, branch: str) -> Checkpoint:
 
 
 def by_age(store: Store, run: str) -> list[RefInfo]:
-    """The checkpoints of a run, oldest first. Tags are other names of them, which retention keeps."""
+    """The checkpoints of a run, oldest first, somebody's own branches among them. Tags are other names of them, which retention keeps."""
     refs = [ref for ref in list_refs(store, "checkpoint", run) if not ref.tag]
     return sorted(refs, key=lambda ref: ref.sequence)
+
+
+def saved_by_age(store: Store, run: str) -> list[RefInfo]:
+    """Those that a save named by its step, oldest first; all of them where there is none.
+
+    A branch of somebody's own is newer than what it was made from: taken for the newest, a run would go back to where it leads.
+    """
+    refs = by_age(store, run)
+    return [ref for ref in refs if step_of(ref.branch) is not None] or refs
 
 
 def exists(store: Store, run: str) -> bool:
     """Whether the run has any checkpoint."""
     store.refresh()
-    return bool(by_age(store, run))
+    return bool(saved_by_age(store, run))
