@@ -27,7 +27,16 @@ from leptonstore.dataset.edit import Changed, Progress, commit_change
 from leptonstore.dataset.feed import Feed, column_index, is_rebasable, tree_reader
 from leptonstore.dataset.groups import column_parts, put_row_group, read_column, stored_columns
 from leptonstore.dataset.rows_in import fit_batch
-from leptonstore.dataset.rules import Rule, check_column, check_fits, check_rows, rules_of, with_rules
+from leptonstore.dataset.rules import (
+    RULES,
+    Rule,
+    check_column,
+    check_fits,
+    check_kept,
+    check_rows,
+    rules_of,
+    with_rules,
+)
 from leptonstore.dataset.schema import INLINE_BYTES, PART_BYTES, check_semantics
 from leptonstore.dataset.tree import Span, Tree, put_levels
 from leptonstore.dataset.values import Column, resolve
@@ -137,8 +146,8 @@ def cast_column(
 ) -> Dataset:
     """Another type, other metadata (schema.py; None takes an entry away) or nullability for a column.
 
-    Pages are read and written only when the type changes, or how the column is cut. Raises SchemaError (a value does not fit, it identifies
-    rows, it has nulls).
+    Pages are read and written only when the type changes, or how the column is cut. The rules stay, and the new values are held against
+    them. Raises SchemaError (a value does not fit, it identifies rows, it has nulls), BadInput (a rule does not fit the type), RuleBroken.
     """
 
     def change(head: Dataset) -> Changed:
@@ -150,17 +159,27 @@ def cast_column(
         check_semantics(schema)
         if new.nullable < old.nullable:
             _require_no_nulls(head, index)
+        check_kept(f"{head.name}@{head.ref}", pa.schema([new]))
+        rules = rules_of(new)
         if _page_settings(old) == _page_settings(new):
+            if (new.metadata or {}).get(RULES) != (old.metadata or {}).get(RULES):
+                for rule in rules:
+                    check_column(head, new, rule)
             return _changed(head, _same_tree(head), schema, f"cast column {name}")
         _refuse_identity(head, name, "cast")
 
         def edit(span: Span, group: RowGroup) -> tuple[_Parts, ...]:
             stored = read_column(head.store, group.columns[index], old, span.start, f"{head.name}@{head.ref}")
-            parts = column_parts(head.store, new, _cast(head, stored, old, new, span.start))
+            column = _cast(head, stored, old, new, span.start)
+            if any(rule.kind != "unique" for rule in rules):  # what is rounded, as by a float32, may leave a range
+                alone, values = pa.schema([new]), resolve(head.store, column, new.type)
+                check_rows(alone, pa.RecordBatch.from_arrays([values], schema=alone), span.start)
+            parts = column_parts(head.store, new, column)
             progress(span.end)
             return (*group.columns[:index], parts, *group.columns[index + 1 :])
 
-        return _changed(head, _each_group(head, edit), schema, f"cast column {name} to {new.type}")
+        unique = any(rule.kind == "unique" for rule in rules)
+        return _changed(head, _each_group(head, edit), schema, f"cast column {name} to {new.type}", adds_values=unique)
 
     return commit_change(base, change, message, author, rebase=True)
 

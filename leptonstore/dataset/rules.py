@@ -75,7 +75,7 @@ class Rule:
             if pa.types.is_floating(array.type):
                 out = pc.or_(out, pc.is_nan(array))
         elif self.kind == "one_of":
-            allowed = pa.array([_scalar(value, array.type).as_py() for value in self.values], array.type)
+            allowed = pa.array([_scalar(value, array.type) for value in self.values], array.type)
             out = pc.invert(pc.is_in(array, allowed))
         else:
             out = pc.invert(pc.match_substring_regex(array, f"^(?:{self.pattern})$"))
@@ -83,7 +83,9 @@ class Rule:
 
 
 def _scalar(value: Any, data_type: pa.DataType) -> pa.Scalar:
-    return pa.scalar(value).cast(data_type)
+    # Arrow takes an int for an int64, which not every value of a uint64 fits.
+    large = type(value) is int and value >= 2**63
+    return pa.scalar(value, pa.uint64() if large else None).cast(data_type)
 
 
 def rules_of(field: pa.Field) -> list[Rule]:
@@ -122,9 +124,19 @@ def check_fits(field: pa.Field, rule: Rule) -> None:
     try:
         # A pattern is looked at with the first value only.
         rule.broken(pa.array([""] if rule.kind == "pattern" else [], plain))
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, OverflowError) as error:
         why = str(error).splitlines()[0]
         raise BadInput(f"column {field.name!r} of type {field.type} cannot have the rule {rule}: {why}") from None
+
+
+def check_kept(name: str, schema: pa.Schema) -> None:
+    """Raise BadInput when a column has a rule from an older version that its type cannot have. name: of the dataset, with the branch."""
+    for field in schema:
+        for rule in rules_of(field):
+            try:
+                check_fits(field, rule)
+            except BadInput as error:
+                raise BadInput(f"{error}; first remove it: lepton rules rm {name} {field.name} {rule.kind}") from None
 
 
 def check_rows(schema: pa.Schema, batch: pa.RecordBatch, first_row: int) -> None:

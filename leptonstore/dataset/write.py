@@ -14,7 +14,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.groups import stored_columns
 from leptonstore.dataset.keyed import sorted_rows
 from leptonstore.dataset.refs import MAIN, writable_ref
-from leptonstore.dataset.rules import check_rows, check_unique, keep_rules
+from leptonstore.dataset.rules import check_kept, check_rows, check_unique, keep_rules
 from leptonstore.dataset.schema import check_semantics
 from leptonstore.dataset.source import Source
 from leptonstore.dataset.tree import TreeWriter
@@ -198,6 +198,7 @@ def _drafted(
     head = before.commit if before is not None else None
     if before is not None:
         source = replace(source, schema=keep_rules(source.schema, before.schema))
+        check_kept(f"{name}@{branch}", source.schema)
     made = _commit_of(store, source, message, _parents(parents, head), lineage, progress, before)
     check_unique(store, name, branch, made)
     if before is not None:

@@ -270,3 +270,47 @@ def test_an_import_keeps_the_rules_and_is_held_against_them(store: Store, source
         write_dataset(store, "d", source_of(pa.table({"id": [0, 1], "n": [3, 3]}), ("id",)))
     new = write_dataset(store, "d", source_of(pa.table({"id": [7], "n": [3]}), ("id",)))
     assert new.schema.equals(ds.schema, check_metadata=True) and len(new) == 1
+
+
+def test_a_cast_to_a_type_that_a_rule_does_not_fit_is_refused(store: Store, source_of: Make) -> None:
+    """Such a rule would end every later write."""
+    table = pa.table({"id": [0, 1], "s": ["1", "2"], "n": [1, 2], "x": [0.1, 0.9], "u": [0.1, 0.1 + 1e-12]})
+    ds = write_dataset(store, "d", source_of(table, ("id",)))
+    ds = ds.change_rules("s", [Rule("pattern", pattern="[0-9]+")]).change_rules("n", [Rule("range", least=-5)])
+    ds = ds.change_rules("x", [Rule("range", most=0.9)]).change_rules("u", [Rule("unique")])
+    for name, to, kind in (("s", pa.int64(), "pattern"), ("n", pa.uint8(), "range")):
+        with pytest.raises(BadInput, match=rf"cannot have the rule .*: lepton rules rm d@main {name} {kind}$"):
+            ds.cast_column(name, to)
+    with pytest.raises(RuleBroken, match="'unique'"):
+        ds.cast_column("u", pa.float32())  # both are one float32
+    with pytest.raises(RuleBroken, match="'range min 5'"):
+        ds.cast_column("n", metadata={"lepton.rules": '[{"rule": "range", "min": 5}]'})
+    with pytest.raises(RuleBroken, match=r"'range max 0\.5'"):
+        ds.cast_column("x", pa.float32(), {"lepton.rules": '[{"rule": "range", "max": 0.5}]'})
+    new = ds.cast_column("s", pa.large_string()).cast_column("n", pa.int32())
+    assert len(new.append(pa.table({"id": [2], "s": ["3"], "n": [3], "x": [0.5], "u": [0.5]}))) == 3
+    assert (
+        Dataset.open(store, "d")
+        .change_rules("s", remove=["pattern"])
+        .cast_column("s", pa.int64())
+        .schema.field("s")
+        .type
+        == pa.int64()
+    )
+
+
+def test_an_import_of_a_type_that_a_rule_does_not_fit_is_refused(store: Store, source_of: Make) -> None:
+    ds = write_dataset(store, "d", source_of(pa.table({"id": [0], "n": [1]}), ("id",)))
+    ds = ds.change_rules("n", [Rule("range", least=-5)])
+    with pytest.raises(BadInput, match=r"range min -5: .*first remove it: lepton rules rm d@main n range"):
+        write_dataset(store, "d", source_of(pa.table({"id": [0], "n": pa.array([1], pa.uint8())}), ("id",)))
+    assert Dataset.open(store, "d").commit == ds.commit
+
+
+def test_rules_hold_for_integers_above_all_of_an_int64(store: Store, source_of: Make) -> None:
+    table = pa.table({"id": [0, 1], "n": pa.array([2**63 + 1, 2], pa.uint64())})
+    ds = write_dataset(store, "d", source_of(table, ("id",))).change_rules("n", [Rule("range", most=2**63 + 1)])
+    with pytest.raises(RuleBroken, match=f"max {2**63 + 1}' in row 0"):
+        ds.append(pa.table({"id": [2], "n": pa.array([2**63 + 2], pa.uint64())}))
+    with pytest.raises(BadInput, match="cannot have the rule"):
+        ds.change_rules("n", [Rule("one_of", values=(2**64,))])

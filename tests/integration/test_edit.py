@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import struct
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from leptonstore.dataset.schema import class_label_field
 from leptonstore.dataset.splice import Splice, splice
 from leptonstore.dataset.where import Filter
 from leptonstore.errors import BadInput, Conflict, DuplicateKey, FormatDamaged, RefMissing, SchemaError
+from leptonstore.format.node import Part, RowGroup
 from leptonstore.store import Store
 
 Make = Callable[..., Source]
@@ -249,6 +252,76 @@ def test_conditions_name_what_does_not_fit(ds: Dataset) -> None:
         ds.delete(where="id = 'x'")
     with pytest.raises(SchemaError, match="does not fit"):
         ds.delete(where=pc.field("nope") == 1)
+
+
+def _left(store: Store, source_of: Make, values: pa.Array, where: Any) -> list[Any]:
+    """What is left of a column `v` when the rows of a condition are deleted."""
+    table = pa.table([pa.array(range(len(values)), pa.int64()), values], names=["id", "v"])
+    left: list[Any] = (
+        write_dataset(store, "left", source_of(table, ("id",))).delete(where=where).to_arrow(["v"])["v"].to_pylist()
+    )
+    return left
+
+
+def test_not_in_is_not_true_for_null(store: Store, source_of: Make) -> None:
+    names = pa.array(["a", "b", None])
+    for where in ("v not in ('a')", "not (v in ('a'))"):
+        assert _left(store, source_of, names, where) == ["a", None]
+    assert _left(store, source_of, names, "v not in ('x')") == [None]
+    assert _left(store, source_of, names, "v not like 'a%'") == ["a", None]  # sqlglot writes it unlike the other two
+
+
+def test_in_leaves_out_what_the_column_cannot_hold(store: Store, source_of: Make) -> None:
+    few = pa.array([20, 21, None], pa.int8())
+    assert _left(store, source_of, few, "v in (20.9, 300)") == [20, 21, None]
+    assert _left(store, source_of, few, "v in (20.0, 300)") == [21, None]
+    assert _left(store, source_of, few, "v not in (20.9, 300)") == [None]
+    assert _left(store, source_of, pa.array([0.0, -0.0, 1.0]), "v in (0)") == [1.0]  # Arrow's sets tell 0 from -0
+    for values, where in ((pa.array(["5"]), "v in (5)"), (few, "v in (true)"), (pa.array([True]), "v in (1)")):
+        with pytest.raises(BadInput, match="is no value of column 'v'"):
+            _left(store, source_of, values, where)
+
+
+def test_a_number_is_compared_with_decimals_unrounded(store: Store, source_of: Make) -> None:
+    small, large, three = Decimal("0.25"), Decimal("0.26"), Decimal("3.00")
+    prices = pa.array([small, large, three], pa.decimal128(10, 2))
+    assert _left(store, source_of, prices, "v >= 0.254") == [small]
+    assert _left(store, source_of, prices, "v = 0.255 or v in (0.254)") == [small, large, three]
+    assert _left(store, source_of, prices, "v < 3") == [three]
+    assert _left(store, source_of, prices, "v < 1e999999") == []
+    assert _left(store, source_of, prices, "v between 0.255 and 3") == [small]
+
+
+def test_a_column_named_by_its_position_is_the_one_of_the_schema(store: Store, source_of: Make) -> None:
+    values = pa.array([10, 20, 30, 40])
+    assert _left(store, source_of, values, pc.field(1) > 20) == [10, 20]
+    with pytest.raises(SchemaError, match="does not fit"):
+        _left(store, source_of, values, pc.field(2) > 2)  # no column; the number of the row was added there
+
+
+def test_integers_above_all_of_an_int64_are_compared(store: Store, source_of: Make) -> None:
+    most = 2**64 - 1
+    hashes = pa.array([most, 2**63, 5], pa.uint64())
+    assert _left(store, source_of, hashes, "v = 5") == [most, 2**63]
+    assert _left(store, source_of, hashes, f"v = {most} or v in ({2**63})") == [5]
+    assert _left(store, source_of, hashes, "v > -1 and v > id") == []
+    assert _left(store, source_of, hashes, f"v > {2**64}") == [most, 2**63, 5]
+    with pytest.raises(BadInput, match="cannot be computed"):
+        _left(store, source_of, hashes, pc.field("v") == 5)  # Arrow takes this 5 for an int64
+
+
+def test_bounds_spare_row_groups_that_a_list_cannot_hold_in() -> None:
+    schema = pa.schema([("v", pa.uint64())])
+
+    def may_hold(where: str, low: int, high: int) -> bool:
+        part = Part(bytes(32), 2, 0, 0, bounds=struct.pack("<QQ", low, high))
+        return Filter(schema, where).may_hold(RowGroup(2, ((part,),)))
+
+    top = 2**63
+    assert may_hold(f"v in (1, {top + 5})", top, top + 9) and not may_hold(f"v in (1, {top + 5})", top, top + 4)
+    assert may_hold("v not in (1)", 1, 2) and may_hold("v in (1)", 1, 1) and not may_hold("v in (2, 3)", 4, 9)
+    assert may_hold("v not in (0.5)", 1, 2) and not may_hold("v in (0.5)", 0, 1)
+    assert may_hold("v > 4.5", 1, 5) and not may_hold("v > 5.5", 1, 5)
 
 
 def test_delete_by_row_numbers(store: Store, ds: Dataset) -> None:
