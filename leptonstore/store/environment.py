@@ -31,6 +31,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ from leptonstore.errors import StoreFull
 _T = TypeVar("_T")
 _DATA = "data.mdb"
 _CAN_MAKE_ROOM = hasattr(os, "posix_fallocate")  # Linux
+_LOOKS, _LOOK_AGAIN_S = 5, 0.005
 _FULL_BYTES = 1 << 20  # of free space: less than this, and a failed write is put down to that
 # What LMDB says of a file that is not (any longer) what it wrote.
 DAMAGE = (
@@ -240,8 +242,12 @@ _flocks: set[int] = set()  # file descriptors that hold a lock between processes
 def _require_whole(environment: Any, path: str) -> None:
     """Raise lmdb.CorruptedError for a file that was cut short: a page beyond the end of a mapped file ends the process (SIGBUS), and one of
     zeros, too (an assertion of LMDB's)."""
-    size, wanted = os.path.getsize(os.path.join(path, _DATA)), _bytes_of(environment)
-    if size < wanted and _CAN_MAKE_ROOM:
+    for _ in range(_LOOKS if _CAN_MAKE_ROOM else 0):
+        size, wanted = os.path.getsize(os.path.join(path, _DATA)), _bytes_of(environment)
+        if size >= wanted:
+            return
+        time.sleep(_LOOK_AGAIN_S)  # another process may be between its write and `_fill_up`
+    if _CAN_MAKE_ROOM:
         raise lmdb.CorruptedError(f"{path} has {size} of {wanted} bytes")
 
 

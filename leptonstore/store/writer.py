@@ -429,9 +429,10 @@ class Writer:
         """Under the lock: raise what a background thread met, and forget everything unpublished."""
         if self._error is None:
             return
-        error, self._error = self._error, None
+        error = self._error  # it stays until work under way has ended: that would meet the full disk again
         self._let_claimed_go()
         self._drop()
+        self._error = None
         raise error
 
     def _let_claimed_go(self) -> None:
