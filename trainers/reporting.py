@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from leptonstore.errors import LeptonError, Stopped
 from trainers.metrics import MetricLog
+from trainers.progress import finite
 from trainers.sinks import BackgroundSink, Sink, open_sink
 
 if TYPE_CHECKING:
@@ -187,6 +188,6 @@ class Reporter:
         )
 
     def _scalars(self, values: Mapping[str, float]) -> None:
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        told = finite(values)
         for sink in self._sinks:
-            sink.scalars(self._step, finite)
+            sink.scalars(self._step, told)

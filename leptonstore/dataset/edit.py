@@ -13,7 +13,7 @@ An edit that changes nothing makes no commit and returns the version that there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from leptonstore.dataset.dataset import Dataset
 from leptonstore.dataset.groups import read_column, stored_columns
 from leptonstore.dataset.keyed import KeyFinder, keys_of, said_key, sorted_rows
 from leptonstore.dataset.refs import ref_name
-from leptonstore.dataset.row_numbers import row_numbers
+from leptonstore.dataset.row_numbers import rows_within
 from leptonstore.dataset.rows_in import RowsIn, batches_in, can_be_read_again
 from leptonstore.dataset.rules import check_rows, check_unique
 from leptonstore.dataset.source import Source
@@ -188,7 +188,8 @@ def delete(
         elif keys is not None:
             found = _rows_of_keys(head, keys)
         else:
-            found = iter([_row_numbers(head, () if rows is None else rows)])
+            there = head.commit_object.rows
+            found = iter([rows_within(() if rows is None else rows, there, f"{head.name}@{head.ref}")])
 
         def splices() -> Iterator[Splice]:
             nonlocal count
@@ -237,14 +238,6 @@ def _require_keyed(base: Dataset, what: str) -> None:
         raise BadInput(
             f"{base.name}@{base.ref} has no key, which {what} needs; import it with --key, or use append and delete"
         )
-
-
-def _row_numbers(head: Dataset, rows: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    chosen = np.unique(row_numbers(rows))
-    count = head.commit_object.rows
-    if len(chosen) and (chosen[0] < 0 or chosen[-1] >= count):
-        raise BadInput(f"row out of range: {head.name}@{head.ref} has {count} rows")
-    return chosen
 
 
 def _stored(head: Dataset, rows: RowsIn) -> Iterator[list[Column]]:

@@ -22,7 +22,7 @@ from leptonstore.dataset.cut import row_hashes
 from leptonstore.dataset.edit import matching_in
 from leptonstore.dataset.equality import differing
 from leptonstore.dataset.groups import read_column
-from leptonstore.dataset.row_numbers import row_numbers
+from leptonstore.dataset.row_numbers import rows_within
 from leptonstore.dataset.rows_in import RowsIn, batches_in
 from leptonstore.dataset.schema import inline_bytes
 from leptonstore.dataset.tree import Leaves
@@ -137,8 +137,9 @@ class Rowsets:
         """Version -> its rows, ascending; only versions that have any. Raises BadInput, SchemaError."""
         samples, direct = Samples(), {}
         if asked.rows is not None:
-            self._add(samples, asked.commit, _row_numbers(self._commits[asked.commit], asked.rows))
-            direct[asked.commit] = _row_numbers(self._commits[asked.commit], asked.rows)
+            chosen = rows_within(asked.rows, self._commits[asked.commit].rows, "the version")
+            self._add(samples, asked.commit, chosen)
+            direct[asked.commit] = chosen
         elif asked.keys is not None:
             self._add_keys(samples, asked)
         else:
@@ -291,10 +292,3 @@ def _names_of(rows: RowsIn) -> list[str]:
     if isinstance(rows, (list, tuple)):
         return list(rows[0]) if rows else []
     return list(rows.schema.names) if hasattr(rows, "schema") else list(pa.table(rows).column_names)
-
-
-def _row_numbers(version: Commit, rows: Sequence[int]) -> Rows:
-    chosen = np.unique(row_numbers(rows))
-    if len(chosen) and (chosen[0] < 0 or chosen[-1] >= version.rows):
-        raise BadInput(f"row out of range: the version has {version.rows} rows")
-    return chosen

@@ -24,3 +24,11 @@ def row_numbers(rows: Iterable[int] | Sequence[int] | Rows) -> Rows:
         said = "a mask, whose rows np.flatnonzero gives" if found.dtype.kind == "b" else repr(rows)[:80]
         raise BadInput(f"rows are given by their numbers, not by {said}")
     return found.astype(np.int64, copy=False)
+
+
+def rows_within(rows: Iterable[int] | Sequence[int] | Rows, count: int, whose: str) -> Rows:
+    """Each once, ascending. Raises BadInput as `row_numbers` does, and for one that `whose` `count` rows do not have."""
+    chosen = np.unique(row_numbers(rows))
+    if len(chosen) and (chosen[0] < 0 or chosen[-1] >= count):
+        raise BadInput(f"row out of range: {whose} has {count} rows")
+    return chosen

@@ -117,6 +117,15 @@ def numbers(array: pa.Array) -> NDArray[Any]:
     return (array.drop_null() if array.null_count else array).to_numpy(zero_copy_only=False)
 
 
+def row_values(array: pa.Array) -> NDArray[Any]:
+    """Of all rows of a boolean, integer, float or tensor column, (n,) or (n, *shape); null rows hold whatever. Booleans become uint8."""
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        return tensor_values(array)
+    if pa.types.is_boolean(array.type):  # whose nulls Arrow does not fill with a number
+        array = array.cast(pa.uint8())
+    return numbers(array.fill_null(0) if array.null_count else array)
+
+
 def null_mask(array: pa.Array) -> NDArray[np.bool_]:
     """True where a row is null."""
     if array.null_count == 0:

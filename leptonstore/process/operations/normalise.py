@@ -24,13 +24,11 @@ from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns, exact
-from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, Operation, RowOperation
 from leptonstore.process.operations.looked_up import looked_up
-from leptonstore.process.operations.parameters import made_of, numbers, one_of, require_stored
+from leptonstore.process.operations.parameters import FLOATS, made_of, number_field, numbers, one_of, require_stored
 
 _KINDS = {"standard": ("mean", "std"), "range": ("low", "high")}
-_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Normalise(RowOperation):
     def __post_init__(self) -> None:
         one_of(self.name, "kind", self.kind, _KINDS)
         one_of(self.name, "per", self.per, ("column", "channel"))
-        one_of(self.name, "type", self.type, _TYPES)
+        one_of(self.name, "type", self.type, FLOATS)
         for name in ("mean", "std", "low", "high"):
             object.__setattr__(self, name, numbers(self.name, name, getattr(self, name)))
         wanted = _KINDS[self.kind]
@@ -84,7 +82,7 @@ class Normalise(RowOperation):
         """With the constants, where none were given. Raises BadInput when there are no values to take them from."""
         if self._constants()[0]:
             return self
-        field = self._field(schema)
+        field = number_field(self.name, schema, self.column)
         require_stored(self.name, source, schema, self.column, f"give {' and '.join(_KINDS[self.kind])}")
         channels = self._channels(field) if self.per == "channel" else 1
         words = {"constants": self.column, "split": self.split, "channels": channels, "kind": self.kind}
@@ -102,7 +100,7 @@ class Normalise(RowOperation):
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The column of numbers."""
-        field = self._field(schema)
+        field = number_field(self.name, schema, self.column)
         count = len(self._constants()[0])
         if count > 1 and count != self._channels(field):
             raise SchemaError(
@@ -126,9 +124,9 @@ class Normalise(RowOperation):
         if not len(first):
             raise BadInput(f"{self.name}: the constants are not known; give them, or call `bound` first")
         divisors = np.array(self._divisors())
-        kind = _TYPES[self.type]
+        kind = FLOATS[self.type]
         shape = tensor_shape(batch.schema.field(0))
-        values = columns.tensor_values(column) if shape is not None else columns.numbers(_filled(column))
+        values = columns.row_values(column)
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # beyond the type's range is infinite; infinities stay what they are
@@ -149,28 +147,14 @@ class Normalise(RowOperation):
             list(second) if self.kind == "standard" else [high - low for low, high in zip(first, second, strict=True)]
         )
 
-    def _field(self, schema: pa.Schema) -> pa.Field:
-        field = field_of(self.name, schema, self.column)
-        shape = tensor_shape(field)
-        data_type = field.type if shape is None else field.type.value_type
-        if isinstance(data_type, pa.BaseExtensionType) or not columns.is_number(data_type):
-            raise SchemaError(
-                f"{self.name}: column {self.column!r} holds {field.type}, neither numbers nor tensors of them"
-            )
-        return field
-
     def _channels(self, field: pa.Field) -> int:
         shape = tensor_shape(field)
         return shape[-1] if shape else 1
 
     def _made(self, field: pa.Field) -> pa.Field:
-        kind, shape = _TYPES[self.type], tensor_shape(field)
+        kind, shape = FLOATS[self.type], tensor_shape(field)
         data_type = kind if shape is None else pa.fixed_shape_tensor(kind, list(shape))
         return pa.field(self.into or self.column, data_type, nullable=field.nullable)
-
-
-def _filled(column: pa.Array) -> pa.Array:
-    return column.fill_null(0) if column.null_count else column
 
 
 def _constants(ds: Dataset, column: str, channels: int, kind: str) -> list[tuple[float, float]]:

@@ -8,7 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from leptonstore.dataset import Dataset
+from leptonstore.dataset.schema import tensor_shape
 from leptonstore.errors import BadInput, SchemaError
+from leptonstore.process.columns import field_of, is_number
+
+FLOATS = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}  # what a parameter `type` may be
 
 
 def texts(operation: str, parameter: str, value: Any) -> tuple[str, ...]:
@@ -45,6 +49,16 @@ def one_of(operation: str, parameter: str, value: Any, allowed: Iterable[str]) -
     known = list(allowed)
     if value not in known:
         raise BadInput(f"{operation}: {parameter} is one of {', '.join(known)}, not {value!r}")
+
+
+def number_field(operation: str, schema: pa.Schema, column: str) -> pa.Field:
+    """A column of numbers (booleans among them) or of tensors of them. Raises SchemaError for another, or none."""
+    field = field_of(operation, schema, column)
+    shape = tensor_shape(field)
+    data_type = field.type if shape is None else field.type.value_type
+    if isinstance(data_type, pa.BaseExtensionType) or not is_number(data_type):
+        raise SchemaError(f"{operation}: column {column!r} holds {field.type}, neither numbers nor tensors of them")
+    return field
 
 
 def replaced(schema: pa.Schema, field: pa.Field) -> pa.Schema:

@@ -18,11 +18,8 @@ from leptonstore.dataset.importers.arrays import tensor_column
 from leptonstore.dataset.schema import tensor_field, tensor_shape
 from leptonstore.errors import BadInput, SchemaError
 from leptonstore.process import columns as column_values
-from leptonstore.process.columns import field_of
 from leptonstore.process.operation import Made, RowOperation
-from leptonstore.process.operations.parameters import one_of, texts
-
-_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
+from leptonstore.process.operations.parameters import FLOATS, number_field, one_of, texts
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,19 @@ class Stack(RowOperation):
         object.__setattr__(self, "columns", texts(self.name, "columns", self.columns))
         if not self.columns:
             raise BadInput(f"{self.name}: columns is a list of names, and empty")
-        one_of(self.name, "type", self.type, _TYPES)
+        one_of(self.name, "type", self.type, FLOATS)
 
     def reads(self, schema: pa.Schema) -> tuple[str, ...]:
         """The columns of numbers. Raises SchemaError for others."""
-        for name in self.columns:
-            _values_in(self.name, field_of(self.name, schema, name))
-        return tuple(self.columns)
+        return tuple(number_field(self.name, schema, name).name for name in self.columns)
 
     def output(self, schema: pa.Schema) -> pa.Schema:
         """With the vectors after the others. Raises SchemaError when there is a column of their name."""
         fields = [schema.field(name) for name in self.reads(schema)]
         if self.into in schema.names:
             raise SchemaError(f"{self.name}: there is a column {self.into!r} already; choose another name with into")
-        size = sum(_values_in(self.name, field) for field in fields)
-        made = tensor_field(self.into, _TYPES[self.type], (size,))
+        size = sum(_values_in(field) for field in fields)
+        made = tensor_field(self.into, FLOATS[self.type], (size,))
         return schema.append(made.with_nullable(any(field.nullable for field in fields)))
 
     def writes(self, schema: pa.Schema) -> tuple[str, ...]:
@@ -71,27 +66,14 @@ class Stack(RowOperation):
         with np.errstate(over="ignore"):  # beyond the type's range is infinite
             for name in self.columns:
                 field, column = batch.schema.field(name), batch.column(name)
-                end = at + _values_in(self.name, field)
-                vectors[:, at:end] = _numbers(field, column).reshape(batch.num_rows, end - at)
+                end = at + _values_in(field)
+                vectors[:, at:end] = column_values.row_values(column).reshape(batch.num_rows, end - at)
                 missing |= column_values.null_mask(column)
                 at = end
         vectors[missing] = 0
         return Made({self.into: tensor_column(made, vectors, missing)})
 
 
-def _values_in(operation: str, field: pa.Field) -> int:
-    """How many numbers a row has in a column. Raises SchemaError when they are none."""
-    shape = tensor_shape(field)
-    data_type = field.type if shape is None else field.type.value_type
-    if pa.types.is_boolean(data_type) or (
-        not isinstance(data_type, pa.BaseExtensionType) and column_values.is_number(data_type)
-    ):
-        return math.prod(shape or ())
-    raise SchemaError(f"{operation}: column {field.name!r} holds {field.type}, neither numbers nor tensors of them")
-
-
-def _numbers(field: pa.Field, column: pa.Array) -> np.ndarray:
-    if tensor_shape(field) is not None:
-        return column_values.tensor_values(column)
-    filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0) if column.null_count else column
-    return np.asarray(filled.to_numpy(zero_copy_only=False))
+def _values_in(field: pa.Field) -> int:
+    """How many numbers a row has in a column."""
+    return math.prod(tensor_shape(field) or ())
